@@ -1,0 +1,179 @@
+"""The compressed pipeline: simulated low-bit UNet, cache schedule, and how it is kept on disk."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline, UNet2DModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from errata.calibration import load_pipeline
+from errata.canonical_json import dumps, file_digest, loads_strict
+from errata.compress.clock import StepClock
+from errata.compress.denoiser import UNetDenoiser
+from errata.compress.pipeline import SteppedPipeline
+from errata.compress.recipe import Recipe
+from errata.compress.run import SteppedUNet
+from errata.compress.schedule import CacheSchedule
+from errata.compress.scheme import Scheme
+from errata.compress.simulation import simulate
+from errata.compress.unet import BranchedUNet
+from errata.errors import RecipeError
+
+_FORMAT = "errata-compressed/1"
+_MANIFEST = "compressed.json"
+_QUANTIZERS = "quantizers.safetensors"
+_PIPELINE = "pipeline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """The sampler that the activation scales belong to.
+
+    `timesteps` has one entry for every denoiser call; a second-order scheduler calls more often than
+    `num_inference_steps` says.
+    """
+
+    scheduler_class: str
+    num_inference_steps: int
+    timesteps: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value; `from_json` reads it back."""
+        return {
+            "scheduler_class": self.scheduler_class,
+            "num_inference_steps": self.num_inference_steps,
+            "timesteps": list(self.timesteps),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Sampler:
+        """Inverse of `to_json`."""
+        return cls(
+            scheduler_class=str(value["scheduler_class"]),
+            num_inference_steps=int(value["num_inference_steps"]),
+            timesteps=tuple(float(time) for time in value["timesteps"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compression:
+    """What was done to a pipeline: everything but its float weights.
+
+    `table` holds codes, scales and zero points by name (see `errata.compress.simulation`); `calibration`
+    names the data that the ranges come from.
+    """
+
+    recipe: Recipe
+    scheme: Scheme
+    schedule: CacheSchedule
+    sampler: Sampler
+    calibration: Mapping[str, Any]
+    table: Mapping[str, Tensor]
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the table."""
+        return {
+            "recipe": self.recipe.to_json(),
+            "scheme": self.scheme.to_json(),
+            "schedule": self.schedule.to_json(),
+            "sampler": self.sampler.to_json(),
+            "calibration": dict(self.calibration),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], table: Mapping[str, Tensor]) -> Compression:
+        """Inverse of `to_json`."""
+        return cls(
+            recipe=Recipe.from_json(value["recipe"]),
+            scheme=Scheme.from_json(value["scheme"]),
+            schedule=CacheSchedule.from_json(value["schedule"]),
+            sampler=Sampler.from_json(value["sampler"]),
+            calibration=value["calibration"],
+            table=table,
+        )
+
+
+class CompressedPipeline(SteppedPipeline):
+    """A float pipeline with its compression simulated; sample it to judge quality before it is deployed.
+
+    Attributes:
+        compression: what was done.
+        float_pipe: the pipeline that was compressed.
+        path: where it is stored.
+    """
+
+    def __init__(self, float_pipe: DiffusionPipeline, compression: Compression, path: Path) -> None:
+        self.compression = compression
+        self.float_pipe = float_pipe
+        self.path = path
+        super().__init__(
+            simulated_pipe(float_pipe, compression),
+            num_inference_steps=compression.sampler.num_inference_steps,
+        )
+
+
+def simulated_pipe(float_pipe: DiffusionPipeline, compression: Compression) -> DiffusionPipeline:
+    """A copy of `float_pipe` with the simulated UNet in place; `float_pipe` is left alone."""
+    clock = StepClock()
+    unet: UNet2DModel = float_pipe.unet
+    branched = BranchedUNet(simulate(unet, compression.scheme, compression.table, clock))
+    denoiser = UNetDenoiser(branched, clock, compression.schedule, compression.sampler.timesteps)
+    pipe = copy.copy(float_pipe)
+    pipe.unet = SteppedUNet(denoiser, unet.config, module=branched)
+    pipe.scheduler = copy.deepcopy(float_pipe.scheduler)
+    return pipe
+
+
+def write(float_pipe: DiffusionPipeline, compression: Compression, out: Path) -> None:
+    """Writes pipeline, table and manifest into the existing directory `out`."""
+    float_pipe.save_pretrained(out / _PIPELINE, safe_serialization=True)
+    save_file(dict(compression.table), out / _QUANTIZERS)
+    manifest = {
+        "format": _FORMAT,
+        **compression.to_json(),
+        "quantizers_sha256": file_digest(out / _QUANTIZERS),
+    }
+    (out / _MANIFEST).write_bytes(dumps(manifest))
+
+
+def load(path: str | Path) -> CompressedPipeline:
+    """Opens a compressed pipeline that `apply` wrote.
+
+    Raises:
+        RecipeError: the directory holds none, it is of another format, or its table was altered.
+    """
+    root = Path(path)
+    manifest = _read_manifest(root)
+    quantizers = root / _QUANTIZERS
+    if not quantizers.is_file() or file_digest(quantizers) != manifest.get("quantizers_sha256"):
+        raise RecipeError(f"{quantizers} is missing or was altered; compress the pipeline again")
+    try:
+        compression = Compression.from_json(manifest, load_file(quantizers))
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise RecipeError(
+            f"{root / _MANIFEST} cannot be read: {error!r}; compress the pipeline again"
+        ) from error
+    return CompressedPipeline(load_pipeline(root / _PIPELINE), compression, root)
+
+
+def _read_manifest(root: Path) -> dict[str, Any]:
+    file = root / _MANIFEST
+    if not file.is_file():
+        raise RecipeError(
+            f"{root} is no compressed pipeline: it has no {_MANIFEST}; run `errata compress` first"
+        )
+    try:
+        manifest = loads_strict(file.read_bytes())
+    except ValueError as error:
+        raise RecipeError(f"{file} is not readable: {error}; compress the pipeline again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise RecipeError(f"{file} has format {found!r}; this version reads {_FORMAT!r}")
+    return manifest

@@ -1,0 +1,152 @@
+"""Which kernel runs which layer, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from errata.compress.attention import QuantizedAttention, set_attention
+from errata.compress.clock import StepClock
+from errata.compress.layers import Geometry
+from errata.compress.observation import layer_sites
+from errata.compress.scheme import AttentionScheme, LayerScheme, Scheme
+from errata.compress.unet import float_layer, replace_module
+from errata.deploy import onednn
+from errata.deploy.onednn import OneDNNLayer, OneDNNQuantizer, StepTable
+from errata.deploy.reference import ReferenceLayer, ReferenceQuantizer
+from errata.deploy.tensors import read_codes
+from errata.errors import ArtifactError
+
+BACKENDS = ("auto", "reference", "onednn")
+# Measured (benchmarks/layers.py): below this many channels in or out the int8 kernel loses to float.
+_FEWEST_CHANNELS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendRow:
+    """One line of `DeployedPipeline.backend_report()`."""
+
+    layer: str
+    kind: str
+    scheme: str
+    backend: str
+    reason: str
+
+
+def check_backend(backend: str, device: torch.device) -> None:
+    """Refuses a backend that is unknown or cannot run here.
+
+    Raises:
+        ArtifactError: with what is allowed.
+    """
+    if backend not in BACKENDS:
+        raise ArtifactError(f"unknown backend {backend!r}; allowed are {', '.join(BACKENDS)}")
+    if backend == "onednn" and (obstacle := _onednn_obstacle(device)):
+        raise ArtifactError(f"backend 'onednn' cannot run: {obstacle}; use backend='auto' or 'reference'")
+
+
+def install(
+    unet: nn.Module,
+    scheme: Scheme,
+    tensors: Mapping[str, Tensor],
+    *,
+    clock: StepClock,
+    backend: str,
+    device: torch.device,
+) -> list[BackendRow]:
+    """Puts runtime layers into `unet` (in place) in the place of its float ones; returns the report."""
+    rows: list[BackendRow] = []
+    for layer in scheme.layers:
+        module = float_layer(unet, layer.name)
+        chosen, reason = _choose(layer, module, backend, device)
+        replace_module(unet, layer.name, _runtime_layer(module, layer, tensors, clock, chosen, device))
+        rows.append(
+            BackendRow(layer=layer.name, kind=layer.kind, scheme=layer.label(), backend=chosen, reason=reason)
+        )
+    for attention in scheme.attentions:
+        rows.append(_install_attention(unet, attention, tensors, clock, backend, device))
+    return rows
+
+
+def _choose(
+    layer: LayerScheme, module: nn.Conv2d | nn.Linear, backend: str, device: torch.device
+) -> tuple[str, str]:
+    if layer.activation_bits is None:
+        return "reference", "the scheme keeps this input in floating point"
+    if backend == "reference":
+        return "reference", "asked for"
+    if obstacle := _onednn_obstacle(device):
+        return "reference", obstacle
+    if backend == "onednn":
+        return "onednn", "asked for"
+    narrowest = min(module.weight.shape[0], *layer.input_widths)
+    if narrowest < _FEWEST_CHANNELS:
+        return "reference", f"{narrowest} channels: too small for int8 to be faster"
+    if layer.weight_bits == 4:
+        return "onednn", "int4 weights are unpacked to int8 at load"
+    return "onednn", "int8 kernel available"
+
+
+def _onednn_obstacle(device: torch.device) -> str:
+    if device.type != "cpu":
+        return f"no int8 kernel for {device.type} in this version"
+    if not onednn.is_available():
+        return "this CPU has no VNNI instructions: int8 products would saturate"
+    return ""
+
+
+def _runtime_layer(
+    module: nn.Conv2d | nn.Linear,
+    layer: LayerScheme,
+    tensors: Mapping[str, Tensor],
+    clock: StepClock,
+    backend: str,
+    device: torch.device,
+) -> nn.Module:
+    codes = read_codes(layer, tensors, module.weight.shape)
+    weight_scale = tensors[f"{layer.name}.weight_scale"]
+    bias = tensors.get(f"{layer.name}.bias")
+    names = [site.name for site in layer_sites(layer)]
+    if backend == "onednn":
+        tables = [_step_table(name, tensors, clock) for name in names]
+        return OneDNNLayer(layer, Geometry(module), codes, weight_scale, bias, tables)
+    quantizers = [_reference_quantizer(name, tensors, clock) for name in names]
+    return ReferenceLayer(layer, Geometry(module), codes, weight_scale, bias, quantizers).to(device)
+
+
+def _install_attention(
+    unet: nn.Module,
+    attention: AttentionScheme,
+    tensors: Mapping[str, Tensor],
+    clock: StepClock,
+    backend: str,
+    device: torch.device,
+) -> BackendRow:
+    fused = backend != "reference" and device.type == "cpu"
+    quantizers: list[nn.Module] = [
+        OneDNNQuantizer(_step_table(name, tensors, clock))
+        if fused
+        else _reference_quantizer(name, tensors, clock).to(device)
+        for name in attention.sites
+    ]
+    query, key, value, probabilities = quantizers
+    processor = QuantizedAttention(query=query, key=key, value=value, probabilities=probabilities)
+    set_attention(unet, attention.name, processor)
+    return BackendRow(
+        layer=f"{attention.name} (matmuls)",
+        kind="attention",
+        scheme=f"a{attention.bits}",
+        backend="float" if not fused else "float, fused quantizer",
+        reason="inputs lie on the 8-bit grid, products are computed in floating point",
+    )
+
+
+def _step_table(name: str, tensors: Mapping[str, Tensor], clock: StepClock) -> StepTable:
+    return StepTable(tensors[f"{name}.scale"], tensors[f"{name}.zero_point"], clock)
+
+
+def _reference_quantizer(name: str, tensors: Mapping[str, Tensor], clock: StepClock) -> ReferenceQuantizer:
+    return ReferenceQuantizer(tensors[f"{name}.scale"], tensors[f"{name}.zero_point"], bits=8, clock=clock)

@@ -1,0 +1,116 @@
+"""`load`: a verified artifact becomes a pipeline that samples with low-bit kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from safetensors.torch import load_file
+
+from errata.compress.clock import StepClock
+from errata.compress.denoiser import UNetDenoiser
+from errata.compress.pipeline import SteppedPipeline
+from errata.compress.run import SteppedUNet
+from errata.compress.unet import BranchedUNet
+from errata.deploy.backends import BackendRow, check_backend, install
+from errata.deploy.manifest import Manifest
+from errata.deploy.tensors import float_parameters
+from errata.deploy.verification import DENOISER_FILE, empty_unet, verify
+from errata.errors import ArtifactError, ArtifactVersionError
+
+
+class DeployedPipeline(SteppedPipeline):
+    """A frozen artifact, ready to sample; called like the diffusers pipeline that it came from.
+
+    Attributes:
+        pipe: that diffusers pipeline with the low-bit UNet in place. Called directly it makes full calls
+            only; call the `DeployedPipeline` itself to use the cache schedule.
+        manifest: what the artifact says of itself.
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        *,
+        num_inference_steps: int,
+        manifest: Manifest,
+        report: list[BackendRow],
+    ) -> None:
+        super().__init__(pipe, num_inference_steps=num_inference_steps)
+        self.manifest = manifest
+        self._report = report
+
+    def backend_report(self) -> list[BackendRow]:
+        """For each quantized layer, which kernel runs it and why."""
+        return list(self._report)
+
+
+def load(
+    path: str | Path,
+    device: str | torch.device | None = None,
+    backend: str = "auto",
+    on_mismatch: str = "error",
+) -> DeployedPipeline:
+    """Verifies the artifact at `path` and loads it.
+
+    Args:
+        path: directory made by `export`.
+        device: None means CUDA where there is one, else CPU.
+        backend: "auto" picks per layer, "reference" computes in floating point, "onednn" uses int8 wherever
+            the scheme allows.
+        on_mismatch: what a request for another number of steps than recorded does; so far only "error".
+
+    Raises:
+        ArtifactError: and its subclasses as in `verify`; or an unknown backend or device.
+    """
+    if on_mismatch != "error":
+        raise ArtifactError(f"on_mismatch={on_mismatch!r} is not supported; allowed is 'error'")
+    chosen = _device(device)
+    check_backend(backend, chosen)
+    root = Path(path)
+    manifest = verify(root)
+    unet, clock = empty_unet(root, manifest), StepClock()
+    tensors = load_file(root / DENOISER_FILE)
+    report = install(unet, manifest.scheme, tensors, clock=clock, backend=backend, device=chosen)
+    parameters = {name: tensors[name] for name in float_parameters(unet, manifest.scheme) if name in tensors}
+    unet.load_state_dict(parameters, strict=False, assign=True)
+    branched = BranchedUNet(unet.eval().requires_grad_(False).to(chosen))
+    denoiser = UNetDenoiser(branched, clock, manifest.schedule, manifest.sampler.timesteps)
+    pipe = _pipeline(root, manifest, SteppedUNet(denoiser, unet.config, module=branched), chosen)
+    steps = manifest.sampler.num_inference_steps
+    return DeployedPipeline(pipe, num_inference_steps=steps, manifest=manifest, report=report)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(
+            f"device {str(device)!r} cannot be used: {reason}; allowed are 'cpu', 'cuda'"
+        ) from error
+    return chosen
+
+
+def _pipeline(root: Path, manifest: Manifest, unet: SteppedUNet, device: torch.device) -> DiffusionPipeline:
+    pipeline_class = _diffusers_class(manifest.pipeline_class, DiffusionPipeline)
+    scheduler_class = _diffusers_class(manifest.sampler.scheduler_class, SchedulerMixin)
+    scheduler = scheduler_class.from_pretrained(root / "scheduler")
+    pipe: DiffusionPipeline = pipeline_class(unet=unet, scheduler=scheduler)
+    return pipe.to(device)
+
+
+def _diffusers_class(name: str, kind: type) -> Any:
+    """A public class of diffusers of that kind; nothing else can be named by an artifact."""
+    found = getattr(diffusers, name, None) if name.isidentifier() else None
+    if not isinstance(found, type) or not issubclass(found, kind):
+        raise ArtifactVersionError(
+            f"{name!r} is no {kind.__name__} of diffusers {diffusers.__version__}; update it"
+        )
+    return found

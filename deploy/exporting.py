@@ -1,0 +1,96 @@
+"""`export`: a compressed pipeline becomes a frozen artifact without the float weights of quantized layers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import diffusers
+import torch
+from safetensors.torch import save_file
+
+import errata
+from errata.canonical_json import file_digest
+from errata.compress import CompressedPipeline
+from errata.deploy.manifest import MANIFEST_FILE, FileRecord, Manifest
+from errata.deploy.tensors import stored_tensors
+from errata.deploy.verification import DENOISER_FILE, verify
+from errata.directories import staged_directory
+from errata.errors import ArtifactError
+
+
+def export(compressed: CompressedPipeline, out: str | Path) -> Path:
+    """Writes the artifact directory `out`, verifies it, and returns its path.
+
+    The same input gives the same bytes on the same machine, versions and thread count.
+
+    Raises:
+        TypeError: not a `CompressedPipeline`.
+        ArtifactError: `out` exists or cannot be written.
+    """
+    if not isinstance(compressed, CompressedPipeline):
+        raise TypeError(
+            f"export takes a CompressedPipeline, got {type(compressed).__name__}; "
+            "make one with errata.compress.apply(…) or open one with errata.compress.load(path)"
+        )
+    with staged_directory(Path(out), error=ArtifactError) as staging:
+        _write_components(compressed, staging)
+        _write_denoiser(compressed, staging)
+        _manifest(compressed, staging).write(staging)
+        verify(staging)
+    return Path(out)
+
+
+def _write_components(compressed: CompressedPipeline, root: Path) -> None:
+    pipe = compressed.float_pipe
+    index: dict[str, object] = {
+        "_class_name": type(pipe).__name__,
+        "_diffusers_version": diffusers.__version__,
+    }
+    for name, component in pipe.components.items():
+        if name != "unet" and component is not None:
+            if hasattr(component, "dtype"):
+                component.save_pretrained(root / name, safe_serialization=True)
+            else:
+                component.save_pretrained(root / name)
+        index[name] = list(pipe.config[name])
+    _write_json(root / "model_index.json", index)
+
+
+def _write_denoiser(compressed: CompressedPipeline, root: Path) -> None:
+    unet = compressed.float_pipe.unet
+    (root / "unet").mkdir()
+    config = {key: value for key, value in unet.config.items() if key != "_name_or_path"}
+    _write_json(root / "unet" / "config.json", {"_class_name": type(unet).__name__, **config})
+    compression = compressed.compression
+    save_file(stored_tensors(unet, compression.scheme, compression.table), root / DENOISER_FILE)
+
+
+def _manifest(compressed: CompressedPipeline, root: Path) -> Manifest:
+    pipe, compression = compressed.float_pipe, compressed.compression
+    parameters = sum(value.numel() for value in pipe.unet.state_dict().values())
+    files = sorted(path for path in root.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
+    return Manifest(
+        made_by={
+            "errata": errata.__version__,
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+        },
+        pipeline_class=type(pipe).__name__,
+        unet_class=type(pipe.unet).__name__,
+        recipe=compression.recipe,
+        scheme=compression.scheme,
+        schedule=compression.schedule,
+        sampler=compression.sampler,
+        scheduler_config=json.loads((root / "scheduler" / "scheduler_config.json").read_text()),
+        calibration=compression.calibration,
+        float32_weight_bytes=4 * parameters,
+        files={
+            path.relative_to(root).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=file_digest(path))
+            for path in files
+        },
+    )
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

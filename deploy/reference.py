@@ -1,0 +1,63 @@
+"""Reference backend: codes are dequantized at load, float kernels compute. Right everywhere, never faster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from errata.compress.clock import StepClock
+from errata.compress.layers import Geometry
+from errata.compress.ranges import dequantize, quantize
+from errata.compress.scheme import LayerScheme
+from errata.deploy.packing import dequantize_weight
+
+
+class ReferenceQuantizer(nn.Module):
+    """Quantizes and dequantizes an activation with the scale and zero point of the current step.
+
+    The arithmetic is that of the simulation (`errata.compress.ranges`), operation by operation.
+    """
+
+    def __init__(self, scale: Tensor, zero_point: Tensor, *, bits: int, clock: StepClock) -> None:
+        super().__init__()
+        self.scale: Tensor
+        self.zero_point: Tensor
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point.float())
+        self.bits = bits
+        self.clock = clock
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` on the grid of the current step, same shape and dtype."""
+        scale, zero_point = self.scale[self.clock.step], self.zero_point[self.clock.step]
+        return dequantize(quantize(x, scale, zero_point, bits=self.bits), scale, zero_point)
+
+
+class ReferenceLayer(nn.Module):
+    """Convolution or linear layer with a dequantized weight and quantized input."""
+
+    def __init__(
+        self,
+        scheme: LayerScheme,
+        geometry: Geometry,
+        codes: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None,
+        quantizers: Sequence[ReferenceQuantizer],
+    ) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.geometry = geometry
+        self.weight: Tensor
+        self.bias: Tensor | None
+        self.register_buffer("weight", dequantize_weight(codes, weight_scale, scheme.input_widths))
+        self.register_buffer("bias", bias)
+        self.quantizers = nn.ModuleList(quantizers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shapes as the float layer."""
+        if self.quantizers:
+            parts = self.geometry.split(x, self.scheme.input_widths)
+            x = self.geometry.join([q(part) for q, part in zip(self.quantizers, parts, strict=True)])
+        return self.geometry.apply(x, self.weight, self.bias)

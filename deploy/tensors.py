@@ -1,0 +1,81 @@
+"""Which tensors an artifact's denoiser file holds: exactly these, with these types and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from errata.compress.observation import layer_sites
+from errata.compress.scheme import LayerScheme, Scheme
+from errata.compress.unet import float_layer
+from errata.deploy.packing import pack_int4, packed_bytes, unpack_int4
+
+TensorType = tuple[torch.dtype, tuple[int, ...]]
+
+
+def expected_tensors(unet: nn.Module, scheme: Scheme, *, num_steps: int) -> dict[str, TensorType]:
+    """Type and shape of every tensor of the file, by name.
+
+    `unet` is the float network, possibly on the meta device. Float parameters that are not quantized appear
+    with their own dtype; the artifact may hold them in another floating-point one.
+    """
+    expected: dict[str, TensorType] = {}
+    for layer in scheme.layers:
+        module = float_layer(unet, layer.name)
+        expected |= _layer_tensors(layer, module.weight.shape, module.bias is not None)
+        for site in layer_sites(layer):
+            expected |= _site_tensors(site.name, num_steps)
+    for attention in scheme.attentions:
+        for name in attention.sites:
+            expected |= _site_tensors(name, num_steps)
+    for name, parameter in float_parameters(unet, scheme).items():
+        expected[name] = (parameter.dtype, tuple(parameter.shape))
+    return expected
+
+
+def float_parameters(unet: nn.Module, scheme: Scheme) -> dict[str, Tensor]:
+    """Parameters and buffers of the float network that stay: all but those of quantized layers."""
+    quantized = tuple(f"{layer.name}." for layer in scheme.layers)
+    return {
+        name: value for name, value in unet.state_dict().items() if not name.startswith(quantized or ("\0",))
+    }
+
+
+def stored_tensors(unet: nn.Module, scheme: Scheme, table: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors to write: packed codes, scales, zero points, biases and the small float parameters."""
+    stored = {
+        name: value.detach().cpu().contiguous() for name, value in float_parameters(unet, scheme).items()
+    }
+    stored |= {name: value.contiguous() for name, value in table.items()}
+    for layer in scheme.layers:
+        bias = float_layer(unet, layer.name).bias
+        if bias is not None:
+            stored[f"{layer.name}.bias"] = bias.detach().float().cpu().contiguous()
+        if layer.weight_bits == 4:
+            stored[f"{layer.name}.codes"] = pack_int4(table[f"{layer.name}.codes"])
+    return stored
+
+
+def read_codes(layer: LayerScheme, tensors: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+    """Int8 codes of a layer, `shape` being that of its weight."""
+    codes = tensors[f"{layer.name}.codes"]
+    return unpack_int4(codes, shape) if layer.weight_bits == 4 else codes
+
+
+def _layer_tensors(layer: LayerScheme, shape: torch.Size, has_bias: bool) -> dict[str, TensorType]:
+    codes: TensorType = (torch.int8, tuple(shape))
+    if layer.weight_bits == 4:
+        codes = (torch.uint8, (packed_bytes(shape.numel()),))
+    tensors: dict[str, TensorType] = {
+        f"{layer.name}.codes": codes,
+        f"{layer.name}.weight_scale": (torch.float32, (len(layer.input_widths), shape[0])),
+    }
+    if has_bias:
+        tensors[f"{layer.name}.bias"] = (torch.float32, (shape[0],))
+    return tensors
+
+
+def _site_tensors(name: str, num_steps: int) -> dict[str, TensorType]:
+    return {f"{name}.scale": (torch.float32, (num_steps,)), f"{name}.zero_point": (torch.uint8, (num_steps,))}
