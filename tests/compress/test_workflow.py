@@ -1,0 +1,179 @@
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDPMScheduler
+from safetensors.torch import load_file, save_file
+
+from errata import compress
+from errata.calibration import CalibrationSet
+from errata.compress import CompressedPipeline
+from errata.compress.observation import sites_of
+from errata.errors import ArtifactMismatch, CalibrationError, RecipeError
+
+Make = Callable[[str], CompressedPipeline]
+
+
+def images(pipeline: DDIMPipeline | CompressedPipeline, **kwargs: object) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.as_tensor(pipeline(batch_size=2, generator=generator, output_type="np", **kwargs).images)
+
+
+def test_the_float_pipeline_is_left_as_it_was(
+    tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, tmp_path: Path
+) -> None:
+    before = images(tiny_pipeline, num_inference_steps=6)
+    unet = tiny_pipeline.unet
+    names = [name for name, _ in unet.named_modules()]
+    compress.apply(tiny_pipeline, tiny_calibration, "w4a8+deepcache-3", tmp_path / "out")
+    assert tiny_pipeline.unet is unet
+    assert [name for name, _ in unet.named_modules()] == names
+    assert torch.equal(images(tiny_pipeline, num_inference_steps=6), before)
+
+
+def test_every_quantizer_has_a_range_at_every_step_even_where_the_cache_skips_it(
+    tiny_compressed: Make,
+) -> None:
+    compressed = tiny_compressed("w8a8+deepcache-3")
+    compression = compressed.compression
+    sites = sites_of(compression.scheme)
+    assert len(sites) > 20
+    for site in sites:
+        assert compression.table[f"{site.name}.scale"].shape == (6,)
+        assert (compression.table[f"{site.name}.scale"] > 0).all()
+    x = torch.randn(1, 1, 8, 8)
+    for step in range(6):
+        assert torch.isfinite(compressed.denoiser.full(x, step, {})[0]).all()
+
+
+def test_the_scheme_is_that_of_the_recipe(tiny_compressed: Make) -> None:
+    layers = {layer.name: layer for layer in tiny_compressed("w4a8").compression.scheme.layers}
+    assert layers["conv_in"].label() == layers["conv_out"].label() == "w8a8"
+    assert layers["time_embedding.linear_1"].label() == "w8 (float input)"
+    assert layers["down_blocks.0.resnets.0.time_emb_proj"].label() == "w8 (float input)"
+    assert layers["mid_block.resnets.0.conv1"].label() == "w4a8"
+    assert layers["up_blocks.1.resnets.0.conv1"].input_widths == (16, 16)
+    assert layers["down_blocks.1.attentions.0.to_q"].kind == "linear"
+
+
+def test_an_interval_of_one_is_no_cache(tiny_compressed: Make) -> None:
+    assert torch.equal(images(tiny_compressed("w8a8+deepcache-1")), images(tiny_compressed("w8a8")))
+
+
+def test_a_cache_only_recipe_with_interval_one_is_the_float_pipeline(
+    tiny_compressed: Make, tiny_pipeline: DDIMPipeline
+) -> None:
+    float_images = images(tiny_pipeline, num_inference_steps=6)
+    assert torch.equal(images(tiny_compressed("deepcache-1")), float_images)
+    assert (images(tiny_compressed("deepcache-3")) - float_images).abs().max() > 1e-3
+
+
+def test_error_grows_as_bits_fall(
+    tiny_compressed: Make, tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet
+) -> None:
+    record = next(tiny_calibration.batches(2))
+    with torch.no_grad():
+        exact = tiny_pipeline.unet(record.sample, int(tiny_calibration.timesteps[2])).sample
+    errors = {
+        recipe: float(
+            (tiny_compressed(recipe).denoiser.full(record.sample, 2, {})[0] - exact).square().mean()
+        )
+        for recipe in ("w8a8", "w4a8")
+    }
+    assert 0 < errors["w8a8"] < 0.2 * errors["w4a8"]
+    assert errors["w8a8"] < 0.01 * exact.square().mean()
+
+
+def test_a_stored_pipeline_gives_the_same_images(tiny_compressed: Make) -> None:
+    compressed = tiny_compressed("w4a8+deepcache-3")
+    again = compress.load(compressed.path)
+    assert torch.equal(images(again), images(compressed))
+    assert again.compression.recipe == compressed.compression.recipe
+
+
+def test_another_number_of_steps_is_refused(tiny_compressed: Make) -> None:
+    with pytest.raises(ArtifactMismatch, match="num_inference_steps=7, but 6 were recorded"):
+        tiny_compressed("w8a8")(num_inference_steps=7)
+
+
+def test_trajectories_of_another_model_are_refused(
+    tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, tmp_path: Path
+) -> None:
+    other = DDIMPipeline(
+        unet=type(tiny_pipeline.unet)(**tiny_pipeline.unet.config), scheduler=tiny_pipeline.scheduler
+    )
+    with pytest.raises(CalibrationError, match="recorded from another model"):
+        compress.apply(other, tiny_calibration, "w8a8", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_trajectories_of_another_scheduler_are_refused(
+    tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, tmp_path: Path
+) -> None:
+    other = DDIMPipeline(unet=tiny_pipeline.unet, scheduler=tiny_pipeline.scheduler)
+    other.scheduler = DDPMScheduler()
+    with pytest.raises(CalibrationError, match="recorded with DDIMScheduler, the pipeline has DDPMScheduler"):
+        compress.apply(other, tiny_calibration, "w8a8", tmp_path / "out")
+
+
+def test_an_existing_directory_is_refused_and_kept(
+    tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").write_text("kept")
+    with pytest.raises(RecipeError, match="exists and is not empty"):
+        compress.apply(tiny_pipeline, tiny_calibration, "w8a8", tmp_path)
+    assert (tmp_path / "mine").read_text() == "kept"
+
+
+def test_a_failure_leaves_nothing_behind(
+    tiny_pipeline: DDIMPipeline,
+    tiny_calibration: CalibrationSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("errata.compress.workflow.observe_ranges", fail)
+    with pytest.raises(KeyboardInterrupt):
+        compress.apply(tiny_pipeline, tiny_calibration, "w8a8", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_directories_are_refused(tiny_compressed: Make, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no compressed pipeline"):
+        compress.load(tmp_path)
+    (tmp_path / "compressed.json").write_text("{")
+    with pytest.raises(RecipeError, match="is not readable"):
+        compress.load(tmp_path)
+    (tmp_path / "compressed.json").write_text('{"format": "errata-compressed/9"}')
+    with pytest.raises(RecipeError, match="has format 'errata-compressed/9'"):
+        compress.load(tmp_path)
+    original = tiny_compressed("w8a8").path
+    (tmp_path / "compressed.json").write_bytes((original / "compressed.json").read_bytes())
+    table = load_file(original / "quantizers.safetensors")
+    table["conv_in.weight_scale"] *= 2
+    save_file(table, tmp_path / "quantizers.safetensors")
+    with pytest.raises(RecipeError, match="is missing or was altered"):
+        compress.load(tmp_path)
+
+
+def test_ranges_follow_the_step(tiny_pipeline: DDIMPipeline, tiny_compressed: Make, tmp_path: Path) -> None:
+    """Scales that differ strongly between steps: the model must use each step's own."""
+    compression = tiny_compressed("w8a8").compression
+    scales = compression.table["conv_in.input.0.scale"]
+    assert scales.max() / scales.min() > 4
+    odd_steps_shifted = scales.clone()
+    odd_steps_shifted[1::2] = scales[0::2] * 0.2
+    table = {**compression.table, "conv_in.input.0.scale": odd_steps_shifted}
+    altered = CompressedPipeline(tiny_pipeline, dataclasses.replace(compression, table=table), tmp_path)
+    x = torch.randn(4, 1, 8, 8)
+    for step in range(6):
+        expected = tiny_compressed("w8a8").denoiser.full(x, step, {})[0]
+        found = altered.denoiser.full(x, step, {})[0]
+        if step % 2 == 0:
+            assert torch.equal(found, expected)
+        else:
+            assert (found - expected).abs().max() > 1e-3

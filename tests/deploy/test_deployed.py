@@ -1,0 +1,174 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMPipeline
+
+from errata import deploy
+from errata.calibration import CalibrationSet
+from errata.compress import CompressedPipeline
+from errata.deploy import DeployedPipeline, onednn
+from errata.errors import ArtifactError, ArtifactMismatch
+
+Make = Callable[[str], CompressedPipeline]
+Artifact = Callable[[str], Path]
+RECIPES = ["w8a8", "w4a8", "w8a8+deepcache-3", "w4a8+deepcache-2:branch=1", "deepcache-3"]
+needs_vnni = pytest.mark.skipif(not onednn.is_available(), reason="this CPU has no VNNI instructions")
+
+
+def images(pipeline: DeployedPipeline | CompressedPipeline, batch_size: int = 4) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.as_tensor(pipeline(batch_size=batch_size, generator=generator, output_type="np").images)
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def rms(x: torch.Tensor) -> float:
+    return float(x.square().mean().sqrt())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_reference_backend_is_the_simulation(
+    recipe: str, tiny_compressed: Make, tiny_artifact: Artifact, tiny_calibration: CalibrationSet
+) -> None:
+    compressed, deployed = tiny_compressed(recipe), deploy.load(tiny_artifact(recipe), backend="reference")
+    for step in range(6):
+        x = next(tiny_calibration.batches(step)).sample
+        expected, feature = compressed.denoiser.full(x, step, {})
+        found, found_feature = deployed.denoiser.full(x, step, {})
+        assert relative_error(found, expected) <= 1e-4
+        if feature is not None and found_feature is not None:
+            cached = compressed.denoiser.cached(x, step, {}, feature)
+            assert relative_error(deployed.denoiser.cached(x, step, {}, found_feature), cached) <= 1e-4
+        other = deployed.denoiser.full(x, (step + 3) % 6, {})[0]
+        assert relative_error(other, expected) > 1e-3  # a wrong step differs by ten tolerances
+    assert (images(deployed) - images(compressed)).abs().max() <= 1e-4
+
+
+@needs_vnni
+@pytest.mark.parametrize("recipe", ["w8a8", "w4a8", "w8a8+deepcache-3"])
+def test_int8_kernels_agree_within_rounding_flips(
+    recipe: str, tiny_artifact: Artifact, tiny_calibration: CalibrationSet
+) -> None:
+    reference = deploy.load(tiny_artifact(recipe), backend="reference")
+    int8 = deploy.load(tiny_artifact(recipe), backend="onednn")
+    rows = [row for row in int8.backend_report() if row.scheme in ("w8a8", "w4a8")]
+    assert rows
+    assert all(row.backend == "onednn" for row in rows)
+    for step in range(6):
+        x = next(tiny_calibration.batches(step)).sample
+        expected, _ = reference.denoiser.full(x, step, {})
+        found, _ = int8.denoiser.full(x, step, {})
+        assert rms(found - expected) <= 0.015 * rms(expected)  # measured: 0.0094, at most steps 3e-7
+        others = [int8.denoiser.full(x, other, {})[0] for other in range(6) if other != step]
+        assert max(rms(wrong - expected) for wrong in others) > 0.15 * rms(expected)
+
+
+def test_it_is_called_like_its_diffusers_pipeline(tiny_artifact: Artifact) -> None:
+    deployed = deploy.load(tiny_artifact("w8a8+deepcache-3"))
+    assert isinstance(deployed.pipe, DDIMPipeline)
+    pictures = deployed(batch_size=2, generator=torch.Generator().manual_seed(0)).images
+    assert [picture.size for picture in pictures] == [(8, 8), (8, 8)]
+    (raw,) = deployed(batch_size=1, output_type="pt", return_dict=False)
+    assert raw.shape == (1, 1, 8, 8)
+    generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    assert len(deployed(batch_size=2, generator=generators, num_inference_steps=6).images) == 2
+    with pytest.raises(ArtifactMismatch, match="num_inference_steps=50, but 6 were recorded"):
+        deployed(batch_size=1, num_inference_steps=50)
+
+
+def test_no_float_weight_of_a_quantized_layer_is_left(
+    tiny_artifact: Artifact, tiny_pipeline: DDIMPipeline
+) -> None:
+    parameters = sum(value.numel() for value in tiny_pipeline.unet.parameters())
+    sizes = {
+        recipe: deploy.verify(tiny_artifact(recipe)).denoiser_bytes
+        for recipe in ("w8a8", "w4a8", "deepcache-3")
+    }
+    assert sizes["deepcache-3"] > 4 * parameters
+    assert (
+        sizes["w4a8"] < sizes["w8a8"] < 0.75 * sizes["deepcache-3"]
+    )  # tiny layers: mostly headers and scales
+
+
+def test_manifest_says_what_is_inside(tiny_artifact: Artifact) -> None:
+    manifest = deploy.verify(tiny_artifact("w4a8+deepcache-2:branch=1"))
+    assert manifest.recipe.name == "w4a8+deepcache-2:branch=1"
+    assert manifest.schedule.full_steps == (0, 2, 4)
+    assert manifest.sampler.num_inference_steps == 6
+    assert manifest.pipeline_class == "DDIMPipeline"
+    assert "layers quantized, 6 steps (3 cached)" in manifest.summary()
+    assert "nothing quantized" in deploy.verify(tiny_artifact("deepcache-3")).summary()
+
+
+@pytest.mark.parametrize("recipe", ["w4a8+deepcache-2:branch=1", "deepcache-3"])
+def test_the_same_input_gives_the_same_bytes(
+    recipe: str, tiny_compressed: Make, tiny_artifact: Artifact, tmp_path: Path
+) -> None:
+    again = deploy.export(tiny_compressed(recipe), tmp_path / "again")
+    first = tiny_artifact(recipe)
+    names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
+    assert all((first / name).read_bytes() == (again / name).read_bytes() for name in names)
+
+
+def test_without_vnni_nothing_saturates_silently(
+    tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onednn, "is_available", lambda: False)
+    rows = deploy.load(tiny_artifact("w8a8")).backend_report()
+    assert {row.backend for row in rows if row.scheme == "w8a8"} == {"reference"}
+    assert any("no VNNI" in row.reason for row in rows)
+    with pytest.raises(ArtifactError, match="backend 'onednn' cannot run: this CPU has no VNNI"):
+        deploy.load(tiny_artifact("w8a8"), backend="onednn")
+
+
+@needs_vnni
+def test_the_report_names_the_kernels_that_run(tiny_artifact: Artifact) -> None:
+    deployed = deploy.load(tiny_artifact("w8a8"), backend="onednn")
+    with torch.profiler.profile() as profile:
+        deployed.denoiser.full(torch.randn(1, 1, 8, 8), 0, {})
+    calls = {event.key: event.count for event in profile.key_averages()}
+    convs = [row for row in deployed.backend_report() if row.backend == "onednn" and row.kind == "conv2d"]
+    splits = sum(
+        ".resnets." in row.layer and row.layer.startswith("up_") for row in convs if "conv2" not in row.layer
+    )
+    ran = calls["onednn::qconv_pointwise"] + calls.get("onednn::qconv2d_pointwise", 0)
+    assert ran == len(convs) + splits
+    assert "aten::mkldnn_convolution" not in calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backend": "tensorrt"}, "unknown backend 'tensorrt'; allowed are auto, reference, onednn"),
+        ({"device": "quantum"}, "device 'quantum' cannot be used"),
+        ({"on_mismatch": "guess"}, "on_mismatch='guess' is not supported"),
+    ],
+)
+def test_unusable_arguments_are_refused(
+    arguments: dict[str, str], message: str, tiny_artifact: Artifact
+) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        deploy.load(tiny_artifact("w8a8"), **arguments)
+
+
+def test_only_compressed_pipelines_are_exported(tiny_pipeline: DDIMPipeline, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="export takes a CompressedPipeline, got DDIMPipeline"):
+        deploy.export(tiny_pipeline, tmp_path / "out")  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_equals_cpu(tiny_artifact: Artifact, tiny_calibration: CalibrationSet) -> None:
+    cpu = deploy.load(tiny_artifact("w8a8"), device="cpu", backend="reference")
+    cuda = deploy.load(tiny_artifact("w8a8"))
+    assert cuda.pipe.device.type == "cuda"
+    x = next(tiny_calibration.batches(2)).sample
+    found, _ = cuda.denoiser.full(x.cuda(), 2, {})
+    expected, _ = cpu.denoiser.full(x, 2, {})
+    assert (found.cpu() - expected).square().mean().sqrt() <= 0.02 * expected.square().mean().sqrt()

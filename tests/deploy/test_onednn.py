@@ -1,0 +1,97 @@
+"""oneDNN's int8 layers against a slow reference: float64 arithmetic on the codes themselves."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from errata.compress.clock import StepClock
+from errata.compress.layers import Geometry
+from errata.compress.scheme import LayerScheme
+from errata.deploy import onednn
+from errata.deploy.onednn import OneDNNLayer, OneDNNQuantizer, StepTable, quantize_to_uint8
+from errata.deploy.packing import dequantize_weight
+
+pytestmark = pytest.mark.skipif(not onednn.is_available(), reason="this CPU has no VNNI instructions")
+
+SCALES = torch.tensor([0.004, 0.02, 0.1])  # differ 25-fold between steps
+ZERO_POINTS = torch.tensor([0, 90, 255], dtype=torch.uint8)
+
+
+def make(
+    module: nn.Conv2d | nn.Linear, widths: tuple[int, ...], clock: StepClock
+) -> tuple[OneDNNLayer, Tensor]:
+    codes = torch.randint(-127, 128, module.weight.shape, dtype=torch.int8)
+    scales = torch.rand(len(widths), codes.shape[0]) * 0.02 + 0.001
+    scheme = LayerScheme(
+        name="layer",
+        kind="conv2d" if isinstance(module, nn.Conv2d) else "linear",
+        weight_bits=8,
+        activation_bits=8,
+        input_widths=widths,
+    )
+    tables = [StepTable(SCALES * (part + 1), ZERO_POINTS, clock) for part in range(len(widths))]
+    bias = None if module.bias is None else module.bias.detach()
+    layer = OneDNNLayer(scheme, Geometry(module), codes, scales, bias, tables)
+    return layer, dequantize_weight(codes, scales, widths)
+
+
+CASES = [
+    (nn.Conv2d(16, 24, 3, padding=1), (16,), (2, 16, 9, 9)),
+    (nn.Conv2d(16, 24, 3, padding=1, stride=2), (16,), (2, 16, 8, 8)),
+    (nn.Conv2d(40, 24, 1, bias=False), (16, 24), (2, 40, 7, 7)),
+    (nn.Conv2d(40, 24, 3, padding=1), (16, 24), (2, 40, 7, 7)),
+    (nn.Linear(16, 32), (16,), (2, 10, 16)),
+    (nn.Linear(16, 32, bias=False), (16,), (5, 16)),
+    (nn.Linear(40, 32), (16, 24), (2, 10, 40)),
+]
+
+
+@pytest.mark.parametrize(("module", "widths", "shape"), CASES)
+def test_a_layer_equals_float64_arithmetic_on_its_codes(
+    module: nn.Conv2d | nn.Linear, widths: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    clock = StepClock()
+    layer, weight = make(module, widths, clock)
+    x = torch.randn(shape) * 2
+    outputs = []
+    for step in range(3):
+        with clock.at(step):
+            outputs.append(layer(x))
+        parts = Geometry(module).split(x, widths)
+        rounded = [
+            dequantized(part, SCALES[step].item() * (index + 1), int(ZERO_POINTS[step]))
+            for index, part in enumerate(parts)
+        ]
+        bias = None if module.bias is None else module.bias.double()
+        expected = Geometry(module).apply(Geometry(module).join(rounded), weight.double(), bias)
+        bound = 2e-6 * expected.abs().max()
+        assert (outputs[-1] - expected).abs().max() <= bound
+        others = [(output - expected).abs().max() for output in outputs[:-1]]
+        assert all(other > 10 * bound for other in others)  # another step's scale would show
+
+
+def dequantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
+    codes = quantize_to_uint8(x, scale, zero_point)
+    return (codes.double() - zero_point) * torch.tensor(scale, dtype=torch.float32).double()
+
+
+def test_the_fused_quantizer_agrees_with_tensor_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(4, 8, 9, 9).to(memory_format=torch.channels_last) * 3
+    fused = quantize_to_uint8(x, 0.03, 100)
+    monkeypatch.delattr(torch, "quantize_per_tensor")
+    plain = quantize_to_uint8(x, 0.03, 100)
+    assert fused.dtype is plain.dtype is torch.uint8
+    difference = (fused.int() - plain.int()).abs()
+    assert difference.max() <= 1  # ties may round either way
+    assert difference.float().mean() < 1e-3
+
+
+def test_attention_quantizer_rounds_to_the_grid_of_the_step() -> None:
+    clock = StepClock()
+    quantizer = OneDNNQuantizer(StepTable(SCALES, ZERO_POINTS, clock))
+    x = torch.randn(1000)
+    with clock.at(1):
+        output = quantizer(x)
+    codes = output / 0.02
+    assert (codes - codes.round()).abs().max() < 1e-3
+    assert (output - x).abs()[(output > -1.7) & (output < 3.2)].max() <= 0.0101
