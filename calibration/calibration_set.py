@@ -1,0 +1,231 @@
+"""A finished calibration set: what was recorded, read step by step without loading the rest."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from errata.calibration.document import FINISHED, PARTIAL, Document
+from errata.calibration.plain_json import from_plain
+from errata.calibration.shards import Shard, StepReader
+from errata.errors import CalibrationError
+
+__all__ = ["CalibrationSet", "Record", "load"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One denoiser call for some samples, on the CPU, in the dtypes that the pipeline passed.
+
+    Args:
+        sample: (rows, C, H, W), the denoiser's input.
+        timestep: (), the call's timestep.
+        cond: the denoiser's other arguments by name, as `errata.calibration.nest` understands them; empty
+            for an unconditional model.
+        step: index of the call in the trajectory.
+
+    With guidance there are several rows per sample: the unconditional ones of all samples first, then the
+    conditional ones, as diffusers passes them.
+    """
+
+    sample: Tensor
+    timestep: Tensor
+    cond: dict[str, Tensor]
+    step: int
+
+
+class CalibrationSet:
+    """The trajectories of a float pipeline. Made by `load`, which checks it."""
+
+    def __init__(self, path: Path, document: Document) -> None:
+        if document.calls is None:
+            raise CalibrationError(f"`{path}` holds no shard; collect again")
+        self._path = path
+        self._request = document.request
+        self._calls = document.calls
+        self._shards = document.shards
+
+    def __repr__(self) -> str:
+        return f"CalibrationSet({str(self._path)!r}, {self.num_samples} samples, {self.num_steps} steps)"
+
+    @property
+    def path(self) -> Path:
+        """Its directory."""
+        return self._path
+
+    @property
+    def num_steps(self) -> int:
+        """Denoiser calls of each trajectory; at least `num_inference_steps` for most samplers."""
+        return len(self._calls.timesteps)
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """Training time of each denoiser call; whole numbers are of type int. A sampler may repeat one."""
+        return self._calls.timesteps
+
+    @property
+    def num_samples(self) -> int:
+        """Recorded trajectories."""
+        return self._request.num_samples
+
+    @property
+    def num_inference_steps(self) -> int:
+        """Sampling steps that were asked for."""
+        return self._request.num_inference_steps
+
+    @property
+    def seed(self) -> int:
+        """Seed of the first trajectory; trajectory i has `seed + i`."""
+        return self._request.seed
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """Guidance that was asked for; None is the pipeline's default."""
+        return self._request.guidance_scale
+
+    @property
+    def rows_per_sample(self) -> int:
+        """Batch rows per sample, 2 with classifier-free guidance."""
+        return self._calls.rows_per_sample
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the denoiser's input."""
+        return self._calls.sample_shape
+
+    @property
+    def cond_names(self) -> tuple[str, ...]:
+        """Names of the denoiser's other arguments, sorted."""
+        return self._calls.cond
+
+    @property
+    def scheduler_class(self) -> str:
+        """Class name of the sampler."""
+        return self._request.scheduler_class
+
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """Configuration of the sampler; tuples and arrays are lists."""
+        config: dict[str, Any] = from_plain(self._request.scheduler_config)
+        return config
+
+    @property
+    def pipeline_class(self) -> str:
+        """Class name of the pipeline."""
+        return self._request.pipeline_class
+
+    @property
+    def unet_class(self) -> str:
+        """Class name of the denoiser."""
+        return self._request.unet_class
+
+    @property
+    def fingerprint(self) -> str:
+        """`errata.calibration.model_fingerprint` of the float denoiser."""
+        return self._request.fingerprint
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Releases of errata, torch and diffusers that recorded it."""
+        return dict(self._request.versions)
+
+    def batches(
+        self, step: int, *, limit: int | None = None, batch_size: int | None = None
+    ) -> Iterator[Record]:
+        """Yield what the denoiser got at a step, always in the order of the samples.
+
+        Only that step is read from disk. Without `batch_size` a record is a shard; with it a record has at
+        most that many samples, and never samples of two shards.
+
+        Args:
+            step: index of the denoiser call.
+            limit: stop after that many samples.
+            batch_size: samples per record.
+
+        Raises:
+            CalibrationError: the step was not recorded, a number is below 1, or a shard cannot be read.
+        """
+        if not 0 <= step < self.num_steps:
+            raise CalibrationError(
+                f"step {step} was not recorded; recorded steps are 0-{self.num_steps - 1}; collect again "
+                "with more num_inference_steps"
+            )
+        for name, value in (("limit", limit), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise CalibrationError(f"`{name}` is {value}; expected at least 1")
+        return self._batches(step, self.num_samples if limit is None else limit, batch_size)
+
+    def _batches(self, step: int, limit: int, batch_size: int | None) -> Iterator[Record]:
+        for shard in self._shards:
+            wanted = min(shard.num_samples, limit)
+            if wanted <= 0:
+                return
+            limit -= wanted
+            reader = StepReader(self._path / shard.file, shard, rows_per_sample=self.rows_per_sample)
+            size = batch_size or wanted
+            for first in range(0, wanted, size):
+                last = min(first + size, wanted)
+                yield Record(
+                    sample=reader.sample(step, first, last),
+                    timestep=reader.timestep(step),
+                    cond=reader.cond(step, first, last),
+                    step=step,
+                )
+
+    def verify(self) -> None:
+        """Compare every shard with its recorded SHA-256; reads the whole set.
+
+        Raises:
+            CalibrationError: a shard is missing or altered.
+        """
+        for shard in self._shards:
+            _check_presence(self._path, shard)
+            if not shard.is_intact(self._path):
+                raise CalibrationError(
+                    f"shard `{self._path / shard.file}` was altered: its SHA-256 is not the recorded "
+                    f"{shard.sha256[:12]}…; collect again"
+                )
+
+
+def load(path: str | Path) -> CalibrationSet:
+    """Open a calibration set. Sizes are checked now, contents by `CalibrationSet.verify`.
+
+    Raises:
+        CalibrationError: no calibration there, an unfinished or damaged one, one of another format version,
+            or a shard that is missing or has another size.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise CalibrationError(f"`{path}` is no directory; expected one that errata.calibration.collect made")
+    if not (path / FINISHED).exists():
+        if (path / PARTIAL).exists():
+            raise CalibrationError(
+                f"`{path}` holds an unfinished calibration; run collect again with the same "
+                "arguments to finish it"
+            )
+        raise CalibrationError(
+            f"`{path}` is no calibration: it has no {FINISHED}; expected a directory that "
+            "errata.calibration.collect made"
+        )
+    document = Document.read(path / FINISHED)
+    if len(document.shards) != len(document.request.batch_sizes()):
+        raise CalibrationError(
+            f"`{path / FINISHED}` is damaged: it lists {len(document.shards)} shards for "
+            f"{len(document.request.batch_sizes())} sample-batches; collect again"
+        )
+    for shard in document.shards:
+        _check_presence(path, shard)
+    return CalibrationSet(path, document)
+
+
+def _check_presence(root: Path, shard: Shard) -> None:
+    path = root / shard.file
+    if not path.is_file():
+        raise CalibrationError(f"shard `{path}` is missing; collect again")
+    if (size := path.stat().st_size) != shard.num_bytes:
+        raise CalibrationError(
+            f"shard `{path}` has {size} bytes, recorded are {shard.num_bytes}: it was cut or replaced; "
+            "collect again"
+        )

@@ -1,0 +1,234 @@
+"""The one place that touches diffusers: opening a float pipeline, and running it undisturbed."""
+
+import copy
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+
+from errata.errors import CalibrationError
+
+__all__ = ["check_pipeline", "load_pipeline", "run_batch", "untouched"]
+
+# A hub name is `name` or `owner/name`: https://huggingface.co/docs/hub/repositories
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# Set for every sample-batch by `collect`, so not to be given in `inputs`.
+_RESERVED = ("generator", "num_inference_steps", "return_dict")
+
+
+def load_pipeline(source: str | Path) -> DiffusionPipeline:
+    """Open a float pipeline, on the CPU in float32 whatever its files hold.
+
+    Args:
+        source: a hub name, or a directory as diffusers' `save_pretrained` writes it; its weights must be
+            in safetensors. A directory of that name wins over a hub name.
+
+    Raises:
+        CalibrationError: no such pipeline, one without a UNet, damaged files, pickled weights, code of its
+            own, or a hub that cannot be reached.
+    """
+    name, directory = str(source), Path(source).expanduser()
+    if directory.exists():
+        _check_directory(directory)
+        name = str(directory)
+    elif not _HUB_NAME.fullmatch(name) or name.startswith("."):
+        raise CalibrationError(
+            f"`{source}` does not exist; expected a diffusers directory (one with model_index.json) or a "
+            "hub name"
+        )
+    try:
+        pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+    except Exception as problem:  # diffusers, transformers, safetensors and the hub raise whatever they like
+        raise CalibrationError(_why_not_opened(source, directory, problem)) from problem
+    if getattr(pipe, "unet", None) is None:
+        raise CalibrationError(
+            f"`{source}` is a {type(pipe).__name__}, which has no unet; errata compresses UNets"
+        )
+    return pipe
+
+
+def _check_directory(directory: Path) -> None:
+    """Say what is wrong with a directory before diffusers says it in many lines."""
+    expected = "expected a diffusers directory, as `pipe.save_pretrained(...)` writes it"
+    index = directory / "model_index.json"
+    if not directory.is_dir():
+        raise CalibrationError(f"`{directory}` is not a directory; {expected}")
+    if not index.is_file():
+        raise CalibrationError(f"`{directory}` is no pipeline: it has no model_index.json; {expected}")
+    try:
+        components = json.loads(index.read_bytes())
+    except (OSError, ValueError) as problem:
+        raise CalibrationError(f"`{index}` is no JSON ({problem}); {expected}") from problem
+    if not isinstance(components, dict) or not isinstance(components.get("_class_name"), str):
+        raise CalibrationError(f"`{index}` names no pipeline class; {expected}")
+    if not any(components.get("unet") or ()):
+        raise CalibrationError(f"`{directory}` has no unet in its model_index.json; errata compresses UNets")
+    for name, value in components.items():
+        if isinstance(value, list):
+            _refuse_pickled_weights(directory / name)
+
+
+def _refuse_pickled_weights(folder: Path) -> None:
+    pickled = sorted(path.name for pattern in _PICKLED_WEIGHTS for path in folder.glob(pattern))
+    if pickled and not any(folder.glob("*.safetensors")):
+        raise CalibrationError(
+            f"`{folder}` has its weights only as a pickle (`{pickled[0]}`), which runs code when opened; "
+            "convert them: `pipe.save_pretrained(..., safe_serialization=True)`"
+        )
+
+
+def _why_not_opened(source: str | Path, directory: Path, problem: Exception) -> str:
+    reason = _in_one_line(problem)
+    if directory.exists():
+        return f"`{source}` cannot be opened as a pipeline: {reason}"
+    return f"`{source}` is no local directory, and cannot be fetched from the hub: {reason}"
+
+
+def _in_one_line(problem: Exception) -> str:
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return textwrap.shorten(lines[0], 200, placeholder=" …") if lines else type(problem).__name__
+
+
+def check_pipeline(
+    pipe: DiffusionPipeline, *, has_prompts: bool, has_inputs: bool, guidance_scale: float | None
+) -> None:
+    """Refuse a pipeline that cannot be run as asked, before anything is written.
+
+    Raises:
+        CalibrationError: no UNet, no seeds, or nothing that takes the prompts, inputs or guidance.
+    """
+    name = type(pipe).__name__
+    if not isinstance(getattr(pipe, "unet", None), torch.nn.Module):
+        raise CalibrationError(f"`pipe` is a {name}, which has no unet; errata compresses UNets")
+    if getattr(pipe, "scheduler", None) is None:
+        raise CalibrationError(f"`pipe` is a {name}, which has no scheduler; its steps cannot be recorded")
+    needed = {
+        "generator": True,
+        "num_inference_steps": True,
+        "prompt": has_prompts,
+        "guidance_scale": guidance_scale is not None,
+    }
+    for argument, is_needed in needed.items():
+        if is_needed and not _takes(pipe, argument):
+            raise CalibrationError(f"{name} takes no `{argument}`; leave it out, or use a pipeline that does")
+    if not (has_prompts or has_inputs or "batch_size" in _parameters(pipe)):
+        raise CalibrationError(
+            f"{name} takes no `batch_size`: it needs `prompts` or `inputs` to know what to draw"
+        )
+
+
+def run_batch(
+    pipe: DiffusionPipeline,
+    *,
+    seeds: Sequence[int],
+    num_inference_steps: int,
+    guidance_scale: float | None,
+    prompts: Sequence[str] | None,
+    inputs: Mapping[str, Any] | None,
+) -> None:
+    """Run the pipeline once, one sample per seed; it starts from a fresh copy of its scheduler.
+
+    Raises:
+        CalibrationError: `inputs` collides with other arguments, or the pipeline refuses its arguments.
+    """
+    arguments = _call_arguments(pipe, seeds, num_inference_steps, guidance_scale, prompts, inputs)
+    scheduler = pipe.scheduler
+    pipe.scheduler = copy.deepcopy(scheduler)
+    devices = [pipe.device] if pipe.device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seeds[0])  # for samplers that draw noise without asking for a generator
+            result = pipe(**arguments)
+    except (TypeError, ValueError) as problem:
+        raise CalibrationError(
+            f"{type(pipe).__name__} refused its arguments: {_in_one_line(problem)}"
+        ) from problem
+    finally:
+        pipe.scheduler = scheduler
+    _check_count(pipe, result, len(seeds))
+
+
+def _check_count(pipe: DiffusionPipeline, result: Any, expected: int) -> None:
+    """Diffusers draws a batch of any size from a single generator, and says nothing."""
+    drawn = result[0] if isinstance(result, tuple | BaseOutput) else result
+    if isinstance(drawn, Sized) and len(drawn) != expected:
+        raise CalibrationError(
+            f"{type(pipe).__name__} drew {len(drawn)} samples, {expected} were asked for; the mapping in "
+            f"`inputs` must describe exactly {expected}"
+        )
+
+
+def _call_arguments(
+    pipe: DiffusionPipeline,
+    seeds: Sequence[int],
+    num_inference_steps: int,
+    guidance_scale: float | None,
+    prompts: Sequence[str] | None,
+    inputs: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    # One generator per sample, on the CPU: its noise depends neither on its neighbours nor on the device.
+    ours: dict[str, Any] = {
+        "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        "num_inference_steps": num_inference_steps,
+    }
+    if guidance_scale is not None:
+        ours["guidance_scale"] = guidance_scale
+    if prompts is not None:
+        ours["prompt"] = list(prompts)
+    if "batch_size" in _parameters(pipe):
+        ours["batch_size"] = len(seeds)
+    given = dict(inputs or {})
+    if taken := sorted(set(given) & {*ours, *_RESERVED}):
+        raise CalibrationError(
+            f"`inputs` has `{taken[0]}`, which collect sets itself; leave it out of the mapping"
+        )
+    if "output_type" in _parameters(pipe):  # the images are thrown away: do not decode them
+        given.setdefault("output_type", "latent" if getattr(pipe, "vae", None) is not None else "pt")
+    return ours | given
+
+
+@contextmanager
+def untouched(pipe: DiffusionPipeline, device: torch.device | None) -> Iterator[None]:
+    """Run a block with `pipe` on `device`, in evaluation mode and silent; then it is as it was.
+
+    Attributes, training modes and the device of every component are put back, also after an exception.
+    """
+    attributes = dict(vars(pipe))
+    modules = [value for value in pipe.components.values() if isinstance(value, torch.nn.Module)]
+    homes = [next((tensor.device for tensor in module.parameters()), None) for module in modules]
+    training = [part for module in modules for part in module.modules() if part.training]
+    try:
+        for part in training:
+            part.training = False
+        if device is not None:
+            pipe.to(device)
+        pipe.set_progress_bar_config(disable=True)
+        yield
+    finally:
+        for part in training:
+            part.training = True
+        if device is not None:
+            for module, home in zip(modules, homes, strict=True):
+                if home is not None:
+                    module.to(home)
+        vars(pipe).clear()
+        vars(pipe).update(attributes)
+
+
+def _parameters(pipe: DiffusionPipeline) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(pipe.__call__).parameters
+
+
+def _takes(pipe: DiffusionPipeline, argument: str) -> bool:
+    parameters = _parameters(pipe)
+    anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return anything or argument in parameters

@@ -1,0 +1,140 @@
+"""One shard: a sample-batch's trajectory in a safetensors file.
+
+Tensors, for `calls` denoiser calls of `rows` batch rows each:
+
+    sample      (calls, rows, C, H, W)
+    timestep    (calls,)
+    cond.NAME   (calls, …), or (1, …) where every call got the same values
+
+Rows of a call lie as the pipeline passed them. With guidance there are several rows per sample, and all
+rows of a kind come together: unconditional rows of every sample first, then conditional ones.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from errata import canonical_json
+from errata.calibration.recorder import Trajectory
+from errata.errors import CalibrationError
+
+__all__ = ["FOLDER", "TEMPORARY", "Shard", "StepReader", "replace_file", "shard_name", "write_shard"]
+
+FOLDER = "shards"
+TEMPORARY = ".tmp"
+_COND = "cond."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """What `calibration.json` says about a shard.
+
+    Args:
+        file: its path inside the set.
+        sha256: of the file, in hexadecimal.
+        num_bytes: size of the file.
+        num_samples: samples in it (rows divided by the rows per sample).
+        inputs: digest of the pipeline arguments that the caller gave for it; None if there were none.
+        tensors: dtype and shape of every tensor.
+    """
+
+    file: str
+    sha256: str
+    num_bytes: int
+    num_samples: int
+    inputs: str | None
+    tensors: dict[str, dict[str, Any]]
+
+    def is_intact(self, root: Path) -> bool:
+        """Whether the file under `root` has the recorded bytes; reads all of it."""
+        path = root / self.file
+        return (
+            path.is_file()
+            and path.stat().st_size == self.num_bytes
+            and canonical_json.file_digest(path) == self.sha256
+        )
+
+
+def shard_name(index: int) -> str:
+    """Path of a shard inside the set."""
+    return f"{FOLDER}/{index:05d}.safetensors"
+
+
+def write_shard(
+    root: Path, index: int, trajectory: Trajectory, *, num_samples: int, inputs: str | None
+) -> Shard:
+    """Write a trajectory under its final name, in one step.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    tensors = {"sample": trajectory.sample, "timestep": trajectory.timestep}
+    tensors |= {_COND + name: value for name, value in trajectory.cond.items()}
+    data = safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()})
+    replace_file(root / shard_name(index), data)
+    return Shard(
+        file=shard_name(index),
+        sha256=hashlib.sha256(data).hexdigest(),
+        num_bytes=len(data),
+        num_samples=num_samples,
+        inputs=inputs,
+        tensors={
+            name: {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+            for name, value in tensors.items()
+        },
+    )
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that its name never shows a part of it; a kill leaves at most `NAME.tmp`.
+
+    The next attempt at the same file overwrites that.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+class StepReader:
+    """Reads single steps of a memory-mapped shard, and of those only the samples asked for.
+
+    Raises:
+        CalibrationError: the file cannot be opened.
+    """
+
+    def __init__(self, path: Path, shard: Shard, *, rows_per_sample: int) -> None:
+        self._num_samples = shard.num_samples
+        self._rows_per_sample = rows_per_sample
+        try:
+            self._file = safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as problem:
+            raise CalibrationError(f"shard `{path}` cannot be read ({problem}); collect again") from problem
+
+    def sample(self, step: int, first: int, last: int) -> Tensor:
+        """(rows per sample · (last - first), C, H, W): the denoiser's input for samples `first` to `last`."""
+        return self._rows("sample", step, first, last)
+
+    def timestep(self, step: int) -> Tensor:
+        """(), the call's timestep."""
+        return self._file.get_slice("timestep")[step : step + 1].reshape(())
+
+    def cond(self, step: int, first: int, last: int) -> dict[str, Tensor]:
+        """The other arguments for samples `first` to `last`; one without batch rows is whole."""
+        names = sorted(name for name in self._file.keys() if name.startswith(_COND))  # noqa: SIM118
+        return {name.removeprefix(_COND): self._rows(name, step, first, last) for name in names}
+
+    def _rows(self, name: str, step: int, first: int, last: int) -> Tensor:
+        part = self._file.get_slice(name)
+        calls, *shape = part.get_shape()
+        call = 0 if calls == 1 else step
+        has_rows = bool(shape) and shape[0] == self._num_samples * self._rows_per_sample
+        if not has_rows or last - first == self._num_samples:
+            return part[call : call + 1].reshape(shape)
+        kinds = [kind * self._num_samples for kind in range(self._rows_per_sample)]
+        return torch.cat([part[call, kind + first : kind + last] for kind in kinds])
