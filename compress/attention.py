@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
+from torch.nn import functional
 
 TensorMap = Callable[[Tensor], Tensor]
 
@@ -15,14 +16,14 @@ class QuantizedAttention(nn.Module):
     """Attention processor for diffusers: quantizes query, key, value and the softmax output.
 
     Each of the four callables maps a tensor to its quantized (or merely observed) self; the arithmetic
-    between them is floating point. Products are computed as `bmm`, not by a fused kernel, since the
-    probabilities themselves are quantized.
+    between them is floating point. Where the probabilities are quantized the products are computed one by
+    one; with `probabilities=None` they stay in floating point, and one fused kernel computes everything.
 
     Source: timestep-wise quantization as in CacheQuant and EDA-DM (softmax output 8-bit, unsigned from 0).
     """
 
     def __init__(
-        self, *, query: TensorMap, key: TensorMap, value: TensorMap, probabilities: TensorMap
+        self, *, query: TensorMap, key: TensorMap, value: TensorMap, probabilities: TensorMap | None
     ) -> None:
         super().__init__()
         self.query = query
@@ -72,9 +73,7 @@ class QuantizedAttention(nn.Module):
         query = attn.head_to_batch_dim(self.query(attn.to_q(hidden_states)))
         key = attn.head_to_batch_dim(self.key(attn.to_k(context)))
         value = attn.head_to_batch_dim(self.value(attn.to_v(context)))
-        scores = torch.bmm(query, key.transpose(1, 2)) * attn.scale
-        probabilities = self.probabilities(scores.softmax(dim=-1))
-        output = attn.batch_to_head_dim(torch.bmm(probabilities, value))
+        output = attn.batch_to_head_dim(self._attend(query, key, value, attn))
         output = attn.to_out[1](attn.to_out[0](output))
         if len(shape) == 4:
             output = output.transpose(1, 2).reshape(shape)
@@ -82,6 +81,14 @@ class QuantizedAttention(nn.Module):
             output = output + residual
         result: Tensor = output / attn.rescale_output_factor
         return result
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, attn: Attention) -> Tensor:
+        if self.probabilities is None:
+            # The fused kernel serves (batch, heads, length, width) only.
+            query, key, value = (x.unflatten(0, (-1, attn.heads)) for x in (query, key, value))
+            return functional.scaled_dot_product_attention(query, key, value, scale=attn.scale).flatten(0, 1)
+        scores = torch.bmm(query * attn.scale, key.transpose(1, 2))
+        return torch.bmm(self.probabilities(scores.softmax(dim=-1)), value)
 
 
 def set_attention(unet: nn.Module, name: str, processor: QuantizedAttention) -> None:

@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from errata.calibration import CalibrationSet, model_fingerprint
+from errata.calibration.fingerprint import public_config
 from errata.compress.compressed import CompressedPipeline, Compression, Sampler, write
 from errata.compress.observation import SAMPLES_PER_STEP, observe_ranges
 from errata.compress.recipe import Recipe
@@ -74,9 +75,20 @@ def _check_origin(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> N
             f"(fingerprint {calibration_set.fingerprint[:12]}…, this one has {found[:12]}…); collect again"
         )
     scheduler = type(pipe.scheduler).__name__
+    config = public_config(pipe.scheduler.config)
     if scheduler != calibration_set.scheduler_class:
         raise CalibrationError(
             f"the calibration set {calibration_set.path} was recorded with "
             f"{calibration_set.scheduler_class}, the pipeline has {scheduler}; "
             "use the same scheduler or collect again"
+        )
+    differing = sorted(
+        key
+        for key in config.keys() | calibration_set.scheduler_config.keys()
+        if config.get(key) != calibration_set.scheduler_config.get(key)
+    )
+    if differing:
+        raise CalibrationError(
+            f"the calibration set {calibration_set.path} was recorded with other scheduler settings: "
+            f"{', '.join(differing)} differ; use the same ones or collect again"
         )

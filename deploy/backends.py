@@ -21,7 +21,8 @@ from errata.deploy.tensors import read_codes
 from errata.errors import ArtifactError
 
 BACKENDS = ("auto", "reference", "onednn")
-# Measured (benchmarks/layers.py): below this many channels in or out the int8 kernel loses to float.
+# The first and last convolution: with 1 to 4 channels the int8 product has too little to do, and quantizing
+# the input costs more than it saves.
 _FEWEST_CHANNELS = 16
 
 
@@ -125,22 +126,27 @@ def _install_attention(
     backend: str,
     device: torch.device,
 ) -> BackendRow:
-    fused = backend != "reference" and device.type == "cpu"
-    quantizers: list[nn.Module] = [
-        OneDNNQuantizer(_step_table(name, tensors, clock))
-        if fused
-        else _reference_quantizer(name, tensors, clock).to(device)
-        for name in attention.sites
-    ]
+    if backend == "reference" or _onednn_obstacle(device):
+        chosen, reason = "reference", "inputs on the 8-bit grid, float products"
+        quantizers: list[nn.Module] = [
+            _reference_quantizer(name, tensors, clock).to(device) for name in attention.sites
+        ]
+    else:
+        chosen, reason = "float", "inputs on the 8-bit grid, float products"
+        quantizers = [OneDNNQuantizer(_step_table(name, tensors, clock)) for name in attention.sites]
     query, key, value, probabilities = quantizers
     processor = QuantizedAttention(query=query, key=key, value=value, probabilities=probabilities)
+    if chosen == "float" and backend == "auto":
+        chosen = "fused float"
+        reason = "query, key, value on the 8-bit grid; softmax output in float32, above the scheme"
+        processor = QuantizedAttention(query=query, key=key, value=value, probabilities=None)
     set_attention(unet, attention.name, processor)
     return BackendRow(
         layer=f"{attention.name} (matmuls)",
         kind="attention",
         scheme=f"a{attention.bits}",
-        backend="float" if not fused else "float, fused quantizer",
-        reason="inputs lie on the 8-bit grid, products are computed in floating point",
+        backend=chosen,
+        reason=reason,
     )
 
 

@@ -59,8 +59,9 @@ def load(
     Args:
         path: directory made by `export`.
         device: None means CUDA where there is one, else CPU.
-        backend: "auto" picks per layer, "reference" computes in floating point, "onednn" uses int8 wherever
-            the scheme allows.
+        backend: "auto" picks per layer what is fastest, and computes attention in one fused kernel whose
+            softmax output is not quantized; "onednn" uses int8 wherever the scheme allows and keeps to the
+            scheme; "reference" keeps to the scheme in floating point.
         on_mismatch: what a request for another number of steps than recorded does; so far only "error".
 
     Raises:

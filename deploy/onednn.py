@@ -33,7 +33,11 @@ def quantize_to_uint8(x: Tensor, scale: float, zero_point: int) -> Tensor:
     if hasattr(torch, "quantize_per_tensor"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.quantize_per_tensor(x, scale, zero_point, torch.quint8).int_repr()
+            codes = torch.quantize_per_tensor(x, scale, zero_point, torch.quint8)
+        # The bytes of the quantized tensor, seen as uint8: `int_repr` would copy them.
+        return torch.empty(0, dtype=torch.uint8).set_(
+            codes.untyped_storage(), 0, codes.size(), codes.stride()
+        )
     return x.div(scale).add_(zero_point).round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -51,7 +55,7 @@ class StepTable:
 
 
 class OneDNNQuantizer(nn.Module):
-    """Quantizes and dequantizes an activation in one fused pass (inputs of attention products)."""
+    """Quantizes and dequantizes an activation (query, key and value of an attention)."""
 
     def __init__(self, table: StepTable) -> None:
         super().__init__()
@@ -60,7 +64,8 @@ class OneDNNQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`x` on the grid of the current step."""
         scale, zero_point = self.table.now()
-        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, 255)
+        codes = quantize_to_uint8(x, scale, zero_point)
+        return (codes.to(x.dtype) - zero_point) * scale
 
 
 class OneDNNLayer(nn.Module):

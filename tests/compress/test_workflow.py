@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDPMScheduler
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 from errata import compress
@@ -115,6 +115,15 @@ def test_trajectories_of_another_scheduler_are_refused(
     other = DDIMPipeline(unet=tiny_pipeline.unet, scheduler=tiny_pipeline.scheduler)
     other.scheduler = DDPMScheduler()
     with pytest.raises(CalibrationError, match="recorded with DDIMScheduler, the pipeline has DDPMScheduler"):
+        compress.apply(other, tiny_calibration, "w8a8", tmp_path / "out")
+
+
+def test_trajectories_of_another_noise_schedule_are_refused(
+    tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, tmp_path: Path
+) -> None:
+    scheduler = DDIMScheduler(clip_sample=False, beta_schedule="squaredcos_cap_v2")
+    other = DDIMPipeline(unet=tiny_pipeline.unet, scheduler=scheduler)
+    with pytest.raises(CalibrationError, match="other scheduler settings: beta_schedule differ"):
         compress.apply(other, tiny_calibration, "w8a8", tmp_path / "out")
 
 

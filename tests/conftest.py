@@ -1,0 +1,94 @@
+"""What every test shares: one thread, a fixed seed, a pipeline small enough for milliseconds."""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# Before torch reads it, and for the programs that tests start. Small tensors gain nothing from more threads,
+# several workers lose much, and sums keep their order.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+
+from errata.cli import quiet
+
+with quiet.without_chatter():
+    import torch
+    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+
+from errata import calibration, compress, deploy
+from errata.calibration import CalibrationSet
+from errata.compress import CompressedPipeline
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline() -> DDIMPipeline:
+    """An 8x8, one-channel DDIM pipeline with random weights that predicts noise of about unit size.
+
+    At its initial size a random network predicts next to nothing, and every identity about it would
+    hold to any tolerance.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1234)
+        unet = UNet2DModel(
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(16, 16),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=2,
+            attention_head_dim=8,
+            norm_num_groups=4,
+        ).eval()
+        noise = torch.randn(64, 1, 8, 8)
+    with torch.no_grad():
+        size = unet(noise, 500).sample.square().mean().sqrt()
+        unet.conv_out.weight /= size
+        unet.conv_out.bias /= size
+    pipeline = DDIMPipeline(unet=unet, scheduler=DDIMScheduler(clip_sample=False))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="session")
+def tiny_calibration(tiny_pipeline: DDIMPipeline, tmp_path_factory: pytest.TempPathFactory) -> CalibrationSet:
+    """Six-step trajectories of `tiny_pipeline`, eight samples."""
+    out = tmp_path_factory.mktemp("calibration") / "set"
+    return calibration.collect(tiny_pipeline, out, num_inference_steps=6, num_samples=8, batch_size=4)
+
+
+@pytest.fixture(scope="session")
+def tiny_compressed(
+    tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], CompressedPipeline]:
+    """`tiny_compressed("w8a8+deepcache-3")`: the pipeline compressed by that recipe, once a session."""
+    root = tmp_path_factory.mktemp("compressed")
+
+    @functools.cache
+    def make(recipe: str) -> CompressedPipeline:
+        return compress.apply(tiny_pipeline, tiny_calibration, recipe, root / recipe.replace(":", "_"))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(
+    tiny_compressed: Callable[[str], CompressedPipeline], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """`tiny_artifact("w4a8")`: path of the exported artifact, once a session; never write into it."""
+    root = tmp_path_factory.mktemp("artifacts")
+
+    @functools.cache
+    def make(recipe: str) -> Path:
+        return deploy.export(tiny_compressed(recipe), root / recipe.replace(":", "_"))
+
+    return make
