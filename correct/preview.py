@@ -1,0 +1,110 @@
+"""A look at where a scheduler's step would lead, that leaves no trace.
+
+The only file of this stage that knows how diffusers' schedulers are put together.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from diffusers import SchedulerMixin
+from torch import Generator, Tensor
+
+from errata.correct.step_rule import may_draw_noise
+
+
+class SchedulerStep:
+    """One pending call of `step`, a scheduler's own, with the arguments that the pipeline gave.
+
+    `preview` may be called any number of times before `take`; each sees the state, the history and the random
+    numbers that `take` will see, and changes none of them.
+
+    Attributes:
+        model_output: the prediction that the pipeline passed.
+        sample: x_t, likewise.
+    """
+
+    def __init__(self, scheduler: Any, step: Callable[..., Any], bound: inspect.BoundArguments) -> None:
+        self._scheduler = scheduler
+        self._step = step
+        self._bound = bound
+        self._before = snapshot(scheduler)
+        self._draws_noise = may_draw_noise(scheduler, self._bound.arguments)
+        self.model_output: Tensor = self._bound.arguments["model_output"]
+        self.sample: Tensor = self._bound.arguments["sample"]
+
+    def scaled(self, sample: Tensor) -> Tensor:
+        """`sample` `(B, …)` scaled for the network's input, as the pipeline does at this step."""
+        scaled: Tensor = self._before.scale_model_input(sample, self._bound.arguments["timestep"])
+        return scaled
+
+    def preview(self, prediction: Tensor) -> Tensor:
+        """The sample that the step would return for `prediction`."""
+        ahead = snapshot(self._scheduler)
+        if not self._draws_noise:
+            return _prev_sample(self._call(ahead.step, model_output=prediction))
+        generator = self._bound.arguments.get("generator")
+        if generator is not None:
+            return _prev_sample(self._call(ahead.step, model_output=prediction, generator=_clones(generator)))
+        with _forked_rng(prediction.device):
+            return _prev_sample(self._call(ahead.step, model_output=prediction))
+
+    def take(self, prediction: Tensor) -> Any:
+        """Steps for real, with `prediction` in place of the pipeline's; what the scheduler returns."""
+        return self._call(self._step, model_output=prediction)
+
+    def _call(self, step: Callable[..., Any], **changes: Any) -> Any:
+        bound = inspect.BoundArguments(self._bound.signature, {**self._bound.arguments, **changes})
+        return step(*bound.args, **bound.kwargs)
+
+
+def snapshot(scheduler: Any) -> Any:
+    """A scheduler in the same state that can be stepped without touching `scheduler`.
+
+    Shares tables (tensors of one dimension, arrays, the config): steps only read them. Copies containers,
+    whose elements steps replace, and batches, which PNDM adds to in place.
+    """
+    clone = copy.copy(scheduler)
+    state = vars(clone)
+    state.pop("step", None)  # a tap on the original; the class's own step is wanted
+    for name, value in list(state.items()):
+        if type(value) in (list, dict):
+            state[name] = copy.copy(value)
+        elif isinstance(value, Tensor) and value.ndim > 1:
+            state[name] = value.clone()
+        elif isinstance(value, SchedulerMixin):  # UniPC's `solver_p`
+            state[name] = snapshot(value)
+    return clone
+
+
+def replaced(output: Any, prev_sample: Tensor) -> Any:
+    """The scheduler's `output` with another sample, in the type that the step returns."""
+    prev_sample = prev_sample.to(_prev_sample(output).dtype)
+    if isinstance(output, tuple):
+        return (prev_sample, *output[1:])
+    output.prev_sample = prev_sample
+    return output
+
+
+def _prev_sample(output: Any) -> Tensor:
+    sample: Tensor = output[0] if isinstance(output, tuple) else output.prev_sample
+    return sample
+
+
+def _clones(generator: Generator | list[Generator]) -> Generator | list[Generator]:
+    if isinstance(generator, list):
+        return [each.clone_state() for each in generator]
+    return generator.clone_state()
+
+
+def _forked_rng(device: torch.device) -> AbstractContextManager[None]:
+    if device.type == "cpu":
+        return torch.random.fork_rng(devices=[])
+    if device.type == "cuda":
+        return torch.random.fork_rng(devices=[device])
+    return nullcontext()

@@ -1,0 +1,68 @@
+"""What is known about the step rules of diffusers' schedulers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Read in diffusers 0.42: apart from clipping and thresholding, the sample that `step` returns is affine in
+# `model_output`, given the history. `tests/correct/test_step_rule.py` checks each.
+_LINEAR = frozenset(
+    {
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "DEISMultistepScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "LMSDiscreteScheduler",
+        "PNDMScheduler",
+        "UniPCMultistepScheduler",
+    }
+)
+
+# Of those, the ones whose step draws no noise whatever its arguments.
+_NOISELESS = frozenset(
+    {
+        "DEISMultistepScheduler",
+        "HeunDiscreteScheduler",
+        "LMSDiscreteScheduler",
+        "PNDMScheduler",
+        "UniPCMultistepScheduler",
+    }
+)
+
+# The argument that has to be above zero for the step to draw noise.
+_NOISE_ARGUMENT = {"DDIMScheduler": "eta", "EulerDiscreteScheduler": "s_churn"}
+
+
+def is_linear(scheduler: Any) -> bool:
+    """Whether the step is linear (affine) in the prediction, so that blending predictions blends samples.
+
+    False for a class that is not listed here: then the exact iterate is used, which is right for any rule.
+    `clip_sample=True` (the default of DDIM in diffusers) and `thresholding=True` make any class non-linear.
+    A rule is not linear either when the pipeline bends the prediction after guiding it (`guidance_rescale`);
+    that is the concern of `errata.correct.guidance`.
+    """
+    config = scheduler.config
+    clips = bool(config.get("clip_sample", False) or config.get("thresholding", False))
+    return _is_listed(scheduler, _LINEAR) and not clips
+
+
+def may_draw_noise(scheduler: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether a step called with `arguments` may draw random numbers; true for a class not listed here."""
+    if _is_listed(scheduler, _NOISELESS):
+        return False
+    name = type(scheduler).__name__
+    if _is_listed(scheduler, frozenset(_NOISE_ARGUMENT)):
+        return bool(arguments.get(_NOISE_ARGUMENT[name], 0.0))
+    if name in ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"):
+        return str(scheduler.config.algorithm_type).startswith("sde")
+    return True
+
+
+def _is_listed(scheduler: Any, names: frozenset[str]) -> bool:
+    kind = type(scheduler)
+    return kind.__module__.startswith("diffusers.") and kind.__name__ in names

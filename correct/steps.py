@@ -1,0 +1,103 @@
+"""The language that says where along a sampling run to correct."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from errata.compress.schedule import CacheSchedule
+from errata.errors import PlanError
+
+GRAMMAR = (
+    '"all", "none", "full" (not served from the cache), "ends:1/10" (the first and the last tenth), '
+    '"first:3", "last:5", numbers and ranges such as "0,3,7-9"; join parts with "&" for steps in all of them'
+)
+
+_COUNT = re.compile(r"(first|last):(\d+)")
+_ENDS = re.compile(r"ends:(\d+)/(\d+)")
+_NUMBERS = re.compile(r"\d+(-\d+)?(\s*,\s*\d+(-\d+)?)*")
+
+
+def check(expression: str) -> None:
+    """Checks what can be checked without knowing the number of steps.
+
+    Raises:
+        PlanError: malformed; names the expression, the bad part and the grammar.
+    """
+    if not isinstance(expression, str):
+        raise PlanError(
+            f"steps must be a string, got {expression!r} ({type(expression).__name__}); write {GRAMMAR}"
+        )
+    for part in _parts(expression):
+        if not _is_wellformed(part):
+            raise PlanError(f"steps {expression!r}: {part!r} is not a selection of steps; write {GRAMMAR}")
+
+
+def select(expression: str, schedule: CacheSchedule) -> tuple[int, ...]:
+    """Step indices that `expression` names in `schedule`, sorted; possibly none.
+
+    Raises:
+        PlanError: malformed, or it names a step that the schedule does not have.
+    """
+    check(expression)
+    chosen = set(range(schedule.num_steps))
+    for part in _parts(expression):
+        chosen &= _members(part, schedule, expression)
+    return tuple(sorted(chosen))
+
+
+def _parts(expression: str) -> list[str]:
+    return [part.strip() for part in expression.split("&")]
+
+
+def _is_wellformed(part: str) -> bool:
+    if part in ("all", "none", "full"):
+        return True
+    if match := _COUNT.fullmatch(part):
+        return int(match[2]) >= 1
+    if match := _ENDS.fullmatch(part):
+        return 0 < int(match[1]) <= int(match[2])
+    return _NUMBERS.fullmatch(part) is not None and all(low <= high for low, high in _ranges(part))
+
+
+def _members(part: str, schedule: CacheSchedule, expression: str) -> set[int]:
+    total = schedule.num_steps
+    if part == "all":
+        return set(range(total))
+    if part == "none":
+        return set()
+    if part == "full":
+        return set(schedule.full_steps)
+    if match := _ENDS.fullmatch(part):
+        width = Fraction(int(match[1]), int(match[2])) * total
+        return {i for i in range(total) if i < width or i >= total - width}
+    if match := _COUNT.fullmatch(part):
+        count = int(match[2])
+        _refuse_beyond(count - 1, total, part, expression)
+        return set(range(count)) if match[1] == "first" else set(range(total - count, total))
+    _refuse_beyond(max(high for _, high in _ranges(part)), total, part, expression)
+    return {i for low, high in _ranges(part) for i in range(low, high + 1)}
+
+
+def _ranges(part: str) -> list[tuple[int, int]]:
+    pairs = [item.strip().partition("-") for item in part.split(",")]
+    return [(int(low), int(high or low)) for low, _, high in pairs]
+
+
+def _refuse_beyond(highest: int, total: int, part: str, expression: str) -> None:
+    if highest >= total:
+        raise PlanError(
+            f"steps {expression!r}: {part!r} reaches step {highest}, but the artifact was recorded with "
+            f"{total} steps; allowed are 0 to {total - 1}"
+        )
+
+
+def spelled(steps: tuple[int, ...]) -> str:
+    """The steps in the grammar's own numbers and ranges: `(0, 3, 7, 8, 9)` is `"0,3,7-9"`."""
+    runs: list[list[int]] = []
+    for step in steps:
+        if runs and step == runs[-1][-1] + 1:
+            runs[-1].append(step)
+        else:
+            runs.append([step])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
