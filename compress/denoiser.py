@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -110,8 +110,10 @@ class UNetDenoiser:
         Both kinds are timed in turn, so a drift of the machine's speed cancels in their ratio.
 
         Raises:
-            ValueError: no call has been made yet, so no shape is known.
+            ValueError: no call has been made yet, so no shape is known; or there are no cached calls.
         """
+        if kind == "cached" and not self._schedule.has_cache:
+            raise ValueError("this model has no feature cache: there is no cached call to measure")
         if self._latest is None:
             raise ValueError(
                 "run the pipeline once before asking for a cost: its input shape is not known yet"
@@ -128,16 +130,16 @@ class UNetDenoiser:
 
     def _measure(self, x: Tensor, cond: Conditioning) -> None:
         _, feature = self.full(x, 0, cond)
-        seconds: dict[StepKind, list[float]] = {"full": [], "cached": []}
-        for call in range(_WARM_UP_CALLS + _TIMED_CALLS):
-            for kind, times in seconds.items():
+        calls: dict[StepKind, Callable[[], object]] = {"full": lambda: self.full(x, 0, cond)}
+        if feature is not None:
+            calls["cached"] = lambda: self.cached(x, 0, cond, feature)
+        seconds: dict[StepKind, list[float]] = {kind: [] for kind in calls}
+        for turn in range(_WARM_UP_CALLS + _TIMED_CALLS):
+            for kind, call in calls.items():
                 start = _now(x.device)
-                if kind == "full":
-                    self.full(x, 0, cond)
-                elif feature is not None:
-                    self.cached(x, 0, cond, feature)
-                if call >= _WARM_UP_CALLS:
-                    times.append(_now(x.device) - start)
+                call()
+                if turn >= _WARM_UP_CALLS:
+                    seconds[kind].append(_now(x.device) - start)
         for kind, times in seconds.items():
             self._costs[kind, tuple(x.shape)] = statistics.median(times)
 

@@ -80,7 +80,11 @@ def test_cost_needs_a_shape_and_keeps_it(
         compressed.denoiser.cost("full")
     compressed(batch_size=2)
     costs = [compressed.denoiser.cost(kind, batch_size=2) for kind in ("full", "cached")]
-    assert costs[0] > 0 < costs[1]
+    assert costs[0] > 0
+    assert costs[1] > 0
+    tiny_compressed("w8a8")(batch_size=1)
+    with pytest.raises(ValueError, match="no cached call to measure"):
+        tiny_compressed("w8a8").denoiser.cost("cached")
     assert compressed.denoiser.cost("full", batch_size=2) == costs[0]
 
 
