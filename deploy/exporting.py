@@ -26,12 +26,18 @@ def export(compressed: CompressedPipeline, out: str | Path) -> Path:
 
     Raises:
         TypeError: not a `CompressedPipeline`.
-        ArtifactError: `out` exists or cannot be written.
+        ArtifactError: `out` exists or cannot be written, or the pipeline has more than unet and scheduler.
     """
     if not isinstance(compressed, CompressedPipeline):
         raise TypeError(
             f"export takes a CompressedPipeline, got {type(compressed).__name__}; "
             "make one with errata.compress.apply(…) or open one with errata.compress.load(path)"
+        )
+    pipe = compressed.float_pipe
+    if others := sorted(set(pipe.components) - {"unet", "scheduler"}):
+        raise ArtifactError(
+            f"{type(pipe).__name__} has components that this version cannot deploy: {', '.join(others)}; "
+            "supported are pipelines of a unet and a scheduler"
         )
     with staged_directory(Path(out), error=ArtifactError) as staging:
         _write_components(compressed, staging)
@@ -48,11 +54,8 @@ def _write_components(compressed: CompressedPipeline, root: Path) -> None:
         "_diffusers_version": diffusers.__version__,
     }
     for name, component in pipe.components.items():
-        if name != "unet" and component is not None:
-            if hasattr(component, "dtype"):
-                component.save_pretrained(root / name, safe_serialization=True)
-            else:
-                component.save_pretrained(root / name)
+        if name != "unet":
+            component.save_pretrained(root / name)
         index[name] = list(pipe.config[name])
     _write_json(root / "model_index.json", index)
 

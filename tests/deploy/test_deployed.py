@@ -1,9 +1,10 @@
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMPipeline
+from diffusers import DDIMPipeline, DDIMScheduler, LDMPipeline, VQModel
 
 from errata import deploy
 from errata.calibration import CalibrationSet
@@ -161,6 +162,19 @@ def test_unusable_arguments_are_refused(
 def test_only_compressed_pipelines_are_exported(tiny_pipeline: DDIMPipeline, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="export takes a CompressedPipeline, got DDIMPipeline"):
         deploy.export(tiny_pipeline, tmp_path / "out")  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_components_are_refused(tiny_compressed: Make, tmp_path: Path) -> None:
+    compressed = tiny_compressed("w8a8")
+    other = copy.copy(compressed)
+    other.float_pipe = LDMPipeline(
+        vqvae=VQModel(), unet=compressed.float_pipe.unet, scheduler=DDIMScheduler()
+    )
+    with pytest.raises(
+        ArtifactError, match="LDMPipeline has components that this version cannot deploy: vqvae"
+    ):
+        deploy.export(other, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
