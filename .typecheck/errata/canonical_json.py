@@ -1,0 +1,1 @@
+../../core/canonical_json.py

@@ -1,0 +1,49 @@
+# `make demo` and `make test` need Python 3.11 or newer and nothing else: they fill .venv/ themselves,
+# once, and again only when pyproject.toml or setup.py changes.
+#
+#   PYTHON=...        the interpreter to build .venv/ with, if not the first that fits
+#   TORCH_INDEX=...   package index for torch, such as its CPU-only one: a far smaller download
+#   WORKERS=...       processes that share the tests
+
+BIN := .venv/bin
+DEMO := runs/demo
+WORKERS ?= auto
+
+export PYTHON TORCH_INDEX
+
+.PHONY: help demo test lint format wheel clean
+
+help:
+	@echo "make demo     watch a model being calibrated, compressed, frozen, corrected and judged"
+	@echo "make test     lint, types, tests, and the wheel in a clean environment: what CI runs"
+	@echo "make lint     ruff and mypy only"
+	@echo "make format   let ruff repair what it can"
+	@echo "make clean    remove .venv/, caches and builds; runs/ stays"
+
+demo: .venv/.ready-report
+	@$(BIN)/errata demo --out $(DEMO)
+	@echo "open $(CURDIR)/$(DEMO)/report.html"
+
+test: lint
+	$(BIN)/pytest -q -n $(WORKERS) --maxprocesses 4
+	$(BIN)/python scripts/check_wheel.py
+
+lint: .venv/.ready-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	@$(BIN)/python scripts/link_typecheck.py
+	$(BIN)/mypy
+
+format: .venv/.ready-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+wheel: .venv/.ready-dev
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf .venv build dist errata.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.ready-%: pyproject.toml setup.py
+	@scripts/set_up.sh $*

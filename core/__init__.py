@@ -1,0 +1,37 @@
+"""Errata compresses a diffusion model, freezes it, and corrects its sampling errors while it runs.
+
+The stages, in the order in which data flows: `errata.calibration`, `errata.compress`, `errata.deploy`,
+`errata.correct`, `errata.report`. Importing `errata` alone imports none of them, and not torch either.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from errata.errors import (
+    ArtifactCorrupt,
+    ArtifactError,
+    ArtifactMismatch,
+    ArtifactVersionError,
+    CalibrationError,
+    ErrataError,
+    PlanError,
+    RecipeError,
+    ReportError,
+)
+
+__all__ = [
+    "ArtifactCorrupt",
+    "ArtifactError",
+    "ArtifactMismatch",
+    "ArtifactVersionError",
+    "CalibrationError",
+    "ErrataError",
+    "PlanError",
+    "RecipeError",
+    "ReportError",
+    "__version__",
+]
+
+try:
+    __version__ = version("errata")
+except PackageNotFoundError:  # the folders are on the path, but nothing was installed
+    __version__ = "0+unknown"

@@ -1,0 +1,124 @@
+"""`errata generate`: images from an artifact, corrected or not."""
+
+import argparse
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from errata.cli.output import emit
+from errata.cli.plans import add_plan_options, plan_from
+from errata.cli.usage import Commands, UsageError, add_command, positive
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+    from errata.correct import CorrectedPipeline
+
+DETAILS = """\
+Writes 00000.png, 00001.png, ... and grid.png, a sheet of all. Image i starts from seed N + i, so it does
+not depend on how many are asked for.
+
+  errata generate runs/cifar/artifact --images 16 --correct iec --at ends:1/10 --out runs/cifar/images
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands,
+        "generate",
+        summary="make images with an artifact",
+        details=DETAILS,
+    )
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="what `errata deploy` wrote")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new directory for the images")
+    parser.add_argument("--images", type=positive, default=16, metavar="N", help="how many (default: 16)")
+    parser.add_argument(
+        "--batch-size", type=positive, default=16, metavar="N", help="at a time (default: 16)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first image (default: 0)")
+    parser.add_argument("--prompt", metavar="TEXT", help="for models that take one")
+    parser.add_argument("--steps", type=positive, metavar="N", help="sampling steps (default: as calibrated)")
+    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--backend", default="auto", metavar="NAME", help="of the kernels (default: auto)")
+    add_plan_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    plan = plan_from(args)
+
+    from errata import correct, deploy
+    from errata.cli.pictures import save_pictures
+    from errata.directories import staged_directory
+    from errata.errors import ErrataError
+
+    with staged_directory(args.out, error=ErrataError) as folder:
+        deployed = deploy.load(args.artifact, device=args.device, backend=args.backend)
+        tally = _Tally()
+        images = _make_images(correct.wrap(deployed, plan), args, tally)
+        save_pictures(images, folder)
+    lines = [tally.summary(), f"{len(images)} images and grid.png are in {args.out}"]
+    emit(args, {"images": len(images), "out": str(args.out), **tally.to_json()}, "\n".join(lines))
+    return 0
+
+
+def _make_images(pipeline: "CorrectedPipeline", args: argparse.Namespace, tally: "_Tally") -> "list[Image]":
+    arguments = _arguments(pipeline, args)
+    images: list[Image] = []
+    seeds = range(args.seed, args.seed + args.images)
+    for start in range(0, args.images, args.batch_size):
+        batch = seeds[start : start + args.batch_size]
+        images += pipeline(**arguments(len(batch)), generator=_generators(batch)).images
+        tally.add(pipeline)
+    return images
+
+
+def _arguments(pipeline: "CorrectedPipeline", args: argparse.Namespace) -> Callable[[int], dict[str, Any]]:
+    """What a batch of a given size is called with, beside its generators."""
+    takes_prompts = "prompt" in inspect.signature(type(pipeline.deployed.pipe).__call__).parameters
+    if takes_prompts and args.prompt is None:
+        raise UsageError("this model takes a prompt; give --prompt TEXT")
+    if args.prompt is not None and not takes_prompts:
+        raise UsageError("this model takes no prompt; leave --prompt out")
+    steps = {} if args.steps is None else {"num_inference_steps": args.steps}
+    if takes_prompts:
+        return lambda count: {"prompt": [args.prompt] * count, **steps}
+    return lambda count: {"batch_size": count, **steps}
+
+
+def _generators(seeds: Sequence[int]) -> "list[torch.Generator]":
+    """One for each image, on the CPU whatever the device, so that a seed means the same noise everywhere."""
+    import torch
+
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+class _Tally:
+    """Evaluations and overhead of an average image, over batches."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.evaluations: defaultdict[str, float] = defaultdict(float)
+        self.overhead = 0.0
+
+    def add(self, pipeline: "CorrectedPipeline") -> None:
+        stats = pipeline.stats
+        self.images += stats.batch_size
+        for kind, count in stats.evaluations.items():
+            self.evaluations[kind] += count * stats.batch_size
+        if stats.extra:  # measuring what a call costs takes a moment, and would tell nothing
+            self.overhead += pipeline.overhead() * stats.batch_size
+
+    def to_json(self) -> dict[str, Any]:
+        evaluations = {kind: count / self.images for kind, count in self.evaluations.items()}
+        return {"evaluations_per_image": evaluations, "overhead": self.overhead / self.images}
+
+    def summary(self) -> str:
+        counts = [f"{count / self.images:.4g} {kind}" for kind, count in self.evaluations.items()]
+        corrected = f"{self.overhead / self.images:.1%} more than" if self.overhead else "as"
+        return f"denoiser evaluations per image: {' + '.join(counts)}, {corrected} without correction"

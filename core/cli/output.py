@@ -1,0 +1,38 @@
+"""What a command prints on stdout."""
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def emit(args: argparse.Namespace, payload: Mapping[str, Any], text: str) -> None:
+    """Print one JSON object with `--json`, else the text."""
+    print(json.dumps(payload, default=str, ensure_ascii=False) if args.json else text)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns as wide as they need to be, numbers to the right."""
+    body = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
+    numeric = [all(_is_number(cell) for cell in column) for column in zip(*body, strict=True)]
+    lines = [_line(header, widths, numeric), "  ".join("-" * width for width in widths)]
+    return "\n".join(lines + [_line(row, widths, numeric) for row in body])
+
+
+def megabytes(size: float) -> str:
+    """A number of bytes for people."""
+    return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
+    right = numeric or [False] * len(widths)
+    padded = [
+        cell.rjust(width) if to_the_right else cell.ljust(width)
+        for cell, width, to_the_right in zip(cells, widths, right, strict=True)
+    ]
+    return "  ".join(padded).rstrip()
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(".", "", 1).replace(",", "").isdigit()

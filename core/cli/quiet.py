@@ -1,0 +1,98 @@
+"""Keeps stderr for the program's own words.
+
+The libraries below talk while they are imported or open a folder, about optional kernels and packages
+that errata does without. Filters sit on the very loggers, because levels set before an import may be
+reset by it. `--verbose` lets everything through.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+MUTED = {
+    # torchao 0.18 ships libraries for other interpreters and CUDA versions, and names each that it skips.
+    "torchao": "Failed to load",
+    # torchao 0.18 registers enums in a way that torch 2.13 deprecates.
+    "torch.utils._pytree": "is an Enum subclass",
+    # diffusers 0.42 looks for tensor classes that torchao 0.18 has moved.
+    "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",
+    # diffusers recommends accelerate, which only large text-to-image models need.
+    "diffusers.pipelines.pipeline_utils": "because `accelerate` was not found",
+    "diffusers.models.modeling_utils": "because `accelerate` was not found",
+}
+
+
+@contextmanager
+def own_words(*, verbose: bool) -> Iterator[None]:
+    """Configure logging, warnings and progress bars for one run of the command, and put them back."""
+    with ExitStack() as cleanup:
+        cleanup.enter_context(_logging_to_stderr(logging.INFO if verbose else logging.WARNING))
+        if not verbose:
+            cleanup.enter_context(without_chatter())
+            cleanup.enter_context(warnings.catch_warnings())
+            if not sys.warnoptions:  # `python -W ...` and PYTHONWARNINGS win
+                warnings.simplefilter("ignore")
+        if not sys.stderr.isatty():  # bars are for people
+            cleanup.enter_context(_environment("TQDM_DISABLE", "1"))
+        yield
+
+
+@contextmanager
+def without_chatter() -> Iterator[None]:
+    """Drop the messages of `MUTED`, and no others."""
+    with ExitStack() as cleanup:
+        for name, text in MUTED.items():
+            cleanup.enter_context(_filtered(logging.getLogger(name), _Without(text)))
+        yield
+
+
+@contextmanager
+def _logging_to_stderr(level: int) -> Iterator[None]:
+    logger = logging.getLogger("errata")
+    before = logger.level, logger.propagate
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("errata: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
+
+
+@contextmanager
+def _filtered(logger: logging.Logger, which: logging.Filter) -> Iterator[None]:
+    logger.addFilter(which)
+    try:
+        yield
+    finally:
+        logger.removeFilter(which)
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """For libraries that read it while they are imported; a value of the user's is left alone."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+class _Without(logging.Filter):
+    """Drops the messages that contain a text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self.text not in record.getMessage()

@@ -1,0 +1,91 @@
+"""`errata report`: what each correction costs and buys."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from errata.cli.output import emit
+from errata.cli.plans import PLACES, add_method_options, method_from
+from errata.cli.usage import Commands, add_command, positive
+
+DETAILS = """\
+Makes the same images without correction and with it at each --at, and compares them with real ones by a
+Fréchet distance, in the features of the embedded network or of the one behind the statistics. Writes
+report.html, report.md and report.json, which also say where correction made things worse.
+
+  errata report runs/digits/artifact --reference embedded --at ends:1/10 --at all --out runs/digits/report
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands, "report", summary="measure what each correction costs and buys", details=DETAILS
+    )
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="what `errata deploy` wrote")
+    parser.add_argument(
+        "--reference",
+        required=True,
+        metavar="SOURCE",
+        help="real images: a folder of PNG or JPEG files, an .npz of statistics (mu, sigma), or `embedded`, "
+        "the digits of the built-in model",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new directory for the report")
+    parser.add_argument(
+        "--baseline", metavar="PIPELINE", help="the float pipeline, to compare image by image with it"
+    )
+    parser.add_argument("--samples", type=positive, default=256, metavar="N", help="images (default: 256)")
+    parser.add_argument(
+        "--batch-size", type=positive, default=64, metavar="N", help="at a time (default: 64)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first image (default: 0)")
+    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--backend", default="auto", metavar="NAME", help="of the kernels (default: auto)")
+    group = parser.add_argument_group("correction")
+    group.add_argument(
+        "--at",
+        action="append",
+        metavar="STEPS",
+        help=f"{PLACES}; may be given several times (default: ends:1/10 and all)",
+    )
+    add_method_options(group)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from errata import calibration, correct, deploy, report
+
+    method = method_from(args)
+    plans = {steps: correct.Plan(method, steps=steps) for steps in args.at or ("ends:1/10", "all")}
+    reference = report.Reference.open(args.reference)
+    deployed = deploy.load(args.artifact, device=args.device, backend=args.backend)
+    baseline = None if args.baseline is None else calibration.load_pipeline(args.baseline)
+    result = report.run(
+        deployed,
+        plans,
+        reference,
+        args.out,
+        samples=args.samples,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        baseline=None if baseline is None else baseline.to(deployed.pipe.device),
+        command=shlex.join(_spelled(args)),
+    )
+    page = args.out / "report.html"
+    emit(args, {"report": str(page), **result.to_json()}, f"{report.text_table(result)}\n\nreport: {page}")
+    return 0
+
+
+def _spelled(args: argparse.Namespace) -> list[str]:
+    """The command that gives the same report again."""
+    words = ["errata", "report", str(args.artifact)]
+    for name in (
+        *("reference", "baseline", "samples", "batch_size", "seed", "device", "backend"),
+        *("at", "step_size", "iterations", "out"),
+    ):
+        value = getattr(args, name)
+        for each in value if isinstance(value, list) else [value]:
+            if each is not None:
+                words += [f"--{name.replace('_', '-')}", str(each)]
+    return words

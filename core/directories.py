@@ -1,0 +1,78 @@
+"""Directories that appear complete or not at all."""
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from errata.errors import ErrataError
+
+__all__ = ["staged_directory"]
+
+
+@contextmanager
+def staged_directory(out: Path, *, error: type[ErrataError]) -> Iterator[Path]:
+    """Yield a temporary sibling of `out` to write in, and rename it to `out` when the block succeeds.
+
+    On any exception, `KeyboardInterrupt` included, the sibling is removed and `out` is as it was.
+
+    Args:
+        out: the directory to make; may exist if it is empty. Its parent must exist.
+        error: what to raise when `out` cannot be made.
+    """
+    target = out.resolve()  # through a symlink, which a rename would replace or trip over
+    _refuse_taken(out, target, error)
+    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
+    _make(staging, out, error)
+    try:
+        yield staging
+        _publish(staging, target, out, error)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _refuse_taken(out: Path, target: Path, error: type[ErrataError]) -> None:
+    try:
+        if not target.exists():
+            return
+        if not target.is_dir():
+            raise error(f"`{out}` exists and is not a directory; choose another directory or remove it")
+        if any(target.iterdir()):
+            raise error(f"`{out}` exists and is not empty; choose another directory or remove it")
+        if target.is_mount():
+            raise error(f"`{out}` is a mount point, which cannot be replaced; choose a directory inside it")
+    except OSError as problem:
+        raise error(f"cannot look into `{out}`: {_reason(problem)}; choose another directory") from problem
+
+
+def _make(staging: Path, out: Path, error: type[ErrataError]) -> None:
+    parent = out.parent
+    try:
+        staging.mkdir()
+    except FileNotFoundError as problem:
+        raise error(f"cannot make `{out}`: `{parent}` does not exist; create it first") from problem
+    except NotADirectoryError as problem:
+        raise error(f"cannot make `{out}`: `{parent}` is not a directory; choose another one") from problem
+    except OSError as problem:
+        raise error(
+            f"cannot make `{out}`: `{parent}` refuses it ({_reason(problem)}); choose another directory"
+        ) from problem
+
+
+def _publish(staging: Path, target: Path, out: Path, error: type[ErrataError]) -> None:
+    try:
+        if os.name == "nt" and target.exists():
+            target.rmdir()  # POSIX replaces an empty directory by itself, and in one step
+        staging.rename(target)
+    except OSError as problem:
+        if problem.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise error(f"`{out}` was filled meanwhile; choose another directory or remove it") from problem
+        raise error(f"cannot make `{out}`: {_reason(problem)}; choose another directory") from problem
+
+
+def _reason(problem: OSError) -> str:
+    return (problem.strerror or str(problem)).lower()

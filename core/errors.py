@@ -1,0 +1,62 @@
+"""The errors that errata raises on purpose, as one tree.
+
+    ErrataError
+    ├── CalibrationError       a pipeline cannot be calibrated, or a calibration set cannot be used
+    ├── RecipeError            a recipe is unknown, malformed, or does not fit the model
+    ├── ArtifactError          an artifact cannot be written, opened or run
+    │   ├── ArtifactCorrupt        its bytes are not the ones that its manifest promises
+    │   ├── ArtifactVersionError   its format is one that this release does not read
+    │   └── ArtifactMismatch       it was made for another machine, sampler or number of steps
+    ├── PlanError              a correction plan is malformed, or cannot serve this artifact
+    └── ReportError            a report cannot be measured or written
+
+Every message names the thing at fault, the value received, what was allowed, and the next action.
+"""
+
+__all__ = [
+    "ArtifactCorrupt",
+    "ArtifactError",
+    "ArtifactMismatch",
+    "ArtifactVersionError",
+    "CalibrationError",
+    "ErrataError",
+    "PlanError",
+    "RecipeError",
+    "ReportError",
+]
+
+
+class ErrataError(Exception):
+    """Base of every error that errata raises on purpose."""
+
+
+class CalibrationError(ErrataError):
+    """A pipeline cannot be calibrated, or a calibration set cannot be used."""
+
+
+class RecipeError(ErrataError):
+    """A recipe is unknown, malformed, or does not fit the model."""
+
+
+class ArtifactError(ErrataError):
+    """An artifact cannot be written, opened or run."""
+
+
+class ArtifactCorrupt(ArtifactError):
+    """An artifact's bytes are not the ones that its manifest promises."""
+
+
+class ArtifactVersionError(ArtifactError):
+    """An artifact's format version is one that this release does not read."""
+
+
+class ArtifactMismatch(ArtifactError):
+    """An artifact was made for another machine, sampler or number of steps than it is asked to serve."""
+
+
+class PlanError(ErrataError):
+    """A correction plan is malformed, or cannot serve this artifact."""
+
+
+class ReportError(ErrataError):
+    """A report cannot be measured or written."""

@@ -1,0 +1,228 @@
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import errata
+from errata import cli
+from errata.cli import demo, output, pictures, plans, prompts, quiet, usage
+from errata.directories import staged_directory
+from errata.errors import ErrataError, PlanError, RecipeError
+
+COMMANDS = ["demo", "calibrate", "compress", "deploy", "verify", "inspect", "generate", "report"]
+
+
+def fail_with(problem: BaseException, monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
+    """The exit status of a command whose work ends in that exception."""
+
+    def run(args: object) -> int:
+        raise problem
+
+    monkeypatch.setattr(demo, "run", run)
+    return cli.main(["demo", *options])
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"errata {errata.__version__}\n"
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert [name for name in COMMANDS if f"\n    {name} " not in text] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"usage: errata {command}" in text
+    assert "--json" in text
+    assert "--verbose" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "errata: error: the following arguments are required: COMMAND; see `errata --help`"),
+        (["quantise"], "invalid choice: 'quantise'"),
+        (["calibrate", "x"], "the following arguments are required: --out; see `errata calibrate --help`"),
+        (["calibrate", "x", "--out", "y", "--steps", "0"], "--steps: `0` is not a whole number above zero"),
+        (["generate", "x", "--out", "y", "--images", "many"], "`many` is not a whole number above zero"),
+        (["generate", "x", "--out", "y", "--correct", "magic"], "invalid choice: 'magic'"),
+        (["generate", "x", "--out", "y", "--at", "all"], "--at has no effect without `--correct iec`"),
+        (["generate", "x", "--out", "y", "--step-size", "1"], "--step-size has no effect without"),
+        (["calibrate", "x", "--out", "y", "--prompts", "missing"], "neither a text file nor DATASET:COLUMN"),
+    ],
+)
+def test_bad_usage_is_one_line_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("errata: error: ")
+    assert said.err.count("\n") == 1
+    assert message in said.err
+
+
+@pytest.mark.parametrize(
+    ("problem", "status", "line"),
+    [
+        (RecipeError("unknown recipe `w3`"), 1, "errata: error: unknown recipe `w3`\n"),
+        (PlanError("two\n  lines"), 1, "errata: error: two lines\n"),
+        (
+            PermissionError(13, "Permission denied", "x"),
+            1,
+            "errata: error: [Errno 13] Permission denied: 'x'\n",
+        ),
+        (usage.UsageError("not so"), 2, "errata: error: not so\n"),
+        (KeyboardInterrupt(), 130, "errata: error: interrupted\n"),
+        (
+            ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib"),
+            1,
+            "errata: error: this needs matplotlib, which is not installed: pip install 'errata[report]'\n",
+        ),
+        (
+            ZeroDivisionError("division by zero"),
+            1,
+            "errata: error: unexpected ZeroDivisionError: division by zero "
+            "(run again with --verbose for the traceback)\n",
+        ),
+    ],
+)
+def test_failures_are_one_line_and_have_their_status(
+    problem: BaseException,
+    status: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert fail_with(problem, monkeypatch) == status
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", line)
+
+
+def test_verbose_shows_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fail_with(ErrataError("no"), monkeypatch, "--verbose") == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert said.endswith("errata: error: no\n")
+
+
+def test_termination_cleans_up_as_an_interrupt_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: object) -> int:
+        with staged_directory(tmp_path / "out", error=ErrataError):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        return 0
+
+    monkeypatch.setattr(demo, "run", run)
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["demo"]) == 130
+    assert capsys.readouterr().err == "errata: error: interrupted\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    program = "import sys; from errata.cli import main; sys.exit(main(['--help']))"
+    done = subprocess.run(
+        f'"{sys.executable}" -c "{program}" | head -n 1', shell=True, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("usage: errata")
+    assert done.stderr == ""
+
+
+def test_stderr_stays_the_programs_own() -> None:
+    program = (
+        "from errata.cli import quiet\n"
+        "with quiet.own_words(verbose=False):\n"
+        "    import torchao, brevitas, tqdm\n"
+        "    from diffusers import DDIMPipeline, UNet2DModel\n"
+        "    assert list(tqdm.tqdm(range(3))) == [0, 1, 2]"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_only_the_known_chatter_is_muted(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    noisy, ours = logging.getLogger("torchao"), logging.getLogger("errata.stage")
+    with quiet.own_words(verbose=False):
+        noisy.warning("Failed to load %s", "x.so")
+        noisy.warning("something else is wrong")
+        ours.warning("three shards were there already")
+        ours.info("too much detail")
+    assert caplog.messages == ["something else is wrong"]
+    assert capsys.readouterr().err == "errata: three shards were there already\n"
+
+
+def test_verbose_mutes_nothing(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    with quiet.own_words(verbose=True):
+        logging.getLogger("torchao").warning("Failed to load %s", "x.so")
+        logging.getLogger("errata.stage").info("detail")
+    assert caplog.messages == ["Failed to load x.so"]
+    assert capsys.readouterr().err == "errata: detail\n"
+
+
+def test_logging_and_warnings_are_put_back() -> None:
+    logger = logging.getLogger("errata")
+    before = list(logger.handlers), logger.level, logger.propagate, list(warnings.filters), dict(os.environ)
+    with quiet.own_words(verbose=False):
+        assert (list(logger.handlers), logger.level) != before[:2]
+    assert before == (
+        *(list(logger.handlers), logger.level, logger.propagate),
+        *(list(warnings.filters), dict(os.environ)),
+    )
+
+
+def test_prompts_come_from_the_lines_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red cube\n\n  a café \nthird\n", encoding="utf-8")
+    assert prompts.read_prompts(str(tmp_path / "prompts.txt"), limit=2) == ["a red cube", "a café"]
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(usage.UsageError, match="holds no prompts"):
+        prompts.read_prompts(str(tmp_path / "empty.txt"), limit=2)
+
+
+def test_table_is_as_wide_as_its_cells() -> None:
+    text = output.table(["layer", "bits"], [["conv_in", 8], ["mid", 16]])
+    assert text.splitlines() == ["layer    bits", "-------  ----", "conv_in     8", "mid        16"]
+    assert output.table(["layer", "bits"], []).splitlines() == ["layer  bits", "-----  ----"]
+
+
+def test_sizes_for_people() -> None:
+    assert output.megabytes(1234) == "1.2 kB"
+    assert output.megabytes(1_234_567) == "1.23 MB"
+
+
+def test_contact_sheet_holds_every_picture_in_reading_order(tmp_path: Path) -> None:
+    images = [Image.new("L", (2, 3), color=10 * (index + 1)) for index in range(5)]
+    sheet = pictures.contact_sheet(images)
+    assert sheet.size == (6, 6)
+    corners = [sheet.getpixel((2 * column, 3 * row)) for row in range(2) for column in range(3)]
+    assert corners == [10, 20, 30, 40, 50, 0]
+    pictures.save_pictures(images, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(f"{i:05d}.png" for i in range(5)),
+        "grid.png",
+    ]
+
+
+def test_no_correction_is_no_plan() -> None:
+    parser = usage.OneLineParser()
+    plans.add_plan_options(parser)
+    assert plans.plan_from(parser.parse_args([])).method is None

@@ -1,0 +1,219 @@
+"""The commands that need the stages, on a model of milliseconds, through the front door."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from errata import cli
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline: Any) -> Path:
+    """Holds `pipeline`, `calibration`, `compressed` and `artifact`, made by the commands."""
+    folder = tmp_path_factory.mktemp("life")
+    tiny_pipeline.save_pretrained(folder / "pipeline")
+    size = ["--steps", str(STEPS), "--samples", "4", "--batch-size", "4"]
+    recipe = ["--calibration", f"{folder}/calibration", "--recipe", "w8a8+deepcache-2"]
+    for command in (
+        ["calibrate", f"{folder}/pipeline", "--out", f"{folder}/calibration", *size],
+        ["compress", f"{folder}/pipeline", "--out", f"{folder}/compressed", *recipe],
+        ["deploy", f"{folder}/compressed", "--out", f"{folder}/artifact"],
+    ):
+        assert cli.main(command) == 0
+    return folder
+
+
+def answer(capsys: pytest.CaptureFixture[str], *command: object) -> dict[str, Any]:
+    """What a successful command prints with `--json`: one object, on one line."""
+    capsys.readouterr()
+    assert cli.main([*map(str, command), "--json"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    parsed: dict[str, Any] = json.loads(said)
+    return parsed
+
+
+def complaint(capsys: pytest.CaptureFixture[str], status: int, *command: object) -> str:
+    """The one line of a command that fails."""
+    capsys.readouterr()
+    assert cli.main([*map(str, command)]) == status
+    said = capsys.readouterr()
+    assert said.out == ""
+    line = said.err.splitlines()[-1]
+    assert line.startswith("errata: error: ")
+    return line
+
+
+def pixels(path: Path) -> np.ndarray[Any, np.dtype[np.int32]]:
+    return np.asarray(Image.open(path)).astype(np.int32)
+
+
+def test_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert answer(capsys, "verify", folder / "artifact")["verified"] is True
+    assert cli.main(["verify", f"{folder}/artifact"]) == 0
+    assert f"verified: {folder}/artifact" in capsys.readouterr().out
+
+
+def test_inspect_shows_the_cache_and_every_layer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = answer(capsys, "inspect", folder / "artifact")
+    assert found["cache"] == "FcFc"
+    assert cli.main(["inspect", f"{folder}/artifact"]) == 0
+    text = capsys.readouterr().out
+    assert "FcFc" in text
+    assert [row["layer"] for row in found["layers"] if row["layer"] not in text] == []
+
+
+def test_inspect_counts_each_byte_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layers = {row["layer"]: row for row in answer(capsys, "inspect", folder / "artifact")["layers"]}
+    # 16 x 1 x 3 x 3 codes; 16 weight scales and biases in float32; per step a float32 scale and a zero point
+    assert layers["conv_in"]["bytes"] == 16 * 9 + 4 * 16 + 4 * 16 + STEPS * 5
+    stored = sum(path.stat().st_size for path in (folder / "artifact" / "unet").glob("*.safetensors"))
+    assert 0.5 * stored < sum(row["bytes"] for row in layers.values()) < stored
+
+
+def test_an_image_depends_on_its_seed_alone(folder: Path, tmp_path: Path) -> None:
+    for name, options in {
+        "three": ["--images", "3"],
+        "apart": ["--images", "3", "--batch-size", "2"],
+        "one": ["--images", "1", "--seed", "2"],
+    }.items():
+        assert cli.main(["generate", f"{folder}/artifact", "--out", f"{tmp_path}/{name}", *options]) == 0
+    names = ["00000.png", "00001.png", "00002.png", "grid.png"]
+    assert sorted(path.name for path in (tmp_path / "three").iterdir()) == names
+    for name in names:
+        difference = pixels(tmp_path / "three" / name) - pixels(tmp_path / "apart" / name)
+        assert abs(difference).max() <= 1
+    last = pixels(tmp_path / "three" / "00002.png")
+    assert abs(last - pixels(tmp_path / "one" / "00000.png")).max() <= 1
+    assert abs(last - pixels(tmp_path / "three" / "00001.png")).max() > 10
+
+
+def test_generate_counts_what_a_correction_adds(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["generate", folder / "artifact", "--images", 2]
+    plain = answer(capsys, *command, "--out", tmp_path / "plain")
+    assert plain["evaluations_per_image"] == {"full": 2, "cached": 2}
+    assert plain["overhead"] == 0
+    corrected = answer(capsys, *command, "--out", tmp_path / "corrected", "--correct", "iec", "--at", "0")
+    assert corrected["evaluations_per_image"] == {"full": 3, "cached": 2}
+    assert 0 < corrected["overhead"] < 1
+    assert abs(pixels(tmp_path / "plain/grid.png") - pixels(tmp_path / "corrected/grid.png")).max() > 1
+
+
+@pytest.mark.parametrize(
+    ("status", "options", "message"),
+    [
+        (2, ["--prompt", "a cat"], "this model takes no prompt"),
+        (1, ["--correct", "iec", "--at", "sometimes"], "'sometimes' is not a selection of steps"),
+        (1, ["--correct", "iec", "--at", "1"], "leaves nothing to correct"),
+        (1, ["--correct", "iec", "--at", "99"], "reaches step 99"),
+        (1, ["--steps", "50"], "num_inference_steps=50"),
+        (1, ["--backend", "magic"], "unknown backend 'magic'"),
+        (1, ["--device", "abacus"], "device 'abacus' cannot be used"),
+    ],
+)
+def test_generate_refuses_and_leaves_nothing(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    status: int,
+    options: list[str],
+    message: str,
+) -> None:
+    line = complaint(capsys, status, "generate", folder / "artifact", "--out", tmp_path / "images", *options)
+    assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_generate_refuses_an_output_directory_in_use(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "00000.png").write_text("precious")
+    line = complaint(capsys, 1, "generate", folder / "artifact", "--out", tmp_path)
+    assert "exists and is not empty; choose another directory or remove it" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["00000.png"]
+
+
+def test_bad_input_is_refused_by_each_stage(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", tmp_path / "out"]
+    nothing = tmp_path / "nothing"
+    recording = ["--calibration", folder / "calibration"]
+    for command, message in [
+        (["calibrate", folder / "artifact" / "scheduler", *out], "scheduler"),
+        (["compress", folder / "pipeline", *recording, "--recipe", "w3a3", *out], "unknown recipe 'w3a3'"),
+        (["compress", folder / "pipeline", "--calibration", nothing, "--recipe", "w8a8", *out], "nothing"),
+        (["deploy", folder / "pipeline", *out], "is no compressed pipeline"),
+        (["verify", folder / "pipeline"], "is no artifact"),
+        (["inspect", nothing], "nothing"),
+    ]:
+        assert message in complaint(capsys, 1, *command)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_refuses_a_truncated_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder / "artifact", tmp_path / "artifact")
+    weights = next((tmp_path / "artifact" / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert weights.name in complaint(capsys, 1, "verify", tmp_path / "artifact")
+
+
+def test_a_recipe_may_be_a_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from errata.compress import Recipe
+
+    (tmp_path / "recipe.yaml").write_text(Recipe.named("w8a8").to_yaml())
+    command = ["compress", folder / "pipeline", "--calibration", folder / "calibration"]
+    made = answer(capsys, *command, "--recipe", tmp_path / "recipe.yaml", "--out", tmp_path / "out")
+    assert made["recipe"] == "w8a8"
+
+
+class Quarters(nn.Module):
+    """Features: the mean of each quarter of the image."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+
+
+def test_report_measures_each_place(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from errata import report
+
+    statistics = report.FeatureStatistics(0.5 * torch.ones(4).double(), 0.01 * torch.eye(4).double(), 100)
+    reference = report.Reference(Quarters(), statistics, "grey cards", "quarters")
+    monkeypatch.setattr(report.Reference, "open", lambda source: reference)
+    options = ["--reference", "cards", "--baseline", folder / "pipeline", "--samples", 6, "--batch-size", 3]
+    places = ["--at", "0", "--at", "full"]
+    found = answer(
+        capsys, "report", folder / "artifact", *options, *places, "--iterations", 2, "--out", tmp_path / "out"
+    )
+    assert [(row["artifact"], row["plan"]) for row in found["rows"]] == [
+        ("float", "none"),
+        ("w8a8+deepcache-2", "none"),
+        ("w8a8+deepcache-2", "0"),
+        ("w8a8+deepcache-2", "full"),
+    ]
+    assert "--at 0 --at full --iterations 2" in found["protocol"]["command"]
+    assert Path(found["report"]).is_file()
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["rows"] == found["rows"]
+
+
+def test_report_refuses_an_unknown_reference(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--reference", tmp_path / "nowhere", "--out", tmp_path / "out"]
+    assert "nowhere" in complaint(capsys, 1, "report", folder / "artifact", *options)
+    assert list(tmp_path.iterdir()) == []
