@@ -114,7 +114,7 @@ def _fill(
     sizes = request.batch_sizes()
     given = _digested(inputs, len(sizes))
     total = len(sizes) * request.num_inference_steps
-    with tqdm(total=total, desc="calibrating", unit="call", disable=is_silent) as bar:
+    with tqdm(total=total, desc="calibrating", unit="call", disable=is_silent or None) as bar:
         for index, (size, (mapping, digest)) in enumerate(zip(sizes, given, strict=True)):
             if (shard := journal.shard(index)) is None:
                 samples = range(index * request.batch_size, index * request.batch_size + size)

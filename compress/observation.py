@@ -87,7 +87,10 @@ def observe_ranges(
         return {}
     observed = copy.deepcopy(unet)
     columns: dict[str, list[tuple[Tensor, Tensor]]] = {site.name: [] for site in sites}
-    for step in tqdm(range(calibration_set.num_steps), desc="activation ranges", unit="step"):
+    steps = range(calibration_set.num_steps)
+    for step in tqdm(
+        steps, desc="activation ranges", unit="step", disable=None
+    ):  # None: not without a terminal
         samples = _observe_step(observed, calibration_set, scheme, step)
         for site in sites:
             values = samples[site.name].values()
