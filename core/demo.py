@@ -1,0 +1,181 @@
+"""The whole life of a model, on the one inside the package: calibrate, compress, deploy, correct, report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+from tqdm import tqdm
+
+import errata
+from errata import calibration, compress, deploy, report
+from errata.calibration import CalibrationSet
+from errata.correct import IEC, Plan
+from errata.deploy import DeployedPipeline
+from errata.directories import staged_directory
+from errata.embedded import PIPELINE
+from errata.errors import ReportError
+
+RECIPES: tuple[str, ...] = ("w8a8", "w4a8", "deepcache-10", "w8a8+deepcache-5")
+PLANS: Mapping[str, Plan] = {
+    "none": Plan.none(),
+    "ends:1/10": Plan(IEC(), "ends:1/10"),
+    "all": Plan(IEC(), "all"),
+}
+PAGE = "report.html"
+# Says that a directory is a demo's result, which the next demo may replace.
+MARKER = "demo.json"
+BATCH_SIZE = 64
+# Calibration starts from other noise than the images that are judged.
+CALIBRATION_SEED = 1_000_000
+
+
+def run(
+    out: str | Path, *, steps: int = 25, samples: int = 256, calibration_samples: int = 64, seed: int = 0
+) -> Path:
+    """Runs everything on the embedded digits model and returns the path of the HTML report in `out`.
+
+    `out` ends up with `calibration/`, `compressed/`, `artifacts/` and the report's three files. An earlier
+    demo's result there is replaced when the new one is complete. Progress goes to stderr.
+
+    Raises:
+        ReportError: `out` holds something else than a demo's result, cannot be written, or the extra
+            `report` is not installed.
+    """
+    path = Path(out)
+    started = time.monotonic()
+    with _fresh_or_replaced(path) as folder:
+        pipe = calibration.load_pipeline(PIPELINE)
+        pipe.set_progress_bar_config(disable=True)
+        trajectories = _calibrate(
+            pipe, folder / "calibration", steps=steps, samples=calibration_samples, seed=seed
+        )
+        artifacts = _deploy_all(pipe, trajectories, folder)
+        with _stage(
+            "correct, report", f"{len(PLANS)} plans on {len(artifacts)} artifacts, {samples} images each"
+        ):
+            result = report.run(
+                artifacts,
+                PLANS,
+                report.Reference.embedded(),
+                folder / "report",
+                samples=samples,
+                batch_size=BATCH_SIZE,
+                seed=seed,
+                baseline=pipe,
+                recorded=report.recorded_digits(),
+                command="errata demo",
+            )
+        for file in (folder / "report").iterdir():
+            file.rename(folder / file.name)
+        (folder / "report").rmdir()
+    _say(f"\n{report.text_table(result)}\n")
+    _say(f"done in {time.monotonic() - started:.0f} s; open {path / PAGE}")
+    return path / PAGE
+
+
+def _calibrate(
+    pipe: DiffusionPipeline, folder: Path, *, steps: int, samples: int, seed: int
+) -> CalibrationSet:
+    with _stage("calibrate", f"{samples} trajectories of {steps} steps"):
+        return calibration.collect(
+            pipe,
+            folder,
+            num_inference_steps=steps,
+            num_samples=samples,
+            batch_size=min(BATCH_SIZE, samples),
+            seed=CALIBRATION_SEED + seed,
+        )
+
+
+def _deploy_all(
+    pipe: DiffusionPipeline, trajectories: CalibrationSet, folder: Path
+) -> dict[str, DeployedPipeline]:
+    for name in ("compressed", "artifacts"):
+        (folder / name).mkdir()
+    return {recipe: _deploy(pipe, trajectories, recipe, folder) for recipe in RECIPES}
+
+
+def _deploy(
+    pipe: DiffusionPipeline, trajectories: CalibrationSet, recipe: str, folder: Path
+) -> DeployedPipeline:
+    with _stage("compress", recipe):
+        compressed = compress.apply(pipe, trajectories, recipe, folder / "compressed" / recipe)
+    with _stage("deploy, verify", recipe):
+        path = deploy.export(compressed, folder / "artifacts" / recipe)
+        manifest = deploy.verify(path)
+        loaded = deploy.load(path)
+    _say(f"    {manifest.summary()}")
+    return loaded
+
+
+@contextmanager
+def _stage(name: str, what: str) -> Iterator[None]:
+    """Says what was done and how long it took."""
+    start = time.monotonic()
+    yield
+    _say(f"{name:16} {what:55} {time.monotonic() - start:6.1f} s")
+
+
+def _say(text: str) -> None:
+    """A line for people, between progress bars."""
+    tqdm.write(text, file=sys.stderr)
+
+
+@contextmanager
+def _fresh_or_replaced(out: Path) -> Iterator[Path]:
+    """A directory to fill that becomes `out` on success, in place of an earlier demo's result."""
+    replaces = _is_demo(out)
+    target = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.next") if replaces else out
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise ReportError(
+            f"cannot make `{out.parent}`: {problem.strerror}; choose another directory"
+        ) from problem
+    with staged_directory(target, error=ReportError) as staging:
+        yield staging
+        marker = {"made_by": f"errata {errata.__version__}", "command": "errata demo"}
+        (staging / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
+    if replaces:
+        _swap(out, target)
+
+
+def _is_demo(out: Path) -> bool:
+    """Whether a finished demo's result lies there.
+
+    Raises:
+        ReportError: something else does.
+    """
+    if (out / MARKER).is_file() and (out / PAGE).is_file():
+        return True
+    if out.is_dir() and any(out.iterdir()):
+        raise ReportError(
+            f"`{out}` exists and is no result of a demo (it lacks {MARKER}); choose another directory "
+            "or remove it"
+        )
+    return False
+
+
+def _swap(out: Path, target: Path) -> None:
+    """Put `target` in the place of `out`, which is removed once the new one is there."""
+    old = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.old")
+    try:
+        out.rename(old)
+        try:
+            target.rename(out)
+        except OSError:
+            old.rename(out)
+            raise
+    except OSError as problem:
+        raise ReportError(
+            f"cannot replace `{out}`: {problem.strerror}; the new result is `{target}`"
+        ) from problem
+    shutil.rmtree(old)

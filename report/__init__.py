@@ -1,0 +1,45 @@
+"""Report: what each overhead bought.
+
+`run` measures quality, time and denoiser calls of each plan on each artifact, from equal seeds, and
+writes JSON, Markdown and one self-contained HTML page. Quality is the Fréchet distance in the features
+of the `Reference`.
+"""
+
+from errata.report.frechet import (
+    FeatureStatistics,
+    StatisticsAccumulator,
+    bootstrap_interval,
+    frechet_distance,
+    paired_bootstrap,
+    statistics,
+)
+from errata.report.intervals import Estimate, Interval
+from errata.report.measuring import run
+from errata.report.paired import psnr
+from errata.report.recorded import recorded_digits
+from errata.report.reference import Reference
+from errata.report.results import Overhead, Protocol, Report, Row, Size
+from errata.report.text import text_table
+from errata.report.verdict import Verdict
+
+__all__ = [
+    "Estimate",
+    "FeatureStatistics",
+    "Interval",
+    "Overhead",
+    "Protocol",
+    "Reference",
+    "Report",
+    "Row",
+    "Size",
+    "StatisticsAccumulator",
+    "Verdict",
+    "bootstrap_interval",
+    "frechet_distance",
+    "paired_bootstrap",
+    "psnr",
+    "recorded_digits",
+    "run",
+    "statistics",
+    "text_table",
+]

@@ -1,0 +1,330 @@
+"""`run`: every plan on every artifact, from equal seeds, judged against one reference."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+from tqdm import tqdm
+
+from errata.compress.schedule import StepKind
+from errata.correct import Plan
+from errata.deploy import DeployedPipeline
+from errata.directories import staged_directory
+from errata.errors import ReportError
+from errata.report.assembly import FLOAT_KEY, Key, assemble_rows
+from errata.report.machine import describe_machine, versions
+from errata.report.page import Strips, html, require_jinja2
+from errata.report.plots import require_matplotlib
+from errata.report.reference import Reference
+from errata.report.results import FLOAT, Overhead, Protocol, Report, Row, Size
+from errata.report.sampling import FloatSampler, Inputs, PlanSampler, Sampler, batches_of, default_inputs
+from errata.report.strips import strip
+from errata.report.tally import Costs, Tally
+from errata.report.text import markdown
+
+# Quartiles of wall-clock ratios on a quiet machine lie a few per cent apart; ten mean that something else
+# was running.
+_CALM_SPREAD = 0.10
+
+
+def run(
+    deployed: DeployedPipeline | Mapping[str, DeployedPipeline],
+    plans: Mapping[str, Plan],
+    reference: Reference,
+    out: str | Path,
+    *,
+    samples: int = 256,
+    batch_size: int = 64,
+    seed: int = 0,
+    baseline: DiffusionPipeline | None = None,
+    inputs: Inputs = default_inputs,
+    resamples: int = 200,
+    shown: int = 16,
+    recorded: Report | None = None,
+    command: str = "errata.report.run(…)",
+) -> Report:
+    """Measures quality, denoiser calls and time of each plan on each artifact; writes the report to `out`.
+
+    `out` gets `report.json` (schema: `errata.report.results`), `report.md` and `report.html`. Image i starts
+    from `seed + i` in every row. An uncorrected run of each artifact is always measured.
+
+    Args:
+        deployed: an artifact, named by its recipe, or several by name; all with the same number of steps.
+        plans: by name.
+        reference: what images are compared with, and in which features.
+        out: a directory that does not exist yet, or is empty.
+        samples: images per row; at least 2.
+        batch_size: images per batch; each batch is run under all plans in turn, so that their times compare.
+        baseline: the float pipeline that the artifacts came from, with the recorded scheduler; adds its row,
+            PSNR, and its images.
+        seed: of image 0.
+        inputs: the pipelines' keyword arguments for a batch of sample indices.
+        resamples: bootstrap resamples per interval.
+        shown: how many seeds the page shows.
+        recorded: an earlier report to show in a section of its own.
+        command: what to run to get this report again, for the page.
+
+    Raises:
+        ReportError: an argument does not fit, `out` is taken, or the extra `report` is not installed.
+        PlanError: an artifact cannot serve a plan.
+    """
+    require_jinja2()
+    require_matplotlib()
+    artifacts = _named(deployed)
+    _check(artifacts, samples=samples, batch_size=batch_size, resamples=resamples, shown=shown)
+    plans = with_uncorrected(plans)
+    with staged_directory(Path(out), error=ReportError) as staging:
+        samplers = _samplers(artifacts, plans, baseline, seed=seed, inputs=inputs)
+        batches = batches_of(samples, batch_size)
+        costs, image_size = _warm_up(artifacts, samplers, reference, batches[0])
+        notes = rank_notes(samples, reference)
+        tallies = _sample(samplers, reference, batches, shown=shown)
+        rows = assemble_rows(tallies, plans, costs, reference, resamples=resamples, seed=seed)
+        report = Report(
+            rows=rows,
+            protocol=make_protocol(
+                next(iter(artifacts.values())),
+                reference,
+                samples=samples,
+                seed=seed,
+                batch_size=batch_size,
+                image_size=image_size,
+                resamples=resamples,
+                command=command,
+                notes=notes + scatter_notes(rows),
+            ),
+            sizes={name: size_of(artifact) for name, artifact in artifacts.items()},
+            backends={name: kernels_of(artifact) for name, artifact in artifacts.items()},
+        )
+        strips = {key: strip(tally.shown) for key, tally in tallies.items() if shown}
+        _write(report, strips, staging, recorded=recorded)
+    return report
+
+
+def with_uncorrected(plans: Mapping[str, Plan]) -> dict[str, Plan]:
+    """The plans, the one that corrects nothing first; it is added if it is not there.
+
+    Raises:
+        ReportError: several plans that correct nothing, or one that corrects is called "none".
+    """
+    plain = {name: plan for name, plan in plans.items() if plan.steps == "none"}
+    if len(plain) > 1:
+        raise ReportError(f"plans {sorted(plain)} all correct nothing; keep one")
+    if not plain and "none" in plans:
+        raise ReportError(f'plan "none" corrects steps {plans["none"].steps!r}; give it another name')
+    return {**(plain or {"none": Plan.none()}), **plans}
+
+
+def size_of(deployed: DeployedPipeline) -> Size:
+    """Bytes of the denoiser's weights as stored and in float32, and of the whole artifact."""
+    manifest = deployed.manifest
+    return Size(
+        weights=manifest.denoiser_bytes,
+        float32=manifest.float32_weight_bytes,
+        directory=manifest.artifact_bytes,
+    )
+
+
+def kernels_of(deployed: DeployedPipeline) -> dict[str, int]:
+    """How many layers run on each kernel; empty where nothing is quantized."""
+    return dict(Counter(row.backend for row in deployed.backend_report()))
+
+
+def measure_costs(deployed: DeployedPipeline, *, batch_size: int) -> Costs:
+    """Measured seconds of a denoiser call of each kind; the artifact must have run once."""
+    kinds: tuple[StepKind, ...] = ("full", "cached") if deployed.schedule.has_cache else ("full",)
+    return {kind: deployed.denoiser.cost(kind, batch_size=batch_size) for kind in kinds}
+
+
+def rank_notes(samples: int, reference: Reference) -> tuple[str, ...]:
+    """What is wrong with these sample counts, as notes; warns of each."""
+    dimension = reference.statistics.dimension
+    notes = []
+    if samples <= dimension:
+        notes.append(
+            f"{samples} samples cannot give a covariance of full rank in {dimension} features; "
+            f"take at least {dimension + 1}, better ten times as many."
+        )
+    if 0 < reference.statistics.count <= dimension:
+        notes.append(
+            f"The reference holds {reference.statistics.count} images, too few for a covariance of full "
+            f"rank in {dimension} features; give at least {dimension + 1}."
+        )
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
+    return tuple(notes)
+
+
+def scatter_notes(rows: Sequence[Row]) -> tuple[str, ...]:
+    """A note where wall-clock times scatter so much that the measured overheads mean little."""
+    scattered = [
+        f"{row.artifact}, {row.plan}"
+        for row in rows
+        if row.overhead is not None and _relative_spread(row.overhead) > _CALM_SPREAD
+    ]
+    if not scattered:
+        return ()
+    return (
+        f"The machine was busy: the measured overhead of {'; '.join(scattered)} scatters by more than "
+        f"{_CALM_SPREAD:.0%} of the run between batches. Trust the overhead as defined there.",
+    )
+
+
+def _relative_spread(overhead: Overhead) -> float:
+    low, high = overhead.spread
+    return (high - low) / (1 + overhead.measured)
+
+
+def make_protocol(
+    deployed: DeployedPipeline,
+    reference: Reference,
+    *,
+    samples: int,
+    seed: int,
+    batch_size: int,
+    image_size: tuple[int, int, int],
+    resamples: int,
+    command: str,
+    notes: tuple[str, ...] = (),
+) -> Protocol:
+    """The protocol of a measurement that ends now, on this machine."""
+    return Protocol(
+        samples=samples,
+        seed=seed,
+        batch_size=batch_size,
+        steps=deployed.num_inference_steps,
+        image_size=image_size,
+        feature_network=reference.name,
+        feature_digest=reference.digest,
+        feature_dimension=reference.statistics.dimension,
+        reference=reference.source,
+        reference_count=reference.statistics.count,
+        resamples=resamples,
+        machine=describe_machine(),
+        device=str(deployed.pipe.device),
+        threads=torch.get_num_threads(),
+        versions=versions(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        notes=notes,
+    )
+
+
+def _named(deployed: DeployedPipeline | Mapping[str, DeployedPipeline]) -> dict[str, DeployedPipeline]:
+    if isinstance(deployed, DeployedPipeline):
+        return {deployed.manifest.recipe.name: deployed}
+    if not isinstance(deployed, Mapping):
+        raise TypeError(
+            f"report.run takes what deploy.load(path) returns, or a mapping of names to that; got a "
+            f"{type(deployed).__name__}"
+        )
+    return dict(deployed)
+
+
+def _check(
+    artifacts: Mapping[str, DeployedPipeline], *, samples: int, batch_size: int, resamples: int, shown: int
+) -> None:
+    for name, value, least in (
+        ("samples", samples, 2),
+        ("batch_size", batch_size, 1),
+        ("resamples", resamples, 2),
+        ("shown", shown, 0),
+    ):
+        if value < least:
+            raise ReportError(f"{name}={value}; it must be at least {least}")
+    if not artifacts:
+        raise ReportError("there is no artifact to report on; pass at least one")
+    if FLOAT in artifacts:
+        raise ReportError(f"an artifact is called {FLOAT!r}, which names the float model's row; rename it")
+    steps = {name: artifact.num_inference_steps for name, artifact in artifacts.items()}
+    if len(set(steps.values())) > 1:
+        raise ReportError(
+            f"the artifacts have different numbers of steps, {steps}; report on them one by one"
+        )
+
+
+def _samplers(
+    artifacts: Mapping[str, DeployedPipeline],
+    plans: Mapping[str, Plan],
+    baseline: DiffusionPipeline | None,
+    *,
+    seed: int,
+    inputs: Inputs,
+) -> dict[Key, Sampler]:
+    samplers: dict[Key, Sampler] = {}
+    if baseline is not None:
+        first = next(iter(artifacts.values()))
+        samplers[FLOAT_KEY] = FloatSampler(
+            baseline,
+            num_inference_steps=first.num_inference_steps,
+            calls=first.schedule.num_steps,
+            seed=seed,
+            inputs=inputs,
+        )
+    for artifact, deployed in artifacts.items():
+        for name, plan in plans.items():
+            samplers[artifact, name] = PlanSampler(deployed, plan, seed=seed, inputs=inputs)
+    return samplers
+
+
+def _warm_up(
+    artifacts: Mapping[str, DeployedPipeline],
+    samplers: Mapping[Key, Sampler],
+    reference: Reference,
+    batch: range,
+) -> tuple[dict[str, Costs], tuple[int, int, int]]:
+    """Costs of every artifact, and height, width and channels; what fails, fails here and not after hours."""
+    image_size: tuple[int, int, int] | None = None
+    for artifact, keys in groupby(samplers, key=lambda key: key[0]):
+        images = samplers[next(keys)].sample(range(1)).images
+        reference.features(images)
+        _, channels, height, width = images.shape
+        if image_size not in (None, (height, width, channels)):
+            raise ReportError(f"artifact {artifact!r} makes {width}x{height} images, others another size")
+        image_size = (height, width, channels)
+    assert image_size is not None  # there is at least one artifact
+    costs = {name: measure_costs(deployed, batch_size=len(batch)) for name, deployed in artifacts.items()}
+    return costs, image_size
+
+
+def _sample(
+    samplers: Mapping[Key, Sampler], reference: Reference, batches: Sequence[range], *, shown: int
+) -> dict[Key, Tally]:
+    """Every batch under every row in turn; an artifact's plans rotate, so that none is always first."""
+    tallies = {key: Tally(shown=shown) for key in samplers}
+    total = len(samplers) * sum(map(len, batches))
+    with tqdm(total=total, unit="image", desc="sampling") as bar:
+        for number, batch in enumerate(batches):
+            float_images: Tensor | None = None
+            for key in _order(tuple(samplers), number):
+                sampled = samplers[key].sample(batch)
+                if key == FLOAT_KEY:
+                    float_images = sampled.images
+                tallies[key].add(sampled, reference, float_images=float_images if key != FLOAT_KEY else None)
+                bar.update(len(batch))
+    return tallies
+
+
+def _order(keys: Sequence[Key], number: int) -> list[Key]:
+    ordered: list[Key] = []
+    for _, group in groupby(keys, key=lambda key: key[0]):
+        rows = list(group)
+        turn = number % len(rows)
+        ordered += rows[turn:] + rows[:turn]
+    return ordered
+
+
+def _write(report: Report, strips: Strips, folder: Path, *, recorded: Report | None) -> None:
+    text = json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+    (folder / "report.html").write_text(html(report, strips, recorded=recorded), encoding="utf-8")

@@ -1,0 +1,26 @@
+"""Reports that were measured once and ship with the package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from errata.errors import ReportError
+from errata.report.results import Report
+
+DIGITS_T100: Path = Path(__file__).parent / "recorded" / "digits_t100.json"
+"""The embedded model at 100 steps; `benchmarks/record_t100.py` writes it."""
+
+
+def recorded_digits() -> Report | None:
+    """The larger table of the embedded model, or None where this build ships none.
+
+    Raises:
+        ReportError: the file is damaged.
+    """
+    if not DIGITS_T100.is_file():
+        return None
+    try:
+        return Report.from_json(json.loads(DIGITS_T100.read_text(encoding="utf-8")))
+    except ValueError as problem:
+        raise ReportError(f"{DIGITS_T100} is not valid JSON: {problem}; reinstall errata") from problem

@@ -1,0 +1,229 @@
+"""What a report holds, and its JSON form `errata-report/1`.
+
+    schema      "errata-report/1"
+    protocol    how it was measured: samples, seeds, steps, feature network and digest, machine, versions, …
+    sizes       artifact name → bytes of its weights as stored, and as float32
+    backends    artifact name → kernel → number of layers that run on it
+    rows        one per (artifact, plan), and one for the float model where there was one:
+        artifact, plan      names; the float model's row has artifact "float", plan "none"
+        steps               the plan's steps expression
+        samples             number of images
+        evaluations         denoiser calls per image by kind ("full", "cached")
+        overhead            null for the float model; else
+            defined             Σ (extra calls × their measured cost) ÷ Σ (base calls × their cost)
+            measured            median over batches of (wall-clock of the plan ÷ of the plain batch) − 1
+            spread              [first, third quartile] of the same
+            batches             number of batches timed
+        seconds_per_image   median over batches, wall-clock, the whole pipeline call
+        frechet             {value, interval}: Fréchet distance to the reference
+        change              {value, interval}: `frechet` minus that of the same artifact uncorrected, paired
+        change_to_float     {value, interval}: `frechet` minus that of the float model, paired
+        psnr                {value, interval}: mean dB to the float model's image from the same noise
+        psnr_change         {value, interval}: `psnr` minus that of the same artifact uncorrected, paired
+        verdict             {kind, sentence}
+
+Intervals are `[low, high]` at 95 %. What could not be measured is null. Readers ignore unknown keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from errata.errors import ReportError
+from errata.report.intervals import Estimate
+from errata.report.verdict import Verdict
+
+SCHEMA = "errata-report/1"
+FLOAT = "float"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overhead:
+    """Extra time of a corrected run, as a fraction of the uncorrected one; see the module's description."""
+
+    defined: float
+    measured: float
+    spread: tuple[float, float]
+    batches: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Bytes on disk: of the weights as stored, of the same weights in float32, of the whole directory."""
+
+    weights: int
+    float32: int
+    directory: int
+
+    @property
+    def ratio(self) -> float:
+        """Stored weights as a fraction of their float32 size."""
+        return self.weights / self.float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one plan does to one artifact; fields as in the module's description."""
+
+    artifact: str
+    plan: str
+    steps: str
+    samples: int
+    evaluations: Mapping[str, float]
+    seconds_per_image: float
+    frechet: Estimate
+    verdict: Verdict
+    overhead: Overhead | None = None
+    change: Estimate | None = None
+    change_to_float: Estimate | None = None
+    psnr: Estimate | None = None
+    psnr_change: Estimate | None = None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether this is the row of the float model."""
+        return self.artifact == FLOAT
+
+    @property
+    def is_corrected(self) -> bool:
+        """Whether the plan corrects anything."""
+        return self.change is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        value: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        for name in _ESTIMATES:
+            value[name] = value[name].to_json() if value[name] is not None else None
+        value["evaluations"] = dict(self.evaluations)
+        value["overhead"] = asdict(self.overhead) if self.overhead else None
+        value["verdict"] = asdict(self.verdict)
+        return value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Row:
+        """Inverse of `to_json`."""
+        known = {item.name: value[item.name] for item in fields(cls) if item.name in value}
+        for name in _ESTIMATES:
+            if known.get(name) is not None:
+                known[name] = Estimate.from_json(known[name])
+        if known.get("overhead") is not None:
+            overhead = known["overhead"]
+            known["overhead"] = Overhead(
+                defined=overhead["defined"],
+                measured=overhead["measured"],
+                spread=tuple(overhead["spread"]),
+                batches=overhead["batches"],
+            )
+        verdict = known["verdict"]
+        known["verdict"] = Verdict(verdict["kind"], verdict["sentence"])
+        return cls(**known)
+
+
+_ESTIMATES = ("frechet", "change", "change_to_float", "psnr", "psnr_change")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a report was measured: two reports compare only where this agrees.
+
+    Attributes:
+        samples: images per row.
+        seed: image i starts from a generator seeded `seed + i`, in every row.
+        steps: sampling steps.
+        image_size: height, width and channels.
+        feature_network: its name; the metric is "Fréchet distance in `feature_network`".
+        feature_digest: SHA-256 of its weights.
+        reference_count: number of real images; 0 if the statistics do not say.
+        resamples: bootstrap resamples per interval.
+        notes: what a reader must know before trusting the numbers.
+    """
+
+    samples: int
+    seed: int
+    batch_size: int
+    steps: int
+    image_size: tuple[int, int, int]
+    feature_network: str
+    feature_digest: str
+    feature_dimension: int
+    reference: str
+    reference_count: int
+    resamples: int
+    machine: str
+    device: str
+    threads: int
+    versions: Mapping[str, str]
+    date: str
+    command: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def metric(self) -> str:
+        """Full name of the metric."""
+        return f"Fréchet distance in {self.feature_network}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return asdict(self) | {"image_size": list(self.image_size), "notes": list(self.notes)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Protocol:
+        """Inverse of `to_json`."""
+        known = {item.name: value[item.name] for item in fields(cls) if item.name in value}
+        return cls(**known | {"image_size": tuple(known["image_size"]), "notes": tuple(known["notes"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Rows, and how they were measured."""
+
+    rows: tuple[Row, ...]
+    protocol: Protocol
+    sizes: Mapping[str, Size] = field(default_factory=dict)
+    backends: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @property
+    def artifacts(self) -> tuple[str, ...]:
+        """Names of the artifacts, in order, without the float model."""
+        return tuple(dict.fromkeys(row.artifact for row in self.rows if not row.is_float))
+
+    @property
+    def float_row(self) -> Row | None:
+        """The float model's row, if it was measured."""
+        return next((row for row in self.rows if row.is_float), None)
+
+    def of(self, artifact: str) -> tuple[Row, ...]:
+        """Rows of one artifact, in order."""
+        return tuple(row for row in self.rows if row.artifact == artifact)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value in the schema of this module."""
+        return {
+            "schema": SCHEMA,
+            "protocol": self.protocol.to_json(),
+            "sizes": {name: asdict(size) for name, size in self.sizes.items()},
+            "backends": {name: dict(kernels) for name, kernels in self.backends.items()},
+            "rows": [row.to_json() for row in self.rows],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Report:
+        """Inverse of `to_json`.
+
+        Raises:
+            ReportError: another schema, or a value that does not fit it.
+        """
+        schema = value.get("schema") if isinstance(value, Mapping) else None
+        if schema != SCHEMA:
+            raise ReportError(f"report has schema {schema!r}; this release reads {SCHEMA!r}")
+        try:
+            return cls(
+                rows=tuple(Row.from_json(row) for row in value["rows"]),
+                protocol=Protocol.from_json(value["protocol"]),
+                sizes={name: Size(**size) for name, size in value["sizes"].items()},
+                backends={name: dict(kernels) for name, kernels in value["backends"].items()},
+            )
+        except (KeyError, TypeError, ValueError) as problem:
+            raise ReportError(f"report does not fit schema {SCHEMA!r}: {problem!r}") from problem

@@ -1,0 +1,110 @@
+"""Runs float and deployed pipelines on equal noise, with a clock. Nothing else here calls a pipeline."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from errata.compress.schedule import StepKind
+from errata.correct import CorrectedPipeline, Plan, wrap
+from errata.deploy import DeployedPipeline
+
+Inputs = Callable[[range], Mapping[str, Any]]
+"""Pipeline keyword arguments for the samples of one batch, given their indices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """One batch: images (B, C, H, W), float32 in [0, 1] on the CPU; denoiser calls are per image."""
+
+    images: Tensor
+    seconds: float
+    base: Mapping[StepKind, float]
+    extra: Mapping[StepKind, float]
+
+
+class Sampler(Protocol):
+    """Samples the images of some indices; image i depends on `seed + i` alone."""
+
+    def sample(self, indices: range) -> Sampled:
+        """One batch."""
+
+
+class FloatSampler:
+    """The uncompressed pipeline; `calls` is how often its sampler calls the denoiser."""
+
+    def __init__(
+        self, pipe: DiffusionPipeline, *, num_inference_steps: int, calls: int, seed: int, inputs: Inputs
+    ) -> None:
+        self._pipe = copy.copy(pipe)  # the weights are shared; scheduler state and progress bar are not
+        self._pipe.scheduler = copy.deepcopy(pipe.scheduler)
+        self._pipe.set_progress_bar_config(disable=True)
+        self._steps, self._calls, self._seed, self._inputs = num_inference_steps, calls, seed, inputs
+
+    def sample(self, indices: range) -> Sampled:
+        """See `Sampler.sample`."""
+        arguments = {**self._inputs(indices), "num_inference_steps": self._steps}
+        images, seconds = _timed(self._pipe, arguments, indices, self._seed)
+        return Sampled(images=images, seconds=seconds, base={"full": float(self._calls)}, extra={})
+
+
+class PlanSampler:
+    """An artifact under a plan.
+
+    Raises:
+        PlanError: the artifact cannot serve the plan.
+    """
+
+    def __init__(self, deployed: DeployedPipeline, plan: Plan, *, seed: int, inputs: Inputs) -> None:
+        self._corrected: CorrectedPipeline = wrap(deployed, plan)
+        self._deployed, self._seed, self._inputs = deployed, seed, inputs
+
+    def sample(self, indices: range) -> Sampled:
+        """See `Sampler.sample`."""
+        with _quiet(self._deployed.pipe):
+            images, seconds = _timed(self._corrected, self._inputs(indices), indices, self._seed)
+        stats = self._corrected.stats
+        return Sampled(images=images, seconds=seconds, base=stats.base, extra=stats.extra)
+
+
+def default_inputs(indices: range) -> Mapping[str, Any]:
+    """Arguments of an unconditional pipeline."""
+    return {"batch_size": len(indices)}
+
+
+def batches_of(samples: int, batch_size: int) -> list[range]:
+    """Indices 0 to `samples - 1` in batches; the last may be smaller."""
+    return [range(start, min(start + batch_size, samples)) for start in range(0, samples, batch_size)]
+
+
+def _timed(
+    pipeline: Callable[..., Any], arguments: Mapping[str, Any], indices: range, seed: int
+) -> tuple[Tensor, float]:
+    """Images and wall-clock seconds; the copy to the CPU waits for the device, so the clock does too."""
+    generators = [torch.Generator().manual_seed(seed + index) for index in indices]
+    start = time.perf_counter()
+    output = pipeline(**arguments, generator=generators, output_type="np")
+    seconds = time.perf_counter() - start
+    images = torch.from_numpy(output.images).permute(0, 3, 1, 2).contiguous().float()
+    return images.clamp(0, 1), seconds
+
+
+@contextmanager
+def _quiet(pipe: DiffusionPipeline) -> Iterator[None]:
+    before = getattr(pipe, "_progress_bar_config", None)
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        yield
+    finally:
+        if before is None:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = before

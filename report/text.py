@@ -1,0 +1,143 @@
+"""A report as an aligned text table and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from errata.report import formatting
+from errata.report.results import Report, Row
+from errata.report.verdict import headline
+
+_HEADERS = (
+    "artifact",
+    "plan",
+    "calls per image",
+    "overhead",
+    "measured",
+    "distance",
+    "95 % interval",
+    "PSNR",
+)
+_TEXT_HEADERS = (
+    "artifact",
+    "plan",
+    "full+cached",
+    "overhead",
+    "measured",
+    "distance",
+    "change (95 % interval)",
+    "PSNR",
+    "verdict",
+)
+
+
+def text_table(report: Report) -> str:
+    """The rows aligned for a terminal, with a verdict each; no trailing newline."""
+    lines: list[tuple[str, ...]] = [_TEXT_HEADERS]
+    lines += [_text_cells(row) for row in report.rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(_TEXT_HEADERS))]
+    lines.insert(1, tuple("-" * width for width in widths))
+    return "\n".join(_aligned(line, widths) for line in lines)
+
+
+def markdown(report: Report) -> str:
+    """The report without its pictures."""
+    protocol = report.protocol
+    judged = [(row.artifact, row.verdict.kind) for row in report.rows]
+    parts = [
+        "# What each overhead bought",
+        headline(judged, samples=protocol.samples),
+        _markdown_table(report),
+        "Verdicts, each from a paired 95 % interval against the same artifact without correction:",
+        "\n".join(f"- **{row.artifact}, {row.plan}**: {row.verdict.sentence}" for row in report.rows),
+        "## Sizes",
+        _markdown_sizes(report),
+        "## Protocol",
+        "\n".join(f"- {name}: {text}" for name, text in protocol_lines(report)),
+        "\n".join(f"- Note: {note}" for note in protocol.notes),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def protocol_lines(report: Report) -> list[tuple[str, str]]:
+    """The protocol as pairs of name and text, for people."""
+    p = report.protocol
+    height, width, channels = p.image_size
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(p.versions.items()))
+    reference = f"{p.reference_count} images" if p.reference_count else "an unstated number of images"
+    return [
+        (
+            "Metric",
+            f"{p.metric} ({p.feature_dimension} features; lower is better; comparable only with itself)",
+        ),
+        ("Feature network", f"{p.feature_network}, weights SHA-256 {p.feature_digest}"),
+        ("Reference", f"{p.reference}; {reference}"),
+        (
+            "Samples",
+            f"{p.samples} per row, seeds {p.seed} to {p.seed + p.samples - 1}, the same for every row",
+        ),
+        (
+            "Images",
+            f"{width}×{height}, {channels} channel{'s' * (channels > 1)}, float32 in [0, 1], not resized",
+        ),
+        ("Sampling", f"{p.steps} steps, batches of {p.batch_size}"),
+        ("Intervals", f"95 %, bootstrap with {p.resamples} resamples; differences resample both sides alike"),
+        ("Machine", f"{p.machine}; device {p.device}, {p.threads} thread{'s' * (p.threads > 1)}"),
+        ("Versions", versions),
+        ("Date", p.date),
+        ("Command", p.command),
+    ]
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    overhead = row.overhead
+    return (
+        row.artifact,
+        row.plan,
+        formatting.evaluations(row.evaluations),
+        formatting.percent(overhead.defined) if overhead and row.is_corrected else "",
+        formatting.percent(overhead.measured) if overhead and row.is_corrected else "",
+        formatting.value(row.frechet),
+        formatting.interval(row.frechet),
+        f"{row.psnr.value:.1f} dB" if row.psnr else "",
+    )
+
+
+def _change(row: Row) -> str:
+    return f"{formatting.signed(row.change)} ({formatting.signed_interval(row.change)})" if row.change else ""
+
+
+def _text_cells(row: Row) -> tuple[str, ...]:
+    calls = "+".join(f"{count:.3g}" for count in row.evaluations.values())
+    _, _, _, overhead, measured, distance, _, psnr = _cells(row)
+    change = _change(row)
+    return (row.artifact, row.plan, calls, overhead, measured, distance, change, psnr, row.verdict.kind)
+
+
+def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
+    """Names to the left, numbers to the right."""
+    cells = [
+        cell.rjust(width) if 2 <= column < len(line) - 1 else cell.ljust(width)
+        for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+    ]
+    return "  ".join(cells).rstrip()
+
+
+def _markdown_table(report: Report) -> str:
+    header = (*_HEADERS, "change", "ms per image", "verdict")
+    lines = [header, ("---",) * len(header)]
+    for row in report.rows:
+        change = _change(row)
+        lines.append((*_cells(row), change, f"{1e3 * row.seconds_per_image:.1f}", row.verdict.kind))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _markdown_sizes(report: Report) -> str:
+    if not report.sizes:
+        return ""
+    lines = ["| artifact | weights | as float32 | ratio |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {name} | {formatting.size(size.weights)} | {formatting.size(size.float32)} | {size.ratio:.3f} |"
+        for name, size in report.sizes.items()
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,244 @@
+import base64
+import io
+import json
+import re
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from errata.errors import ReportError
+from errata.report import Estimate, Interval, Overhead, Protocol, Report, Row, Size, text_table
+from errata.report.page import html
+from errata.report.plots import overhead_plot
+from errata.report.recorded import recorded_digits
+from errata.report.strips import strip
+from errata.report.text import markdown
+from errata.report.verdict import verdict_of_corrected, verdict_of_float, verdict_of_uncorrected
+
+VOID = {"meta", "link", "img", "br", "use", "path"}
+
+
+def estimate(value: float, half: float = 0.4) -> Estimate:
+    return Estimate(value, Interval(value - half, value + half))
+
+
+def make_rows(artifact: str, *, change: float, samples: int) -> list[Row]:
+    plain = Row(
+        artifact=artifact,
+        plan="none",
+        steps="none",
+        samples=samples,
+        evaluations={"full": 3.0, "cached": 22.0},
+        seconds_per_image=0.01,
+        frechet=estimate(12.0),
+        verdict=verdict_of_uncorrected(samples=samples, change_to_float=estimate(6.0)),
+        overhead=Overhead(defined=0.0, measured=0.0, spread=(0.0, 0.0), batches=4),
+        psnr=estimate(20.0),
+    )
+    corrected = Row(
+        artifact=artifact,
+        plan="all",
+        steps="all",
+        samples=samples,
+        evaluations={"full": 6.0, "cached": 22.0},
+        seconds_per_image=0.013,
+        frechet=estimate(12.0 + change),
+        verdict=verdict_of_corrected(
+            frechet=12.0 + change, change=estimate(change), overhead=0.35, samples=samples
+        ),
+        overhead=Overhead(defined=0.35, measured=0.36, spread=(0.34, 0.37), batches=4),
+        change=estimate(change),
+        psnr=estimate(21.0),
+        psnr_change=estimate(1.0),
+    )
+    return [plain, corrected]
+
+
+@pytest.fixture
+def report() -> Report:
+    samples = 256
+    float_row = Row(
+        artifact="float",
+        plan="none",
+        steps="none",
+        samples=samples,
+        evaluations={"full": 25.0},
+        seconds_per_image=0.03,
+        frechet=estimate(6.0),
+        verdict=verdict_of_float(samples=samples),
+    )
+    protocol = Protocol(
+        samples=samples,
+        seed=0,
+        batch_size=64,
+        steps=25,
+        image_size=(16, 16, 1),
+        feature_network="block-means",
+        feature_digest="ab" * 32,
+        feature_dimension=4,
+        reference="random images",
+        reference_count=1797,
+        resamples=200,
+        machine="a <machine> & more",
+        device="cpu",
+        threads=2,
+        versions={"errata": "0.1.0", "torch": "2.13.0"},
+        date="2026-01-02T03:04:05+00:00",
+        command="errata demo",
+        notes=("Something to know.",),
+    )
+    rows = [
+        float_row,
+        *make_rows("w4a8", change=-2.0, samples=samples),
+        *make_rows("deepcache-10", change=1.5, samples=samples),
+    ]
+    sizes = {"w4a8": Size(weights=1_000_000, float32=6_000_000, directory=1_010_000)}
+    return Report(rows=tuple(rows), protocol=protocol, sizes=sizes, backends={"w4a8": {"onednn": 40}})
+
+
+@pytest.fixture
+def page(report: Report) -> str:
+    strips = {(row.artifact, row.plan): strip(torch.rand(3, 1, 16, 16)) for row in report.rows}
+    return html(report, strips)
+
+
+class Elements(HTMLParser):
+    """Counts elements and refuses a page whose tags do not match."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.addresses: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in {"src", "href", "xlink:href"}]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def parsed(page: str) -> Elements:
+    elements = Elements()
+    elements.feed(page)
+    assert elements.open == []
+    return elements
+
+
+def test_page_is_well_formed_and_has_its_parts(page: str) -> None:
+    elements = parsed(page)
+    assert elements.seen.count("svg") == 3  # one an artifact, one for all
+    assert elements.seen.count("img") == 6  # float, uncorrected, corrected for each of two artifacts
+    assert elements.seen.count("table") == 1
+    text = " ".join(elements.text)
+    for expected in (
+        "Of 2 corrected runs",
+        "leave it off here",
+        "ab" * 32,
+        "Something to know.",
+        "errata demo",
+    ):
+        assert expected in text
+
+
+def test_page_needs_no_network(page: str) -> None:
+    assert all(address.startswith(("data:", "#")) for address in parsed(page).addresses)
+    assert re.findall(r"(?:https?:)?//[a-z]", re.sub(r"base64,[^\"]*", "", page)) == []
+    assert "@import" not in page
+
+
+def test_page_escapes_what_it_is_told(page: str) -> None:
+    assert "a &lt;machine&gt; &amp; more" in page
+
+
+def test_a_recorded_report_gets_its_own_section(report: Report) -> None:
+    elements = parsed(html(report, {}, recorded=report))
+    assert elements.seen.count("table") == 2
+    assert "Recorded result: 25 steps, 256 images a row" in elements.text
+    assert elements.seen.count("img") == 0
+
+
+def test_plot_follows_the_page_and_repeats(report: Report) -> None:
+    plot = overhead_plot(report, "w4a8")
+    assert "var(--blue)" in plot
+    assert "var(--ink)" in plot
+    assert "<style" not in plot
+    assert "#01020" not in plot
+    assert "float model" in plot
+    assert plot == overhead_plot(report, "w4a8")
+    ids = re.findall(r'id="([^"]+)"', plot + overhead_plot(report, "deepcache-10"))
+    assert len(ids) == len(set(ids))
+
+
+def test_json_survives_a_round_trip(report: Report) -> None:
+    assert Report.from_json(json.loads(json.dumps(report.to_json(), allow_nan=False))) == report
+
+
+def test_json_of_another_schema_is_refused(report: Report) -> None:
+    with pytest.raises(ReportError, match="schema 'errata-report/9'"):
+        Report.from_json(report.to_json() | {"schema": "errata-report/9"})
+    with pytest.raises(ReportError, match="does not fit schema"):
+        Report.from_json(report.to_json() | {"rows": [{}]})
+
+
+def test_text_table_is_aligned(report: Report) -> None:
+    lines = text_table(report).splitlines()
+    assert len(lines) == 2 + len(report.rows)
+    ends = {line.index("full+cached") + len("full+cached") for line in lines[:1]}
+    assert all(line[: ends.copy().pop()].strip()[-1] in "-d0123456789" for line in lines)
+    assert lines[-1].endswith("worse")
+    assert "+1.50 (+1.10 to +1.90)" in lines[-1]
+
+
+def test_markdown_holds_rows_verdicts_and_protocol(report: Report) -> None:
+    text = markdown(report)
+    assert "| w4a8 | all | 6 full + 22 cached | 35 % | 36 % | 10.00 |" in text
+    assert "leave it off here" in text
+    assert "Fréchet distance in block-means" in text
+    assert "| w4a8 | 1 MB | 6 MB | 0.167 |" in text
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "LA"), (3, "RGBA")])
+def test_strip_keeps_every_pixel(channels: int, mode: str) -> None:
+    images = torch.randint(256, (3, channels, 4, 4)).float() / 255
+    picture = Image.open(io.BytesIO(strip(images)))
+    assert (picture.mode, picture.size) == (mode, (14, 4))
+    pixels = torch.from_numpy(np.array(picture)).long()
+    assert pixels[0, 4, -1] == 0  # the gap is transparent
+    torch.testing.assert_close(pixels[:, 5:9, :-1].permute(2, 0, 1), (images[1] * 255).round().long())
+
+
+def test_page_embeds_the_strips(report: Report) -> None:
+    png = strip(torch.rand(3, 1, 16, 16))
+    assert base64.b64encode(png).decode() in html(report, {("w4a8", "all"): png})
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_missing_extra_is_named(report: Report, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ReportError, match=rf"needs {package}.*pip install errata\[report\]"):
+        html(report, {})
+
+
+def test_the_recorded_report_is_readable_where_there_is_one() -> None:
+    recorded = recorded_digits()
+    assert recorded is None or recorded.protocol.steps == 100

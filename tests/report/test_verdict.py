@@ -1,0 +1,80 @@
+import pytest
+
+from errata.report import Estimate, Interval
+from errata.report.verdict import (
+    VerdictKind,
+    headline,
+    judge_change,
+    verdict_of_corrected,
+    verdict_of_uncorrected,
+)
+
+
+def change(low: float, high: float) -> Estimate:
+    return Estimate((low + high) / 2, Interval(low, high))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kind"),
+    [
+        (-2.0, -0.1, "better"),
+        (0.1, 2.0, "worse"),
+        (-2.0, 0.1, "not distinguishable"),
+        (-0.1, 2.0, "not distinguishable"),
+        (0.0, 0.0, "not distinguishable"),
+        (-1.0, 0.0, "not distinguishable"),
+    ],
+)
+def test_the_interval_decides(low: float, high: float, kind: VerdictKind) -> None:
+    assert judge_change(change(low, high)) == kind
+
+
+def test_a_correction_that_hurts_is_told_plainly() -> None:
+    verdict = verdict_of_corrected(frechet=9.0, change=change(1.0, 3.0), overhead=1.0, samples=256)
+    assert verdict.kind == "worse"
+    assert verdict.sentence == (
+        "Worse: correction raises the distance from 7.0 to 9.0 (+2.0, 95 % interval +1.0 to +3.0) "
+        "and costs 100 %; leave it off here."
+    )
+
+
+def test_a_correction_that_helps_names_its_price_and_the_pixels() -> None:
+    verdict = verdict_of_corrected(
+        frechet=5.0, change=change(-3.0, -1.0), overhead=0.028, samples=256, psnr_change=change(0.2, 0.4)
+    )
+    assert verdict.kind == "better"
+    assert "falls from 7.0 to 5.0 (−2.0, 95 % interval −3.0 to −1.0) for 2.8 % overhead." in verdict.sentence
+    assert verdict.sentence.endswith("Its images are closer to the float model's (+0.30 dB).")
+
+
+def test_noise_is_called_noise() -> None:
+    verdict = verdict_of_corrected(
+        frechet=5.0, change=change(-1.0, 0.8), overhead=0.2, samples=256, psnr_change=change(-0.1, 0.1)
+    )
+    assert verdict.kind == "not distinguishable"
+    assert verdict.sentence.startswith("Not distinguishable at n=256: from 5.10 to 5.00")
+    assert "dB" not in verdict.sentence
+
+
+def test_an_uncorrected_artifact_is_compared_with_the_float_model() -> None:
+    assert "No correction" in verdict_of_uncorrected(samples=9, change_to_float=None).sentence
+    worse = verdict_of_uncorrected(samples=9, change_to_float=change(1.0, 3.0))
+    assert worse.sentence.startswith("Compression raises the distance")
+    assert worse.kind == "uncorrected"
+
+
+def test_headline_counts() -> None:
+    judged: list[tuple[str, VerdictKind]] = [
+        ("float", "float"),
+        ("a", "uncorrected"),
+        ("a", "better"),
+        ("a", "better"),
+        ("b", "better"),
+        ("b", "not distinguishable"),
+    ]
+    assert headline(judged, samples=256) == (
+        "Of 4 corrected runs, correction helped in 3 (a, b), hurt in 0, and made no difference that 256 "
+        "samples can show in 1."
+    )
+    assert "no correction made a difference" in headline([("a", "not distinguishable")], samples=64)
+    assert "Nothing was corrected" in headline([("a", "uncorrected")], samples=64)
