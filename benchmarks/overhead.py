@@ -1,0 +1,69 @@
+"""Measured wall-clock overhead of correction plans against the overhead as it is defined.
+
+    python benchmarks/overhead.py ARTIFACT [ARTIFACT …] [--plans ends:1/10 all] [--batch-size 64] [--rounds 9]
+
+Every round samples one batch uncorrected and one under each plan, in turn, so that a drift of the machine's
+speed cancels. Measured is the median over rounds of (corrected time / uncorrected time of that round) - 1;
+defined is Σ(extra calls × their cost) / Σ(base calls × their cost), with costs from the same process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from errata import correct, deploy
+from errata.report.machine import describe_machine
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description="Measured against defined overhead.")
+    parser.add_argument("artifacts", type=Path, nargs="+")
+    parser.add_argument("--plans", nargs="+", default=["ends:1/10", "all"], metavar="STEPS")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    print(f"{describe_machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"batch {options.batch_size}, {options.rounds} rounds")
+    print(f"{'artifact':<20} {'plan':<10} {'defined':>8} {'measured':>9} {'quartiles':>17} {'ratio':>6}")
+    for path in options.artifacts:
+        measure(path, options.plans, options.batch_size, options.rounds)
+
+
+def measure(path: Path, plans: list[str], batch_size: int, rounds: int) -> None:
+    """Print one line for each plan on one artifact."""
+    deployed = deploy.load(path)
+    deployed.pipe.set_progress_bar_config(disable=True)
+    corrected = {steps: correct.wrap(deployed, correct.Plan(correct.IEC(), steps=steps)) for steps in plans}
+    seconds: dict[str, list[float]] = {name: [] for name in ("none", *corrected)}
+    for turn in range(rounds + 1):
+        for name in seconds:
+            took = timed(corrected.get(name, deployed), batch_size, seed=turn)
+            if turn:  # the first round warms up
+                seconds[name].append(took)
+    for name, pipeline in corrected.items():
+        ratios = [a / b - 1 for a, b in zip(seconds[name], seconds["none"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        defined = pipeline.overhead()
+        print(
+            f"{path.name:<20} {name:<10} {defined:>8.3f} {middle:>9.3f} "
+            f"{f'{low:.3f} to {high:.3f}':>17} {middle / defined:>6.3f}"
+        )
+
+
+def timed(pipeline: Callable[..., object], batch_size: int, *, seed: int) -> float:
+    """Wall-clock seconds of one call."""
+    generator = torch.Generator().manual_seed(seed)
+    start = time.perf_counter()
+    pipeline(batch_size=batch_size, generator=generator, output_type="np")
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
