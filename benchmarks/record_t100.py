@@ -27,14 +27,8 @@ from errata.deploy import DeployedPipeline
 from errata.embedded import PIPELINE
 from errata.report import Reference, Report
 from errata.report.assembly import FLOAT_KEY, Key, assemble_rows
-from errata.report.measuring import (
-    kernels_of,
-    make_protocol,
-    measure_costs,
-    rank_notes,
-    scatter_notes,
-    size_of,
-)
+from errata.report.measuring import measure_costs
+from errata.report.provenance import kernels_of, make_protocol, rank_notes, scatter_notes, size_of
 from errata.report.recorded import DIGITS_T100
 from errata.report.sampling import FloatSampler, PlanSampler, Sampler, batches_of, default_inputs
 from errata.report.tally import Costs, Tally

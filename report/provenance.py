@@ -1,0 +1,108 @@
+"""What a report says of itself: sizes, kernels, protocol, and what to know before trusting the numbers."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import torch
+
+from errata.deploy import DeployedPipeline
+from errata.report.machine import describe_machine, versions
+from errata.report.reference import Reference
+from errata.report.results import Overhead, Protocol, Row, Size
+
+# Quartiles of wall-clock ratios on a quiet machine lie a few per cent apart; ten mean that something else
+# was running.
+_CALM_SPREAD = 0.10
+
+
+def size_of(deployed: DeployedPipeline) -> Size:
+    """Bytes of the denoiser's weights as stored and in float32, and of the whole artifact."""
+    manifest = deployed.manifest
+    return Size(
+        weights=manifest.denoiser_bytes,
+        float32=manifest.float32_weight_bytes,
+        directory=manifest.artifact_bytes,
+    )
+
+
+def kernels_of(deployed: DeployedPipeline) -> dict[str, int]:
+    """How many layers run on each kernel; empty where nothing is quantized."""
+    return dict(Counter(row.backend for row in deployed.backend_report()))
+
+
+def rank_notes(samples: int, reference: Reference) -> tuple[str, ...]:
+    """What is wrong with these sample counts, as notes; warns of each."""
+    dimension = reference.statistics.dimension
+    notes = []
+    if samples <= dimension:
+        notes.append(
+            f"{samples} samples cannot give a covariance of full rank in {dimension} features; "
+            f"take at least {dimension + 1}, better ten times as many."
+        )
+    if 0 < reference.statistics.count <= dimension:
+        notes.append(
+            f"The reference holds {reference.statistics.count} images, too few for a covariance of full "
+            f"rank in {dimension} features; give at least {dimension + 1}."
+        )
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
+    return tuple(notes)
+
+
+def scatter_notes(rows: Sequence[Row]) -> tuple[str, ...]:
+    """A note where wall-clock times scatter so much that the measured overheads mean little."""
+    scattered = [
+        f"{row.artifact}, {row.plan}"
+        for row in rows
+        if row.overhead is not None and _relative_spread(row.overhead) > _CALM_SPREAD
+    ]
+    if not scattered:
+        return ()
+    return (
+        f"The machine was busy: the measured overhead of {'; '.join(scattered)} scatters by more than "
+        f"{_CALM_SPREAD:.0%} of the run between batches. Trust the overhead as defined there.",
+    )
+
+
+def _relative_spread(overhead: Overhead) -> float:
+    low, high = overhead.spread
+    return (high - low) / (1 + overhead.measured)
+
+
+def make_protocol(
+    deployed: DeployedPipeline,
+    reference: Reference,
+    *,
+    samples: int,
+    seed: int,
+    batch_size: int,
+    image_size: tuple[int, int, int],
+    resamples: int,
+    command: str,
+    notes: tuple[str, ...] = (),
+) -> Protocol:
+    """The protocol of a measurement that ends now, on this machine."""
+    return Protocol(
+        samples=samples,
+        seed=seed,
+        batch_size=batch_size,
+        steps=deployed.num_inference_steps,
+        image_size=image_size,
+        feature_network=reference.name,
+        feature_digest=reference.digest,
+        feature_dimension=reference.statistics.dimension,
+        reference=reference.source,
+        reference_count=reference.statistics.count,
+        resamples=resamples,
+        machine=describe_machine(),
+        device=str(deployed.pipe.device),
+        threads=torch.get_num_threads(),
+        versions=versions(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        notes=notes,
+    )
