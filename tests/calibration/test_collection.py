@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import itertools
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -259,7 +260,10 @@ def test_dropout_is_off_while_recording(tiny_pipeline: DDIMPipeline, tmp_path: P
 
 
 def test_the_progress_bar_counts_calls(
-    guided_pipeline: Guided, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    guided_pipeline: Guided,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pipe = guided_pipeline(PNDMScheduler(skip_prk_steps=True))
     options: dict[str, Any] = {
@@ -268,6 +272,8 @@ def test_the_progress_bar_counts_calls(
         "batch_size": 1,
         "prompts": ["a", "b"],
     }
+    calibration.collect(pipe, tmp_path / "redirected", **options)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # bars are for people
     calibration.collect(pipe, tmp_path / "silent", **options)
     assert capsys.readouterr().err == ""
     pipe.set_progress_bar_config()
