@@ -2,9 +2,9 @@
 
     python benchmarks/agreement.py --compressed DIR --artifact DIR --calibration DIR
 
-The input of a step is the recorded one, so errors do not accumulate; images do accumulate them. Prints, over
-steps, the largest relative error (max |difference| / max |simulated|) and the largest relative RMS error of the
-predictions, full and cached, then the same for the images.
+The input of a step is the recorded one, so errors do not accumulate; in images they do. Prints the largest
+relative error over steps (max |difference| / max |simulated|) and the largest relative RMS error of the
+predictions, full and cached, then both for the images, as differences of values in [0, 1].
 """
 
 from __future__ import annotations
