@@ -60,7 +60,7 @@ def collect(
 
     Raises:
         CalibrationError: an argument is out of range or not served by this pipeline; `out` cannot be
-            written, is in use, or holds another request's work; a trajectory cannot be recorded.
+            written, or holds another request's work; a trajectory cannot be recorded.
     """
     out = Path(out)
     _check_numbers(num_inference_steps, num_samples, batch_size, seed, guidance_scale)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from errata.calibration import load_pipeline
+from errata.calibration import load_pipeline, model_fingerprint
 from errata.canonical_json import dumps, file_digest, loads_strict
 from errata.compress.clock import StepClock
 from errata.compress.denoiser import UNetDenoiser
@@ -30,6 +31,7 @@ _FORMAT = "errata-compressed/1"
 _MANIFEST = "compressed.json"
 _QUANTIZERS = "quantizers.safetensors"
 _PIPELINE = "pipeline"
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +140,7 @@ def write(float_pipe: DiffusionPipeline, compression: Compression, out: Path) ->
     manifest = {
         "format": _FORMAT,
         **compression.to_json(),
+        "weights_dtype": str(float_pipe.unet.dtype).removeprefix("torch."),
         "quantizers_sha256": file_digest(out / _QUANTIZERS),
     }
     (out / _MANIFEST).write_bytes(dumps(manifest))
@@ -147,7 +150,8 @@ def load(path: str | Path) -> CompressedPipeline:
     """Opens a compressed pipeline that `apply` wrote.
 
     Raises:
-        RecipeError: the directory holds none, it is of another format, or its table was altered.
+        RecipeError: the directory holds none, it is of another format, or something in it was altered.
+        CalibrationError: its pipeline cannot be opened.
     """
     root = Path(path)
     manifest = _read_manifest(root)
@@ -160,7 +164,12 @@ def load(path: str | Path) -> CompressedPipeline:
         raise RecipeError(
             f"{root / _MANIFEST} cannot be read: {error!r}; compress the pipeline again"
         ) from error
-    return CompressedPipeline(load_pipeline(root / _PIPELINE), compression, root)
+    pipe = load_pipeline(root / _PIPELINE)
+    if (dtype := _DTYPES[manifest["weights_dtype"]]) != pipe.unet.dtype:
+        pipe.unet.to(dtype)
+    if model_fingerprint(pipe.unet) != compression.calibration["fingerprint"]:
+        raise RecipeError(f"{root / _PIPELINE} is not the model that was compressed; compress it again")
+    return CompressedPipeline(pipe, compression, root)
 
 
 def _read_manifest(root: Path) -> dict[str, Any]:

@@ -124,7 +124,10 @@ class UNetDenoiser:
             shape = torch.Size((batch_size, *shape[1:]))
         if (kind, tuple(shape)) not in self._costs:
             latest = self._latest
-            self._measure(torch.randn(shape, dtype=dtype, device=device), cond)
+            noise = torch.randn(
+                shape, generator=torch.Generator().manual_seed(0)
+            )  # torch's own stays as it is
+            self._measure(noise.to(device, dtype), cond)
             self._latest = latest
         return self._costs[kind, tuple(shape)]
 

@@ -85,7 +85,7 @@ def observe_ranges(
     sites = sites_of(scheme)
     if not sites:
         return {}
-    observed = copy.deepcopy(unet)
+    observed = copy.deepcopy(unet).eval()  # as `collect` and the simulation run it
     columns: dict[str, list[tuple[Tensor, Tensor]]] = {site.name: [] for site in sites}
     steps = range(calibration_set.num_steps)
     for step in tqdm(

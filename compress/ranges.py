@@ -16,7 +16,7 @@ _SMALLEST_SCALE = 1e-8
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, *, bits: int) -> Tensor:
-    """Codes `q = clamp(round(x / s) + z, 0, 2^bits - 1)` as a float tensor of the shape of `x`.
+    """Codes `q = clamp(round(x / s + z), 0, 2^bits - 1)` as a float tensor of the shape of `x`.
 
     The zero point is added before rounding, as brevitas' `IntQuant` does, so that both agree to the last bit.
     """

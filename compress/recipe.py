@@ -45,10 +45,10 @@ class DeepCache:
     branch: int | None = None
 
     def __post_init__(self) -> None:
-        if self.interval < 1:
-            raise RecipeError(f"the cache interval must be at least 1, got {self.interval}")
-        if self.branch is not None and self.branch < 1:
-            raise RecipeError(f"branch={self.branch}: a cached step must recompute at least 1 resnet")
+        if type(self.interval) is not int or self.interval < 1:
+            raise RecipeError(f"the cache interval must be a whole number, at least 1, got {self.interval!r}")
+        if self.branch is not None and (type(self.branch) is not int or self.branch < 1):
+            raise RecipeError(f"branch={self.branch!r}: a cached step must recompute at least 1 resnet")
 
     def schedule(self, num_steps: int, *, max_branch: int) -> CacheSchedule:
         """The schedule for a run of `num_steps` on a UNet whose last up block has `max_branch` resnets.

@@ -75,7 +75,7 @@ class SteppedUNet(nn.Module):
         Raises:
             ArtifactMismatch: the timestep was not recorded.
         """
-        time = float(timestep)
+        time = _one_timestep(timestep)
         cond = {} if class_labels is None else {"class_labels": class_labels}
         if self._observer is not None and step is None:
             prediction = self._observer(sample, time, cond)
@@ -150,3 +150,13 @@ class Run:
                 f"step {step} is at timestep {timestep:g}, recorded was {recorded[step]:g}; "
                 f"sample with the recorded scheduler and number of steps ({len(recorded)})"
             )
+
+
+def _one_timestep(timestep: Tensor | float) -> float:
+    times = torch.as_tensor(timestep).flatten()
+    if len(times) == 0 or not bool((times == times[0]).all()):
+        raise ArtifactMismatch(
+            f"the rows of a batch are at different timesteps ({times.tolist()[:3]}, …); activation scales "
+            "are one per step, so call once for each timestep"
+        )
+    return float(times[0])

@@ -1,6 +1,6 @@
 """A diffusers UNet evaluated in full, keeping a feature, or from a kept feature by its shallow branch.
 
-The only file of this stage that knows how diffusers' UNets are put together.
+How diffusers' UNets are put together is known here; how their attentions are, in `attention`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,12 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from errata.errors import RecipeError
+
+# Blocks whose resnets and attentions run one after another, each up-block resnet on one skip input.
+_BLOCKS = (
+    "AttnDownBlock2D", "AttnUpBlock2D", "DownBlock2D", "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D",
+    "UpBlock2D",
+)  # fmt: skip
 
 
 class BranchedUNet(nn.Module):
@@ -162,10 +168,8 @@ def _time_dtype(timestep: float) -> torch.dtype:
 
 def _refuse_unsupported(unet: UNet2DModel) -> None:
     for name, block in [*_named(unet.down_blocks, "down"), *_named(unet.up_blocks, "up")]:
-        if hasattr(block, "skip_conv"):
-            raise RecipeError(
-                f"{name} is a {type(block).__name__}; blocks with a skip convolution are not supported"
-            )
+        if type(block).__name__ not in _BLOCKS:
+            raise RecipeError(f"{name} is a {type(block).__name__}; supported are {', '.join(_BLOCKS)}")
     if getattr(unet.up_blocks[-1], "upsamplers", None) is not None:
         raise RecipeError("the last up block has an upsampler; a UNet2DModel without one is expected")
     if unet.config.time_embedding_type == "fourier":

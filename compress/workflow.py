@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
@@ -42,6 +43,11 @@ def apply(
     schedule = recipe.schedule(calibration_set.num_steps, max_branch=branched.max_branch)
     scheme = Scheme.of(pipe.unet, recipe.quantization)
     _check_origin(pipe, calibration_set)
+    if scheme.layers and pipe.unet.dtype != torch.float32:
+        raise RecipeError(
+            f"recipe {recipe.name} needs float32 weights, the UNet has {pipe.unet.dtype}; "
+            "convert it first, pipe.unet.to(torch.float32), and collect again"
+        )
     with staged_directory(Path(out), error=RecipeError) as staging:
         table: dict[str, Tensor] = {}
         if scheme.layers:

@@ -1,6 +1,6 @@
 """A look at where a scheduler's step would lead, that leaves no trace.
 
-The only file of this stage that knows how diffusers' schedulers are put together.
+How diffusers' schedulers hold their state is known here; what their rules are, in `step_rule`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Read in diffusers 0.42: apart from clipping and thresholding, the sample that `step` returns is affine in
-# `model_output`, given the history. `tests/correct/test_step_rule.py` checks each.
+# `model_output`, given the history. `tests/correct/test_schedulers.py` checks each.
 _LINEAR = frozenset(
     {
         "DDIMScheduler",
@@ -17,7 +17,6 @@ _LINEAR = frozenset(
         "EulerAncestralDiscreteScheduler",
         "EulerDiscreteScheduler",
         "HeunDiscreteScheduler",
-        "LMSDiscreteScheduler",
         "PNDMScheduler",
         "UniPCMultistepScheduler",
     }
@@ -28,7 +27,6 @@ _NOISELESS = frozenset(
     {
         "DEISMultistepScheduler",
         "HeunDiscreteScheduler",
-        "LMSDiscreteScheduler",
         "PNDMScheduler",
         "UniPCMultistepScheduler",
     }

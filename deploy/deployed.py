@@ -19,7 +19,7 @@ from errata.deploy.backends import BackendRow, check_backend, install
 from errata.deploy.manifest import Manifest
 from errata.deploy.tensors import float_parameters
 from errata.deploy.verification import DENOISER_FILE, empty_unet, verify
-from errata.errors import ArtifactError, ArtifactVersionError
+from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactVersionError
 
 
 class DeployedPipeline(SteppedPipeline):
@@ -75,9 +75,11 @@ def load(
     manifest = verify(root)
     unet, clock = empty_unet(root, manifest), StepClock()
     tensors = load_file(root / DENOISER_FILE)
+    kept = tuple(float_parameters(unet, manifest.scheme))
     report = install(unet, manifest.scheme, tensors, clock=clock, backend=backend, device=chosen)
-    parameters = {name: tensors[name] for name in float_parameters(unet, manifest.scheme) if name in tensors}
-    unet.load_state_dict(parameters, strict=False, assign=True)
+    parameters = {name: tensors[name] for name in kept}
+    unexpected = unet.load_state_dict(parameters, strict=False, assign=True).unexpected_keys
+    assert not unexpected  # `verify` has compared the names; what is missing are the layers installed above
     branched = BranchedUNet(unet.eval().requires_grad_(False).to(chosen))
     denoiser = UNetDenoiser(branched, clock, manifest.schedule, manifest.sampler.timesteps)
     pipe = _pipeline(root, manifest, SteppedUNet(denoiser, unet.config, module=branched), chosen)
@@ -102,8 +104,13 @@ def _device(device: str | torch.device | None) -> torch.device:
 def _pipeline(root: Path, manifest: Manifest, unet: SteppedUNet, device: torch.device) -> DiffusionPipeline:
     pipeline_class = _diffusers_class(manifest.pipeline_class, DiffusionPipeline)
     scheduler_class = _diffusers_class(manifest.sampler.scheduler_class, SchedulerMixin)
-    scheduler = scheduler_class.from_pretrained(root / "scheduler")
-    pipe: DiffusionPipeline = pipeline_class(unet=unet, scheduler=scheduler)
+    try:
+        scheduler = scheduler_class.from_config(dict(manifest.scheduler_config))
+        pipe: DiffusionPipeline = pipeline_class(unet=unet, scheduler=scheduler)
+    except Exception as error:  # diffusers raises whatever it likes
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ArtifactCorrupt(f"{root} does not make a {manifest.pipeline_class}: {reason}") from error
+    pipe.register_modules(scheduler=scheduler)  # DDIMPipeline turns any scheduler into a DDIMScheduler
     return pipe.to(device)
 
 

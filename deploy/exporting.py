@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import errata
+from errata.calibration.fingerprint import public_config
 from errata.canonical_json import file_digest
 from errata.compress import CompressedPipeline
 from errata.deploy.manifest import MANIFEST_FILE, FileRecord, Manifest
@@ -63,8 +64,9 @@ def _write_components(compressed: CompressedPipeline, root: Path) -> None:
 def _write_denoiser(compressed: CompressedPipeline, root: Path) -> None:
     unet = compressed.float_pipe.unet
     (root / "unet").mkdir()
-    config = {key: value for key, value in unet.config.items() if key != "_name_or_path"}
-    _write_json(root / "unet" / "config.json", {"_class_name": type(unet).__name__, **config})
+    # Without diffusers' private notes: one of them is a list in the order of a set, another in every process.
+    config = {"_class_name": type(unet).__name__, "_diffusers_version": diffusers.__version__}
+    _write_json(root / "unet" / "config.json", {**config, **public_config(unet.config)})
     compression = compressed.compression
     save_file(stored_tensors(unet, compression.scheme, compression.table), root / DENOISER_FILE)
 

@@ -32,6 +32,10 @@ class FileRecord:
     bytes: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        if type(self.bytes) is not int or self.bytes < 0 or type(self.sha256) is not str:
+            raise ValueError(f"a file record needs a size and a digest, got {self.bytes!r}, {self.sha256!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -141,7 +145,11 @@ def read_manifest(root: Path) -> Manifest:
             f"{file} has format {value.get('format')!r}; this version reads {FORMAT!r}"
         )
     stated = value.pop(_DIGEST_KEY, None)
-    if stated != digest(value) or data != dumps({**value, _DIGEST_KEY: stated}):
+    try:
+        is_intact = stated == digest(value) and data == dumps({**value, _DIGEST_KEY: stated})
+    except (ValueError, TypeError, RecursionError):  # text that no canonical JSON can hold, for instance
+        is_intact = False
+    if not is_intact:
         raise ArtifactCorrupt(f"{file} was altered: its own digest does not match; copy the artifact again")
     return _parse(value, file)
 

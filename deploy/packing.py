@@ -41,6 +41,13 @@ def unpack_int4(packed: Tensor, shape: torch.Size) -> Tensor:
     return torch.where(signed > 7, signed - 16, signed).reshape(shape)
 
 
+def has_code_out_of_range(stored: Tensor) -> bool:
+    """Whether codes, int8 or packed uint8, hold the most negative number, which symmetric ones lack."""
+    if stored.dtype is torch.int8:
+        return bool((stored == -128).any())
+    return bool((((stored & 0xF) == 8) | ((stored >> 4) == 8)).any())
+
+
 def dequantize_weight(codes: Tensor, scales: Tensor, input_widths: tuple[int, ...]) -> Tensor:
     """The float32 weight that the codes stand for.
 

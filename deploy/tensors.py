@@ -19,7 +19,7 @@ def expected_tensors(unet: nn.Module, scheme: Scheme, *, num_steps: int) -> dict
     """Type and shape of every tensor of the file, by name.
 
     `unet` is the float network, possibly on the meta device. Float parameters that are not quantized appear
-    with their own dtype; the artifact may hold them in another floating-point one.
+    with its dtype; a cache-only artifact may hold them in another floating-point one.
     """
     expected: dict[str, TensorType] = {}
     for layer in scheme.layers:

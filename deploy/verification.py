@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from errata.canonical_json import file_digest, loads_strict
 from errata.compress.unet import float_layer
+from errata.deploy.consistency import MODEL_INDEX, SCHEDULER_CONFIG, check_consistency
 from errata.deploy.manifest import MANIFEST_FILE, FileRecord, Manifest, read_manifest
+from errata.deploy.packing import has_code_out_of_range
 from errata.deploy.tensors import TensorType, expected_tensors
 from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactVersionError
 
@@ -30,8 +32,10 @@ def verify(path: str | Path) -> Manifest:
     """Checks an artifact from its manifest down to every value, and returns the manifest.
 
     Checked are the manifest's own digest; that exactly the listed files are there, as plain files, with
-    their digests; that the denoiser file holds exactly the tensors of the declared scheme, so that no float
-    weight of a quantized layer is inside; that scales are positive and float parameters finite.
+    their digests; that scheme, schedule and sampler are those that the recipe means for this network; that
+    the denoiser file holds exactly the tensors of the scheme, so that no float weight of a quantized layer
+    is inside; that codes are in range, scales positive, and float parameters finite. The directory must not
+    change meanwhile, nor until `load` has returned.
 
     Raises:
         ArtifactError: there is no artifact at `path`.
@@ -46,6 +50,7 @@ def verify(path: str | Path) -> Manifest:
     manifest = read_manifest(root)
     _check_files(root, manifest)
     unet = empty_unet(root, manifest)
+    check_consistency(root, unet, manifest)
     try:
         _check_tensors(root / DENOISER_FILE, unet, manifest)
     except SafetensorError as error:
@@ -61,6 +66,8 @@ def empty_unet(root: Path, manifest: Manifest) -> nn.Module:
         )
     try:
         config = loads_strict((root / _UNET_CONFIG).read_bytes())
+        if not isinstance(config, dict):  # diffusers would take a text for a path or a hub name, and fetch it
+            raise TypeError(f"a {type(config).__name__}, not an object")
         with torch.device("meta"):
             unet: nn.Module = _UNETS[manifest.unet_class].from_config(config)
         for layer in manifest.scheme.layers:
@@ -85,8 +92,10 @@ def _check_files(root: Path, manifest: Manifest) -> None:
                 f"{path} is not listed in the manifest; remove it or copy the artifact again"
             )
     for name, record in manifest.files.items():
+        if name not in present:
+            raise ArtifactCorrupt(f"{root / name} is missing; copy the artifact again")
         _check_file(root / name, record)
-    for name in (DENOISER_FILE, _UNET_CONFIG, "model_index.json", "scheduler/scheduler_config.json"):
+    for name in (DENOISER_FILE, _UNET_CONFIG, MODEL_INDEX, SCHEDULER_CONFIG):
         if name not in manifest.files:
             raise ArtifactCorrupt(f"{root} has no {name}; every artifact needs it")
 
@@ -96,8 +105,6 @@ def _is_directory(path: Path) -> bool:
 
 
 def _check_file(path: Path, record: FileRecord) -> None:
-    if not path.is_file():
-        raise ArtifactCorrupt(f"{path} is missing; copy the artifact again")
     size = path.stat().st_size
     if size != record.bytes:
         raise ArtifactCorrupt(f"{path} has {size:,} bytes, the manifest says {record.bytes:,}; copy it again")
@@ -136,8 +143,9 @@ def _check_type(
     manifest: Manifest,
 ) -> None:
     dtype, shape = found
-    open_type = name.rpartition(".")[2] in ("weight", "bias") and expected[0].is_floating_point
-    same_type = dtype is not None and (dtype.is_floating_point if open_type else dtype == expected[0])
+    # A cache-only recipe keeps the weights' floating type; beside quantized layers there is float32 only.
+    is_open = not manifest.is_quantized and dtype is not None and dtype.is_floating_point
+    same_type = is_open or dtype == expected[0]
     if not same_type or shape != expected[1]:
         raise ArtifactCorrupt(
             f"{path}: tensor {name!r} is {dtype} {shape}, the scheme {manifest.recipe.name} says "
@@ -146,6 +154,8 @@ def _check_type(
 
 
 def _check_values(path: Path, name: str, value: Tensor) -> None:
+    if name.endswith(".codes") and has_code_out_of_range(value):
+        raise ArtifactCorrupt(f"{path}: tensor {name!r} holds a code outside the symmetric range")
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
         raise ArtifactCorrupt(f"{path}: tensor {name!r} holds NaN or infinity")
     if name.endswith((".scale", ".weight_scale")) and not bool((value > 0).all()):

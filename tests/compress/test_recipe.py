@@ -36,7 +36,7 @@ def test_the_default_branch_is_the_last_three_resnets_or_all_there_are() -> None
         ("", "unknown recipe ''"),
         ("w8a8+w4a8", "cannot read 'w4a8'"),
         ("w8a8+", "cannot read ''"),
-        ("deepcache-0", "interval must be at least 1"),
+        ("deepcache-0", "interval must be a whole number, at least 1"),
         ("deepcache-5:branch=0", "must recompute at least 1"),
         ("deepcache-5:depth=3", "cannot read option 'depth=3'"),
         ("w8a8:branch=1", "needs a cache"),

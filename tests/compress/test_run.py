@@ -59,6 +59,14 @@ def test_an_unknown_timestep_is_refused(tiny_compressed: Make) -> None:
         tiny_compressed("w8a8").pipe.unet(torch.randn(1, 1, 8, 8), 7)
 
 
+def test_one_timestep_for_each_row_must_be_the_same(tiny_compressed: Make) -> None:
+    unet = tiny_compressed("w8a8").pipe.unet
+    x, time = torch.randn(2, 1, 8, 8), tiny_compressed("w8a8").denoiser.timesteps[1]
+    assert torch.equal(unet(x, torch.full((2,), time)).sample, unet(x, time).sample)
+    with pytest.raises(ArtifactMismatch, match="rows of a batch are at different timesteps"):
+        unet(x, torch.tensor([time, time + 1]))
+
+
 def test_a_foreign_schedule_is_refused(tiny_compressed: Make) -> None:
     compressed = tiny_compressed("w8a8")
     run = compressed.start()
@@ -79,7 +87,9 @@ def test_cost_needs_a_shape_and_keeps_it(
     with pytest.raises(ValueError, match="run the pipeline once"):
         compressed.denoiser.cost("full")
     compressed(batch_size=2)
+    before = torch.get_rng_state()
     costs = [compressed.denoiser.cost(kind, batch_size=2) for kind in ("full", "cached")]
+    assert torch.equal(torch.get_rng_state(), before)
     assert costs[0] > 0
     assert costs[1] > 0
     tiny_compressed("w8a8")(batch_size=1)

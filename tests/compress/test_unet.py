@@ -115,5 +115,5 @@ def test_unsupported_blocks_are_refused() -> None:
         down_block_types=("SkipDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "SkipUpBlock2D"),
     )
-    with pytest.raises(RecipeError, match="skip convolution are not supported"):
+    with pytest.raises(RecipeError, match="down_blocks.0 is a SkipDownBlock2D; supported are"):
         BranchedUNet(unet)

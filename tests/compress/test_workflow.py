@@ -1,13 +1,14 @@
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
-from errata import compress
+from errata import calibration, compress
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline
 from errata.compress.observation import sites_of
@@ -167,6 +168,40 @@ def test_damaged_directories_are_refused(tiny_compressed: Make, tmp_path: Path) 
     save_file(table, tmp_path / "quantizers.safetensors")
     with pytest.raises(RecipeError, match="is missing or was altered"):
         compress.load(tmp_path)
+
+
+def test_another_model_in_its_place_is_refused(tiny_compressed: Make, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(tiny_compressed("w8a8").path, tmp_path / "copy"))
+    file = next((copied / "pipeline" / "unet").glob("*.safetensors"))
+    save_file({name: value * 3 for name, value in load_file(file).items()}, file, metadata={"format": "pt"})
+    with pytest.raises(RecipeError, match="is not the model that was compressed"):
+        compress.load(copied)
+
+
+def test_ranges_do_not_depend_on_training_mode(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        dropout=0.5,
+    )
+    pipe = DDIMPipeline(unet=unet, scheduler=DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    recording = calibration.collect(
+        pipe, tmp_path / "set", num_inference_steps=2, num_samples=2, batch_size=2
+    )
+    tables = []
+    for mode in (True, False):
+        pipe.unet.train(mode)
+        compressed = compress.apply(pipe, recording, "w8a8", tmp_path / f"train-{mode}")
+        tables.append(compressed.compression.table)
+        assert pipe.unet.training is mode
+    assert all(torch.equal(tables[0][name], tables[1][name]) for name in tables[0])
 
 
 def test_ranges_follow_the_step(tiny_pipeline: DDIMPipeline, tiny_compressed: Make, tmp_path: Path) -> None:

@@ -43,6 +43,13 @@ def retensor(root: Path, change: Callable[[dict[str, torch.Tensor]], object]) ->
     relist(root, DENOISER)
 
 
+def rename_pipeline(root: Path, name: str) -> None:
+    file = root / "model_index.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "_class_name": name}))
+    relist(root, "model_index.json")
+    rewrite(root, lambda value: value.update(pipeline_class=name))
+
+
 def refused(root: Path, error: type[ArtifactError], message: str) -> None:
     with pytest.raises(error, match=message) as caught:
         deploy.verify(root)
@@ -56,7 +63,7 @@ def test_an_untouched_copy_is_accepted(artifact: Path) -> None:
     assert deploy.verify(artifact).recipe.name == "w4a8"
 
 
-def test_every_altered_byte_of_every_file_is_refused(artifact: Path) -> None:
+def test_altered_bytes_all_over_every_file_are_refused(artifact: Path) -> None:
     for file in [path for path in artifact.rglob("*") if path.is_file()]:
         data = file.read_bytes()
         for position in range(0, len(data), max(1, len(data) // 7)):
@@ -116,6 +123,8 @@ def test_another_denoiser_class(artifact: Path) -> None:
 @pytest.mark.parametrize("change", [{"pipeline_class": "StableUnknownPipeline"}, {"pipeline_class": "torch"}])
 def test_another_pipeline_class(artifact: Path, change: dict[str, str]) -> None:
     rewrite(artifact, lambda value: value.update(change))
+    refused(artifact, ArtifactCorrupt, "pipeline_class does not fit")
+    rename_pipeline(artifact, change["pipeline_class"])
     with pytest.raises(ArtifactVersionError, match="is no DiffusionPipeline of diffusers"):
         deploy.load(artifact)
 
@@ -127,12 +136,13 @@ def test_manifests_that_are_none(artifact: Path) -> None:
         (b"{", "is not valid JSON"),
         (b"[]", "holds a list, not a manifest"),
         (data[:-1] + b" \n", "its own digest does not match"),
-        (data.replace(b"w4", b"w8"), "its own digest does not match"),
+        (data.replace(b'"weight_bits":4', b'"weight_bits":8'), "its own digest does not match"),
+        (data.replace(b"DDIM", rb"\ud800"), "its own digest does not match"),
         (b'{"format":"errata-artifact/1","format":"errata-artifact/1"}', "is not valid JSON"),
     ]:
-        if content != data:
-            file.write_bytes(content)
-            refused(artifact, ArtifactCorrupt, message)
+        assert content != data
+        file.write_bytes(content)
+        refused(artifact, ArtifactCorrupt, message)
     file.write_bytes(data)
     rewrite(artifact, lambda value: value.update(comment="hello"))
     refused(artifact, ArtifactCorrupt, r"missing or unknown keys: \['comment'\]")
@@ -142,6 +152,12 @@ def test_manifests_that_are_none(artifact: Path) -> None:
     file.write_bytes(data)
     rewrite(artifact, lambda value: value["schedule"].update(full_steps=["zero"]))
     refused(artifact, ArtifactCorrupt, "is not a readable manifest")
+    file.write_bytes(data)
+    rewrite(artifact, lambda value: value["files"]["model_index.json"].update(bytes="many"))
+    refused(artifact, ArtifactCorrupt, "is not a readable manifest")
+    file.write_bytes(data)
+    rewrite(artifact, lambda value: value["files"].update({"x" * 300: {"bytes": 1, "sha256": "0"}}))
+    refused(artifact, ArtifactCorrupt, "is missing")
     file.unlink()
     refused(artifact, ArtifactError, "it has no errata.json")
     refused(artifact.parent / "nowhere", ArtifactError, "is not a directory")
@@ -195,7 +211,91 @@ def test_a_config_that_describes_another_network(artifact: Path) -> None:
     config["block_out_channels"] = [8, 8]
     file.write_text(json.dumps(config))
     relist(artifact, "unet/config.json")
-    refused(artifact, ArtifactCorrupt, "the scheme w4a8 says")
+    refused(artifact, ArtifactCorrupt, "scheme does not fit the recipe w4a8")
     file.write_text("{")
     relist(artifact, "unet/config.json")
     refused(artifact, ArtifactCorrupt, "does not describe the denoiser")
+
+
+@pytest.mark.parametrize("text", ["google/ddpm-cifar10-32", "../elsewhere"])
+def test_a_config_that_names_a_place_is_not_followed(artifact: Path, text: str) -> None:
+    (artifact / "unet" / "config.json").write_text(json.dumps(text))
+    relist(artifact, "unet/config.json")
+    refused(artifact, ArtifactCorrupt, "does not describe the denoiser: TypeError")
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda value: value["scheme"].update(layers=[], attentions=[]), "scheme"),
+        (lambda value: value["scheme"]["layers"].pop(), "scheme"),
+        (lambda value: value["scheme"]["layers"][3].update(weight_bits=16), "scheme"),
+        (lambda value: value["scheme"]["attentions"][0].update(bits=2), "scheme"),
+        (lambda value: value["recipe"]["quantization"].update(weight_bits=8), "scheme"),
+        (lambda value: value["schedule"].update(branch=9), "schedule"),
+        (lambda value: value["sampler"].update(timesteps=[1.0, 2.0]), "timesteps"),
+        (lambda value: value["sampler"].update(num_inference_steps=-3), "num_inference_steps"),
+        (lambda value: value.update(float32_weight_bytes=0), "float32_weight_bytes"),
+        (lambda value: value["scheduler_config"].update(clip_sample=True), "scheduler_config"),
+        (lambda value: value["sampler"].update(scheduler_class="PNDMScheduler"), "scheduler_class"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself(
+    artifact: Path, change: Callable[[dict[str, Any]], object], name: str
+) -> None:
+    rewrite(artifact, change)
+    refused(artifact, ArtifactCorrupt, f"{name} does not fit the recipe")
+
+
+def test_float_weights_behind_a_shortened_scheme(artifact: Path) -> None:
+    """The declared scheme leaves a layer out and the file holds its float weight instead: still refused."""
+    layer = "mid_block.resnets.0.conv1"
+    names = [name for name in load_file(artifact / DENOISER) if name.startswith(f"{layer}.")]
+
+    def smuggle(tensors: dict[str, torch.Tensor]) -> None:
+        for name in names:
+            tensors.pop(name)
+        tensors[f"{layer}.weight"] = torch.randn(16, 16, 3, 3)
+        tensors[f"{layer}.bias"] = torch.randn(16)
+
+    def leave_out(value: dict[str, Any]) -> None:
+        layers = value["scheme"]["layers"]
+        value["scheme"]["layers"] = [entry for entry in layers if entry["name"] != layer]
+
+    retensor(artifact, smuggle)
+    rewrite(artifact, leave_out)
+    refused(artifact, ArtifactCorrupt, "scheme does not fit the recipe w4a8")
+
+
+def test_codes_outside_the_symmetric_range(artifact: Path) -> None:
+    retensor(artifact, lambda tensors: tensors["conv_in.codes"].fill_(-128))
+    refused(artifact, ArtifactCorrupt, "'conv_in.codes' holds a code outside the symmetric range")
+
+
+def test_packed_codes_outside_the_symmetric_range(artifact: Path) -> None:
+    retensor(artifact, lambda tensors: tensors["mid_block.resnets.0.conv1.codes"].fill_(0x80))
+    refused(artifact, ArtifactCorrupt, "'mid_block.resnets.0.conv1.codes' holds a code outside")
+
+
+def test_half_precision_beside_quantized_layers(artifact: Path) -> None:
+    def halve(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["conv_norm_out.weight"] = tensors["conv_norm_out.weight"].half()
+
+    retensor(artifact, halve)
+    refused(artifact, ArtifactCorrupt, "'conv_norm_out.weight' is torch.float16")
+
+
+def test_a_scheduler_that_diffusers_cannot_make(artifact: Path) -> None:
+    file = artifact / "scheduler" / "scheduler_config.json"
+    config = {**json.loads(file.read_text()), "beta_schedule": "nope"}
+    file.write_text(json.dumps(config))
+    relist(artifact, "scheduler/scheduler_config.json")
+    rewrite(artifact, lambda value: value.update(scheduler_config=config))
+    with pytest.raises(ArtifactCorrupt, match="does not make a DDIMPipeline: nope"):
+        deploy.load(artifact)
+
+
+def test_a_pipeline_that_needs_more_components(artifact: Path) -> None:
+    rename_pipeline(artifact, "StableDiffusionPipeline")
+    with pytest.raises(ArtifactCorrupt, match="does not make a StableDiffusionPipeline"):
+        deploy.load(artifact)

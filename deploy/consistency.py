@@ -1,0 +1,65 @@
+"""What a manifest says twice, or what follows from the network and the recipe, must agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from errata.canonical_json import loads_strict
+from errata.compress.scheme import Scheme
+from errata.compress.unet import BranchedUNet
+from errata.deploy.manifest import MANIFEST_FILE, Manifest
+from errata.errors import ArtifactCorrupt, RecipeError
+
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
+MODEL_INDEX = "model_index.json"
+
+
+def check_consistency(root: Path, unet: nn.Module, manifest: Manifest) -> None:
+    """Derives scheme, schedule and size anew, and compares the sampler with the artifact's other files.
+
+    A scheme that left a layer out would let its float weights pass, so it must be the one that the recipe
+    means for this very network.
+
+    Raises:
+        ArtifactCorrupt: naming what does not fit.
+    """
+    recipe, sampler, steps = manifest.recipe, manifest.sampler, manifest.schedule.num_steps
+    index, scheduler = _object(root / MODEL_INDEX), _object(root / SCHEDULER_CONFIG)
+    try:
+        branched = BranchedUNet(unet)
+        scheme = Scheme.of(branched.unet, recipe.quantization)
+        schedule = recipe.schedule(steps, max_branch=branched.max_branch)
+    except RecipeError as error:
+        raise ArtifactCorrupt(f"{root}: {error}; it was not written by errata") from error
+    float32_bytes = 4 * sum(value.numel() for value in unet.state_dict().values())
+    agrees = {
+        "scheme": manifest.scheme == scheme,
+        "schedule": manifest.schedule == schedule,
+        "timesteps": len(sampler.timesteps) == steps,
+        "num_inference_steps": 1 <= sampler.num_inference_steps <= steps,
+        "float32_weight_bytes": manifest.float32_weight_bytes == float32_bytes,
+        "scheduler_config": manifest.scheduler_config == scheduler,
+        "scheduler_class": scheduler.get("_class_name") == sampler.scheduler_class,
+        "pipeline_class": index.get("_class_name") == manifest.pipeline_class,
+    }
+    for name, holds in agrees.items():
+        if not holds:
+            raise ArtifactCorrupt(
+                f"{root / MANIFEST_FILE}: {name} does not fit the recipe {recipe.name}, the network or the "
+                "artifact's other files; it was not written by errata"
+            )
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        value = loads_strict(file.read_bytes())
+    except ValueError as error:
+        raise ArtifactCorrupt(f"{file} is not valid JSON: {error}; it was not written by errata") from error
+    if not isinstance(value, dict):
+        raise ArtifactCorrupt(
+            f"{file} holds a {type(value).__name__}, not an object; it was not written by errata"
+        )
+    return value
