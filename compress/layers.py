@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,13 @@ class Geometry:
     def split(self, x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
         """The parts of an input, along its channels."""
         return x.split(list(widths), dim=1 if self.is_conv else -1)
+
+    def quantize_parts(
+        self, x: Tensor, widths: Sequence[int], quantizers: Iterable[Callable[[Tensor], Tensor]]
+    ) -> Tensor:
+        """`x` with each part passed through its own quantizer."""
+        parts = zip(quantizers, self.split(x, widths), strict=True)
+        return self.join([quantize(part) for quantize, part in parts])
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """Inverse of `split`."""
@@ -66,6 +73,5 @@ class SimulatedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The layer on the quantized input; shapes as in the float layer."""
         if self.quantizers:
-            parts = self.geometry.split(x, self.scheme.input_widths)
-            x = self.geometry.join([q(part) for q, part in zip(self.quantizers, parts, strict=True)])
+            x = self.geometry.quantize_parts(x, self.scheme.input_widths, self.quantizers)
         return self.geometry.apply(x, self.weight, self.bias)

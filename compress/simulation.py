@@ -44,7 +44,7 @@ def range_table(ranges: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor
     return table
 
 
-def dequantized_weight(layer: LayerScheme, table: Mapping[str, Tensor]) -> Tensor:
+def simulated_weight(layer: LayerScheme, table: Mapping[str, Tensor]) -> Tensor:
     """The float weight that the codes stand for, `(O, I, …)`."""
     codes = table[f"{layer.name}.codes"].float()
     scales = table[f"{layer.name}.weight_scale"]
@@ -72,7 +72,7 @@ def simulate(unet: UNet2DModel, scheme: Scheme, table: Mapping[str, Tensor], clo
 def _simulated_layer(
     module: nn.Conv2d | nn.Linear, layer: LayerScheme, table: Mapping[str, Tensor], clock: StepClock
 ) -> SimulatedLayer:
-    weight = dequantized_weight(layer, table).to(module.weight.device, module.weight.dtype)
+    weight = simulated_weight(layer, table).to(module.weight.device, module.weight.dtype)
     quantizers = [
         _site_quantizer(site.name, site.bits, table, clock).to(module.weight.device)
         for site in layer_sites(layer)

@@ -28,7 +28,7 @@ def quantize_to_uint8(x: Tensor, scale: float, zero_point: int) -> Tensor:
     """Codes of `x`, uint8, same shape: one fused pass.
 
     `torch.quantize_per_tensor` is deprecated (torch 2.13 still has it) but faster than tensor operations,
-    which take its place where it is gone.
+    which take its place where it is gone. NaN has no code: unlike the reference, int8 does not pass it on.
     """
     if hasattr(torch, "quantize_per_tensor"):
         with warnings.catch_warnings():

@@ -58,6 +58,5 @@ class ReferenceLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Same shapes as the float layer."""
         if self.quantizers:
-            parts = self.geometry.split(x, self.scheme.input_widths)
-            x = self.geometry.join([q(part) for q, part in zip(self.quantizers, parts, strict=True)])
+            x = self.geometry.quantize_parts(x, self.scheme.input_widths, self.quantizers)
         return self.geometry.apply(x, self.weight, self.bias)
