@@ -27,7 +27,7 @@ from errata.compress.simulation import simulate
 from errata.compress.unet import BranchedUNet
 from errata.errors import RecipeError
 
-_FORMAT = "errata-compressed/1"
+_FORMAT = "errata-compressed/2"
 _MANIFEST = "compressed.json"
 _QUANTIZERS = "quantizers.safetensors"
 _PIPELINE = "pipeline"
@@ -159,13 +159,14 @@ def load(path: str | Path) -> CompressedPipeline:
     if not quantizers.is_file() or file_digest(quantizers) != manifest.get("quantizers_sha256"):
         raise RecipeError(f"{quantizers} is missing or was altered; compress the pipeline again")
     try:
+        dtype = _DTYPES[manifest["weights_dtype"]]
         compression = Compression.from_json(manifest, load_file(quantizers))
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise RecipeError(
             f"{root / _MANIFEST} cannot be read: {error!r}; compress the pipeline again"
         ) from error
     pipe = load_pipeline(root / _PIPELINE)
-    if (dtype := _DTYPES[manifest["weights_dtype"]]) != pipe.unet.dtype:
+    if dtype != pipe.unet.dtype:
         pipe.unet.to(dtype)
     if model_fingerprint(pipe.unet) != compression.calibration["fingerprint"]:
         raise RecipeError(f"{root / _PIPELINE} is not the model that was compressed; compress it again")
@@ -184,5 +185,7 @@ def _read_manifest(root: Path) -> dict[str, Any]:
         raise RecipeError(f"{file} is not readable: {error}; compress the pipeline again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise RecipeError(f"{file} has format {found!r}; this version reads {_FORMAT!r}")
+        raise RecipeError(
+            f"{file} has format {found!r}; this version reads {_FORMAT!r}; compress the pipeline again"
+        )
     return manifest

@@ -35,14 +35,21 @@ def apply(
         out: a directory that does not exist yet.
 
     Raises:
+        TypeError: `calibration_set` is not an open `CalibrationSet`.
         RecipeError: unknown recipe, a branch that the UNet does not have, an unsupported UNet, `out` exists.
-        CalibrationError: the trajectories come from another model or scheduler.
+        CalibrationError: the trajectories come from another model or scheduler, or were altered.
     """
+    if not isinstance(calibration_set, CalibrationSet):
+        raise TypeError(
+            f"apply takes a CalibrationSet, got {type(calibration_set).__name__}; "
+            "open one with errata.calibration.load(path)"
+        )
     recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
     branched = BranchedUNet(pipe.unet)
     schedule = recipe.schedule(calibration_set.num_steps, max_branch=branched.max_branch)
     scheme = Scheme.of(pipe.unet, recipe.quantization)
     _check_origin(pipe, calibration_set)
+    calibration_set.verify()
     if scheme.layers and pipe.unet.dtype != torch.float32:
         raise RecipeError(
             f"recipe {recipe.name} needs float32 weights, the UNet has {pipe.unet.dtype}; "

@@ -13,9 +13,9 @@ GRAMMAR = (
     '"first:3", "last:5", numbers and ranges such as "0,3,7-9"; join parts with "&" for steps in all of them'
 )
 
-_COUNT = re.compile(r"(first|last):(\d+)")
-_ENDS = re.compile(r"ends:(\d+)/(\d+)")
-_NUMBERS = re.compile(r"\d+(-\d+)?(\s*,\s*\d+(-\d+)?)*")
+_COUNT = re.compile(r"(first|last):([0-9]{1,9})")
+_ENDS = re.compile(r"ends:([0-9]{1,9})/([0-9]{1,9})")
+_NUMBERS = re.compile(r"[0-9]{1,9}(-[0-9]{1,9})?(\s*,\s*[0-9]{1,9}(-[0-9]{1,9})?)*")
 
 
 def check(expression: str) -> None:
@@ -73,7 +73,11 @@ def _members(part: str, schedule: CacheSchedule, expression: str) -> set[int]:
         return {i for i in range(total) if i < width or i >= total - width}
     if match := _COUNT.fullmatch(part):
         count = int(match[2])
-        _refuse_beyond(count - 1, total, part, expression)
+        if count > total:
+            raise PlanError(
+                f"steps {expression!r}: {part!r} asks for {count} steps, but the artifact was recorded with "
+                f"{total} steps; allowed are 1 to {total}"
+            )
         return set(range(count)) if match[1] == "first" else set(range(total - count, total))
     _refuse_beyond(max(high for _, high in _ranges(part)), total, part, expression)
     return {i for low, high in _ranges(part) for i in range(low, high + 1)}

@@ -90,14 +90,14 @@ def load(
 def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    allowed = "'cpu', 'cuda'" if torch.cuda.is_available() else "'cpu' (there is no CUDA here)"
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ArtifactError(
-            f"device {str(device)!r} cannot be used: {reason}; allowed are 'cpu', 'cuda'"
-        ) from error
+        raise ArtifactError(f"device {str(device)!r} cannot be used; allowed are {allowed}") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ArtifactError(f"device {str(device)!r} is not supported; allowed are {allowed}")
     return chosen
 
 

@@ -38,7 +38,7 @@ def verify(path: str | Path) -> Manifest:
     change meanwhile, nor until `load` has returned.
 
     Raises:
-        ArtifactError: there is no artifact at `path`.
+        ArtifactError: there is no artifact at `path`, or it cannot be read.
         ArtifactVersionError: another format version, or a denoiser class that this version does not know.
         ArtifactCorrupt: a file or tensor is missing, extra or altered.
     """
@@ -47,14 +47,18 @@ def verify(path: str | Path) -> Manifest:
         raise ArtifactError(
             f"{root} is not a directory; give the path of an artifact made by `errata deploy`"
         )
-    manifest = read_manifest(root)
-    _check_files(root, manifest)
-    unet = empty_unet(root, manifest)
-    check_consistency(root, unet, manifest)
     try:
+        manifest = read_manifest(root)
+        _check_files(root, manifest)
+        unet = empty_unet(root, manifest)
+        check_consistency(root, unet, manifest)
         _check_tensors(root / DENOISER_FILE, unet, manifest)
     except SafetensorError as error:
         raise ArtifactCorrupt(f"{root / DENOISER_FILE} is not a safetensors file: {error}") from error
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot read {error.filename or root}: {error.strerror}; make it readable"
+        ) from error
     return manifest
 
 
@@ -82,6 +86,9 @@ def _check_files(root: Path, manifest: Manifest) -> None:
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or pure.as_posix() != name or "\\" in name:
             raise ArtifactCorrupt(f"{root / MANIFEST_FILE} names a file outside the artifact: {name!r}")
+    for folder in root.rglob("*"):
+        if _is_directory(folder) and not any(folder.iterdir()):
+            raise ArtifactCorrupt(f"{folder} is an empty directory; remove it or copy the artifact again")
     present = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if not _is_directory(path)}
     present.pop(MANIFEST_FILE, None)
     for name, path in present.items():

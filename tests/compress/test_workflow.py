@@ -128,6 +128,20 @@ def test_trajectories_of_another_noise_schedule_are_refused(
         compress.apply(other, tiny_calibration, "w8a8", tmp_path / "out")
 
 
+def test_altered_trajectories_are_refused(
+    tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, tmp_path: Path
+) -> None:
+    copied = Path(shutil.copytree(tiny_calibration.path, tmp_path / "copy"))
+    shard = next((copied / "shards").glob("*.safetensors"))
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(CalibrationError, match=shard.name):
+        compress.apply(tiny_pipeline, calibration.load(copied), "w8a8", tmp_path / "out")
+    with pytest.raises(TypeError, match="apply takes a CalibrationSet, got str"):
+        compress.apply(tiny_pipeline, str(copied), "w8a8", tmp_path / "out")  # type: ignore[arg-type]
+
+
 def test_an_existing_directory_is_refused_and_kept(
     tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, tmp_path: Path
 ) -> None:
@@ -158,8 +172,8 @@ def test_damaged_directories_are_refused(tiny_compressed: Make, tmp_path: Path) 
     (tmp_path / "compressed.json").write_text("{")
     with pytest.raises(RecipeError, match="is not readable"):
         compress.load(tmp_path)
-    (tmp_path / "compressed.json").write_text('{"format": "errata-compressed/9"}')
-    with pytest.raises(RecipeError, match="has format 'errata-compressed/9'"):
+    (tmp_path / "compressed.json").write_text('{"format": "errata-compressed/1"}')
+    with pytest.raises(RecipeError, match="has format 'errata-compressed/1'"):
         compress.load(tmp_path)
     original = tiny_compressed("w8a8").path
     (tmp_path / "compressed.json").write_bytes((original / "compressed.json").read_bytes())

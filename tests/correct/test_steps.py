@@ -82,8 +82,11 @@ def test_not_a_string(expression: object) -> None:
     [
         ("20", "'20' reaches step 20, but the artifact was recorded with 20 steps; allowed are 0 to 19"),
         ("0,18-25", "'0,18-25' reaches step 25"),
-        ("full&first:21", "'first:21' reaches step 20"),
-        ("last:21", "'last:21' reaches step 20"),
+        (
+            "full&first:21",
+            "'first:21' asks for 21 steps, but the artifact was recorded with 20 steps; allowed are 1 to 20",
+        ),
+        ("last:21", "'last:21' asks for 21 steps"),
     ],
 )
 def test_beyond_the_schedule(expression: str, message: str) -> None:

@@ -103,6 +103,19 @@ def test_unlisted_files_and_links(artifact: Path) -> None:
     refused(artifact, ArtifactCorrupt, "link or special file")
 
 
+def test_empty_directories(artifact: Path) -> None:
+    (artifact / "vae").mkdir()
+    refused(artifact, ArtifactCorrupt, "vae is an empty directory")
+
+
+def test_files_that_cannot_be_read(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("errata.deploy.verification.file_digest", deny)
+    refused(artifact, ArtifactError, "cannot read .*: Permission denied; make it readable")
+
+
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "unet/../../outside", "unet\\config.json"])
 def test_paths_outside_the_artifact(artifact: Path, name: str) -> None:
     record = {"bytes": 1, "sha256": "0"}
