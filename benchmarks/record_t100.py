@@ -27,7 +27,7 @@ from errata.deploy import DeployedPipeline
 from errata.embedded import PIPELINE
 from errata.report import Reference, Report
 from errata.report.assembly import FLOAT_KEY, Key, assemble_rows
-from errata.report.measuring import measure_costs
+from errata.report.measuring import measure_costs, same_steps
 from errata.report.provenance import kernels_of, make_protocol, rank_notes, scatter_notes, size_of
 from errata.report.recorded import DIGITS_T100
 from errata.report.sampling import FloatSampler, PlanSampler, Sampler, batches_of, default_inputs
@@ -81,6 +81,7 @@ def main() -> None:
         resamples=RESAMPLES,
         seed=options.seed,
         plain_seconds=plain_seconds,
+        same_steps=same_steps(artifacts, PLANS),
     )
     report = Report(
         rows=rows,

@@ -26,13 +26,14 @@ def assemble_rows(
     resamples: int,
     seed: int,
     plain_seconds: Mapping[Key, Sequence[float]] | None = None,
+    same_steps: Mapping[Key, str] | None = None,
 ) -> tuple[Row, ...]:
     """One row per tally, in order; all hold the same seeds, and every artifact has its uncorrected tally.
 
     `plain_seconds` are those of uncorrected runs of each tally's first batches, where they were not taken by
-    the uncorrected tally itself.
+    the uncorrected tally itself. `same_steps` names the earlier plan that a row's plan repeats.
     """
-    assembly = _Assembly(tallies, reference, resamples=resamples, seed=seed)
+    assembly = _Assembly(tallies, reference, resamples=resamples, seed=seed, same_steps=same_steps or {})
     uncorrected = next(name for name, plan in plans.items() if plan.steps == "none")
     rows = []
     for key in tallies:
@@ -52,11 +53,18 @@ class _Assembly:
     """What every row needs besides its own tally."""
 
     def __init__(
-        self, tallies: Mapping[Key, Tally], reference: Reference, *, resamples: int, seed: int
+        self,
+        tallies: Mapping[Key, Tally],
+        reference: Reference,
+        *,
+        resamples: int,
+        seed: int,
+        same_steps: Mapping[Key, str],
     ) -> None:
         self._tallies = tallies
         self._target = reference.statistics
         self._resamples, self._seed = resamples, seed
+        self._same_steps = same_steps
 
     def float_row(self) -> Row:
         tally = self._tallies[FLOAT_KEY]
@@ -82,7 +90,11 @@ class _Assembly:
             evaluations=tally.evaluations,
             seconds_per_image=tally.seconds_per_image,
             frechet=tally.frechet(self._target, resamples=self._resamples, seed=self._seed),
-            verdict=verdict_of_uncorrected(samples=tally.samples, change_to_float=change_to_float),
+            verdict=verdict_of_uncorrected(
+                samples=tally.samples,
+                change_to_float=change_to_float,
+                dimension=self._target.dimension,
+            ),
             overhead=tally.overhead(tally.seconds, costs),
             change_to_float=change_to_float,
             psnr=tally.mean_psnr,
@@ -110,13 +122,16 @@ class _Assembly:
                 change=change,
                 overhead=overhead.defined,
                 samples=tally.samples,
+                dimension=self._target.dimension,
                 psnr_change=psnr_change,
+                same_steps_as=self._same_steps.get(key),
             ),
             overhead=overhead,
             change=change,
             change_to_float=self._change(tally, self._tallies.get(FLOAT_KEY)),
             psnr=tally.mean_psnr,
             psnr_change=psnr_change,
+            same_steps_as=self._same_steps.get(key),
         )
 
     def _change(self, tally: Tally, other: Tally | None) -> Estimate | None:

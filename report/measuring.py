@@ -11,8 +11,10 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
+from errata.calibration import model_fingerprint
 from errata.compress.schedule import StepKind
 from errata.correct import Plan
+from errata.correct.corrector import Method
 from errata.deploy import DeployedPipeline
 from errata.directories import staged_directory
 from errata.errors import ReportError
@@ -57,7 +59,7 @@ def run(
         samples: images per row; at least 2.
         batch_size: images per batch; each batch is run under all plans in turn, so that their times compare.
         baseline: the float pipeline that the artifacts came from, with the recorded scheduler; adds its row,
-            PSNR, and its images.
+            PSNR, and its images. It must be the very model that the artifacts were made from.
         seed: of image 0.
         inputs: the pipelines' keyword arguments for a batch of sample indices.
         resamples: bootstrap resamples per interval.
@@ -73,6 +75,8 @@ def run(
     require_matplotlib()
     artifacts = _named(deployed)
     _check(artifacts, samples=samples, batch_size=batch_size, resamples=resamples, shown=shown)
+    if baseline is not None:
+        _check_origin(artifacts, baseline)
     plans = with_uncorrected(plans)
     with staged_directory(Path(out), error=ReportError) as staging:
         samplers = _samplers(artifacts, plans, baseline, seed=seed, inputs=inputs)
@@ -80,7 +84,15 @@ def run(
         costs, image_size = _warm_up(artifacts, samplers, reference, batches[0])
         notes = rank_notes(samples, reference)
         tallies = _sample(samplers, reference, batches, shown=shown)
-        rows = assemble_rows(tallies, plans, costs, reference, resamples=resamples, seed=seed)
+        rows = assemble_rows(
+            tallies,
+            plans,
+            costs,
+            reference,
+            resamples=resamples,
+            seed=seed,
+            same_steps=same_steps(artifacts, plans),
+        )
         report = Report(
             rows=rows,
             protocol=make_protocol(
@@ -114,6 +126,25 @@ def with_uncorrected(plans: Mapping[str, Plan]) -> dict[str, Plan]:
     if not plain and "none" in plans:
         raise ReportError(f'plan "none" corrects steps {plans["none"].steps!r}; give it another name')
     return {**(plain or {"none": Plan.none()}), **plans}
+
+
+def same_steps(artifacts: Mapping[str, DeployedPipeline], plans: Mapping[str, Plan]) -> dict[Key, str]:
+    """For each row that repeats an earlier plan of its artifact, method and steps, the name of that plan.
+
+    Raises:
+        PlanError: an artifact cannot serve a plan.
+    """
+    repeated: dict[Key, str] = {}
+    for artifact, deployed in artifacts.items():
+        seen: list[tuple[str, Method | None, tuple[int, ...]]] = []
+        for name, plan in plans.items():
+            steps = plan.resolve(deployed.schedule)
+            earlier = next((first for first, *same in seen if same == [plan.method, steps]), None)
+            if earlier is None:
+                seen.append((name, plan.method, steps))
+            else:
+                repeated[artifact, name] = earlier
+    return repeated
 
 
 def measure_costs(deployed: DeployedPipeline, *, batch_size: int) -> Costs:
@@ -153,6 +184,18 @@ def _check(
         raise ReportError(
             f"the artifacts have different numbers of steps, {steps}; report on them one by one"
         )
+
+
+def _check_origin(artifacts: Mapping[str, DeployedPipeline], baseline: DiffusionPipeline) -> None:
+    found = model_fingerprint(baseline.unet)
+    for name, artifact in artifacts.items():
+        expected = artifact.manifest.calibration["fingerprint"]
+        if found != expected:
+            raise ReportError(
+                f"artifact {name!r} was made from another model than the baseline (fingerprint "
+                f"{expected[:12]}…, the baseline has {found[:12]}…); pass the pipeline that was compressed, "
+                "or leave the baseline out"
+            )
 
 
 def _samplers(

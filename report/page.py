@@ -10,8 +10,7 @@ from errata.report import formatting
 from errata.report.plots import cost_plot, overhead_plot
 from errata.report.results import Report, Row
 from errata.report.strips import data_uri, gap_of
-from errata.report.text import protocol_lines
-from errata.report.verdict import headline
+from errata.report.text import headline_of, protocol_lines
 
 _TEMPLATE = "page.html.j2"
 # Shown height of one image, in CSS pixels; small images are enlarged by a whole factor.
@@ -53,7 +52,7 @@ def html(report: Report, strips: Strips, *, recorded: Report | None = None) -> s
     environment.filters["tied"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     return environment.get_template(_TEMPLATE).render(
         report=report,
-        headline=_headline(report),
+        headline=headline_of(report),
         cost_plot=cost_plot(report),
         sections=[_section(report, artifact, strips) for artifact in report.artifacts],
         tile=_tile(report),
@@ -92,16 +91,10 @@ def _tile(report: Report) -> dict[str, Any]:
 def _recorded(recorded: Report) -> dict[str, Any]:
     return {
         "report": recorded,
-        "headline": _headline(recorded),
+        "headline": headline_of(recorded),
         "sections": [
             {"artifact": artifact, "plot": overhead_plot(recorded, artifact)}
             for artifact in recorded.artifacts
         ],
         "protocol": protocol_lines(recorded),
     }
-
-
-def _headline(report: Report) -> str:
-    return headline(
-        [(row.artifact, row.verdict.kind) for row in report.rows], samples=report.protocol.samples
-    )

@@ -48,6 +48,8 @@ _SERIES = ((_BLUE, "o"), (_VERMILLION, "D"), (_GREEN, "s"), (_PURPLE, "^"), (_OR
 # The float model gets a line where it lies within this many spans of the points and bars; a span is at least
 # this part of the distance.
 _FARTHEST_LINE, _SMALLEST_SPAN = 2.0, 0.05
+# Points closer than this part of the span of all points, about half a marker, count as one place.
+_SAME_PLACE = 0.02
 _FONT = "DejaVu Sans"
 _SETTINGS = {
     "svg.fonttype": "none",
@@ -99,7 +101,8 @@ def overhead_plot(report: Report, artifact: str) -> str:
         axes.plot(*zip(*points, strict=True), color=_LINE, linewidth=1.4, zorder=2)
         for row, (x, y) in zip(rows, points, strict=True):
             _draw_point(axes, x, y, row.change, **_VERDICT_STYLE[row.verdict.kind])
-            _annotate(axes, row.plan, (x, y), offset=(8, 6), color=_INK)
+        for label, point in _labels([row.plan for row in rows], points):
+            _annotate(axes, label, point, offset=(8, 6), color=_INK)
         axes.set_xlabel("overhead, % of the uncorrected run")
         axes.set_ylabel("Fréchet distance")
         axes.margins(x=0.14, y=0.18)
@@ -126,6 +129,22 @@ def cost_plot(report: Report) -> str:
         legend = {"ncols": 5, "handlelength": 1.5, "columnspacing": 1.2, "fontsize": 9.5}
         axes.legend(loc="upper center", bbox_to_anchor=(0.47, 1.16), **legend)
     return _svg(figure, "Fréchet distance against time per image, all artifacts")
+
+
+def _labels(
+    names: Sequence[str], points: Sequence[tuple[float, float]]
+) -> list[tuple[str, tuple[float, float]]]:
+    """One label for each place: names of points that coincide are joined."""
+    x_span, y_span = (max(axis) - min(axis) for axis in zip(*points, strict=True))
+    places: list[tuple[list[str], tuple[float, float]]] = []
+    for name, (x, y) in zip(names, points, strict=True):
+        for joined, (x0, y0) in places:
+            if abs(x - x0) <= _SAME_PLACE * x_span and abs(y - y0) <= _SAME_PLACE * y_span:
+                joined.append(name)
+                break
+        else:
+            places.append(([name], (x, y)))
+    return [(", ".join(joined), point) for joined, point in places]
 
 
 def _overhead(row: Row) -> float:

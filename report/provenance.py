@@ -13,6 +13,7 @@ from errata.deploy import DeployedPipeline
 from errata.report.machine import describe_machine, versions
 from errata.report.reference import Reference
 from errata.report.results import Overhead, Protocol, Row, Size
+from errata.report.verdict import rank_warning
 
 # Quartiles of wall-clock ratios on a quiet machine lie a few per cent apart; ten mean that something else
 # was running.
@@ -38,11 +39,8 @@ def rank_notes(samples: int, reference: Reference) -> tuple[str, ...]:
     """What is wrong with these sample counts, as notes; warns of each."""
     dimension = reference.statistics.dimension
     notes = []
-    if samples <= dimension:
-        notes.append(
-            f"{samples} samples cannot give a covariance of full rank in {dimension} features; "
-            f"take at least {dimension + 1}, better ten times as many."
-        )
+    if warning := rank_warning(samples=samples, dimension=dimension):
+        notes.append(warning)
     if 0 < reference.statistics.count <= dimension:
         notes.append(
             f"The reference holds {reference.statistics.count} images, too few for a covariance of full "

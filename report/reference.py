@@ -20,6 +20,8 @@ from errata.report.frechet import FeatureStatistics, StatisticsAccumulator
 
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 _BATCH_SIZE = 64
+# Rounding of a float32 covariance stays below this part of its largest value.
+_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class Reference:
         """Statistics from an `.npz` with `mu` (D,) and `sigma` (D, D), and `count` if it is there.
 
         Raises:
-            ReportError: the file is missing, unreadable, lacks an array, or has arrays of a wrong shape.
+            ReportError: the file is missing, unreadable, lacks an array, or holds what cannot be a mean,
+                a covariance and a count.
         """
         return cls(network, _read_statistics(path), str(path), name or network_name(network))
 
@@ -163,7 +166,7 @@ def _read_statistics(path: Path) -> FeatureStatistics:
             "and needs mu (D,) and sigma (D, D)"
         )
     mean, covariance = np.asarray(arrays["mu"]), np.asarray(arrays["sigma"])
-    if mean.ndim != 1 or covariance.shape != (mean.size, mean.size):
+    if mean.ndim != 1 or not mean.size or covariance.shape != (mean.size, mean.size):
         raise ReportError(
             f"statistics file `{path}`: mu has shape {mean.shape}, sigma {covariance.shape}; "
             "expected (D,) and (D, D)"
@@ -171,10 +174,36 @@ def _read_statistics(path: Path) -> FeatureStatistics:
     numeric = all(array.dtype.kind in "fiu" for array in (mean, covariance))
     if not (numeric and np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise ReportError(f"statistics file `{path}` holds values that are no finite real numbers")
-    count = int(arrays["count"]) if "count" in arrays else 0
+    mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
+    _check_covariance(path, covariance)
     return FeatureStatistics(
-        torch.from_numpy(mean.astype(np.float64)), torch.from_numpy(covariance.astype(np.float64)), count
+        torch.from_numpy(mean), torch.from_numpy(covariance), _count(path, arrays.get("count"))
     )
+
+
+def _count(path: Path, stored: np.ndarray | None) -> int:
+    if stored is None:
+        return 0
+    if stored.ndim != 0 or stored.dtype.kind not in "iu" or stored < 0:
+        raise ReportError(
+            f"statistics file `{path}`: count has shape {stored.shape} and type {stored.dtype}; expected "
+            "one integer, 0 or more; store np.asarray(number of images), or leave it out"
+        )
+    return int(stored)
+
+
+def _check_covariance(path: Path, covariance: np.ndarray) -> None:
+    largest = np.abs(covariance).max()
+    if np.abs(covariance - covariance.T).max() > _TOLERANCE * largest:
+        raise ReportError(
+            f"statistics file `{path}`: sigma is not symmetric; store the covariance, np.cov(features.T)"
+        )
+    eigenvalues = np.linalg.eigvalsh(covariance)
+    if eigenvalues[0] < -_TOLERANCE * np.abs(eigenvalues).max():
+        raise ReportError(
+            f"statistics file `{path}`: sigma has the negative eigenvalue {eigenvalues[0]:.3g} (the largest "
+            f"is {eigenvalues[-1]:.3g}), so it is no covariance; store np.cov(features.T)"
+        )
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -21,6 +21,7 @@
         psnr                {value, interval}: mean dB to the float model's image from the same noise
         psnr_change         {value, interval}: `psnr` minus that of the same artifact uncorrected, paired
         verdict             {kind, sentence}
+        same_steps_as       an earlier plan of this artifact that corrects the same steps, else null
 
 Intervals are `[low, high]` at 95 %. What could not be measured is null. Readers ignore unknown keys.
 """
@@ -80,6 +81,7 @@ class Row:
     change_to_float: Estimate | None = None
     psnr: Estimate | None = None
     psnr_change: Estimate | None = None
+    same_steps_as: str | None = None
 
     @property
     def is_float(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from errata.report import formatting
 from errata.report.results import Report, Row
-from errata.report.verdict import headline
+from errata.report.verdict import headline, rank_warning
 
 _HEADERS = (
     "artifact",
@@ -32,21 +32,32 @@ _TEXT_HEADERS = (
 
 
 def text_table(report: Report) -> str:
-    """The rows aligned for a terminal, with a verdict each; no trailing newline."""
+    """The rows aligned for a terminal, with a verdict each, and a warning; no trailing newline."""
     lines: list[tuple[str, ...]] = [_TEXT_HEADERS]
     lines += [_text_cells(row) for row in report.rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(_TEXT_HEADERS))]
     lines.insert(1, tuple("-" * width for width in widths))
-    return "\n".join(_aligned(line, widths) for line in lines)
+    table = "\n".join(_aligned(line, widths) for line in lines)
+    protocol = report.protocol
+    warning = rank_warning(samples=protocol.samples, dimension=protocol.feature_dimension)
+    return f"{table}\n\nToo few samples: {warning}" if warning else table
+
+
+def headline_of(report: Report) -> str:
+    """What the report says in short; a plan that repeats another one's steps does not count."""
+    return headline(
+        [(row.artifact, row.verdict.kind) for row in report.rows if row.same_steps_as is None],
+        samples=report.protocol.samples,
+        dimension=report.protocol.feature_dimension,
+    )
 
 
 def markdown(report: Report) -> str:
     """The report without its pictures."""
     protocol = report.protocol
-    judged = [(row.artifact, row.verdict.kind) for row in report.rows]
     parts = [
         "# What each overhead bought",
-        headline(judged, samples=protocol.samples),
+        headline_of(report),
         _markdown_table(report),
         "Verdicts, each from a paired 95 % interval against the same artifact without correction:",
         "\n".join(f"- **{row.artifact}, {row.plan}**: {row.verdict.sentence}" for row in report.rows),

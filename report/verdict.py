@@ -27,18 +27,36 @@ def judge_change(change: Estimate) -> VerdictKind:
     return "better" if change.interval.high < 0 else "worse"
 
 
+def rank_warning(*, samples: int, dimension: int) -> str:
+    """What is wrong with so few samples in so many features; empty where nothing is."""
+    if samples > dimension:
+        return ""
+    return (
+        f"{samples} samples cannot give a covariance of full rank in {dimension} features; "
+        f"take at least {dimension + 1}, better ten times as many."
+    )
+
+
 def verdict_of_corrected(
     *,
     frechet: float,
     change: Estimate,
     overhead: float,
     samples: int,
+    dimension: int = 0,
     psnr_change: Estimate | None = None,
+    same_steps_as: str | None = None,
 ) -> Verdict:
     """Verdict on a corrected row against the same artifact without correction.
 
-    frechet: of the corrected row. overhead: as a fraction.
+    frechet: of the corrected row. overhead: as a fraction. dimension: number of features.
+    same_steps_as: an earlier plan that corrects the same steps.
     """
+    repeated = f"Same steps as {same_steps_as}. " if same_steps_as is not None else ""
+    warning = rank_warning(samples=samples, dimension=dimension)
+    if warning:
+        sentence = f"Not distinguishable at n={samples}, which is too few samples: {warning}"
+        return Verdict("not distinguishable", repeated + sentence + _pixel_remark(psnr_change))
     kind = judge_change(change)
     decimals = formatting.decimals_for(change)
     step = f"from {frechet - change.value:.{decimals}f} to {frechet:.{decimals}f} ({_signed(change)})"
@@ -48,13 +66,17 @@ def verdict_of_corrected(
         "worse": f"Worse: correction raises the distance {step} and costs {cost}; leave it off here.",
         "not distinguishable": f"Not distinguishable at n={samples}: {step} for {cost} overhead.",
     }[kind]
-    return Verdict(kind, sentence + _pixel_remark(psnr_change))
+    return Verdict(kind, repeated + sentence + _pixel_remark(psnr_change))
 
 
-def verdict_of_uncorrected(*, samples: int, change_to_float: Estimate | None) -> Verdict:
+def verdict_of_uncorrected(*, samples: int, change_to_float: Estimate | None, dimension: int = 0) -> Verdict:
     """Verdict on an uncorrected artifact against the float model, where that was measured."""
     if change_to_float is None:
         return Verdict("uncorrected", "No correction: what the plans of this artifact are compared with.")
+    warning = rank_warning(samples=samples, dimension=dimension)
+    if warning:
+        sentence = f"Not distinguishable from the float model at n={samples}, which is too few samples"
+        return Verdict("uncorrected", f"{sentence}: {warning}")
     sentence = {
         "better": "Compressed, it has a smaller distance than the float model",
         "worse": "Compression raises the distance over the float model",
@@ -70,8 +92,13 @@ def verdict_of_float(*, samples: int) -> Verdict:
     )
 
 
-def headline(judged: Sequence[tuple[str, VerdictKind]], *, samples: int) -> str:
-    """One sentence over all rows, given as artifact and kind."""
+def headline(judged: Sequence[tuple[str, VerdictKind]], *, samples: int, dimension: int = 0) -> str:
+    """One sentence over all rows, given as artifact and kind; a second one where the samples are too few."""
+    warning = rank_warning(samples=samples, dimension=dimension)
+    return f"{_counts(judged, samples)} Too few samples: {warning}" if warning else _counts(judged, samples)
+
+
+def _counts(judged: Sequence[tuple[str, VerdictKind]], samples: int) -> str:
     found: dict[VerdictKind, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
     for artifact, kind in judged:
         if kind in found:

@@ -9,7 +9,7 @@ from diffusers import DDIMPipeline
 from errata.correct import IEC, Plan, wrap
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError, ReportError
-from errata.report import Reference, Report, frechet_distance, psnr, run, statistics
+from errata.report import Reference, Report, frechet_distance, psnr, run, statistics, text_table
 from errata.report.measuring import with_uncorrected
 from errata.report.sampling import batches_of
 from errata.report.tally import Tally
@@ -157,6 +157,8 @@ def test_too_few_samples_for_the_features_are_told(
     with pytest.warns(UserWarning, match="4 samples cannot give a covariance of full rank in 4 features"):
         report = run(deployed, {}, reference, tmp_path / "r", samples=4, resamples=2)
     assert "take at least 5" in report.protocol.notes[0]
+    assert text_table(report).splitlines()[-1] == f"Too few samples: {report.protocol.notes[0]}"
+    assert f"Too few samples: {report.protocol.notes[0]}" in (tmp_path / "r" / "report.md").read_text("utf-8")
 
 
 def test_bad_requests_are_refused_before_anything_is_written(
@@ -230,3 +232,30 @@ def test_a_tally_survives_its_arrays(deployed: DeployedPipeline, reference: Refe
     assert again.mean_psnr == tally.mean_psnr
     costs = {"full": 2.0, "cached": 0.5}
     assert again.overhead(tally.seconds, costs) == tally.overhead(tally.seconds, costs)  # type: ignore[arg-type]
+
+
+def test_a_baseline_of_another_model_is_refused(
+    deployed: DeployedPipeline, tiny_pipeline: DDIMPipeline, reference: Reference, tmp_path: Path
+) -> None:
+    other = copy.deepcopy(tiny_pipeline)
+    with torch.no_grad():
+        next(other.unet.parameters()).add_(1)
+    with pytest.raises(
+        ReportError, match=r"made from another model.*\(fingerprint \w{12}…, the baseline has \w{12}…\); pass"
+    ):
+        run({"mine": deployed}, {}, reference, tmp_path / "r", samples=6, baseline=other)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plans_of_the_same_steps_count_once(
+    deployed: DeployedPipeline, reference: Reference, tmp_path: Path
+) -> None:
+    plans = {
+        "full": Plan(IEC(), "full"),
+        "all": Plan(IEC(), "all"),
+        "twice": Plan(IEC(iterations=2), "all"),
+    }
+    report = run({"mine": deployed}, plans, reference, tmp_path / "r", samples=6, resamples=2)
+    assert [row.same_steps_as for row in report.rows] == [None, None, "full", None]
+    assert report.rows[2].verdict.sentence.startswith("Same steps as full. ")
+    assert report.rows[2].frechet == report.rows[1].frechet

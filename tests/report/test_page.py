@@ -3,6 +3,7 @@ import io
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,7 +17,7 @@ from errata.report.page import html
 from errata.report.plots import overhead_plot
 from errata.report.recorded import recorded_digits
 from errata.report.strips import strip
-from errata.report.text import markdown
+from errata.report.text import headline_of, markdown
 from errata.report.verdict import verdict_of_corrected, verdict_of_float, verdict_of_uncorrected
 
 VOID = {"meta", "link", "img", "br", "use", "path"}
@@ -242,3 +243,33 @@ def test_a_missing_extra_is_named(report: Report, package: str, monkeypatch: pyt
 def test_the_recorded_report_is_readable_where_there_is_one() -> None:
     recorded = recorded_digits()
     assert recorded is None or recorded.protocol.steps == 100
+
+
+def with_a_repeat(report: Report) -> Report:
+    """The last row a second time, under another name."""
+    again = replace(report.rows[-1], plan="twin", same_steps_as="all")
+    return replace(report, rows=(*report.rows, again))
+
+
+def test_a_repeated_plan_is_not_counted(report: Report) -> None:
+    repeated = with_a_repeat(report)
+    assert headline_of(repeated) == headline_of(report)
+    assert "Of 2 corrected runs" in headline_of(repeated)
+    assert Report.from_json(repeated.to_json()) == repeated
+
+
+def test_a_report_of_an_earlier_release_is_read(report: Report) -> None:
+    value = report.to_json()
+    for row in value["rows"]:
+        del row["same_steps_as"]
+    assert Report.from_json(value) == report
+
+
+def test_labels_of_one_place_are_joined(report: Report) -> None:
+    plot = overhead_plot(with_a_repeat(report), "deepcache-10")
+    assert "all, twin" in re.sub(r"<[^>]*>", "", plot)
+
+
+def test_a_narrow_page_tells_of_the_hidden_columns(page: str) -> None:
+    assert page.count("Scroll sideways for the other columns.") == 1
+    assert ".hint { display: none;" in page

@@ -62,6 +62,12 @@ def test_statistics_without_a_count_are_welcome(tmp_path: Path) -> None:
     assert Reference.from_statistics(tmp_path / "fid.npz", Pixels()).statistics.count == 0
 
 
+def test_a_rounded_covariance_of_low_rank_is_welcome(tmp_path: Path) -> None:
+    sigma = np.cov(np.random.default_rng(0).normal(size=(3, 9)), rowvar=False).astype(np.float32)
+    np.savez(tmp_path / "few.npz", mu=np.zeros(9), sigma=sigma, count=np.asarray(3))
+    assert Reference.from_statistics(tmp_path / "few.npz", Pixels()).statistics.count == 3
+
+
 def test_digest_follows_the_weights() -> None:
     network = nn.Linear(2, 2)
     before = weights_digest(network)
@@ -79,8 +85,26 @@ def test_digest_follows_the_weights() -> None:
         ({"mu": np.full(4, np.nan), "sigma": np.eye(4)}, "no finite real numbers"),
         ({"mu": np.array(["a"] * 4), "sigma": np.eye(4)}, "no finite real numbers"),
         ({"mu": np.array([None] * 4), "sigma": np.eye(4)}, "cannot be read as .npz"),
+        ({"mu": np.zeros(0), "sigma": np.eye(0)}, "mu has shape"),
+        ({"mu": np.zeros(4), "sigma": np.eye(4), "count": np.ones(2, int)}, r"count has shape \(2,\)"),
+        ({"mu": np.zeros(4), "sigma": np.eye(4), "count": np.array(2.5)}, "count .* one integer, 0 or more"),
+        ({"mu": np.zeros(4), "sigma": np.eye(4), "count": np.array(-1)}, "count .* one integer, 0 or more"),
+        ({"mu": np.zeros(4), "sigma": np.triu(np.ones((4, 4)))}, "sigma is not symmetric"),
+        ({"mu": np.zeros(4), "sigma": np.diag([1.0, 1, 1, -1e-3])}, "negative eigenvalue -0.001"),
     ],
-    ids=["missing", "shapes", "nan", "text", "pickle"],
+    ids=[
+        "missing",
+        "shapes",
+        "nan",
+        "text",
+        "pickle",
+        "empty",
+        "counts",
+        "fraction",
+        "negative-count",
+        "asymmetric",
+        "negative-eigenvalue",
+    ],
 )
 def test_a_bad_statistics_file_is_refused(
     tmp_path: Path, arrays: dict[str, np.ndarray], message: str

@@ -78,3 +78,28 @@ def test_headline_counts() -> None:
     )
     assert "no correction made a difference" in headline([("a", "not distinguishable")], samples=64)
     assert "Nothing was corrected" in headline([("a", "uncorrected")], samples=64)
+
+
+def test_too_few_samples_decide_nothing() -> None:
+    few = verdict_of_corrected(
+        frechet=9.0, change=change(1.0, 3.0), overhead=1.0, samples=4, dimension=4, psnr_change=None
+    )
+    assert few.kind == "not distinguishable"
+    assert few.sentence == (
+        "Not distinguishable at n=4, which is too few samples: 4 samples cannot give a covariance of full "
+        "rank in 4 features; take at least 5, better ten times as many."
+    )
+    enough = verdict_of_corrected(frechet=9.0, change=change(1.0, 3.0), overhead=1.0, samples=5, dimension=4)
+    assert enough.kind == "worse"
+    plain = verdict_of_uncorrected(samples=4, change_to_float=change(1.0, 3.0), dimension=4)
+    assert plain.sentence.startswith("Not distinguishable from the float model at n=4, which is too few")
+    said = headline([("a", "not distinguishable")], samples=4, dimension=4)
+    assert said.endswith("Too few samples: " + few.sentence.split(": ")[1])
+
+
+def test_a_repeated_plan_says_so() -> None:
+    verdict = verdict_of_corrected(
+        frechet=9.0, change=change(1.0, 3.0), overhead=1.0, samples=256, same_steps_as="ends:1/10"
+    )
+    assert verdict.kind == "worse"
+    assert verdict.sentence.startswith("Same steps as ends:1/10. Worse: ")
