@@ -14,6 +14,9 @@ from errata.errors import CalibrationError
 
 __all__ = ["CalibrationSet", "Record", "load"]
 
+_AGAIN = "record it again with `errata calibrate` or errata.calibration.collect"
+_MADE = "give a directory that `errata calibrate` or errata.calibration.collect made"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -41,7 +44,7 @@ class CalibrationSet:
 
     def __init__(self, path: Path, document: Document) -> None:
         if document.calls is None:
-            raise CalibrationError(f"`{path}` holds no shard; collect again")
+            raise CalibrationError(f"`{path}` holds no shard; {_AGAIN}")
         self._path = path
         self._request = document.request
         self._calls = document.calls
@@ -150,7 +153,7 @@ class CalibrationSet:
         if not 0 <= step < self.num_steps:
             raise CalibrationError(
                 f"step {step} was not recorded; recorded steps are 0-{self.num_steps - 1}; collect again "
-                "with more num_inference_steps"
+                "with more num_inference_steps (`errata calibrate --steps`)"
             )
         for name, value in (("limit", limit), ("batch_size", batch_size)):
             if value is not None and value < 1:
@@ -185,7 +188,7 @@ class CalibrationSet:
             if not shard.is_intact(self._path):
                 raise CalibrationError(
                     f"shard `{self._path / shard.file}` was altered: its SHA-256 is not the recorded "
-                    f"{shard.sha256[:12]}…; collect again"
+                    f"{shard.sha256[:12]}…; {_AGAIN}"
                 )
 
 
@@ -198,22 +201,19 @@ def load(path: str | Path) -> CalibrationSet:
     """
     path = Path(path)
     if not path.is_dir():
-        raise CalibrationError(f"`{path}` is no directory; expected one that errata.calibration.collect made")
+        raise CalibrationError(f"`{path}` is no directory; {_MADE}")
     if not (path / FINISHED).exists():
         if (path / PARTIAL).exists():
             raise CalibrationError(
-                f"`{path}` holds an unfinished calibration; run collect again with the same "
-                "arguments to finish it"
+                f"`{path}` holds an unfinished calibration; run `errata calibrate` or collect again with the "
+                "same arguments to finish it"
             )
-        raise CalibrationError(
-            f"`{path}` is no calibration: it has no {FINISHED}; expected a directory that "
-            "errata.calibration.collect made"
-        )
+        raise CalibrationError(f"`{path}` is no calibration: it has no {FINISHED}; {_MADE}")
     document = Document.read(path / FINISHED)
     if len(document.shards) != len(document.request.batch_sizes()):
         raise CalibrationError(
             f"`{path / FINISHED}` is damaged: it lists {len(document.shards)} shards for "
-            f"{len(document.request.batch_sizes())} sample-batches; collect again"
+            f"{len(document.request.batch_sizes())} sample-batches; {_AGAIN}"
         )
     for shard in document.shards:
         _check_presence(path, shard)
@@ -223,9 +223,9 @@ def load(path: str | Path) -> CalibrationSet:
 def _check_presence(root: Path, shard: Shard) -> None:
     path = root / shard.file
     if not path.is_file():
-        raise CalibrationError(f"shard `{path}` is missing; collect again")
+        raise CalibrationError(f"shard `{path}` is missing; {_AGAIN}")
     if (size := path.stat().st_size) != shard.num_bytes:
         raise CalibrationError(
             f"shard `{path}` has {size} bytes, recorded are {shard.num_bytes}: it was cut or replaced; "
-            "collect again"
+            f"{_AGAIN}"
         )

@@ -103,8 +103,8 @@ def _read_partial(out: Path, request: Request) -> Document | None:
         raise CalibrationError(f"`{out}` exists and is not a directory; choose another one")
     if (out / FINISHED).exists():
         raise CalibrationError(
-            f"`{out}` holds a finished calibration; open it with errata.calibration.load or choose another "
-            "directory"
+            f"`{out}` holds a finished calibration; use it with `errata compress` or "
+            "errata.calibration.load, or choose another directory"
         )
     if not (out / PARTIAL).exists():
         if out.exists() and any(path.name != PARTIAL + TEMPORARY for path in out.iterdir()):

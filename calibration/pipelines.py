@@ -42,8 +42,7 @@ def load_pipeline(source: str | Path) -> DiffusionPipeline:
         name = str(directory)
     elif not _HUB_NAME.fullmatch(name) or name.startswith("."):
         raise CalibrationError(
-            f"`{source}` does not exist; expected a diffusers directory (one with model_index.json) or a "
-            "hub name"
+            f"`{source}` does not exist; give a diffusers directory (one with model_index.json) or a hub name"
         )
     try:
         pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
@@ -51,14 +50,14 @@ def load_pipeline(source: str | Path) -> DiffusionPipeline:
         raise CalibrationError(_why_not_opened(source, directory, problem)) from problem
     if getattr(pipe, "unet", None) is None:
         raise CalibrationError(
-            f"`{source}` is a {type(pipe).__name__}, which has no unet; errata compresses UNets"
+            f"`{source}` is a {type(pipe).__name__}, which has no unet; choose a pipeline with one"
         )
     return pipe
 
 
 def _check_directory(directory: Path) -> None:
     """Say what is wrong with a directory before diffusers says it in many lines."""
-    expected = "expected a diffusers directory, as `pipe.save_pretrained(...)` writes it"
+    expected = "give a diffusers directory, as `pipe.save_pretrained(...)` writes it"
     index = directory / "model_index.json"
     if not directory.is_dir():
         raise CalibrationError(f"`{directory}` is not a directory; {expected}")
@@ -71,10 +70,17 @@ def _check_directory(directory: Path) -> None:
     if not isinstance(components, dict) or not isinstance(components.get("_class_name"), str):
         raise CalibrationError(f"`{index}` names no pipeline class; {expected}")
     if not any(components.get("unet") or ()):
-        raise CalibrationError(f"`{directory}` has no unet in its model_index.json; errata compresses UNets")
+        raise CalibrationError(
+            f"`{directory}` has no unet in its model_index.json; choose a pipeline with one"
+        )
     for name, value in components.items():
         if isinstance(value, list):
             _refuse_pickled_weights(directory / name)
+    if not any((directory / "unet").glob("*.safetensors")):
+        raise CalibrationError(
+            f"`{directory / 'unet'}` has no safetensors weights; copy the pipeline again or save it with "
+            "safe_serialization=True"
+        )
 
 
 def _refuse_pickled_weights(folder: Path) -> None:
@@ -87,10 +93,13 @@ def _refuse_pickled_weights(folder: Path) -> None:
 
 
 def _why_not_opened(source: str | Path, directory: Path, problem: Exception) -> str:
-    reason = _in_one_line(problem)
+    reason = _in_one_line(problem).rstrip(".")
     if directory.exists():
-        return f"`{source}` cannot be opened as a pipeline: {reason}"
-    return f"`{source}` is no local directory, and cannot be fetched from the hub: {reason}"
+        return f"`{source}` cannot be opened as a pipeline: {reason}; copy it again or save it anew"
+    return (
+        f"`{source}` is no local directory, and cannot be fetched from the hub: {reason}; check the name and "
+        "the connection"
+    )
 
 
 def _in_one_line(problem: Exception) -> str:
@@ -108,9 +117,9 @@ def check_pipeline(
     """
     name = type(pipe).__name__
     if not isinstance(getattr(pipe, "unet", None), torch.nn.Module):
-        raise CalibrationError(f"`pipe` is a {name}, which has no unet; errata compresses UNets")
+        raise CalibrationError(f"`pipe` is a {name}, which has no unet; choose a pipeline with one")
     if getattr(pipe, "scheduler", None) is None:
-        raise CalibrationError(f"`pipe` is a {name}, which has no scheduler; its steps cannot be recorded")
+        raise CalibrationError(f"`pipe` is a {name}, which has no scheduler to record; give it one")
     needed = {
         "generator": True,
         "num_inference_steps": True,
@@ -122,7 +131,8 @@ def check_pipeline(
             raise CalibrationError(f"{name} takes no `{argument}`; leave it out, or use a pipeline that does")
     if not (has_prompts or has_inputs or "batch_size" in _parameters(pipe)):
         raise CalibrationError(
-            f"{name} takes no `batch_size`: it needs `prompts` or `inputs` to know what to draw"
+            f"{name} takes no `batch_size`: it needs `prompts` or `inputs` to know what to draw; give "
+            "them (`errata calibrate --prompts`)"
         )
 
 
@@ -150,7 +160,7 @@ def run_batch(
             result = pipe(**arguments)
     except (TypeError, ValueError) as problem:
         raise CalibrationError(
-            f"{type(pipe).__name__} refused its arguments: {_in_one_line(problem)}"
+            f"{type(pipe).__name__} refused its arguments: {_in_one_line(problem)}; give it others"
         ) from problem
     finally:
         pipe.scheduler = scheduler

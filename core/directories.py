@@ -54,13 +54,19 @@ def _make(staging: Path, out: Path, error: type[ErrataError]) -> None:
     try:
         staging.mkdir()
     except FileNotFoundError as problem:
+        if parent.exists():  # as in /proc, where nothing can be made
+            raise _refused(out, problem, error) from problem
         raise error(f"cannot make `{out}`: `{parent}` does not exist; create it first") from problem
     except NotADirectoryError as problem:
         raise error(f"cannot make `{out}`: `{parent}` is not a directory; choose another one") from problem
     except OSError as problem:
-        raise error(
-            f"cannot make `{out}`: `{parent}` refuses it ({_reason(problem)}); choose another directory"
-        ) from problem
+        raise _refused(out, problem, error) from problem
+
+
+def _refused(out: Path, problem: OSError, error: type[ErrataError]) -> ErrataError:
+    return error(
+        f"cannot make `{out}`: `{out.parent}` refuses it ({_reason(problem)}); choose another directory"
+    )
 
 
 def _publish(staging: Path, target: Path, out: Path, error: type[ErrataError]) -> None:

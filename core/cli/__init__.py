@@ -53,7 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as finished:  # after --help, --version, or an error already told
         return finished.code if isinstance(finished.code, int) else FAILED
     try:
-        with quiet.own_words(verbose=args.verbose), _interrupted_by_termination():
+        with (
+            quiet.own_words(verbose=args.verbose),
+            _interrupted_by_termination(),
+            _no_interrupt_lost(),
+        ):
             return _run(args)
     except BrokenPipeError:  # the reader has seen enough, as in `errata inspect ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -71,6 +75,27 @@ def _interrupted_by_termination() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _no_interrupt_lost() -> Iterator[None]:
+    """Repeat a Ctrl-C that lands in a finalizer, whose exceptions Python prints and drops."""
+    before = sys.unraisablehook
+    sys.unraisablehook = _interrupt_again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    # Later, when the finalizer is over.
+    again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
 
 
 def _run(args: argparse.Namespace) -> int:

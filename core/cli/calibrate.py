@@ -5,12 +5,13 @@ from pathlib import Path
 
 from errata.cli.output import emit
 from errata.cli.prompts import read_prompts
-from errata.cli.usage import Commands, add_command, positive
+from errata.cli.usage import Commands, add_command, add_seed_option, check_seeds, positive
 
 DETAILS = """\
 Runs the pipeline and writes down every call of its denoiser; `errata compress` chooses number ranges
 from them. An interrupted run goes on where it stopped: give the same command again.
 
+  errata calibrate core/embedded/digits --steps 25 --samples 64 --out runs/digits/calibration
   errata calibrate google/ddpm-cifar10-32 --steps 100 --samples 512 --out runs/cifar/calibration
 """
 
@@ -24,7 +25,9 @@ def add_parser(commands: Commands) -> None:
         details=DETAILS,
     )
     parser.add_argument(
-        "pipeline", metavar="PIPELINE", help="hub name or local folder of a diffusers pipeline"
+        "pipeline",
+        metavar="PIPELINE",
+        help="hub name or local folder of a diffusers pipeline, as core/embedded/digits of the checkout",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of the recording")
     parser.add_argument(
@@ -34,9 +37,13 @@ def add_parser(commands: Commands) -> None:
         "--samples", type=positive, default=512, metavar="N", help="images to make (default: 512)"
     )
     parser.add_argument(
-        "--batch-size", type=positive, default=64, metavar="N", help="at a time (default: 64)"
+        "--batch-size",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="images per batch (default: 64)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
+    add_seed_option(parser)
     parser.add_argument(
         "--prompts", metavar="SOURCE", help="text file with one prompt a line, or DATASET:COLUMN on the hub"
     )
@@ -47,6 +54,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    check_seeds(args.seed, args.samples)
     prompts = None if args.prompts is None else read_prompts(args.prompts, limit=args.samples)
 
     from errata import calibration

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from errata.cli.output import emit
-from errata.cli.usage import Commands, add_command
+from errata.cli.usage import Commands, add_command, misuse, read_text
+from errata.errors import RecipeError
 
 if TYPE_CHECKING:
     from errata.compress import Recipe
@@ -55,6 +56,7 @@ def _read_recipe(name: str) -> "Recipe":
     from errata.compress import Recipe
 
     path = Path(name)
-    if path.suffix not in {".json", ".yaml", ".yml"} or not path.is_file():
+    if path.suffix in {".json", ".yaml", ".yml"} and path.is_file():
+        return Recipe.from_text(read_text(path))
+    with misuse(RecipeError):
         return Recipe.named(name)
-    return Recipe.from_text(path.read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from errata.cli.output import emit
 from errata.cli.plans import add_plan_options, plan_from
-from errata.cli.usage import Commands, UsageError, add_command, positive
+from errata.cli.usage import (
+    Commands,
+    UsageError,
+    add_backend_option,
+    add_command,
+    add_seed_option,
+    check_seeds,
+    positive,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -37,19 +46,24 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new directory for the images")
     parser.add_argument("--images", type=positive, default=16, metavar="N", help="how many (default: 16)")
     parser.add_argument(
-        "--batch-size", type=positive, default=16, metavar="N", help="at a time (default: 16)"
+        "--batch-size",
+        type=positive,
+        default=16,
+        metavar="N",
+        help="images per batch (default: 16)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first image (default: 0)")
+    add_seed_option(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="for models that take one")
     parser.add_argument("--steps", type=positive, metavar="N", help="sampling steps (default: as calibrated)")
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--backend", default="auto", metavar="NAME", help="of the kernels (default: auto)")
+    add_backend_option(parser)
     add_plan_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    check_seeds(args.seed, args.images)
     plan = plan_from(args)
 
     from errata import correct, deploy
@@ -59,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
     with staged_directory(args.out, error=ErrataError) as folder:
         deployed = deploy.load(args.artifact, device=args.device, backend=args.backend)
+        if not sys.stderr.isatty():  # diffusers passes `disable` itself, so TQDM_DISABLE does not reach it
+            deployed.pipe.set_progress_bar_config(disable=True)
         tally = _Tally()
         images = _make_images(correct.wrap(deployed, plan), args, tally)
         save_pictures(images, folder)

@@ -3,7 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from errata.cli.usage import UsageError, positive
+from errata.cli.usage import UsageError, fraction, misuse, positive
+from errata.errors import PlanError
 
 if TYPE_CHECKING:
     from errata.correct import IEC, Plan
@@ -31,7 +32,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
 def add_method_options(group: argparse._ArgumentGroup) -> None:
     """Declare the options of the method alone."""
     group.add_argument(
-        "--step-size", type=float, metavar="X", help="how far an iteration goes (default: 0.5)"
+        "--step-size", type=fraction, metavar="X", help="how far an iteration goes, in (0, 1] (default: 0.5)"
     )
     group.add_argument("--iterations", type=positive, metavar="N", help="at most, for each step (default: 1)")
 
@@ -53,4 +54,5 @@ def plan_from(args: argparse.Namespace) -> "Plan":
 
     if args.correct == "none":
         return Plan.none()
-    return Plan(method_from(args), steps=args.at or "all")
+    with misuse(PlanError):
+        return Plan(method_from(args), steps="all" if args.at is None else args.at)

@@ -3,13 +3,13 @@
 from itertools import islice
 from pathlib import Path
 
-from errata.cli.usage import UsageError
+from errata.cli.usage import UsageError, read_text
 
 
 def read_prompts(source: str, *, limit: int) -> list[str]:
     """The first `limit` prompts of a text file, one a line, or of `DATASET:COLUMN` on the hub."""
     if Path(source).is_file():
-        lines = Path(source).read_text(encoding="utf-8").splitlines()
+        lines = read_text(Path(source)).splitlines()
         prompts = [line.strip() for line in lines if line.strip()][:limit]
     else:
         prompts = _from_dataset(source, limit)

@@ -9,19 +9,20 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 MUTED = {
     # torchao 0.18 ships libraries for other interpreters and CUDA versions, and names each that it skips.
-    "torchao": "Failed to load",
+    "torchao": ("Failed to load",),
     # torchao 0.18 registers enums in a way that torch 2.13 deprecates.
-    "torch.utils._pytree": "is an Enum subclass",
+    "torch.utils._pytree": ("is an Enum subclass",),
     # diffusers 0.42 looks for tensor classes that torchao 0.18 has moved.
-    "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",
+    "diffusers.quantizers.torchao.torchao_quantizer": ("Unable to import `torchao` Tensor objects",),
     # diffusers recommends accelerate, which only large text-to-image models need.
-    "diffusers.pipelines.pipeline_utils": "because `accelerate` was not found",
-    "diffusers.models.modeling_utils": "because `accelerate` was not found",
+    # diffusers 0.42 announces what it then raises: an unreachable hub, and missing weights.
+    "diffusers.pipelines.pipeline_utils": ("because `accelerate` was not found", "connect to the Hub"),
+    "diffusers.models.modeling_utils": ("because `accelerate` was not found", "while trying to fetch"),
 }
 
 
@@ -44,8 +45,8 @@ def own_words(*, verbose: bool) -> Iterator[None]:
 def without_chatter() -> Iterator[None]:
     """Drop the messages of `MUTED`, and no others."""
     with ExitStack() as cleanup:
-        for name, text in MUTED.items():
-            cleanup.enter_context(_filtered(logging.getLogger(name), _Without(text)))
+        for name, texts in MUTED.items():
+            cleanup.enter_context(_filtered(logging.getLogger(name), _Without(texts)))
         yield
 
 
@@ -88,11 +89,12 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 
 class _Without(logging.Filter):
-    """Drops the messages that contain a text."""
+    """Drops the messages that contain one of some texts."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, texts: Sequence[str]) -> None:
         super().__init__()
-        self.text = text
+        self.texts = texts
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return self.text not in record.getMessage()
+        message = record.getMessage()
+        return not any(text in message for text in self.texts)

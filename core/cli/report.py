@@ -6,7 +6,17 @@ from pathlib import Path
 
 from errata.cli.output import emit
 from errata.cli.plans import PLACES, add_method_options, method_from
-from errata.cli.usage import Commands, add_command, positive
+from errata.cli.usage import (
+    Commands,
+    add_backend_option,
+    add_command,
+    add_seed_option,
+    check_seeds,
+    misuse,
+    positive,
+    several,
+)
+from errata.errors import PlanError
 
 DETAILS = """\
 Makes the same images without correction and with it at each --at, and compares them with real ones by a
@@ -34,13 +44,17 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--baseline", metavar="PIPELINE", help="the float pipeline, to compare image by image with it"
     )
-    parser.add_argument("--samples", type=positive, default=256, metavar="N", help="images (default: 256)")
+    parser.add_argument("--samples", type=several, default=256, metavar="N", help="images (default: 256)")
     parser.add_argument(
-        "--batch-size", type=positive, default=64, metavar="N", help="at a time (default: 64)"
+        "--batch-size",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="images per batch (default: 64)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first image (default: 0)")
+    add_seed_option(parser)
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--backend", default="auto", metavar="NAME", help="of the kernels (default: auto)")
+    add_backend_option(parser)
     group = parser.add_argument_group("correction")
     group.add_argument(
         "--at",
@@ -56,8 +70,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from errata import calibration, correct, deploy, report
 
+    check_seeds(args.seed, args.samples)
     method = method_from(args)
-    plans = {steps: correct.Plan(method, steps=steps) for steps in args.at or ("ends:1/10", "all")}
+    with misuse(PlanError):
+        plans = {steps: correct.Plan(method, steps=steps) for steps in args.at or ("ends:1/10", "all")}
     reference = report.Reference.open(args.reference)
     deployed = deploy.load(args.artifact, device=args.device, backend=args.backend)
     baseline = None if args.baseline is None else calibration.load_pipeline(args.baseline)

@@ -1,9 +1,16 @@
 """How options are declared, shared and refused."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[OneLineParser]"
+# Those of errata.deploy, which would be slow to import here; a test compares them.
+BACKENDS = ("auto", "reference", "onednn")
+# torch keeps a seed in 64 bits, with a sign.
+SEEDS = 2**63
 
 
 class UsageError(Exception):
@@ -32,6 +39,67 @@ def add_command(commands: Commands, name: str, *, summary: str, details: str) ->
     return parser
 
 
+def add_seed_option(parser: argparse.ArgumentParser) -> None:
+    """Declare the seed of the noise."""
+    parser.add_argument(
+        "--seed",
+        type=seed,
+        default=0,
+        metavar="N",
+        help="seed of image 0, image i has seed N + i (default: 0)",
+    )
+
+
+def add_backend_option(parser: argparse.ArgumentParser) -> None:
+    """Declare the choice of kernels."""
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        metavar="NAME",
+        help=f"kernels: {', '.join(BACKENDS)} (default: auto)",
+    )
+
+
+@contextmanager
+def misuse(*errors: type[Exception]) -> Iterator[None]:
+    """Blame the options for these errors."""
+    try:
+        yield
+    except errors as problem:
+        raise UsageError(str(problem)) from problem
+
+
+def read_text(path: Path) -> str:
+    """The contents of a file that an option names.
+
+    Raises:
+        UsageError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        raise UsageError(f"`{path}` is not UTF-8 text (byte {problem.start}); save it as UTF-8") from problem
+
+
+def check_seeds(seed: int, count: int) -> None:
+    """Refuse a seed that leaves its last images without one.
+
+    Raises:
+        UsageError: the last image's seed is out of range.
+    """
+    if seed + count > SEEDS:
+        raise UsageError(f"--seed {seed} is too large for {count} images; give at most {SEEDS - count}")
+
+
+def seed(text: str) -> int:
+    """An option's value that a torch generator takes."""
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
+    if not 0 <= number < SEEDS:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number from 0 to 2**63 - 1")
+    return number
+
+
 def positive(text: str) -> int:
     """An option's value that counts something."""
     try:
@@ -40,4 +108,23 @@ def positive(text: str) -> int:
         number = 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"`{text}` is not a whole number above zero")
+    return number
+
+
+def several(text: str) -> int:
+    """An option's value that counts what is compared with each other."""
+    number = positive(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"`{text}` is too few; give at least 2")
+    return number
+
+
+def fraction(text: str) -> float:
+    """An option's value in (0, 1]."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a number in (0, 1]")
     return number

@@ -211,7 +211,7 @@ def test_a_strange_document_is_refused(
 
 
 def test_what_is_no_calibration_is_refused(tmp_path: Path, copied: Path) -> None:
-    with pytest.raises(CalibrationError, match="nowhere` is no directory; expected one that"):
+    with pytest.raises(CalibrationError, match="nowhere` is no directory; give a directory that"):
         calibration.load(tmp_path / "nowhere")
     with pytest.raises(CalibrationError, match="is no calibration: it has no calibration.json"):
         calibration.load(tmp_path)

@@ -79,7 +79,9 @@ def test_a_killed_run_is_finished_with_the_same_bytes(
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, env=os.environ, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()[-2000:]
     assert sorted(_files(killed)) == [PARTIAL, "shards/00000.safetensors", "shards/00001.safetensors"]
-    with pytest.raises(CalibrationError, match="holds an unfinished calibration; run collect again"):
+    with pytest.raises(
+        CalibrationError, match="holds an unfinished calibration; run `errata calibrate` or collect again"
+    ):
         calibration.load(killed)
 
     finished = {
@@ -195,7 +197,8 @@ def test_a_finished_set_is_not_overwritten(tiny_pipeline: DDIMPipeline, tmp_path
     calibration.collect(tiny_pipeline, tmp_path / "set", **OPTIONS)
     before = _files(tmp_path / "set")
     with pytest.raises(
-        CalibrationError, match="holds a finished calibration; open it with errata.calibration.load"
+        CalibrationError,
+        match="holds a finished calibration; use it with `errata compress` or errata.calibration.load",
     ):
         calibration.collect(tiny_pipeline, tmp_path / "set", **OPTIONS)
     assert _files(tmp_path / "set") == before

@@ -50,12 +50,12 @@ def test_what_is_no_pipeline_is_refused(copied: Path, tmp_path: Path) -> None:
 
     refused(
         tmp_path / "nowhere",
-        r"nowhere` does not exist; expected a diffusers directory \(one with model_index",
+        r"nowhere` does not exist; give a diffusers directory \(one with model_index",
     )
     refused("./nowhere", "`./nowhere` does not exist")
     refused("a b", "`a b` does not exist")
-    refused(copied / "model_index.json", "is not a directory; expected a diffusers directory")
-    refused(copied / "unet", "is no pipeline: it has no model_index.json; expected a diffusers directory")
+    refused(copied / "model_index.json", "is not a directory; give a diffusers directory")
+    refused(copied / "unet", "is no pipeline: it has no model_index.json; give a diffusers directory")
     _rewrite_index(copied, unet="gone")
     refused(copied, "has no unet in its model_index.json")
     _rewrite_index(copied, unet=[None, None])
@@ -73,7 +73,7 @@ def test_damaged_weights_are_refused(copied: Path) -> None:
         calibration.load_pipeline(copied)
     assert "\n" not in str(caught.value)
     weights.unlink()
-    with pytest.raises(CalibrationError, match="`.*tiny` cannot be opened as a pipeline: ") as caught:
+    with pytest.raises(CalibrationError, match="unet` has no safetensors weights; copy the pipel") as caught:
         calibration.load_pipeline(copied)
     assert "\n" not in str(caught.value)
 
@@ -97,7 +97,9 @@ def test_an_unreachable_hub_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, p
         CalibrationError, match="`google/ddpm` is no local directory, and cannot be fetched"
     ) as caught:
         calibration.load_pipeline("google/ddpm")
-    assert str(caught.value).endswith("cannot connect" if problem else "OSError")
+    assert str(caught.value).endswith(
+        f"{'cannot connect' if problem else 'OSError'}; check the name and the connection"
+    )
 
 
 def test_a_hub_pipeline_without_unet_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

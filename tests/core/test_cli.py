@@ -60,6 +60,23 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["generate", "x", "--out", "y", "--correct", "magic"], "invalid choice: 'magic'"),
         (["generate", "x", "--out", "y", "--at", "all"], "--at has no effect without `--correct iec`"),
         (["generate", "x", "--out", "y", "--step-size", "1"], "--step-size has no effect without"),
+        (["generate", "x", "--out", "y", "--step-size", "1.5"], "`1.5` is not a number in (0, 1]"),
+        (["generate", "x", "--out", "y", "--step-size", "nan"], "`nan` is not a number in (0, 1]"),
+        (
+            ["generate", "x", "--out", "y", "--correct", "iec", "--at", "sometimes"],
+            "'sometimes' is not a sel",
+        ),
+        (["generate", "x", "--out", "y", "--correct", "iec", "--at", ""], "is not a selection of steps"),
+        (["generate", "x", "--out", "y", "--backend", "magic"], "invalid choice: 'magic'"),
+        (["generate", "x", "--out", "y", "--seed", "-1"], "`-1` is not a whole number from 0 to"),
+        (["calibrate", "x", "--out", "y", "--seed", str(2**63)], "is not a whole number from 0 to 2**63 - 1"),
+        (["generate", "x", "--out", "y", "--seed", str(2**63 - 1)], "is too large for 16 images"),
+        (
+            ["report", "x", "--out", "y", "--reference", "z", "--samples", "1"],
+            "`1` is too few; give at least",
+        ),
+        (["report", "x", "--out", "y", "--reference", "z", "--at", "often"], "'often' is not a selection"),
+        (["compress", "x", "--out", "y", "--calibration", "z", "--recipe", "w3"], "unknown recipe 'w3'"),
         (["calibrate", "x", "--out", "y", "--prompts", "missing"], "neither a text file nor DATASET:COLUMN"),
     ],
 )
@@ -171,6 +188,17 @@ def test_only_the_known_chatter_is_muted(
     assert capsys.readouterr().err == "errata: three shards were there already\n"
 
 
+def test_what_diffusers_also_raises_is_muted() -> None:
+    for name, text in [
+        ("diffusers.pipelines.pipeline_utils", "Couldn't connect to the Hub: no.\nWill try to load from"),
+        ("diffusers.models.modeling_utils", "An error occurred while trying to fetch x: no"),
+    ]:
+        record = logging.LogRecord(name, logging.ERROR, "", 0, text, None, None)
+        assert logging.getLogger(name).filter(record)
+        with quiet.without_chatter():
+            assert not logging.getLogger(name).filter(record)
+
+
 def test_verbose_mutes_nothing(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     with quiet.own_words(verbose=True):
         logging.getLogger("torchao").warning("Failed to load %s", "x.so")
@@ -198,6 +226,62 @@ def test_prompts_come_from_the_lines_of_a_file(tmp_path: Path) -> None:
         prompts.read_prompts(str(tmp_path / "empty.txt"), limit=2)
 
 
+def test_files_that_are_not_utf8_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("prompts.txt", "recipe.yaml"):
+        (tmp_path / name).write_bytes(b"caf\xe9\n")
+    common = ["x", "--out", f"{tmp_path}/out"]
+    assert cli.main(["calibrate", *common, "--prompts", f"{tmp_path}/prompts.txt"]) == 2
+    assert "prompts.txt` is not UTF-8 text" in capsys.readouterr().err
+    assert cli.main(["compress", *common, "--calibration", "z", "--recipe", f"{tmp_path}/recipe.yaml"]) == 2
+    assert "recipe.yaml` is not UTF-8 text" in capsys.readouterr().err
+
+
+def test_backends_are_those_of_the_deploy_stage() -> None:
+    from errata.deploy import backends
+
+    assert usage.BACKENDS == backends.BACKENDS
+
+
+def test_seeds_are_what_a_generator_takes() -> None:
+    assert [usage.seed("0"), usage.seed(str(2**63 - 1))] == [0, 2**63 - 1]
+    usage.check_seeds(2**63 - 2, 2)
+
+
+def test_an_interrupt_that_lands_in_a_finalizer_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    def run(args: object) -> int:
+        Finalized()
+        time.sleep(10)
+        return 0
+
+    monkeypatch.setattr(demo, "run", run)
+    before = sys.unraisablehook
+    assert cli.main(["demo"]) == 130
+    assert capsys.readouterr().err == "errata: error: interrupted\n"
+    assert sys.unraisablehook is before
+
+
+def test_other_lost_exceptions_are_told_as_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            raise ValueError("lost")
+
+    def run(args: object) -> int:
+        Finalized()
+        return 0
+
+    monkeypatch.setattr(demo, "run", run)
+    assert cli.main(["demo"]) == 0
+    assert "ValueError: lost" in capsys.readouterr().err
+
+
 def test_table_is_as_wide_as_its_cells() -> None:
     text = output.table(["layer", "bits"], [["conv_in", 8], ["mid", 16]])
     assert text.splitlines() == ["layer    bits", "-------  ----", "conv_in     8", "mid        16"]
@@ -212,9 +296,17 @@ def test_sizes_for_people() -> None:
 def test_contact_sheet_holds_every_picture_in_reading_order(tmp_path: Path) -> None:
     images = [Image.new("L", (2, 3), color=10 * (index + 1)) for index in range(5)]
     sheet = pictures.contact_sheet(images)
-    assert sheet.size == (6, 6)
-    corners = [sheet.getpixel((2 * column, 3 * row)) for row in range(2) for column in range(3)]
-    assert corners == [10, 20, 30, 40, 50, 0]
+    assert sheet.size == (3 * 64 + 2 * 2, 2 * 96 + 2)  # 32 times as large
+    for place in ((0, 0), (63, 95)):
+        inside = [
+            sheet.getpixel((66 * column + place[0], 98 * row + place[1]))
+            for row in range(2)
+            for column in range(3)
+        ]
+        assert inside == [10, 20, 30, 40, 50, 0]
+    assert [sheet.getpixel(place) for place in ((64, 0), (65, 0), (0, 96), (0, 97))] == [0, 0, 0, 0]
+    large = [Image.new("L", (65, 70)), Image.new("L", (65, 70))]
+    assert pictures.contact_sheet(large).size == (65 * 2 + 2, 70)
     pictures.save_pictures(images, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *(f"{i:05d}.png" for i in range(5)),

@@ -101,6 +101,9 @@ def test_generate_counts_what_a_correction_adds(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["generate", folder / "artifact", "--images", 2]
+    capsys.readouterr()
+    assert cli.main([*map(str, command), "--out", f"{tmp_path}/quiet"]) == 0
+    assert capsys.readouterr().err == ""  # no progress bars where nobody watches
     plain = answer(capsys, *command, "--out", tmp_path / "plain")
     assert plain["evaluations_per_image"] == {"full": 2, "cached": 2}
     assert plain["overhead"] == 0
@@ -114,11 +117,10 @@ def test_generate_counts_what_a_correction_adds(
     ("status", "options", "message"),
     [
         (2, ["--prompt", "a cat"], "this model takes no prompt"),
-        (1, ["--correct", "iec", "--at", "sometimes"], "'sometimes' is not a selection of steps"),
+        (2, ["--correct", "iec", "--at", "sometimes"], "'sometimes' is not a selection of steps"),
         (1, ["--correct", "iec", "--at", "1"], "leaves nothing to correct"),
         (1, ["--correct", "iec", "--at", "99"], "reaches step 99"),
         (1, ["--steps", "50"], "num_inference_steps=50"),
-        (1, ["--backend", "magic"], "unknown backend 'magic'"),
         (1, ["--device", "abacus"], "device 'abacus' cannot be used"),
     ],
 )
@@ -152,7 +154,7 @@ def test_bad_input_is_refused_by_each_stage(
     recording = ["--calibration", folder / "calibration"]
     for command, message in [
         (["calibrate", folder / "artifact" / "scheduler", *out], "scheduler"),
-        (["compress", folder / "pipeline", *recording, "--recipe", "w3a3", *out], "unknown recipe 'w3a3'"),
+        (["compress", nothing, *recording, "--recipe", "w8a8", *out], "does not exist"),
         (["compress", folder / "pipeline", "--calibration", nothing, "--recipe", "w8a8", *out], "nothing"),
         (["deploy", folder / "pipeline", *out], "is no compressed pipeline"),
         (["verify", folder / "pipeline"], "is no artifact"),

@@ -93,6 +93,20 @@ def test_refuses_a_parent_that_is_missing_or_no_directory(tmp_path: Path) -> Non
     assert contents(tmp_path) == ["file"]
 
 
+def test_a_parent_that_is_there_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, mode: int = 0o777) -> None:  # as /proc does
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with (
+        pytest.raises(ArtifactError, match="refuses it .no such file or directory"),
+        staged_directory(tmp_path / "out", error=ArtifactError),
+    ):
+        pytest.fail("the block must not run")
+
+
 @pytest.mark.skipif(IS_ROOT, reason="root may write anywhere")
 def test_refuses_a_read_only_parent(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o555)
