@@ -5,6 +5,10 @@
 Every round samples one batch uncorrected and one under each plan, in turn, so that a drift of the machine's
 speed cancels. Measured is the median over rounds of (corrected time / uncorrected time of that round) - 1;
 defined is Σ(extra calls × their cost) / Σ(base calls × their cost), with costs from the same process.
+
+Wall-clock times of whole runs scatter on a shared machine. So the time spent outside the network is measured
+too: `besides` is the median of what correction adds there, as a share of the uncorrected run, and the last
+column is (defined + besides) / defined, the ratio that identical calls of the network would give.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from pathlib import Path
 import torch
 
 from errata import correct, deploy
+from errata.deploy import DeployedPipeline
 from errata.report.machine import describe_machine
 
 
@@ -31,7 +36,8 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{describe_machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"batch {options.batch_size}, {options.rounds} rounds")
-    print(f"{'artifact':<20} {'plan':<10} {'defined':>8} {'measured':>9} {'quartiles':>17} {'ratio':>6}")
+    columns = f"{'defined':>8} {'measured':>9} {'quartiles':>17} {'ratio':>6} {'besides':>8} {'ratio':>6}"
+    print(f"{'artifact':<20} {'plan':<10} {columns}")
     for path in options.artifacts:
         measure(path, options.plans, options.batch_size, options.rounds)
 
@@ -41,20 +47,47 @@ def measure(path: Path, plans: list[str], batch_size: int, rounds: int) -> None:
     deployed = deploy.load(path)
     deployed.pipe.set_progress_bar_config(disable=True)
     corrected = {steps: correct.wrap(deployed, correct.Plan(correct.IEC(), steps=steps)) for steps in plans}
+    network = Stopwatch(deployed)
     seconds: dict[str, list[float]] = {name: [] for name in ("none", *corrected)}
+    outside: dict[str, list[float]] = {name: [] for name in seconds}
     for turn in range(rounds + 1):
         for name in seconds:
+            network.total = 0.0
             took = timed(corrected.get(name, deployed), batch_size, seed=turn)
             if turn:  # the first round warms up
                 seconds[name].append(took)
+                outside[name].append(took - network.total)
+    typical = statistics.median(seconds["none"])
     for name, pipeline in corrected.items():
         ratios = [a / b - 1 for a, b in zip(seconds[name], seconds["none"], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
+        added = [a - b for a, b in zip(outside[name], outside["none"], strict=True)]
+        besides = statistics.median(added) / typical
         defined = pipeline.overhead()
         print(
-            f"{path.name:<20} {name:<10} {defined:>8.3f} {middle:>9.3f} "
-            f"{f'{low:.3f} to {high:.3f}':>17} {middle / defined:>6.3f}"
+            f"{path.name:<20} {name:<10} {defined:>8.3f} {middle:>9.3f} {f'{low:.3f} to {high:.3f}':>17} "
+            f"{middle / defined:>6.3f} {besides:>8.4f} {(defined + besides) / defined:>6.3f}"
         )
+
+
+class Stopwatch:
+    """Adds up the seconds that an artifact's denoiser is being evaluated."""
+
+    def __init__(self, deployed: DeployedPipeline) -> None:
+        self.total = 0.0
+        denoiser = deployed.denoiser
+        for kind in ("full", "cached"):
+            setattr(denoiser, kind, self._watched(getattr(denoiser, kind)))
+
+    def _watched(self, call: Callable[..., object]) -> Callable[..., object]:
+        def watched(*args: object) -> object:
+            start = time.perf_counter()
+            try:
+                return call(*args)
+            finally:
+                self.total += time.perf_counter() - start
+
+        return watched
 
 
 def timed(pipeline: Callable[..., object], batch_size: int, *, seed: int) -> float:
