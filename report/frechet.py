@@ -42,11 +42,6 @@ class FeatureStatistics:
         """Number of features, D."""
         return self.mean.shape[0]
 
-    @property
-    def is_rank_deficient(self) -> bool:
-        """Whether so few samples were seen that the covariance cannot have full rank."""
-        return self.count <= self.dimension
-
 
 class StatisticsAccumulator:
     """Mean and covariance of a stream of feature batches, in memory that does not grow with it.

@@ -263,8 +263,3 @@ def _inline(svg: str, label: str) -> str:
 def _replace_colors(svg: str, table: dict[str, str]) -> str:
     pattern = re.compile("|".join(map(re.escape, table)), re.IGNORECASE)
     return pattern.sub(lambda found: table[found.group().lower()], svg)
-
-
-def plots_of(report: Report) -> dict[str, str]:
-    """The overhead plot of every artifact by name."""
-    return {artifact: overhead_plot(report, artifact) for artifact in report.artifacts}

@@ -4,6 +4,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Before torch reads it, and for the programs that tests start. Small tensors gain nothing from more threads,
 # several workers lose much, and sums keep their order.
@@ -57,6 +58,25 @@ def tiny_pipeline() -> DDIMPipeline:
     pipeline = DDIMPipeline(unet=unet, scheduler=DDIMScheduler(clip_sample=False))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.fixture(scope="session")
+def make_plain_unet() -> Callable[..., UNet2DModel]:
+    """`make_plain_unet(dropout=0.5)`: an 8x8, one-channel network without attention, changed as asked."""
+
+    def make(**changes: Any) -> UNet2DModel:
+        return UNet2DModel(
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(8, 8),
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+            norm_num_groups=4,
+            **changes,
+        ).eval()
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from diffusers import DDIMPipeline, UNet2DConditionModel, UNet2DModel
@@ -78,17 +80,8 @@ def test_skip_widths_are_those_of_the_concatenations(model: BranchedUNet, x: Ten
 
 
 @torch.no_grad()
-def test_class_labels_reach_the_network() -> None:
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        num_class_embeds=3,
-    ).eval()
+def test_class_labels_reach_the_network(make_plain_unet: Callable[..., UNet2DModel]) -> None:
+    unet = make_plain_unet(num_class_embeds=3)
     x, labels = torch.randn(2, 1, 8, 8), torch.tensor([0, 2])
     model = BranchedUNet(unet)
     output, _ = model.full(x, 500, {"class_labels": labels}, branch=0)
