@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from errata.errors import CalibrationError
+from errata.pipelines import PIPELINES
 
 __all__ = ["check_pipeline", "load_pipeline", "run_batch", "untouched"]
 
@@ -29,23 +30,27 @@ def load_pipeline(source: str | Path) -> DiffusionPipeline:
     """Open a float pipeline, on the CPU in float32 whatever its files hold.
 
     Args:
-        source: a hub name, or a directory as diffusers' `save_pretrained` writes it; its weights must be
-            in safetensors. A directory of that name wins over a hub name.
+        source: a hub name, or a directory as `save_pretrained` of a diffusers pipeline, or of one of
+            `errata.pipelines`, writes it; its weights must be in safetensors. A directory of that name wins
+            over a hub name.
 
     Raises:
         CalibrationError: no such pipeline, one without a UNet, damaged files, pickled weights, code of its
             own, or a hub that cannot be reached.
     """
     name, directory = str(source), Path(source).expanduser()
+    pipeline_class = DiffusionPipeline
     if directory.exists():
-        _check_directory(directory)
+        index = _check_directory(directory)
+        # Diffusers would look for the class in its own package; of ours only those named there are opened.
+        pipeline_class = PIPELINES.get(index["_class_name"], DiffusionPipeline)
         name = str(directory)
     elif not _HUB_NAME.fullmatch(name) or name.startswith("."):
         raise CalibrationError(
             f"`{source}` does not exist; give a diffusers directory (one with model_index.json) or a hub name"
         )
     try:
-        pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+        pipe = pipeline_class.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
     except Exception as problem:  # diffusers, transformers, safetensors and the hub raise whatever they like
         raise CalibrationError(_why_not_opened(source, directory, problem)) from problem
     if getattr(pipe, "unet", None) is None:
@@ -55,8 +60,8 @@ def load_pipeline(source: str | Path) -> DiffusionPipeline:
     return pipe
 
 
-def _check_directory(directory: Path) -> None:
-    """Say what is wrong with a directory before diffusers says it in many lines."""
+def _check_directory(directory: Path) -> dict[str, Any]:
+    """Say what is wrong with a directory before diffusers says it in many lines; returns its index."""
     expected = "give a diffusers directory, as `pipe.save_pretrained(...)` writes it"
     index = directory / "model_index.json"
     if not directory.is_dir():
@@ -81,6 +86,7 @@ def _check_directory(directory: Path) -> None:
             f"`{directory / 'unet'}` has no safetensors weights; copy the pipeline again or save it with "
             "safe_serialization=True"
         )
+    return components
 
 
 def _refuse_pickled_weights(folder: Path) -> None:
@@ -113,13 +119,15 @@ def check_pipeline(
     """Refuse a pipeline that cannot be run as asked, before anything is written.
 
     Raises:
-        CalibrationError: no UNet, no seeds, or nothing that takes the prompts, inputs or guidance.
+        CalibrationError: no UNet, no seeds, nothing that takes the prompts, inputs or guidance, or adapters
+            that are not part of the weights yet.
     """
     name = type(pipe).__name__
     if not isinstance(getattr(pipe, "unet", None), torch.nn.Module):
         raise CalibrationError(f"`pipe` is a {name}, which has no unet; choose a pipeline with one")
     if getattr(pipe, "scheduler", None) is None:
         raise CalibrationError(f"`pipe` is a {name}, which has no scheduler to record; give it one")
+    _refuse_adapters(pipe)
     needed = {
         "generator": True,
         "num_inference_steps": True,
@@ -134,6 +142,20 @@ def check_pipeline(
             f"{name} takes no `batch_size`: it needs `prompts` or `inputs` to know what to draw; give "
             "them (`errata calibrate --prompts`)"
         )
+
+
+def _refuse_adapters(pipe: DiffusionPipeline) -> None:
+    """An adapter beside a weight would be left out, or left in float, by all that follows."""
+    for component, module in pipe.components.items():
+        if not isinstance(module, torch.nn.Module):
+            continue
+        for name, part in module.named_modules():
+            has_adapter = isinstance(getattr(part, "base_layer", None), torch.nn.Module)
+            if has_adapter or any("lora_" in key for key, _ in part.named_parameters(recurse=False)):
+                raise CalibrationError(
+                    f"`{component}.{name}` has LoRA layers beside its weight; fuse them first: "
+                    "`pipe.fuse_lora(); pipe.unload_lora_weights()`"
+                )
 
 
 def run_batch(

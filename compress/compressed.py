@@ -17,6 +17,7 @@ from torch import Tensor
 from errata.calibration import load_pipeline, model_fingerprint
 from errata.canonical_json import dumps, file_digest, loads_strict
 from errata.compress.clock import StepClock
+from errata.compress.corrected import FeatureCorrection, correct_outputs
 from errata.compress.denoiser import UNetDenoiser
 from errata.compress.pipeline import SteppedPipeline
 from errata.compress.recipe import Recipe
@@ -27,7 +28,7 @@ from errata.compress.simulation import simulate
 from errata.compress.unet import BranchedUNet
 from errata.errors import RecipeError
 
-_FORMAT = "errata-compressed/2"
+_FORMAT = "errata-compressed/3"
 _MANIFEST = "compressed.json"
 _QUANTIZERS = "quantizers.safetensors"
 _PIPELINE = "pipeline"
@@ -125,8 +126,17 @@ def simulated_pipe(float_pipe: DiffusionPipeline, compression: Compression) -> D
     """A copy of `float_pipe` with the simulated UNet in place; `float_pipe` is left alone."""
     clock = StepClock()
     unet: UNet2DModel = float_pipe.unet
-    branched = BranchedUNet(simulate(unet, compression.scheme, compression.table, clock))
-    denoiser = UNetDenoiser(branched, clock, compression.schedule, compression.sampler.timesteps)
+    scheme, table = compression.scheme, compression.table
+    simulated = simulate(unet, scheme, table, clock)
+    correct_outputs(simulated, scheme, table, clock=clock)
+    branched = BranchedUNet(simulated)
+    denoiser = UNetDenoiser(
+        branched,
+        clock,
+        compression.schedule,
+        compression.sampler.timesteps,
+        correction=FeatureCorrection.of(scheme, table),
+    )
     pipe = copy.copy(float_pipe)
     pipe.unet = SteppedUNet(denoiser, unet.config, module=branched)
     pipe.scheduler = copy.deepcopy(float_pipe.scheduler)
@@ -140,7 +150,7 @@ def write(float_pipe: DiffusionPipeline, compression: Compression, out: Path) ->
     manifest = {
         "format": _FORMAT,
         **compression.to_json(),
-        "weights_dtype": str(float_pipe.unet.dtype).removeprefix("torch."),
+        "dtypes": _dtypes(float_pipe),
         "quantizers_sha256": file_digest(out / _QUANTIZERS),
     }
     (out / _MANIFEST).write_bytes(dumps(manifest))
@@ -159,18 +169,32 @@ def load(path: str | Path) -> CompressedPipeline:
     if not quantizers.is_file() or file_digest(quantizers) != manifest.get("quantizers_sha256"):
         raise RecipeError(f"{quantizers} is missing or was altered; compress the pipeline again")
     try:
-        dtype = _DTYPES[manifest["weights_dtype"]]
+        dtypes = {str(name): _DTYPES[dtype] for name, dtype in manifest["dtypes"].items()}
         compression = Compression.from_json(manifest, load_file(quantizers))
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise RecipeError(
             f"{root / _MANIFEST} cannot be read: {error!r}; compress the pipeline again"
         ) from error
     pipe = load_pipeline(root / _PIPELINE)
-    if dtype != pipe.unet.dtype:
-        pipe.unet.to(dtype)
+    for name, component in _networks(pipe).items():  # opened in float32, which holds the others exactly
+        if dtypes.get(name, component.dtype) != component.dtype:
+            component.to(dtypes[name])
     if model_fingerprint(pipe.unet) != compression.calibration["fingerprint"]:
         raise RecipeError(f"{root / _PIPELINE} is not the model that was compressed; compress it again")
     return CompressedPipeline(pipe, compression, root)
+
+
+def _networks(pipe: DiffusionPipeline) -> dict[str, Any]:
+    return {
+        name: part
+        for name, part in pipe.components.items()
+        if isinstance(getattr(part, "dtype", None), torch.dtype)
+    }
+
+
+def _dtypes(pipe: DiffusionPipeline) -> dict[str, str]:
+    """Floating-point type of the weights of every network of the pipeline."""
+    return {name: str(part.dtype).removeprefix("torch.") for name, part in _networks(pipe).items()}
 
 
 def _read_manifest(root: Path) -> dict[str, Any]:

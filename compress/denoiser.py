@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from errata.compress.clock import StepClock
+from errata.compress.corrected import FeatureCorrection
 from errata.compress.schedule import CacheSchedule, StepKind
 from errata.compress.unet import BranchedUNet
 
@@ -47,10 +48,19 @@ class Denoiser(Protocol):
 
 
 class UNetDenoiser:
-    """A `Denoiser` over a diffusers UNet whose quantized layers read `clock`."""
+    """A `Denoiser` over a diffusers UNet whose quantized layers read `clock`.
+
+    A cached call reads the feature through `correction`, where there is one.
+    """
 
     def __init__(
-        self, unet: BranchedUNet, clock: StepClock, schedule: CacheSchedule, timesteps: tuple[float, ...]
+        self,
+        unet: BranchedUNet,
+        clock: StepClock,
+        schedule: CacheSchedule,
+        timesteps: tuple[float, ...],
+        *,
+        correction: FeatureCorrection | None = None,
     ) -> None:
         if len(timesteps) != schedule.num_steps:
             raise ValueError(f"{len(timesteps)} timesteps for a schedule of {schedule.num_steps} steps")
@@ -58,6 +68,7 @@ class UNetDenoiser:
         self._clock = clock
         self._schedule = schedule
         self._timesteps = timesteps
+        self._correction = correction
         self._latest: tuple[torch.Size, torch.dtype, torch.device, dict[str, Tensor]] | None = None
         self._costs: dict[tuple[StepKind, tuple[int, ...]], float] = {}
 
@@ -95,7 +106,9 @@ class UNetDenoiser:
         if feature.shape[0] != x.shape[0]:
             raise ValueError(f"the cached feature holds {feature.shape[0]} samples, the input {x.shape[0]}")
         timestep = self._begin(x, step, cond)
-        with self._clock.at(step):
+        if self._correction is not None:
+            feature = self._correction(feature, step)
+        with self._clock.at(step, kind="cached"):
             return self._unet.cached(x, timestep, cond, feature, branch=self._schedule.branch)
 
     def _begin(self, x: Tensor, step: int, cond: Conditioning) -> float:
@@ -120,7 +133,7 @@ class UNetDenoiser:
             )
         shape, dtype, device, cond = self._latest
         if batch_size is not None and batch_size != shape[0]:
-            cond = {name: value[:1].expand(batch_size, *value.shape[1:]) for name, value in cond.items()}
+            cond = {name: _resized(value, shape[0], batch_size) for name, value in cond.items()}
             shape = torch.Size((batch_size, *shape[1:]))
         if (kind, tuple(shape)) not in self._costs:
             latest = self._latest
@@ -145,6 +158,13 @@ class UNetDenoiser:
                     seconds[kind].append(_now(x.device) - start)
         for kind, times in seconds.items():
             self._costs[kind, tuple(x.shape)] = statistics.median(times)
+
+
+def _resized(value: Tensor, rows: int, batch_size: int) -> Tensor:
+    """Conditioning for another batch size; what is not one entry per row stays as it is."""
+    if value.ndim == 0 or value.shape[0] != rows:
+        return value
+    return value[:1].expand(batch_size, *value.shape[1:])
 
 
 def _now(device: torch.device) -> float:

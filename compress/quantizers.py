@@ -11,7 +11,8 @@ from brevitas.nn import QuantConv2d, QuantLinear
 from brevitas.quant import Int8WeightPerChannelFloatMSE
 from torch import Tensor, nn
 
-from errata.compress.clock import StepClock
+from errata.compress.clock import StepClock, at_step
+from errata.compress.straight_through import StraightThrough
 
 
 @torch.no_grad()
@@ -45,15 +46,16 @@ class StepwiseQuantizer(nn.Module):
     """Simulated asymmetric activation quantizer with one scale and zero point per sampling step.
 
     Buffers `scale` and `zero_point`, float32, `(T,)`. The output is floating point, on the grid of the step
-    that the clock shows.
+    that the clock shows; rows of several steps may run together.
     """
 
     def __init__(self, scale: Tensor, zero_point: Tensor, *, bits: int, clock: StepClock) -> None:
         super().__init__()
         self.scale: Tensor
         self.zero_point: Tensor
-        self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", zero_point)
+        self.register_buffer("scale", scale.clone())  # its own: learning writes to it
+        self.register_buffer("zero_point", zero_point.clone())
+        self.num_bits = bits
         self.register_buffer("bits", torch.tensor(float(bits)))
         self.clock = clock
         self.quantizer = IntQuant(narrow_range=False, signed=False, input_view_impl=Identity())
@@ -61,5 +63,9 @@ class StepwiseQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Quantized and dequantized `x`, same shape."""
         step = self.clock.step
-        result: Tensor = self.quantizer(self.scale[step], self.zero_point[step], self.bits, x)
+        scale, zero_point = at_step(self.scale, step, x), at_step(self.zero_point, step, x)
+        if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):  # its scale is being learned
+            learned: Tensor = StraightThrough.apply(x, scale, zero_point, self.num_bits)
+            return learned
+        result: Tensor = self.quantizer(scale, zero_point, self.bits, x)
         return result

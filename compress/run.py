@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DModel
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
+from errata.compress.arguments import is_same_timestep, read_arguments
 from errata.compress.denoiser import Denoiser
 from errata.compress.schedule import StepKind
+from errata.compress.unet import BranchedUNet
 from errata.errors import ArtifactMismatch
 
 
@@ -37,21 +41,31 @@ class UNetCall:
 class SteppedUNet(nn.Module):
     """Stands in a diffusers pipeline for its UNet and evaluates a `Denoiser`.
 
-    `unet(x, timestep, step=None).sample` is a full call. An unknown timestep is an error; a repeated one
-    means its first occurrence unless `step` is given. Inside a `Run` the calls are counted instead, and the
-    cache schedule decides their kind.
+    It takes the arguments of the network that it stands for. `unet(x, timestep, …, step=None).sample` is a
+    full call: an unknown timestep is an error; a repeated one means its first occurrence unless `step` is
+    given. Inside a `Run` the calls are counted instead, and the cache schedule decides their kind.
+
+    Floating-point inputs may have another precision than the network (a half-precision pipeline around
+    float32 kernels): they are cast to the network's, and the prediction is cast back.
+
+    Args:
+        denoiser: what is evaluated.
+        config: the float network's configuration.
+        module: the network inside, as a `BranchedUNet`; None where the denoiser has none, and takes class
+            labels at most.
     """
 
-    def __init__(self, denoiser: Denoiser, config: Any, *, module: nn.Module | None = None) -> None:
+    def __init__(self, denoiser: Denoiser, config: Any, *, module: BranchedUNet | None = None) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.config = config
         self.module = module
+        self._signature = _signature(module)
         self._observer: Callable[[Tensor, float, Mapping[str, Tensor]], Tensor] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating-point type of inputs and outputs."""
+        """Floating-point type that the network computes in."""
         tensors = self.module.parameters() if self.module is not None else iter(())
         return next((p.dtype for p in tensors if p.is_floating_point()), torch.float32)
 
@@ -61,28 +75,39 @@ class SteppedUNet(nn.Module):
         tensors = self.module.parameters() if self.module is not None else iter(())
         return next((p.device for p in tensors), torch.device("cpu"))
 
-    def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float,
-        class_labels: Tensor | None = None,
-        *,
-        step: int | None = None,
-        return_dict: bool = True,
-    ) -> UNet2DOutput | tuple[Tensor]:
-        """Predicts for `sample` `(B, C, H, W)` at `timestep`, like `UNet2DModel.forward`.
+    @property
+    def add_embedding(self) -> SimpleNamespace:
+        """The width of the added conditions, `.linear_1.in_features`, which pipelines of SDXL look up.
+
+        Answered from the configuration, because a quantized layer need not have such an attribute.
 
         Raises:
-            ArtifactMismatch: the timestep was not recorded.
+            AttributeError: this network has none.
         """
-        time = _one_timestep(timestep)
-        cond = {} if class_labels is None else {"class_labels": class_labels}
+        if getattr(self.config, "addition_embed_type", None) != "text_time":
+            raise AttributeError("this UNet has no add_embedding of text and time")
+        width = self.config.projection_class_embeddings_input_dim
+        return SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor | float, *args: Any, step: int | None = None, **kwargs: Any
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """Predicts for `sample` `(B, C, H, W)` at `timestep`; other arguments as in the float network.
+
+        Raises:
+            ArtifactMismatch: the timestep was not recorded, or an argument is neither tensor nor None.
+            TypeError: an argument that the float network does not take, or a missing one.
+        """
+        call = read_arguments(self._signature, (sample, timestep, *args), kwargs)
+        inner = call if self.module is None else call.to(self.dtype)
         if self._observer is not None and step is None:
-            prediction = self._observer(sample, time, cond)
+            prediction = self._observer(inner.sample, call.timestep, inner.cond)
         else:
-            index = self.step_of(time) if step is None else step
-            prediction, _ = self.denoiser.full(sample, index, cond)
-        return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
+            index = self.step_of(call.timestep) if step is None else step
+            prediction, _ = self.denoiser.full(inner.sample, index, inner.cond)
+        if self.module is not None:
+            prediction = prediction.to(sample.dtype)
+        return UNet2DOutput(sample=prediction) if call.return_dict else (prediction,)
 
     def step_of(self, timestep: float) -> int:
         """First recorded step at that timestep.
@@ -91,13 +116,14 @@ class SteppedUNet(nn.Module):
             ArtifactMismatch: there is none.
         """
         recorded = self.denoiser.timesteps
-        if timestep not in recorded:
-            shown = ", ".join(f"{value:g}" for value in recorded[:3])
-            raise ArtifactMismatch(
-                f"timestep {timestep:g} was not recorded; this model has scales for {len(recorded)} "
-                f"timesteps ({shown}, …); pass step=… or sample with num_inference_steps={len(recorded)}"
-            )
-        return recorded.index(timestep)
+        for step, time in enumerate(recorded):
+            if is_same_timestep(timestep, time):
+                return step
+        shown = ", ".join(f"{value:g}" for value in recorded[:3])
+        raise ArtifactMismatch(
+            f"timestep {timestep:g} was not recorded; this model has scales for {len(recorded)} "
+            f"timesteps ({shown}, …); pass step=… or sample with num_inference_steps={len(recorded)}"
+        )
 
 
 class Run:
@@ -145,18 +171,15 @@ class Run:
                 f"call {step + 1} of the denoiser, but only {len(recorded)} steps were recorded; "
                 f"use num_inference_steps={len(recorded)} or calibrate again with more"
             )
-        if timestep != recorded[step]:
+        if not is_same_timestep(timestep, recorded[step]):
             raise ArtifactMismatch(
                 f"step {step} is at timestep {timestep:g}, recorded was {recorded[step]:g}; "
                 f"sample with the recorded scheduler and number of steps ({len(recorded)})"
             )
 
 
-def _one_timestep(timestep: Tensor | float) -> float:
-    times = torch.as_tensor(timestep).flatten()
-    if len(times) == 0 or not bool((times == times[0]).all()):
-        raise ArtifactMismatch(
-            f"the rows of a batch are at different timesteps ({times.tolist()[:3]}, …); activation scales "
-            "are one per step, so call once for each timestep"
-        )
-    return float(times[0])
+def _signature(module: BranchedUNet | None) -> inspect.Signature:
+    """What the network that a `SteppedUNet` stands for takes; its class has it, quantized or not."""
+    forward = UNet2DModel.forward if module is None else type(module.unet).forward
+    signature = inspect.signature(forward)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping
 
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from errata.compress.attention import QuantizedAttention, set_attention
@@ -18,7 +17,7 @@ from errata.compress.scheme import LayerScheme, Scheme
 from errata.compress.unet import float_layer, replace_module
 
 
-def quantize_weights(unet: UNet2DModel, scheme: Scheme) -> dict[str, Tensor]:
+def quantize_weights(unet: nn.Module, scheme: Scheme) -> dict[str, Tensor]:
     """Codes and scales of every quantized layer: `<layer>.codes`, int8, and `<layer>.weight_scale`, `(P, O)`.
 
     `P` is the number of parts; a part of a split input has its own scales.
@@ -53,9 +52,18 @@ def simulated_weight(layer: LayerScheme, table: Mapping[str, Tensor]) -> Tensor:
     return torch.cat(scaled, dim=1).contiguous()
 
 
-def simulate(unet: UNet2DModel, scheme: Scheme, table: Mapping[str, Tensor], clock: StepClock) -> UNet2DModel:
-    """A copy of `unet` whose layers and attentions compute on the grids in `table`."""
+def simulate(unet: nn.Module, scheme: Scheme, table: Mapping[str, Tensor], clock: StepClock) -> nn.Module:
+    """A copy of `unet` whose layers and attentions compute on the grids in `table`.
+
+    A correction of the cache is no part of it: `errata.compress.corrected` adds it.
+
+    The copy is in float32 if anything is quantized. Float parameters that the table names take their value
+    from there.
+    """
     simulated = copy.deepcopy(unet)
+    if scheme.layers:
+        simulated = simulated.float()
+    replace_parameters(simulated, table)
     device = next(simulated.parameters()).device
     for layer in scheme.layers:
         module = _simulated_layer(float_layer(simulated, layer.name), layer, table, clock)
@@ -67,6 +75,14 @@ def simulate(unet: UNet2DModel, scheme: Scheme, table: Mapping[str, Tensor], clo
         processor = QuantizedAttention(query=query, key=key, value=value, probabilities=probabilities)
         set_attention(simulated, attention.name, processor)
     return simulated.eval()
+
+
+@torch.no_grad()
+def replace_parameters(unet: nn.Module, table: Mapping[str, Tensor]) -> None:
+    """Gives `unet`, in place, the float parameters that the table holds under their own names."""
+    for name, parameter in unet.named_parameters():
+        if name in table:
+            parameter.copy_(table[name])
 
 
 def _simulated_layer(

@@ -1,132 +1,132 @@
-"""A diffusers UNet evaluated in full, keeping a feature, or from a kept feature by its shallow branch.
-
-How diffusers' UNets are put together is known here; how their attentions are, in `attention`.
-"""
+"""A diffusers UNet evaluated in full, keeping a feature, or from a kept feature by its shallow branch."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from errata.calibration import nest
+from errata.compress.branches import kept_input, shallow_view
+from errata.compress.refusals import refuse_lora, refuse_unsupported
+from errata.compress.structure import (
+    UpResnet,
+    cut_at,
+    default_branch,
+    embedding_layers,
+    feature_channels,
+    feature_readers,
+    is_cacheable,
+    refuse_uncacheable,
+    skip_widths,
+    up_resnets,
+)
 from errata.errors import RecipeError
 
-# Blocks whose resnets and attentions run one after another, each up-block resnet on one skip input.
-_BLOCKS = (
-    "AttnDownBlock2D", "AttnUpBlock2D", "DownBlock2D", "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D",
-    "UpBlock2D",
-)  # fmt: skip
+__all__ = [
+    "BranchedUNet",
+    "default_branch",
+    "embedding_layers",
+    "feature_channels",
+    "feature_readers",
+    "float_layer",
+    "refuse_lora",
+    "refuse_uncacheable",
+    "replace_module",
+    "skip_widths",
+]
+
+_ADAPTER = "down_intrablock_additional_residuals"
+_CONTROL = "mid_block_additional_residual"
 
 
 class BranchedUNet(nn.Module):
-    """Runs a `UNet2DModel` with a cut in its last up block.
+    """Runs a diffusers UNet with a cut somewhere in its up path.
 
-    With `branch = b`, the feature is the hidden state that enters the last `b` resnets of the last up block.
-    A cached call recomputes only what those resnets need: the time embedding, `conv_in`, the first `b - 1`
-    resnets of the first down block (their outputs are the skip inputs), the `b` resnets and the output.
+    With `branch = b`, the feature is the hidden state that enters the last `b` resnets of the up path, over
+    all its blocks. A cached call recomputes only what those resnets need: the embeddings, `conv_in`, the
+    down-block layers whose outputs are their `b` skip inputs, the resnets with what follows them, and the
+    output.
 
-    `full(…, branch=0)` keeps no feature. Without a cache, and with one, `full` equals the wrapped model's own
-    forward exactly.
+    Both kinds of call run the wrapped model's own forward, so `full` equals it bit for bit. The wrapped model
+    is never changed; a cached call runs a view that shares its modules (see `branches`).
 
-    Source: DeepCache (Ma et al., CVPR 2024), section 3; its CIFAR-10 setting is the last 3 blocks.
+    Source: DeepCache (Ma et al., CVPR 2024), section 3; its CIFAR-10 setting is the last 3 resnets.
     """
 
-    def __init__(self, unet: UNet2DModel) -> None:
+    def __init__(self, unet: nn.Module) -> None:
         super().__init__()
-        if not isinstance(unet, UNet2DModel):
-            raise RecipeError(f"the denoiser is a {type(unet).__name__}; supported is diffusers' UNet2DModel")
-        _refuse_unsupported(unet)
-        self.unet = unet
+        refuse_unsupported(unet)
+        self.unet: Any = unet
+        self._required = _required_arguments(unet)
+        self._cuts = up_resnets(unet) if is_cacheable(unet) else ()
 
     @property
     def max_branch(self) -> int:
-        """How many resnets the last up block has: the largest branch."""
-        return len(self.unet.up_blocks[-1].resnets)
+        """How many resnets the up path has, the largest branch; 0 where features cannot be cached."""
+        return len(self._cuts)
 
     def full(
-        self, x: Tensor, timestep: float, cond: Mapping[str, Tensor], *, branch: int
+        self, x: Tensor, timestep: float | Tensor, cond: Mapping[str, Tensor], *, branch: int
     ) -> tuple[Tensor, Tensor | None]:
-        """Prediction `(B, C, H, W)` and, for `branch > 0`, the feature `(B, F, H, W)`."""
-        emb = self._embedding(x, timestep, cond)
-        hidden = self.unet.conv_in(_centred(self.unet, x))
-        skips: tuple[Tensor, ...] = (hidden,)
-        for block in self.unet.down_blocks:
-            hidden, outputs = block(hidden_states=hidden, temb=emb)
-            skips += outputs
-        if self.unet.mid_block is not None:
-            hidden = self.unet.mid_block(hidden, emb)
-        for block in self.unet.up_blocks[:-1]:
-            depth = len(block.resnets)
-            hidden = block(hidden, skips[-depth:], emb)
-            skips = skips[:-depth]
-        cut = self.max_branch - branch
-        hidden = self._last_block(hidden, skips, emb, first=0, last=cut)
-        feature = hidden if branch else None
-        hidden = self._last_block(hidden, skips, emb, first=cut, last=self.max_branch)
-        return self._output(hidden), feature
+        """Prediction `(B, C, H, W)` and, for `branch > 0`, the feature `(B, F, H', W')`.
+
+        Args:
+            x: `(B, C, H, W)`.
+            timestep: one for all rows, or `(B,)`, one for each.
+            cond: the forward's other arguments, as recorded: flat names such as
+                `added_cond_kwargs.text_embeds`.
+            branch: where the feature is taken; 0 keeps none.
+
+        Raises:
+            RecipeError: features of this UNet cannot be cached, or not there.
+        """
+        times, arguments = _times(x, timestep), self._arguments(cond)
+        if branch == 0:
+            return self.unet(x, times, **arguments)[0], None
+        cut = self._cut(branch)
+        with kept_input(self.unet.get_submodule(cut.name), channels=cut.hidden_channels) as kept:
+            prediction: Tensor = self.unet(x, times, **arguments)[0]
+        return prediction, kept[0]
 
     def cached(
-        self, x: Tensor, timestep: float, cond: Mapping[str, Tensor], feature: Tensor, *, branch: int
+        self, x: Tensor, timestep: float | Tensor, cond: Mapping[str, Tensor], feature: Tensor, *, branch: int
     ) -> Tensor:
-        """Prediction `(B, C, H, W)` from the kept feature and the shallow branch."""
-        emb = self._embedding(x, timestep, cond)
-        hidden = self.unet.conv_in(_centred(self.unet, x))
-        skips: tuple[Tensor, ...] = (hidden,)
-        block = self.unet.down_blocks[0]
-        for index in range(branch - 1):
-            hidden = _resnet_and_attention(block, index, hidden, emb)
-            skips += (hidden,)
-        cut = self.max_branch - branch
-        hidden = self._last_block(feature, skips, emb, first=cut, last=self.max_branch)
-        return self._output(hidden)
+        """Prediction `(B, C, H, W)` from the kept feature and the shallow branch; arguments as in `full`.
 
-    def _embedding(self, x: Tensor, timestep: float, cond: Mapping[str, Tensor]) -> Tensor:
-        unet = self.unet
-        time = torch.full((x.shape[0],), timestep, device=x.device, dtype=_time_dtype(timestep))
-        emb = unet.time_embedding(unet.time_proj(time).to(dtype=x.dtype))
-        labels = cond.get("class_labels")
-        if (labels is None) != (unet.class_embedding is None):
-            expected = "no class_labels" if unet.class_embedding is None else "class_labels"
-            raise ValueError(f"this UNet takes {expected}; got conditioning {sorted(cond)}")
-        if labels is not None:
-            if unet.config.class_embed_type == "timestep":
-                labels = unet.time_proj(labels)
-            emb = emb + unet.class_embedding(labels).to(dtype=x.dtype)
-        return emb
+        Raises:
+            RecipeError: features of this UNet cannot be cached, or not there; or a T2I adapter takes part.
+            ValueError: the feature was taken elsewhere.
+        """
+        cut, arguments = self._cut(branch), self._arguments(cond)
+        if feature.shape[:2] != (x.shape[0], cut.hidden_channels):
+            raise ValueError(
+                f"the feature is {list(feature.shape)}; branch={branch} at a batch of {x.shape[0]} reads "
+                f"[{x.shape[0]}, {cut.hidden_channels}, …]: keep it with the same branch and batch"
+            )
+        if _ADAPTER in arguments:
+            raise RecipeError(
+                f"`{_ADAPTER}` (a T2I adapter) changes what a cache keeps; take a recipe without a cache"
+            )
+        if _CONTROL in arguments:
+            arguments[_CONTROL] = x.new_zeros(())  # the feature has it already
+        view = shallow_view(self.unet, feature, branch=branch)
+        prediction: Tensor = view(x, _times(x, timestep), **arguments)[0]
+        return prediction
 
-    def _last_block(
-        self, hidden: Tensor, skips: tuple[Tensor, ...], emb: Tensor, *, first: int, last: int
-    ) -> Tensor:
-        block = self.unet.up_blocks[-1]
-        for index in range(first, last):
-            hidden = torch.cat([hidden, skips[self.max_branch - 1 - index]], dim=1)
-            hidden = _resnet_and_attention(block, index, hidden, emb)
-        return hidden
+    def _cut(self, branch: int) -> UpResnet:
+        # Looked up once: walking through the blocks takes as long as a small layer.
+        return self._cuts[-branch] if 1 <= branch <= len(self._cuts) else cut_at(self.unet, branch)
 
-    def _output(self, hidden: Tensor) -> Tensor:
-        output: Tensor = self.unet.conv_out(self.unet.conv_act(self.unet.conv_norm_out(hidden)))
-        return output
-
-
-def skip_widths(unet: UNet2DModel) -> dict[str, int]:
-    """Width of the main half of every concatenated input, by layer name.
-
-    The first convolution (and the 1x1 shortcut) of every up-block resnet reads `[hidden, skip]` concatenated
-    over channels; the value is the number of channels of `hidden`.
-    """
-    widths: dict[str, int] = {}
-    hidden = int(unet.config.block_out_channels[-1])
-    for block_index, block in enumerate(unet.up_blocks):
-        for index, resnet in enumerate(block.resnets):
-            prefix = f"up_blocks.{block_index}.resnets.{index}"
-            for name in ("conv1", "conv_shortcut"):
-                if getattr(resnet, name, None) is not None:
-                    widths[f"{prefix}.{name}"] = hidden
-            hidden = resnet.out_channels
-    return widths
+    def _arguments(self, cond: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Keyword arguments of the forward. None was not recorded, so a required argument may be missing."""
+        arguments = {**dict.fromkeys(self._required), **nest(cond), "return_dict": False}
+        if _ADAPTER in arguments:
+            arguments[_ADAPTER] = list(arguments[_ADAPTER])  # the forward takes items out of it
+        return arguments
 
 
 def float_layer(unet: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
@@ -147,34 +147,19 @@ def replace_module(unet: nn.Module, name: str, module: nn.Module) -> None:
     setattr(unet.get_submodule(parent_name), child, module)
 
 
-def is_time_embedding(name: str) -> bool:
-    """Whether the layer belongs to the time embedding (8-bit weights, float activations)."""
-    return name.startswith("time_embedding.") or name.endswith(".time_emb_proj")
+def _required_arguments(unet: nn.Module) -> tuple[str, ...]:
+    parameters = list(inspect.signature(type(unet).forward).parameters.values())
+    return tuple(item.name for item in parameters[3:] if item.default is item.empty)
 
 
-def _resnet_and_attention(block: Any, index: int, hidden: Tensor, emb: Tensor) -> Tensor:
-    hidden = block.resnets[index](hidden, emb)
-    attentions = getattr(block, "attentions", None)
-    return attentions[index](hidden) if attentions is not None else hidden
-
-
-def _centred(unet: UNet2DModel, x: Tensor) -> Tensor:
-    return 2 * x - 1.0 if unet.config.center_input_sample else x
-
-
-def _time_dtype(timestep: float) -> torch.dtype:
-    return torch.long if float(timestep).is_integer() else torch.float32
-
-
-def _refuse_unsupported(unet: UNet2DModel) -> None:
-    for name, block in [*_named(unet.down_blocks, "down"), *_named(unet.up_blocks, "up")]:
-        if type(block).__name__ not in _BLOCKS:
-            raise RecipeError(f"{name} is a {type(block).__name__}; supported are {', '.join(_BLOCKS)}")
-    if getattr(unet.up_blocks[-1], "upsamplers", None) is not None:
-        raise RecipeError("the last up block has an upsampler; a UNet2DModel without one is expected")
-    if unet.config.time_embedding_type == "fourier":
-        raise RecipeError("time_embedding_type='fourier' is not supported; use a 'positional' UNet2DModel")
-
-
-def _named(blocks: nn.ModuleList, kind: str) -> list[tuple[str, nn.Module]]:
-    return [(f"{kind}_blocks.{index}", block) for index, block in enumerate(blocks)]
+def _times(x: Tensor, timestep: float | Tensor) -> Tensor:
+    """One timestep for each row, `(B,)`, of the type that a scheduler would pass."""
+    if isinstance(timestep, Tensor):
+        return timestep.to(x.device).expand(x.shape[0])
+    value = float(timestep)
+    dtype = torch.float32
+    if value.is_integer():
+        dtype = torch.int64
+    elif torch.tensor(value, dtype=torch.float32).item() != value:
+        dtype = torch.float64
+    return torch.full((x.shape[0],), value, device=x.device, dtype=dtype)

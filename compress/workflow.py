@@ -2,41 +2,73 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
-from errata.calibration import CalibrationSet, model_fingerprint
-from errata.calibration.fingerprint import public_config
+from errata.calibration import CalibrationSet
+from errata.compress.bias_correction import correct_biases
+from errata.compress.cache_correction import fit_cache_correction
+from errata.compress.caching import CacheQuant
 from errata.compress.compressed import CompressedPipeline, Compression, Sampler, write
+from errata.compress.dps import search_schedule
+from errata.compress.equalization import equalize_
+from errata.compress.journal import Journal
+from errata.compress.learned_rounding import learn_rounding
 from errata.compress.observation import SAMPLES_PER_STEP, observe_ranges
+from errata.compress.preparation import Preparation, check_origin, request_of
+from errata.compress.progress import BlockListener, BlockProgress
+from errata.compress.quantization import Quantization
 from errata.compress.recipe import Recipe
+from errata.compress.reuse import origin_of, taken_table
+from errata.compress.schedule import CacheSchedule
 from errata.compress.scheme import Scheme
 from errata.compress.simulation import quantize_weights, range_table
-from errata.compress.unet import BranchedUNet
-from errata.directories import staged_directory
-from errata.errors import CalibrationError, RecipeError
+from errata.directories import refuse_taken
+from errata.errors import RecipeError
 
 
 def apply(
-    pipe: DiffusionPipeline, calibration_set: CalibrationSet, recipe: Recipe | str, out: str | Path
+    pipe: DiffusionPipeline,
+    calibration_set: CalibrationSet,
+    recipe: Recipe | str,
+    out: str | Path,
+    *,
+    samples_per_step: int = SAMPLES_PER_STEP,
+    reuse: CompressedPipeline | None = None,
+    report: BlockListener | None = None,
 ) -> CompressedPipeline:
     """Compresses the UNet of `pipe` by `recipe` and writes the result to `out`.
 
-    `pipe` is left as it was. Every quantizer gets a range at every recorded step, from full passes of the
-    float UNet over up to 64 recorded samples, whatever the cache schedule skips.
+    `pipe` is left as it was; all work is done on a float32 copy of its UNet. Every quantizer gets a range at
+    every recorded step, from full passes of the float UNet, whatever the cache schedule skips.
+
+    What is finished is kept in `NAME.partial` beside `out` (see `errata.compress.journal`): the same call
+    goes on where a killed one stopped, and ends with the same bytes as a run without a break (same machine,
+    versions and number of threads). The directory is removed when `out` is complete.
 
     Args:
-        pipe: a float diffusers pipeline with a `UNet2DModel`.
+        pipe: a float diffusers pipeline with a UNet, in float32, float16 or bfloat16.
         calibration_set: trajectories of this very pipeline.
         recipe: a `Recipe` or the name of one.
-        out: a directory that does not exist yet.
+        out: a directory that does not exist yet; its parent does.
+        samples_per_step: trajectories that activation ranges are chosen on, at most; its default is that of
+            the source.
+        reuse: an earlier result with the same quantization, model and trajectories, whose codes and ranges
+            are taken over instead of being made anew; the result is the same.
+        report: called after each block that is reconstructed or corrected, resumed ones included.
 
     Raises:
-        TypeError: `calibration_set` is not an open `CalibrationSet`.
-        RecipeError: unknown recipe, a branch that the UNet does not have, an unsupported UNet, `out` exists.
+        TypeError: `calibration_set` is not an open `CalibrationSet`, or `reuse` no `CompressedPipeline`.
+        RecipeError: unknown recipe, a branch that the UNet does not have, an unsupported UNet; `out` exists,
+            another process works on it, or unfinished work of another request lies beside it; `reuse` has
+            another quantization, model or data.
         CalibrationError: the trajectories come from another model or scheduler, or were altered.
     """
     if not isinstance(calibration_set, CalibrationSet):
@@ -44,64 +76,167 @@ def apply(
             f"apply takes a CalibrationSet, got {type(calibration_set).__name__}; "
             "open one with errata.calibration.load(path)"
         )
+    if type(samples_per_step) is not int or samples_per_step < 1:
+        raise RecipeError(f"samples_per_step={samples_per_step!r}; allowed are whole numbers of at least 1")
+    out = Path(out)
+    refuse_taken(out, error=RecipeError)
     recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
-    branched = BranchedUNet(pipe.unet)
-    schedule = recipe.schedule(calibration_set.num_steps, max_branch=branched.max_branch)
-    scheme = Scheme.of(pipe.unet, recipe.quantization)
-    _check_origin(pipe, calibration_set)
-    calibration_set.verify()
-    if scheme.layers and pipe.unet.dtype != torch.float32:
-        raise RecipeError(
-            f"recipe {recipe.name} needs float32 weights, the UNet has {pipe.unet.dtype}; "
-            "convert it first, pipe.unet.to(torch.float32), and collect again"
+    preparation = Preparation.of(pipe, recipe)
+    check_origin(pipe, calibration_set)
+    origin = origin_of(calibration_set, samples_per_step=samples_per_step)
+    taken = None if reuse is None else taken_table(reuse, recipe, origin)
+    request = request_of(pipe.unet, calibration_set, recipe, samples_per_step=samples_per_step)
+    with Journal(out, request) as journal:
+        work = _Work(
+            unet=_private_copy(pipe.unet),
+            calibration_set=calibration_set,
+            preparation=preparation,
+            samples_per_step=samples_per_step,
+            journal=journal,
+            listener=report,
+            origin=origin,
+            taken=taken,
         )
-    with staged_directory(Path(out), error=RecipeError) as staging:
-        table: dict[str, Tensor] = {}
-        if scheme.layers:
-            table = quantize_weights(pipe.unet, scheme)
-            table |= range_table(observe_ranges(pipe.unet, calibration_set, scheme))
-        compression = Compression(
-            recipe=recipe,
-            scheme=scheme,
+        compression = work.run()
+        with journal.result() as staging:
+            write(pipe, compression, staging)
+    return CompressedPipeline(pipe, compression, out)
+
+
+@dataclass(kw_only=True)
+class _Work:
+    """One run: what it works on, and the table as far as it is filled.
+
+    `unet` is a float32 copy, in evaluation mode, which equalization changes.
+    """
+
+    unet: nn.Module
+    calibration_set: CalibrationSet
+    preparation: Preparation
+    samples_per_step: int
+    journal: Journal
+    listener: BlockListener | None
+    origin: Mapping[str, Any]
+    taken: Mapping[str, Tensor] | None
+    table: dict[str, Tensor] = field(default_factory=dict)
+
+    def run(self) -> Compression:
+        """Every stage that the recipe asks for, in order; a later one reads what earlier ones left."""
+        quantization = self.preparation.recipe.quantization
+        if quantization is not None:
+            self._quantize(quantization)
+        schedule = self._schedule()
+        self.table |= self._cache_correction(schedule)
+        return self._compression(schedule)
+
+    def _quantize(self, quantization: Quantization) -> None:
+        if self.taken is not None:
+            self.table |= self.taken
+            return
+        if quantization.equalization:
+            self.table |= self._equalize()
+        self.table |= self.journal.stage("weights", lambda: quantize_weights(self.unet, self._scheme))
+        self.table |= self._ranges()
+        self.table |= self._learned_rounding(quantization)
+        self.table |= self._bias_correction(quantization)
+
+    @property
+    def _scheme(self) -> Scheme:
+        return self.preparation.scheme
+
+    def _equalize(self) -> dict[str, Tensor]:
+        """Changed float parameters; those that are no weights of quantized layers belong in the table."""
+
+        def make() -> dict[str, Tensor]:
+            names = equalize_(self.unet, self._scheme)
+            return {name: self.unet.get_parameter(name) for name in names}
+
+        changed = self.journal.stage("equalization", make)
+        with torch.no_grad():
+            for name, value in changed.items():
+                self.unet.get_parameter(name).copy_(value)
+        weights = {f"{layer.name}.weight" for layer in self._scheme.layers}
+        return {name: value for name, value in changed.items() if name not in weights}
+
+    def _ranges(self) -> dict[str, Tensor]:
+        ranges = observe_ranges(
+            self.unet,
+            self.calibration_set,
+            self._scheme,
+            samples_per_step=self.samples_per_step,
+            stage=self.journal.stage,
+        )
+        return range_table(ranges)
+
+    def _schedule(self) -> CacheSchedule:
+        cache, branch = self.preparation.recipe.cache, self.preparation.branch
+        num_steps = self.calibration_set.num_steps
+        if cache is None:
+            return CacheSchedule.uncached(num_steps)
+        if not isinstance(cache, CacheQuant):
+            return CacheSchedule(num_steps=num_steps, full_steps=cache.full_steps(num_steps), branch=branch)
+
+        def make() -> dict[str, Tensor]:
+            found = search_schedule(self.unet, self.calibration_set, cache, branch)
+            return {"full_steps": torch.tensor(found.full_steps)}
+
+        steps = self.journal.stage("schedule", make)["full_steps"]
+        return CacheSchedule(num_steps=num_steps, full_steps=tuple(steps.tolist()), branch=branch)
+
+    def _learned_rounding(self, quantization: Quantization) -> Mapping[str, Tensor]:
+        if quantization.rounding is None:
+            return {}
+        progress = BlockProgress("learned rounding", self.journal.stage, self.listener)
+        return learn_rounding(
+            self.unet,
+            self.calibration_set,
+            self._scheme,
+            self.table,
+            quantization.rounding,
+            stage=progress.stage,
+            report=progress.report,
+            scratch=self.journal.scratch,
+        )
+
+    def _bias_correction(self, quantization: Quantization) -> Mapping[str, Tensor]:
+        if not quantization.bias_correction:
+            return {}
+        progress = BlockProgress("bias correction", self.journal.stage, self.listener)
+        return correct_biases(
+            self.unet,
+            self.calibration_set,
+            self._scheme,
+            self.table,
+            stage=progress.stage,
+            report=progress.report,
+        )
+
+    def _cache_correction(self, schedule: CacheSchedule) -> Mapping[str, Tensor]:
+        cache = self.preparation.recipe.cache
+        if self._scheme.correction is None or not isinstance(cache, CacheQuant):
+            return {}
+        return self.journal.stage(
+            "cache_correction",
+            lambda: fit_cache_correction(
+                self.unet, self.calibration_set, self._scheme, self.table, schedule, cache
+            ),
+        )
+
+    def _compression(self, schedule: CacheSchedule) -> Compression:
+        recorded = self.calibration_set
+        return Compression(
+            recipe=self.preparation.recipe,
+            scheme=self._scheme,
             schedule=schedule,
             sampler=Sampler(
-                scheduler_class=calibration_set.scheduler_class,
-                num_inference_steps=calibration_set.num_inference_steps,
-                timesteps=tuple(float(time) for time in calibration_set.timesteps),
+                scheduler_class=recorded.scheduler_class,
+                num_inference_steps=recorded.num_inference_steps,
+                timesteps=tuple(float(time) for time in recorded.timesteps),
             ),
-            calibration={
-                "fingerprint": calibration_set.fingerprint,
-                "num_samples": calibration_set.num_samples,
-                "samples_per_step": min(SAMPLES_PER_STEP, calibration_set.num_samples),
-            },
-            table=table,
+            calibration=self.origin,
+            table=self.table,
         )
-        write(pipe, compression, staging)
-    return CompressedPipeline(pipe, compression, Path(out))
 
 
-def _check_origin(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> None:
-    found = model_fingerprint(pipe.unet)
-    if found != calibration_set.fingerprint:
-        raise CalibrationError(
-            f"the calibration set {calibration_set.path} was recorded from another model "
-            f"(fingerprint {calibration_set.fingerprint[:12]}…, this one has {found[:12]}…); collect again"
-        )
-    scheduler = type(pipe.scheduler).__name__
-    config = public_config(pipe.scheduler.config)
-    if scheduler != calibration_set.scheduler_class:
-        raise CalibrationError(
-            f"the calibration set {calibration_set.path} was recorded with "
-            f"{calibration_set.scheduler_class}, the pipeline has {scheduler}; "
-            "use the same scheduler or collect again"
-        )
-    differing = sorted(
-        key
-        for key in config.keys() | calibration_set.scheduler_config.keys()
-        if config.get(key) != calibration_set.scheduler_config.get(key)
-    )
-    if differing:
-        raise CalibrationError(
-            f"the calibration set {calibration_set.path} was recorded with other scheduler settings: "
-            f"{', '.join(differing)} differ; use the same ones or collect again"
-        )
+def _private_copy(unet: nn.Module) -> nn.Module:
+    return copy.deepcopy(unet).float().eval()

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from errata.errors import ErrataError
 
-__all__ = ["staged_directory"]
+__all__ = ["make_directory", "refuse_taken", "staged_directory"]
 
 
 @contextmanager
-def staged_directory(out: Path, *, error: type[ErrataError]) -> Iterator[Path]:
+def staged_directory(out: Path, *, error: type[ErrataError], staging: Path | None = None) -> Iterator[Path]:
     """Yield a temporary sibling of `out` to write in, and rename it to `out` when the block succeeds.
 
     On any exception, `KeyboardInterrupt` included, the sibling is removed and `out` is as it was.
@@ -22,11 +22,16 @@ def staged_directory(out: Path, *, error: type[ErrataError]) -> Iterator[Path]:
     Args:
         out: the directory to make; may exist if it is empty. Its parent must exist.
         error: what to raise when `out` cannot be made.
+        staging: the temporary directory, if not a hidden sibling of a random name; on the same file system,
+            its parent exists. What an earlier, killed attempt left there is removed.
     """
     target = out.resolve()  # through a symlink, which a rename would replace or trip over
-    _refuse_taken(out, target, error)
-    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
-    _make(staging, out, error)
+    refuse_taken(out, error=error)
+    if staging is None:
+        staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
+    else:
+        shutil.rmtree(staging, ignore_errors=True)
+    make_directory(staging, out=out, error=error)
     try:
         yield staging
         _publish(staging, target, out, error)
@@ -35,7 +40,13 @@ def staged_directory(out: Path, *, error: type[ErrataError]) -> Iterator[Path]:
         raise
 
 
-def _refuse_taken(out: Path, target: Path, error: type[ErrataError]) -> None:
+def refuse_taken(out: Path, *, error: type[ErrataError]) -> None:
+    """Refuse a place that cannot become a new directory, before the work that would fill it.
+
+    Raises:
+        ErrataError: of the given kind; `out` exists and is no empty directory, or cannot be looked into.
+    """
+    target = out.resolve()
     try:
         if not target.exists():
             return
@@ -49,10 +60,15 @@ def _refuse_taken(out: Path, target: Path, error: type[ErrataError]) -> None:
         raise error(f"cannot look into `{out}`: {_reason(problem)}; choose another directory") from problem
 
 
-def _make(staging: Path, out: Path, error: type[ErrataError]) -> None:
+def make_directory(path: Path, *, out: Path, error: type[ErrataError]) -> None:
+    """Make the directory `path`, which is to become `out` or stands beside it.
+
+    Raises:
+        ErrataError: of the given kind, about `out`.
+    """
     parent = out.parent
     try:
-        staging.mkdir()
+        path.mkdir()
     except FileNotFoundError as problem:
         if parent.exists():  # as in /proc, where nothing can be made
             raise _refused(out, problem, error) from problem

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from errata.compress.attention import QuantizedAttention, set_attention
 from errata.compress.clock import StepClock
+from errata.compress.corrected import correct_outputs
 from errata.compress.layers import Geometry
 from errata.compress.observation import layer_sites
 from errata.compress.scheme import AttentionScheme, LayerScheme, Scheme
@@ -69,7 +70,13 @@ def install(
         )
     for attention in scheme.attentions:
         rows.append(_install_attention(unet, attention, tensors, clock, backend, device))
-    return rows
+    corrected = correct_outputs(unet, scheme, tensors, clock=clock, device=device)
+    return [
+        replace(row, reason=f"{row.reason}; output corrected in cached calls")
+        if row.layer in corrected
+        else row
+        for row in rows
+    ]
 
 
 def _choose(

@@ -5,21 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
+from torch import nn
 
 from errata.compress.clock import StepClock
+from errata.compress.corrected import FeatureCorrection
 from errata.compress.denoiser import UNetDenoiser
 from errata.compress.pipeline import SteppedPipeline
 from errata.compress.run import SteppedUNet
 from errata.compress.unet import BranchedUNet
+from errata.deploy.allowed import component_class
 from errata.deploy.backends import BackendRow, check_backend, install
+from errata.deploy.components import load_component
+from errata.deploy.composition import DENOISER, SCHEDULER, check_composition
 from errata.deploy.manifest import Manifest
 from errata.deploy.tensors import float_parameters
 from errata.deploy.verification import DENOISER_FILE, empty_unet, verify
-from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactVersionError
+from errata.errors import ArtifactCorrupt, ArtifactError
 
 
 class DeployedPipeline(SteppedPipeline):
@@ -80,8 +84,12 @@ def load(
     parameters = {name: tensors[name] for name in kept}
     unexpected = unet.load_state_dict(parameters, strict=False, assign=True).unexpected_keys
     assert not unexpected  # `verify` has compared the names; what is missing are the layers installed above
+    _restore_buffers(unet)
     branched = BranchedUNet(unet.eval().requires_grad_(False).to(chosen))
-    denoiser = UNetDenoiser(branched, clock, manifest.schedule, manifest.sampler.timesteps)
+    correction = FeatureCorrection.of(manifest.scheme, tensors)
+    denoiser = UNetDenoiser(
+        branched, clock, manifest.schedule, manifest.sampler.timesteps, correction=correction
+    )
     pipe = _pipeline(root, manifest, SteppedUNet(denoiser, unet.config, module=branched), chosen)
     steps = manifest.sampler.num_inference_steps
     return DeployedPipeline(pipe, num_inference_steps=steps, manifest=manifest, report=report)
@@ -102,23 +110,33 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 
 def _pipeline(root: Path, manifest: Manifest, unet: SteppedUNet, device: torch.device) -> DiffusionPipeline:
-    pipeline_class = _diffusers_class(manifest.pipeline_class, DiffusionPipeline)
-    scheduler_class = _diffusers_class(manifest.sampler.scheduler_class, SchedulerMixin)
+    composition = check_composition(root, manifest)
+    name = composition.pipeline.__name__
+    components: dict[str, Any] = {DENOISER: unet}
     try:
-        scheduler = scheduler_class.from_config(dict(manifest.scheduler_config))
-        pipe: DiffusionPipeline = pipeline_class(unet=unet, scheduler=scheduler)
-    except Exception as error:  # diffusers raises whatever it likes
+        for component, entry in composition.components.items():
+            if component not in components:
+                kind = None if entry is None else component_class(*entry)
+                components[component] = None if kind is None else load_component(root / component, kind)
+        # `from_pretrained` would look for a UNet of diffusers' own.
+        pipe = composition.pipeline(**components, **composition.settings)
+    except Exception as error:  # diffusers and transformers raise whatever they like
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ArtifactCorrupt(f"{root} does not make a {manifest.pipeline_class}: {reason}") from error
-    pipe.register_modules(scheduler=scheduler)  # DDIMPipeline turns any scheduler into a DDIMScheduler
-    return pipe.to(device)
+        raise ArtifactCorrupt(f"{root} does not make a {name}: {reason}; deploy again") from error
+    # DDIMPipeline turns any scheduler into a DDIMScheduler.
+    pipe.register_modules(scheduler=components[SCHEDULER])
+    # Everything is on the CPU already, and diffusers warns of half precision there at every move.
+    return pipe if device.type == "cpu" else pipe.to(device)
 
 
-def _diffusers_class(name: str, kind: type) -> Any:
-    """A public class of diffusers of that kind; nothing else can be named by an artifact."""
-    found = getattr(diffusers, name, None) if name.isidentifier() else None
-    if not isinstance(found, type) or not issubclass(found, kind):
-        raise ArtifactVersionError(
-            f"{name!r} is no {kind.__name__} of diffusers {diffusers.__version__}; update it"
-        )
-    return found
+def _restore_buffers(unet: nn.Module) -> None:
+    """Buffers that no file holds because they follow from the configuration (the K-blocks' blur kernels)."""
+    stored = set(unet.state_dict())
+    if all(not value.is_meta or name in stored for name, value in unet.named_buffers()):
+        return
+    with torch.random.fork_rng(devices=[]):
+        made = dict(type(unet).from_config(unet.config).named_buffers())  # type: ignore[attr-defined]
+    for name, value in list(unet.named_buffers()):
+        if value.is_meta and name not in stored:
+            owner, _, leaf = name.rpartition(".")
+            unet.get_submodule(owner)._buffers[leaf] = made[name]

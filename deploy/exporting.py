@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import diffusers
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
 import errata
 from errata.calibration.fingerprint import public_config
 from errata.canonical_json import file_digest
 from errata.compress import CompressedPipeline
+from errata.deploy.allowed import entry_of, is_pipeline
+from errata.deploy.components import write_component, write_json
+from errata.deploy.composition import DENOISER, MODEL_INDEX
 from errata.deploy.manifest import MANIFEST_FILE, FileRecord, Manifest
 from errata.deploy.tensors import stored_tensors
 from errata.deploy.verification import DENOISER_FILE, verify
@@ -27,7 +33,8 @@ def export(compressed: CompressedPipeline, out: str | Path) -> Path:
 
     Raises:
         TypeError: not a `CompressedPipeline`.
-        ArtifactError: `out` exists or cannot be written, or the pipeline has more than unet and scheduler.
+        ArtifactError: `out` exists or cannot be written, or a class or component of the pipeline is none that
+            an artifact may hold.
     """
     if not isinstance(compressed, CompressedPipeline):
         raise TypeError(
@@ -35,11 +42,7 @@ def export(compressed: CompressedPipeline, out: str | Path) -> Path:
             "make one with errata.compress.apply(…) or open one with errata.compress.load(path)"
         )
     pipe = compressed.float_pipe
-    if others := sorted(set(pipe.components) - {"unet", "scheduler"}):
-        raise ArtifactError(
-            f"{type(pipe).__name__} has components that this version cannot deploy: {', '.join(others)}; "
-            "supported are pipelines of a unet and a scheduler"
-        )
+    _check_pipeline(pipe)
     with staged_directory(Path(out), error=ArtifactError) as staging:
         _write_components(compressed, staging)
         _write_denoiser(compressed, staging)
@@ -48,17 +51,34 @@ def export(compressed: CompressedPipeline, out: str | Path) -> Path:
     return Path(out)
 
 
+def _check_pipeline(pipe: DiffusionPipeline) -> None:
+    """Before anything is written: only what a loader may name can be deployed."""
+    if not is_pipeline(type(pipe)):
+        raise ArtifactError(
+            f"{type(pipe).__module__}.{type(pipe).__name__} is a pipeline of neither diffusers nor errata, "
+            "and an artifact names no other; use the class that it is made from"
+        )
+    for component in pipe.components.values():
+        if component is not None:
+            entry_of(component)
+
+
 def _write_components(compressed: CompressedPipeline, root: Path) -> None:
     pipe = compressed.float_pipe
     index: dict[str, object] = {
         "_class_name": type(pipe).__name__,
         "_diffusers_version": diffusers.__version__,
     }
-    for name, component in pipe.components.items():
-        if name != "unet":
-            component.save_pretrained(root / name)
-        index[name] = list(pipe.config[name])
-    _write_json(root / "model_index.json", index)
+    for name in inspect.signature(type(pipe).__init__).parameters.keys() - {"self"}:
+        if name not in pipe.components:
+            if name in pipe.config:  # a setting, as `requires_safety_checker`, that the pipeline remembers
+                index[name] = pipe.config[name]
+            continue
+        component = pipe.components[name]
+        index[name] = [None, None] if component is None else list(entry_of(component))
+        if component is not None and name != DENOISER:
+            write_component(component, root / name)
+    write_json(root / MODEL_INDEX, index)
 
 
 def _write_denoiser(compressed: CompressedPipeline, root: Path) -> None:
@@ -66,7 +86,7 @@ def _write_denoiser(compressed: CompressedPipeline, root: Path) -> None:
     (root / "unet").mkdir()
     # Without diffusers' private notes: one of them is a list in the order of a set, another in every process.
     config = {"_class_name": type(unet).__name__, "_diffusers_version": diffusers.__version__}
-    _write_json(root / "unet" / "config.json", {**config, **public_config(unet.config)})
+    write_json(root / "unet" / "config.json", {**config, **public_config(unet.config)})
     compression = compressed.compression
     save_file(stored_tensors(unet, compression.scheme, compression.table), root / DENOISER_FILE)
 
@@ -76,11 +96,7 @@ def _manifest(compressed: CompressedPipeline, root: Path) -> Manifest:
     parameters = sum(value.numel() for value in pipe.unet.state_dict().values())
     files = sorted(path for path in root.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
     return Manifest(
-        made_by={
-            "errata": errata.__version__,
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-        },
+        made_by=_versions(pipe),
         pipeline_class=type(pipe).__name__,
         unet_class=type(pipe.unet).__name__,
         recipe=compression.recipe,
@@ -97,5 +113,11 @@ def _manifest(compressed: CompressedPipeline, root: Path) -> Manifest:
     )
 
 
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def _versions(pipe: DiffusionPipeline) -> dict[str, str]:
+    versions = {
+        "errata": errata.__version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+    }
+    libraries = {type(component).__module__.split(".")[0] for component in pipe.components.values()}
+    return versions | ({"transformers": version("transformers")} if "transformers" in libraries else {})

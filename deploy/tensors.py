@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.compress.observation import layer_sites
-from errata.compress.scheme import LayerScheme, Scheme
+from errata.compress.scheme import CacheCorrection, LayerScheme, Scheme
 from errata.compress.unet import float_layer
 from errata.deploy.packing import pack_int4, packed_bytes, unpack_int4
 
@@ -30,6 +30,8 @@ def expected_tensors(unet: nn.Module, scheme: Scheme, *, num_steps: int) -> dict
     for attention in scheme.attentions:
         for name in attention.sites:
             expected |= _site_tensors(name, num_steps)
+    if scheme.correction is not None:
+        expected |= _correction_tensors(scheme.correction, num_steps)
     for name, parameter in float_parameters(unet, scheme).items():
         expected[name] = (parameter.dtype, tuple(parameter.shape))
     return expected
@@ -48,9 +50,11 @@ def stored_tensors(unet: nn.Module, scheme: Scheme, table: Mapping[str, Tensor])
     stored = {
         name: value.detach().cpu().contiguous() for name, value in float_parameters(unet, scheme).items()
     }
+    if scheme.layers:  # beside quantized layers everything computes in float32
+        stored = {name: _in_float32(value) for name, value in stored.items()}
     stored |= {name: value.contiguous() for name, value in table.items()}
     for layer in scheme.layers:
-        bias = float_layer(unet, layer.name).bias
+        bias = table.get(f"{layer.name}.bias", float_layer(unet, layer.name).bias)
         if bias is not None:
             stored[f"{layer.name}.bias"] = bias.detach().float().cpu().contiguous()
         if layer.weight_bits == 4:
@@ -64,6 +68,10 @@ def read_codes(layer: LayerScheme, tensors: Mapping[str, Tensor], shape: torch.S
     return unpack_int4(codes, shape) if layer.weight_bits == 4 else codes
 
 
+def _in_float32(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
+
+
 def _layer_tensors(layer: LayerScheme, shape: torch.Size, has_bias: bool) -> dict[str, TensorType]:
     codes: TensorType = (torch.int8, tuple(shape))
     if layer.weight_bits == 4:
@@ -75,6 +83,16 @@ def _layer_tensors(layer: LayerScheme, shape: torch.Size, has_bias: bool) -> dic
     if has_bias:
         tensors[f"{layer.name}.bias"] = (torch.float32, (shape[0],))
     return tensors
+
+
+def _correction_tensors(correction: CacheCorrection, num_steps: int) -> dict[str, TensorType]:
+    channels = {("cache", "gain", "shift"): correction.feature_channels}
+    channels |= {(layer.name, "output_gain", "output_shift"): layer.channels for layer in correction.layers}
+    return {
+        f"{name}.{kind}": (torch.float32, (num_steps, width))
+        for (name, *kinds), width in channels.items()
+        for kind in kinds
+    }
 
 
 def _site_tensors(name: str, num_steps: int) -> dict[str, TensorType]:

@@ -6,12 +6,15 @@ import stat
 from pathlib import Path, PurePosixPath
 
 import torch
-from diffusers import UNet2DModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from errata.calibration.plain_json import from_plain
 from errata.canonical_json import file_digest, loads_strict
 from errata.compress.unet import float_layer
+from errata.deploy.allowed import component_class
+from errata.deploy.components import check_component
+from errata.deploy.composition import check_composition
 from errata.deploy.consistency import MODEL_INDEX, SCHEDULER_CONFIG, check_consistency
 from errata.deploy.manifest import MANIFEST_FILE, FileRecord, Manifest, read_manifest
 from errata.deploy.packing import has_code_out_of_range
@@ -20,8 +23,12 @@ from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactVersionError
 
 DENOISER_FILE = "unet/errata.safetensors"
 _UNET_CONFIG = "unet/config.json"
-# Denoisers that an artifact may name; a name is never resolved by import path.
-_UNETS = {"UNet2DModel": UNet2DModel}
+# Denoisers that an artifact may name, and where they are; a name is never resolved by import path.
+_UNETS = {
+    "AudioLDM2UNet2DConditionModel": "audioldm2",
+    "UNet2DConditionModel": "diffusers",
+    "UNet2DModel": "diffusers",
+}
 _DTYPES = {
     "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8, "U8": torch.uint8,
     "F64": torch.float64, "I64": torch.int64, "I32": torch.int32, "BOOL": torch.bool,
@@ -33,9 +40,10 @@ def verify(path: str | Path) -> Manifest:
 
     Checked are the manifest's own digest; that exactly the listed files are there, as plain files, with
     their digests; that scheme, schedule and sampler are those that the recipe means for this network; that
-    the denoiser file holds exactly the tensors of the scheme, so that no float weight of a quantized layer
-    is inside; that codes are in range, scales positive, and float parameters finite. The directory must not
-    change meanwhile, nor until `load` has returned.
+    the pipeline and its components are of classes that an artifact may name, without pickles, programs or
+    references elsewhere; that the denoiser file holds exactly the tensors of the scheme, so that no float
+    weight of a quantized layer is inside; that codes are in range, scales positive, and float parameters
+    finite. The directory must not change meanwhile, nor until `load` has returned.
 
     Raises:
         ArtifactError: there is no artifact at `path`, or it cannot be read.
@@ -52,6 +60,10 @@ def verify(path: str | Path) -> Manifest:
         _check_files(root, manifest)
         unet = empty_unet(root, manifest)
         check_consistency(root, unet, manifest)
+        composition = check_composition(root, manifest)
+        for name, entry in composition.components.items():
+            if entry is not None:
+                check_component(root / name)
         _check_tensors(root / DENOISER_FILE, unet, manifest)
     except SafetensorError as error:
         raise ArtifactCorrupt(f"{root / DENOISER_FILE} is not a safetensors file: {error}") from error
@@ -68,12 +80,13 @@ def empty_unet(root: Path, manifest: Manifest) -> nn.Module:
         raise ArtifactVersionError(
             f"{root} needs denoiser class {manifest.unet_class!r}; this version runs {sorted(_UNETS)}"
         )
+    unet_class = component_class(_UNETS[manifest.unet_class], manifest.unet_class)
     try:
         config = loads_strict((root / _UNET_CONFIG).read_bytes())
         if not isinstance(config, dict):  # diffusers would take a text for a path or a hub name, and fetch it
             raise TypeError(f"a {type(config).__name__}, not an object")
         with torch.device("meta"):
-            unet: nn.Module = _UNETS[manifest.unet_class].from_config(config)
+            unet: nn.Module = unet_class.from_config(from_plain(config))
         for layer in manifest.scheme.layers:
             float_layer(unet, layer.name)
     except Exception as error:

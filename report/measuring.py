@@ -21,7 +21,14 @@ from errata.errors import ReportError
 from errata.report.assembly import FLOAT_KEY, Key, assemble_rows
 from errata.report.page import Strips, html, require_jinja2
 from errata.report.plots import require_matplotlib
-from errata.report.provenance import kernels_of, make_protocol, rank_notes, scatter_notes, size_of
+from errata.report.provenance import (
+    exception_notes,
+    kernels_of,
+    make_protocol,
+    rank_notes,
+    scatter_notes,
+    size_of,
+)
 from errata.report.reference import Reference
 from errata.report.results import FLOAT, Report
 from errata.report.sampling import FloatSampler, Inputs, PlanSampler, Sampler, batches_of, default_inputs
@@ -82,7 +89,7 @@ def run(
         samplers = _samplers(artifacts, plans, baseline, seed=seed, inputs=inputs)
         batches = batches_of(samples, batch_size)
         costs, image_size = _warm_up(artifacts, samplers, reference, batches[0])
-        notes = rank_notes(samples, reference)
+        notes = rank_notes(samples, reference) + exception_notes(artifacts)
         tallies = _sample(samplers, reference, batches, shown=shown)
         rows = assemble_rows(
             tallies,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import torch
@@ -64,6 +64,16 @@ def scatter_notes(rows: Sequence[Row]) -> tuple[str, ...]:
         f"The machine was busy: the measured overhead of {'; '.join(scattered)} scatters by more than "
         f"{_CALM_SPREAD:.0%} of the run between batches. Trust the overhead as defined there.",
     )
+
+
+def exception_notes(artifacts: Mapping[str, DeployedPipeline]) -> tuple[str, ...]:
+    """What each recipe spares or treats otherwise, layer by layer; no note where it says nothing."""
+    notes = []
+    for name, deployed in artifacts.items():
+        quantization = deployed.manifest.recipe.quantization
+        if quantization is not None and (exceptions := quantization.exceptions()):
+            notes.append(f"{name}: {exceptions}.")
+    return tuple(notes)
 
 
 def _relative_spread(overhead: Overhead) -> float:

@@ -104,8 +104,8 @@ def _run(args: argparse.Namespace) -> int:
         sys.stdout.flush()
     except BrokenPipeError:
         raise
-    except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
+    except KeyboardInterrupt as stop:  # with words where a command has some to say
+        return _fail(str(stop) or "interrupted", INTERRUPTED)
     except UsageError as problem:
         return _fail(str(problem), MISUSED)
     except Exception as problem:

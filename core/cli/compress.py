@@ -1,23 +1,38 @@
 """`errata compress`: simulate low bits and a cache."""
 
 import argparse
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from errata.cli.output import emit
-from errata.cli.usage import Commands, add_command, misuse, read_text
-from errata.errors import RecipeError
+from errata.cli.memory import peak_cuda_memory, peak_memory
+from errata.cli.output import emit, megabytes
+from errata.cli.previews import preview_text
+from errata.cli.recipes import add_recipe_options, recipe_from
+from errata.cli.sensitivities import measure
+from errata.cli.usage import Commands, UsageError, add_command, positive
 
 if TYPE_CHECKING:
-    from errata.compress import Recipe
+    from errata.calibration import CalibrationSet
+    from errata.compress import CompressedPipeline, Recipe
+    from errata.compress.progress import BlockReport
 
 DETAILS = """\
-Recipes: w8a8 and w4a8 are bits of weights and activations; deepcache-N reuses deep features for N steps;
+Recipes: w8a8 and w4a8 are bits of weights and activations; w4a8-learned learns how weights are rounded;
+deepcache-N reuses deep features for N steps, cachequant-N also searches the steps and corrects the reuse;
 `+` joins the two, and options follow a colon: w8a8+deepcache-10:branch=1. A recipe may also be a .json
 or .yaml file. Refuses a directory that is not empty.
 
+What is finished is kept in DIR.partial until DIR is complete. An interrupted run goes on where it stopped:
+give the same command again.
+
   errata compress google/ddpm-cifar10-32 --calibration runs/cifar/calibration \\
-      --recipe w4a8+deepcache-5 --out runs/cifar/compressed
+      --recipe w4a8-learned+cachequant-5 --out runs/cifar/compressed
+  errata compress google/ddpm-cifar10-32 --calibration runs/cifar/calibration --recipe w4a8 --dry-run
 """
 
 
@@ -35,28 +50,188 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--calibration", type=Path, required=True, metavar="DIR", help="what `errata calibrate` wrote"
     )
-    parser.add_argument("--recipe", required=True, metavar="RECIPE", help="name or file, see below")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of the result")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="directory of the result; with --sensitivity a .json or .csv file",
+    )
+    parser.add_argument(
+        "--range-samples",
+        type=positive,
+        metavar="N",
+        help="trajectories that activation ranges are chosen on, at most (default: 64)",
+    )
+    parser.add_argument(
+        "--reuse",
+        type=Path,
+        metavar="DIR",
+        help="take codes and ranges from an earlier result with the same model, recording and quantizer",
+    )
+    add_recipe_options(parser)
+    add_modes(parser)
     parser.set_defaults(run=run)
+
+
+def add_modes(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command can do instead of compressing."""
+    modes = parser.add_argument_group("instead of compressing")
+    modes.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show what would be quantized and how, and the size that results; write nothing",
+    )
+    modes.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="quantize each layer alone, and show how much that changes the network's prediction",
+    )
+    modes.add_argument(
+        "--sensitivity-samples", type=positive, metavar="N", help="recorded samples a step (default: 16)"
+    )
+    modes.add_argument(
+        "--sensitivity-steps", type=positive, metavar="N", help="evenly spaced steps (default: all)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from errata import calibration, compress
+    _check_options(args)
+    recipe = recipe_from(args)
 
-    recipe = _read_recipe(args.recipe)
+    from errata import calibration
+
+    if args.out is not None and not args.sensitivity:
+        _refuse_taken(args.out)
     recording = calibration.load(args.calibration)
+    if args.dry_run:
+        return _dry_run(args, recording, recipe)
+    if args.sensitivity:
+        return measure(args, recording, recipe)
+    return _compress(args, recording, recipe)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse options that have no use together.
+
+    Raises:
+        UsageError: naming one.
+    """
+    if args.dry_run and args.sensitivity:
+        raise UsageError("--dry-run and --sensitivity are two different things; give one of them")
+    if args.out is None and not (args.dry_run or args.sensitivity):
+        raise UsageError("--out is required: the directory of the result; see `errata compress --help`")
+    idle = []
+    if not args.sensitivity:
+        idle += ["sensitivity_samples", "sensitivity_steps"]
+    if args.sensitivity or args.dry_run:
+        idle += ["range_samples", "reuse"]
+    for name in idle:
+        if getattr(args, name) is not None:
+            mode = "--dry-run" if args.dry_run else "--sensitivity"
+            rule = f"with {mode}" if name in ("range_samples", "reuse") else "without --sensitivity"
+            raise UsageError(f"--{name.replace('_', '-')} has no effect {rule}; leave it out")
+
+
+def _refuse_taken(out: Path) -> None:
+    from errata.directories import refuse_taken
+    from errata.errors import RecipeError
+
+    refuse_taken(out, error=RecipeError)
+
+
+def _compress(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Recipe") -> int:
+    from errata import calibration, compress
+    from errata.compress.observation import SAMPLES_PER_STEP
+
+    if args.range_samples is not None and recipe.quantization is None:
+        raise UsageError(
+            f"--range-samples has no effect with the recipe {recipe.name}, which quantizes nothing; "
+            "leave it out"
+        )
+    blocks: list[BlockReport] = []
+    start = time.monotonic()
     pipe = calibration.load_pipeline(args.pipeline)
-    compress.apply(pipe, recording, recipe, args.out)
-    emit(args, {"compressed": str(args.out), "recipe": recipe.name}, f"{recipe.name} model is in {args.out}")
+    with _progress_told(), _resumable(args.out):
+        compressed = compress.apply(
+            pipe,
+            recording,
+            recipe,
+            args.out,
+            samples_per_step=args.range_samples or SAMPLES_PER_STEP,
+            reuse=None if args.reuse is None else compress.load(args.reuse),
+            report=blocks.append,
+        )
+    payload = _summary(args, compressed, blocks, time.monotonic() - start)
+    emit(args, payload, _summary_text(args.out, compressed, payload))
     return 0
 
 
-def _read_recipe(name: str) -> "Recipe":
-    from errata.compress import Recipe
+def _summary(
+    args: argparse.Namespace, compressed: "CompressedPipeline", blocks: "list[BlockReport]", seconds: float
+) -> dict[str, Any]:
+    schedule = compressed.schedule
+    payload = {
+        "compressed": str(args.out),
+        "recipe": compressed.compression.recipe.name,
+        "blocks": [asdict(block) for block in blocks],
+        "full_steps": list(schedule.full_steps),
+        "num_steps": schedule.num_steps,
+        "branch": schedule.branch,
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": peak_memory(),
+    }
+    cuda = peak_cuda_memory()
+    return payload if cuda is None else {**payload, "peak_cuda_memory_bytes": cuda}
 
-    path = Path(name)
-    if path.suffix in {".json", ".yaml", ".yml"} and path.is_file():
-        return Recipe.from_text(read_text(path))
-    with misuse(RecipeError):
-        return Recipe.named(name)
+
+def _summary_text(out: Path, compressed: "CompressedPipeline", payload: dict[str, Any]) -> str:
+    from errata.compress.progress import duration
+
+    memory = f"peak memory {megabytes(payload['peak_memory_bytes'])}"
+    if "peak_cuda_memory_bytes" in payload:
+        memory += f", on the GPU {megabytes(payload['peak_cuda_memory_bytes'])}"
+    name = compressed.compression.recipe.name
+    return f"{name} model is in {out}\n{duration(payload['seconds'])}, {memory}"
+
+
+def _dry_run(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Recipe") -> int:
+    from errata import calibration
+    from errata.compress.journal import count_finished, work_directory
+    from errata.compress.preview import Preview
+
+    preview = Preview.of(calibration.load_pipeline(args.pipeline), recipe, num_steps=recording.num_steps)
+    payload, text = preview.to_json(), preview_text(preview)
+    if args.out is not None and (finished := count_finished(args.out)):
+        payload["finished_stages"] = finished
+        text += f"\n{finished} stages are finished in {work_directory(args.out)}"
+    emit(args, payload, text)
+    return 0
+
+
+@contextmanager
+def _progress_told() -> Iterator[None]:
+    """Let the stage say on stderr what it is at, line by line."""
+    logger = logging.getLogger("errata.compress")
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def _resumable(out: Path) -> Iterator[None]:
+    """Say after Ctrl-C what is left to go on with."""
+    from errata.compress.journal import count_finished, work_directory
+
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not (finished := count_finished(out)):
+            raise
+        raise KeyboardInterrupt(
+            f"interrupted; {finished} finished stages are kept in `{work_directory(out)}`: "
+            "give the same command again to go on"
+        ) from stop

@@ -1,13 +1,13 @@
 """`errata generate`: images from an artifact, corrected or not."""
 
 import argparse
-import inspect
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from errata.cli.inputs import call_arguments
 from errata.cli.output import emit
 from errata.cli.plans import add_plan_options, plan_from
 from errata.cli.usage import (
@@ -54,6 +54,12 @@ def add_parser(commands: Commands) -> None:
     )
     add_seed_option(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="for models that take one")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
+    parser.add_argument("--label", type=int, metavar="N", help="class to draw, for models that take one")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="picture to enlarge, for upscalers")
+    parser.add_argument(
+        "--guidance-scale", type=float, metavar="X", help="of guided models (default: the pipeline's)"
+    )
     parser.add_argument("--steps", type=positive, metavar="N", help="sampling steps (default: as calibrated)")
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
     add_backend_option(parser)
@@ -84,27 +90,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make_images(pipeline: "CorrectedPipeline", args: argparse.Namespace, tally: "_Tally") -> "list[Image]":
-    arguments = _arguments(pipeline, args)
+    arguments = call_arguments(pipeline.deployed.pipe, args)
     images: list[Image] = []
     seeds = range(args.seed, args.seed + args.images)
     for start in range(0, args.images, args.batch_size):
         batch = seeds[start : start + args.batch_size]
-        images += pipeline(**arguments(len(batch)), generator=_generators(batch)).images
+        output = pipeline(**arguments(len(batch)), generator=_generators(batch))
+        if not hasattr(output, "images"):
+            raise UsageError(
+                "this model makes no images; call it from Python: errata.deploy.load(path)(prompt=…)"
+            )
+        images += output.images
         tally.add(pipeline)
     return images
-
-
-def _arguments(pipeline: "CorrectedPipeline", args: argparse.Namespace) -> Callable[[int], dict[str, Any]]:
-    """What a batch of a given size is called with, beside its generators."""
-    takes_prompts = "prompt" in inspect.signature(type(pipeline.deployed.pipe).__call__).parameters
-    if takes_prompts and args.prompt is None:
-        raise UsageError("this model takes a prompt; give --prompt TEXT")
-    if args.prompt is not None and not takes_prompts:
-        raise UsageError("this model takes no prompt; leave --prompt out")
-    steps = {} if args.steps is None else {"num_inference_steps": args.steps}
-    if takes_prompts:
-        return lambda count: {"prompt": [args.prompt] * count, **steps}
-    return lambda count: {"batch_size": count, **steps}
 
 
 def _generators(seeds: Sequence[int]) -> "list[torch.Generator]":

@@ -55,6 +55,7 @@ def _facts(artifact: Path, manifest: "Manifest", cache: str) -> str:
         "artifact": artifact,
         "digest": manifest.sha256,
         "recipe": manifest.recipe.name + ("" if manifest.is_quantized else " (nothing quantized)"),
+        "exceptions": _exceptions(manifest),
         "made by": ", ".join(f"{name} {version}" for name, version in manifest.made_by.items()),
         "pipeline": f"{manifest.pipeline_class} with {manifest.unet_class}",
         "sampler": f"{manifest.sampler.scheduler_class}, {manifest.sampler.num_inference_steps} steps, "
@@ -64,6 +65,11 @@ def _facts(artifact: Path, manifest: "Manifest", cache: str) -> str:
         "size": f"{megabytes(manifest.artifact_bytes)}; the denoiser is {share:.3f} of its float32 weights",
     }
     return "\n".join(f"{name:<12} {value}" for name, value in facts.items())
+
+
+def _exceptions(manifest: "Manifest") -> str:
+    quantization = manifest.recipe.quantization
+    return (quantization.exceptions() if quantization is not None else "") or "none"
 
 
 def _layers(artifact: Path, deployed: "DeployedPipeline") -> list[dict[str, Any]]:

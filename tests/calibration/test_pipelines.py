@@ -1,5 +1,6 @@
 """A pipeline is opened in float32 from safetensors, or refused in one line that says why."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -187,3 +188,36 @@ def test_a_pipeline_with_a_foreign_component_class_is_refused(copied: Path) -> N
     _rewrite_index(copied, unet=["my_code", "MyUNet"])
     with pytest.raises(CalibrationError, match="cannot be opened as a pipeline: "):
         calibration.load_pipeline(copied)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_recorded_as_it_is(
+    dtype: torch.dtype, tiny_pipeline: DDIMPipeline, tmp_path: Path
+) -> None:
+    unet = copy.deepcopy(tiny_pipeline.unet).to(dtype)
+    pipe = DDIMPipeline(unet=unet, scheduler=DDIMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    recorded = calibration.collect(pipe, tmp_path / "set", num_inference_steps=2, num_samples=3, batch_size=2)
+    assert [record.sample.dtype for record in recorded.batches(1)] == [dtype, dtype]
+    again = calibration.load(tmp_path / "set")
+    for now, then in zip(recorded.batches(1), again.batches(1), strict=True):
+        assert torch.equal(now.sample, then.sample)
+
+
+def test_layers_beside_a_weight_are_refused(tiny_pipeline: DDIMPipeline, tmp_path: Path) -> None:
+    """What peft does to a layer, done by hand: it need not be installed."""
+
+    class Adapted(torch.nn.Module):
+        def __init__(self, base_layer: torch.nn.Module) -> None:
+            super().__init__()
+            self.base_layer = base_layer
+
+    unet = copy.deepcopy(tiny_pipeline.unet)
+    unet.mid_block.resnets[0].conv1 = Adapted(unet.mid_block.resnets[0].conv1)
+    pipe = DDIMPipeline(unet=unet, scheduler=DDIMScheduler(clip_sample=False))
+    with pytest.raises(
+        CalibrationError,
+        match=r"`unet.mid_block.resnets.0.conv1` has LoRA layers beside its weight; fuse them first: `pi",
+    ):
+        calibration.collect(pipe, tmp_path / "set", num_inference_steps=2, num_samples=1, batch_size=1)
+    assert list(tmp_path.iterdir()) == []

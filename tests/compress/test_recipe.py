@@ -1,11 +1,26 @@
 import json
+from typing import Any
 
 import pytest
+import yaml
 
-from errata.compress import DeepCache, Quantization, Recipe
+from errata.compress import CacheQuant, DeepCache, LearnedRounding, Quantization, Recipe
 from errata.errors import RecipeError
 
-NAMES = ["w8a8", "w4a8", "deepcache-5", "w8a8+deepcache-10", "w4a8+deepcache-3:branch=1"]
+W8A8 = Quantization(weight_bits=8, activation_bits=8)
+W4A8 = Quantization(weight_bits=4, activation_bits=8)
+NAMES = [
+    "w8a8", "w4a8", "w8a8-learned", "w4a8-learned", "deepcache-5", "cachequant-5",
+    "w8a8+deepcache-10", "w4a8+deepcache-3:branch=1", "w4a8-learned+cachequant-5",
+    "w4a8-learned:iterations=3000", "w4a8-learned:samples=64", "w4a8-learned:batch_size=8",
+    "w4a8-learned:seed=7", "w4a8-learned:learning_rate=0.001", "w4a8-learned:learning_rate=1e-05",
+    "w4a8-learned:scale_learning_rate=0.0", "w4a8:bias_correction=true", "w8a8:equalization=true",
+    "w8a8:bias_correction=true,equalization=true", "deepcache-5:branch=2",
+    "deepcache-5:spacing=power", "deepcache-5:spacing=power,center=15.0,power=1.2",
+    "deepcache:steps=0/3/7", "w8a8+deepcache:branch=1,steps=0", "cachequant-5:branch=1",
+    "cachequant-5:search=uniform", "cachequant-5:correction=false", "cachequant-5:corrected_by=iec",
+    "w4a8-learned+cachequant-5:iterations=500,branch=1,corrected_by=iec",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -17,31 +32,102 @@ def test_names_and_both_texts_round_trip(name: str) -> None:
     assert Recipe.from_text(json.dumps(recipe.to_json())) == recipe
 
 
-def test_a_name_means_what_it_says() -> None:
-    assert Recipe.named("w4a8+deepcache-10:branch=2") == Recipe(
-        quantization=Quantization(weight_bits=4, activation_bits=8), cache=DeepCache(interval=10, branch=2)
-    )
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("w4a8+deepcache-10:branch=2", Recipe(quantization=W4A8, cache=DeepCache(interval=10, branch=2))),
+        ("deepcache-10+w4a8", Recipe(quantization=W4A8, cache=DeepCache(interval=10))),
+        ("deepcache:steps=7/0/3", Recipe(cache=DeepCache(steps=(0, 3, 7)))),
+        (
+            "deepcache-4:spacing=power,center=2,power=2",
+            Recipe(cache=DeepCache(interval=4, spacing="power", center=2.0, power=2.0)),
+        ),
+        (
+            "w8a8+cachequant-5:corrected_by=iec,search=uniform",
+            Recipe(quantization=W8A8, cache=CacheQuant(interval=5, search="uniform", corrected_by="iec")),
+        ),
+        (
+            "w4a8-learned:iterations=10,equalization=true",
+            Recipe(
+                quantization=Quantization(
+                    weight_bits=4,
+                    activation_bits=8,
+                    rounding=LearnedRounding(iterations=10),
+                    equalization=True,
+                )
+            ),
+        ),
+    ],
+)
+def test_a_name_means_what_it_says(name: str, recipe: Recipe) -> None:
+    assert Recipe.named(name) == recipe
 
 
-def test_the_default_branch_is_the_last_three_resnets_or_all_there_are() -> None:
-    assert Recipe.named("deepcache-5").schedule(10, max_branch=3).branch == 3
-    assert Recipe.named("deepcache-5").schedule(10, max_branch=2).branch == 2
-    assert Recipe.named("w8a8").schedule(10, max_branch=3).has_cache is False
+def test_an_option_at_its_default_is_left_out_of_the_name() -> None:
+    assert Recipe.named("cachequant-5:search=dps,correction=true").name == "cachequant-5"
+    assert Recipe.named("w4a8-learned:iterations=1000").name == "w4a8-learned"
+
+
+def test_what_only_a_file_can_say_is_marked_in_the_name() -> None:
+    quantization = Quantization(weight_bits=4, activation_bits=8, bits={"mid_block": 8})
+    recipe = Recipe(quantization=quantization, cache=DeepCache(interval=5, branch=1))
+    assert recipe.name == "w4a8+deepcache-5:branch=1*"
+    assert Recipe.from_text(recipe.to_yaml()) == recipe
+    spared = Quantization(weight_bits=8, activation_bits=8, modules_to_not_convert=("conv_in",))
+    assert Recipe(quantization=spared).name == "w8a8*"
+    assert Recipe.from_json(Recipe(quantization=spared).to_json()).quantization == spared
+    with pytest.raises(RecipeError, match="cannot read option 'branch=1\\*'"):
+        Recipe.named(recipe.name)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("w3a8", "unknown recipe 'w3a8'.*allowed are w8a8"),
+        ("w4a4", "unknown recipe 'w4a4'"),
         ("", "unknown recipe ''"),
         ("w8a8+w4a8", "cannot read 'w4a8'"),
+        ("deepcache-3+cachequant-3", "cannot read 'cachequant-3'"),
         ("w8a8+", "cannot read ''"),
+        ("w8a8-rounded", "cannot read 'w8a8-rounded'"),
+        ("deepcache-x", "cannot read 'deepcache-x'"),
         ("deepcache-0", "interval must be a whole number, at least 1"),
+        ("cachequant-0", "interval must be a whole number, at least 1"),
+        ("deepcache", "a cache needs either an interval, as in deepcache-5, or a list of full steps"),
+        ("cachequant", "cachequant needs an interval, as in cachequant-5"),
         ("deepcache-5:branch=0", "must recompute at least 1"),
-        ("deepcache-5:depth=3", "cannot read option 'depth=3'"),
-        ("w8a8:branch=1", "needs a cache"),
-        ("w4a8-learned", "not part of this version"),
-        ("w8a8+cachequant-5", "not part of this version"),
+        ("deepcache-5:depth=3", "cannot read option 'depth=3'; allowed are iterations=…"),
+        ("deepcache-5:branch", "cannot read option 'branch'"),
+        ("deepcache-5:branch=1.5", "cannot read option 'branch=1.5'"),
+        ("deepcache-5:branch=-1", "cannot read option 'branch=-1'"),
+        ("deepcache-5:branch=1_0", "cannot read option 'branch=1_0'"),
+        ("deepcache-5:", "cannot read option ''"),
+        ("deepcache-5:branch=1,", "cannot read option ''"),
+        ("deepcache-5:branch=1,branch=2", "gives option 'branch' twice"),
+        ("w8a8:branch=1", "option 'branch' has no use there: it belongs to deepcache-N or cachequant-N"),
+        ("w4a8:iterations=5", "option 'iterations' has no use there: it belongs to w4a8-learned"),
+        ("deepcache-5:equalization=true", "'equalization' has no use there: it belongs to w4a8"),
+        ("deepcache-5:search=dps", "option 'search' has no use there: it belongs to cachequant-N"),
+        ("cachequant-5:steps=0/3", "option 'steps' has no use there: it belongs to deepcache-N"),
+        ("deepcache-5:steps=0/3", "a cache needs either an interval.*or a list of full steps"),
+        ("deepcache:steps=1/3", "the full steps are different from each other, and 0 is one"),
+        ("deepcache:steps=0/3/3", "the full steps are different"),
+        ("deepcache:steps=", "cannot read option 'steps='"),
+        ("deepcache:steps=0/3,spacing=power", "either explicit steps or spacing=power"),
+        ("deepcache-5:spacing=log", "spacing='log' is unknown; allowed are uniform and power"),
+        ("deepcache-5:center=3", "center=3.0 has no effect without spacing=power"),
+        ("deepcache-5:spacing=power,center=-3", "center=-3.0; allowed are step numbers from 0"),
+        ("deepcache-5:spacing=power,center=nan", "center=nan; allowed are step numbers from 0"),
+        ("deepcache-5:spacing=power,power=1", "power=1.0; allowed are numbers above 1"),
+        ("deepcache-5:spacing=power,power=nan", "power=nan; allowed are numbers above 1"),
+        ("deepcache-5:power=2", "power=2.0 has no effect without spacing=power"),
+        ("cachequant-5:search=greedy", "search='greedy' is unknown; allowed are dps and uniform"),
+        ("cachequant-5:corrected_by=ddim", "corrected_by='ddim' is unknown; allowed is iec"),
+        ("cachequant-5:correction=no", "cannot read option 'correction=no'"),
+        ("cachequant-5:correction=false,corrected_by=iec", "has no effect with correction=false"),
+        ("w4a8-learned:learning_rate=0", "learning_rate=0.0; allowed are finite numbers above 0"),
+        ("w4a8-learned:learning_rate=nan", "learning_rate=nan"),
+        ("w4a8-learned:iterations=0", "iterations=0; allowed are whole numbers of at least 1"),
     ],
 )
 def test_unreadable_names_are_refused(name: str, message: str) -> None:
@@ -49,9 +135,9 @@ def test_unreadable_names_are_refused(name: str, message: str) -> None:
         Recipe.named(name)
 
 
-def test_a_branch_that_the_model_lacks_is_refused() -> None:
-    with pytest.raises(RecipeError, match="branch=4, but the last up block has 3 resnets"):
-        Recipe.named("deepcache-5:branch=4").schedule(10, max_branch=3)
+def text(**changes: Any) -> str:
+    value = {"type": "Recipe", "schema": 2, "quantization": None, "cache": None} | changes
+    return json.dumps({key: item for key, item in value.items() if item != "absent"})
 
 
 @pytest.mark.parametrize(
@@ -59,16 +145,40 @@ def test_a_branch_that_the_model_lacks_is_refused() -> None:
     [
         ("[1, 2]", "a recipe is a mapping"),
         ("a: [", "neither JSON nor YAML"),
-        ('{"type": "Recipe", "schema": 2}', "not a recipe of schema 1"),
-        ('{"type": "Recipe", "schema": 1, "cache": null}', "cannot be read: 'quantization'"),
-        ('{"type": "Recipe", "schema": 1, "cache": null, "quantization": null, "x": 1}', "unknown keys"),
-        ('{"type": "Recipe", "schema": 1, "cache": null, "quantization": null}', "the recipe is empty"),
-        ('{"type": "Recipe", "schema": 1, "cache": {"every": 2}, "quantization": null}', "cannot be read"),
+        (text(type="Plan"), "not a recipe of schema 2: type='Plan'"),
+        (text(schema=1, cache={"interval": 5}), "not a recipe of schema 2: type='Recipe', schema=1"),
+        (text(quantization="absent"), r"unknown or missing keys in the recipe: \['quantization'\]"),
+        (text(x=1), r"unknown or missing keys in the recipe: \['x'\]"),
+        (text(), "the recipe is empty"),
+        (text(cache={"interval": 5}), "cache method None is unknown; allowed are deepcache and cachequant"),
+        (text(cache={"method": "deepcache", "every": 2}), "cannot be read.*every"),
+        (text(cache={"method": "deepcache", "interval": "5"}), "at least 1, got '5'"),
+        (text(cache={"method": "deepcache", "interval": True}), "at least 1, got True"),
+        (text(cache={"method": "deepcache", "steps": [0, 1.5]}), "allowed is a list of step numbers"),
+        (text(cache={"method": "deepcache", "steps": []}), "allowed is a list of step numbers"),
+        (text(cache={"method": "cachequant"}), "cannot be read.*interval"),
+        (text(cache={"method": "cachequant", "interval": 5, "correction": 1}), "correction=1; allowed"),
+        (text(cache=5), "cannot be read"),
+        (text(quantization={"weight_bits": 8}), "cannot be read.*activation_bits"),
+        (text(quantization={"weight_bits": 8, "activation_bits": 8, "bits": {"a": 3}}), "'a': 3"),
+        (text(quantization={"weight_bits": 8, "activation_bits": 8, "rounding": {"x": 1}}), "cannot be read"),
     ],
 )
 def test_unreadable_texts_are_refused(text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Recipe.from_text(text)
+
+
+def test_a_hand_written_recipe_leaves_defaults_out() -> None:
+    written = {
+        "type": "Recipe",
+        "schema": 2,
+        "quantization": {"weight_bits": 4, "activation_bits": 8, "rounding": {"iterations": 20}},
+        "cache": {"method": "cachequant", "interval": 5},
+    }
+    assert Recipe.from_text(yaml.safe_dump(written)) == Recipe.named(
+        "w4a8-learned+cachequant-5:iterations=20"
+    )
 
 
 @pytest.mark.parametrize(("weight", "activation"), [(3, 8), (8, 4)])

@@ -1,11 +1,22 @@
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+from torch import Tensor, nn
 
-from errata.compress import CompressedPipeline
+from errata.calibration import nest
+from errata.compress import CacheSchedule, CompressedPipeline
+from errata.compress.clock import StepClock
+from errata.compress.denoiser import UNetDenoiser
+from errata.compress.run import Run, SteppedUNet
+from errata.compress.unet import BranchedUNet
 from errata.errors import ArtifactMismatch
 
+Network = Callable[[str], Any]
 Make = Callable[[str], CompressedPipeline]
 
 
@@ -108,3 +119,155 @@ def test_a_feature_of_another_batch_is_refused(tiny_compressed: Make) -> None:
         tiny_compressed("w8a8").denoiser.cached(torch.randn(2, 1, 8, 8), 1, {}, feature)
     with pytest.raises(ValueError, match="step 6 was not recorded"):
         denoiser.full(torch.randn(2, 1, 8, 8), 6, {})
+
+
+def stepped(case: Any, *, interval: int = 1, times: tuple[float, ...] | None = None) -> SteppedUNet:
+    """The network of a case in place of itself, at six steps."""
+    times = times or tuple(case.time + 10 * step for step in range(6))
+    schedule = CacheSchedule.uncached(len(times))
+    if interval > 1:
+        schedule = CacheSchedule.uniform(len(times), interval=interval, branch=2)
+    branched = BranchedUNet(case.unet)
+    denoiser = UNetDenoiser(branched, StepClock(), schedule, times)
+    return SteppedUNet(denoiser, case.unet.config, module=branched)
+
+
+@pytest.mark.parametrize("name", ["pixel", "labels", "sd", "sdxl", "upscaler", "audioldm2", "k"])
+def test_it_takes_what_the_float_network_takes(network: Network, name: str) -> None:
+    case = network(name)
+    unet, named = stepped(case), nest(case.cond)
+    expected = case.own_forward()
+    assert torch.equal(unet(case.x, case.time, **named).sample, expected)
+    assert torch.equal(unet(sample=case.x, timestep=case.time, **named).sample, expected)
+    assert torch.equal(unet(case.x, torch.tensor([case.time] * 2), **named, return_dict=False)[0], expected)
+    nothing: dict[str, Any] = (
+        {} if name in ("pixel", "labels") else {"cross_attention_kwargs": {}, "timestep_cond": None}
+    )
+    assert torch.equal(unet(case.x, case.time, **(nothing | named)).sample, expected)
+    order = ["encoder_hidden_states", "class_labels"] if name not in ("pixel", "labels") else ["class_labels"]
+    positional = [named.pop(key, None) for key in order]
+    assert torch.equal(unet(case.x, case.time, *positional, **named).sample, expected)
+    assert torch.equal(unet(case.x, 7, *positional, **named, step=0).sample, expected)
+
+
+def test_arguments_that_do_not_fit_are_refused(network: Network) -> None:
+    case = network("sd")
+    unet, tokens = stepped(case), case.cond["encoder_hidden_states"]
+    with pytest.raises(TypeError, match="takes sample, timestep, encoder_hidden_states.* 'ip_scale'"):
+        unet(case.x, case.time, tokens, ip_scale=1)
+    with pytest.raises(TypeError, match="missing a required argument: 'encoder_hidden_states'"):
+        unet(case.x, case.time)
+    with pytest.raises(ArtifactMismatch, match="tensors only: .*`cross_attention_kwargs.scale` is 0.5"):
+        unet(case.x, case.time, tokens, cross_attention_kwargs={"scale": 0.5})
+    with pytest.raises(TypeError, match="takes sample, timestep, class_labels, return_dict and step"):
+        stepped(network("pixel"))(case.x, case.time, tokens, tokens, tokens)
+
+
+def test_pipelines_find_what_they_look_up(network: Network) -> None:
+    sdxl = copy.deepcopy(network("sdxl").unet)
+    width = sdxl.add_embedding.linear_1.in_features
+    sdxl.add_embedding.linear_1 = nn.Identity()  # as a quantized layer: it has no such attribute
+    unet = stepped(SimpleNamespace(unet=sdxl, time=1.0))
+    assert unet.add_embedding.linear_1.in_features == width
+    assert (unet.dtype, unet.device) == (torch.float32, torch.device("cpu"))
+    assert unet.config.in_channels == 4
+    assert not hasattr(stepped(network("sd")), "add_embedding")
+
+
+def test_a_half_precision_pipeline_gets_half_precision_back(network: Network) -> None:
+    case = network("sdxl")
+    half = {name: value.half() for name, value in case.cond.items()}
+    rounded = {name: value.float() for name, value in half.items()}
+    output = stepped(case)(case.x.half(), torch.tensor(case.time), **nest(half)).sample
+    assert output.dtype == torch.float16
+    assert torch.equal(output, case.own_forward(x=case.x.half().float(), cond=rounded).half())
+    labels = network("labels")
+    assert stepped(labels)(labels.x.half(), labels.time, **labels.cond).sample.dtype == torch.float16
+
+
+def test_timesteps_may_differ_in_their_last_bits(network: Network) -> None:
+    """A logarithm on another device; but never enough to reach the neighbouring step."""
+    case = network("k")
+    sigmas = torch.linspace(0.4, 0.01, 1000)
+    times = tuple(float(time) for time in sigmas.log() * 0.25)
+    unet = stepped(case, times=times)
+    for step in (0, 500, 999):
+        for moved in (times[step] * (1 + 1e-7), times[step] * (1 - 1e-7), times[step]):
+            assert unet.step_of(moved) == step
+    with pytest.raises(ArtifactMismatch, match="was not recorded"):
+        unet.step_of((times[500] + times[501]) / 2)
+
+
+class TwoHalves(DiffusionPipeline):
+    """Guidance: both halves in one batch of the network."""
+
+    def __init__(self, unet: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    def __call__(self, times: tuple[float, ...], x: Tensor, cond: dict[str, Any]) -> list[Tensor]:
+        outputs = []
+        for step, time in enumerate(times):
+            pair = self.unet(torch.cat([x, x]) + 0.1 * step, torch.tensor(time), **cond, return_dict=False)[0]
+            outputs.append(pair)
+        return outputs
+
+
+@torch.no_grad()
+def test_a_run_serves_both_halves_of_a_guided_batch(network: Network) -> None:
+    case = network("sd")
+    unet = stepped(case, interval=3)
+    run = Run(TwoHalves(unet, DDIMScheduler()))
+    outputs = run.pipe(unet.denoiser.timesteps, case.x[:1], nest(case.cond))
+    assert run.kinds == ["full", "cached", "cached"] * 2
+    assert run.feature is not None
+    assert run.feature.shape[0] == 2
+    assert run.last is not None
+    assert run.last.cond.keys() == case.cond.keys()
+    model, features = BranchedUNet(case.unet), dict[int, Tensor]()
+    for step, time in enumerate(unet.denoiser.timesteps):
+        x = case.x[:1] + 0.1 * step
+        for half in range(2):
+            cond = {name: value[half : half + 1] for name, value in case.cond.items()}
+            if step % 3 == 0:
+                expected, feature = model.full(x, time, cond, branch=2)
+                assert feature is not None
+                features[half] = feature
+            else:
+                expected = model.cached(x, time, cond, features[half], branch=2)
+            torch.testing.assert_close(outputs[step][half : half + 1], expected, rtol=0, atol=1e-5)
+    assert (outputs[1][0] - outputs[1][1]).abs().max() > 1e-3
+    exact = case.own_forward(x=torch.cat([case.x[:1]] * 2) + 0.1, time=unet.denoiser.timesteps[1])
+    assert (outputs[1] - exact).abs().max() > 1e-3
+
+
+def test_cost_leaves_constant_conditions_as_they_are(network: Network) -> None:
+    case = network("sd")
+    unet = stepped(case, interval=3)
+    shapes: list[list[int]] = []
+    full = unet.denoiser.full
+
+    def spy(x: Tensor, step: int, cond: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        shapes.append([x.shape[0], *(cond[name].shape[0] for name in sorted(cond))])
+        return full(x, step, cond)
+
+    cond = {"encoder_hidden_states": case.cond["encoder_hidden_states"]}
+    unet(case.x, case.time, **cond)
+    unet.denoiser._latest[3]["added_cond_kwargs.table"] = torch.randn(5, 3)  # type: ignore[attr-defined]
+    unet.denoiser.full = spy  # type: ignore[method-assign]
+    assert unet.denoiser.cost("full", batch_size=3) > 0
+    assert unet.denoiser.cost("cached", batch_size=3) > 0
+    assert set(map(tuple, shapes)) == {(3, 5, 3)}
+
+
+def test_layers_learn_the_kind_of_a_call(network: Network) -> None:
+    case = network("pixel")
+    unet = stepped(case, interval=3)
+    kinds: list[tuple[Any, str]] = []
+    clock: StepClock = unet.denoiser._clock  # type: ignore[attr-defined]
+    handle = case.unet.conv_out.register_forward_hook(lambda *_: kinds.append((clock.step, clock.kind)))
+    _, feature = unet.denoiser.full(case.x, 3, {})
+    assert feature is not None
+    unet.denoiser.cached(case.x, 4, {}, feature)
+    handle.remove()
+    assert kinds == [(3, "full"), (4, "cached")]

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import shutil
 from collections.abc import Callable
@@ -9,9 +10,10 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from errata import calibration, compress
-from errata.calibration import CalibrationSet
+from errata.calibration import CalibrationSet, model_fingerprint
 from errata.compress import CompressedPipeline
 from errata.compress.observation import sites_of
+from errata.compress.preparation import branch_of
 from errata.errors import ArtifactMismatch, CalibrationError, RecipeError
 
 Make = Callable[[str], CompressedPipeline]
@@ -151,7 +153,7 @@ def test_an_existing_directory_is_refused_and_kept(
     assert (tmp_path / "mine").read_text() == "kept"
 
 
-def test_a_failure_leaves_nothing_behind(
+def test_a_failure_before_the_first_finished_stage_leaves_nothing_behind(
     tiny_pipeline: DDIMPipeline,
     tiny_calibration: CalibrationSet,
     tmp_path: Path,
@@ -160,10 +162,74 @@ def test_a_failure_leaves_nothing_behind(
     def fail(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("errata.compress.workflow.observe_ranges", fail)
+    monkeypatch.setattr("errata.compress.workflow.quantize_weights", fail)
     with pytest.raises(KeyboardInterrupt):
         compress.apply(tiny_pipeline, tiny_calibration, "w8a8", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_pipeline_is_compressed_in_float32(
+    dtype: torch.dtype, make_plain_unet: Callable[..., UNet2DModel], tmp_path: Path
+) -> None:
+    pipe = DDIMPipeline(unet=make_plain_unet().to(dtype), scheduler=DDIMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    recording = calibration.collect(
+        pipe, tmp_path / "set", num_inference_steps=2, num_samples=2, batch_size=2
+    )
+    compressed = compress.apply(pipe, recording, "w8a8", tmp_path / "out")
+    assert pipe.unet.dtype is dtype
+    again = compress.load(tmp_path / "out")
+    assert again.float_pipe.unet.dtype is dtype
+    assert model_fingerprint(again.float_pipe.unet) == recording.fingerprint
+    record = next(recording.batches(1))
+    expected = compressed.denoiser.full(record.sample.float(), 1, {})[0]
+    assert torch.equal(again.denoiser.full(record.sample.float(), 1, {})[0], expected)
+    with torch.no_grad():
+        exact = pipe.unet(record.sample, record.timestep).sample.float()
+    assert (expected - exact).square().mean() < 0.02 * exact.square().mean()
+
+
+def test_weights_of_several_types_are_refused(
+    tiny_calibration: CalibrationSet, make_plain_unet: Callable[..., UNet2DModel], tmp_path: Path
+) -> None:
+    unet = make_plain_unet()
+    unet.mid_block.half()
+    pipe = DDIMPipeline(unet=unet, scheduler=DDIMScheduler())
+    with pytest.raises(RecipeError, match="weights are of type float16, float32; allowed is one of float32,"):
+        compress.apply(pipe, tiny_calibration, "w8a8", tmp_path / "out")
+
+
+def test_equalized_parameters_that_stay_are_in_the_table(
+    tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, tmp_path: Path
+) -> None:
+    """The float network is as it was, so 8 bits err as little as without; only the weights moved."""
+    compressed = compress.apply(
+        tiny_pipeline, tiny_calibration, "w8a8:equalization=true", tmp_path / "equalized"
+    )
+    table = compressed.compression.table
+    moved = set(table) & {name for name, _ in tiny_pipeline.unet.named_parameters()}
+    assert moved
+    assert not {name for name in moved if f"{name.removesuffix('.weight')}.codes" in table}
+    record = next(tiny_calibration.batches(2))
+    with torch.no_grad():
+        exact = tiny_pipeline.unet(record.sample, int(tiny_calibration.timesteps[2])).sample
+    error = (compressed.denoiser.full(record.sample, 2, {})[0] - exact).square().mean()
+    assert error < 0.01 * exact.square().mean()
+
+
+def test_numbers_of_samples_are_checked(
+    tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match="samples_per_step=0; allowed are whole numbers of at least 1"):
+        compress.apply(tiny_pipeline, tiny_calibration, "w8a8", tmp_path / "out", samples_per_step=0)
+
+
+def test_a_latent_pipeline_recomputes_one_resnet(tiny_pipeline: DDIMPipeline) -> None:
+    assert branch_of(tiny_pipeline) == 3
+    latent = copy.copy(tiny_pipeline)
+    latent.vqvae = object()
+    assert branch_of(latent) == 1
 
 
 def test_damaged_directories_are_refused(tiny_compressed: Make, tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import time
 import warnings
 from pathlib import Path
 
+import datasets
 import pytest
 from PIL import Image
 
 import errata
 from errata import cli
-from errata.cli import demo, output, pictures, plans, prompts, quiet, usage
+from errata.cli import columns, demo, output, pictures, plans, quiet, usage
 from errata.directories import staged_directory
 from errata.errors import ErrataError, PlanError, RecipeError
 
@@ -77,7 +78,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         ),
         (["report", "x", "--out", "y", "--reference", "z", "--at", "often"], "'often' is not a selection"),
         (["compress", "x", "--out", "y", "--calibration", "z", "--recipe", "w3"], "unknown recipe 'w3'"),
-        (["calibrate", "x", "--out", "y", "--prompts", "missing"], "neither a text file nor DATASET:COLUMN"),
+        (["calibrate", "x", "--out", "y", "--prompts", "missing"], "allowed are a text file, FILE:COLUMN"),
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(
@@ -220,10 +221,42 @@ def test_logging_and_warnings_are_put_back() -> None:
 
 def test_prompts_come_from_the_lines_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a red cube\n\n  a café \nthird\n", encoding="utf-8")
-    assert prompts.read_prompts(str(tmp_path / "prompts.txt"), limit=2) == ["a red cube", "a café"]
+    assert columns.read_prompts(str(tmp_path / "prompts.txt"), limit=2) == ["a red cube", "a café"]
     (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(usage.UsageError, match="holds no prompts"):
-        prompts.read_prompts(str(tmp_path / "empty.txt"), limit=2)
+    with pytest.raises(usage.UsageError, match="empty"):
+        columns.read_prompts(str(tmp_path / "empty.txt"), limit=2)
+
+
+# datasets leaves the file that it streams from to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_prompts_and_labels_come_from_columns_of_local_files(tmp_path: Path) -> None:
+    rows = {"text": ["a red cube", "a café", "third"], "label": [7, 0, 9]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "rows.parquet")
+    datasets.Dataset.from_dict(rows).to_csv(tmp_path / "rows.csv")
+    datasets.Dataset.from_dict(rows).to_json(tmp_path / "rows.jsonl")
+    for name in ("rows.parquet", "rows.csv", "rows.jsonl"):
+        assert columns.read_prompts(f"{tmp_path / name}:text", limit=2) == ["a red cube", "a café"]
+        assert columns.read_labels(f"{tmp_path / name}:label", limit=9) == [7, 0, 9]
+    (tmp_path / "labels.txt").write_text("3\n1\n")
+    assert columns.read_labels(str(tmp_path / "labels.txt"), limit=5) == [3, 1]
+
+
+# datasets leaves the file that it streams from to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_column_that_is_not_there_or_of_another_kind_is_refused(tmp_path: Path) -> None:
+    rows = {"text": ["a red cube"], "label": [7]}
+    file = tmp_path / "rows.parquet"
+    datasets.Dataset.from_dict(rows).to_parquet(file)
+    with pytest.raises(usage.UsageError, match="has no column `caption`; it has label, text"):
+        columns.read_prompts(f"{file}:caption", limit=1)
+    with pytest.raises(usage.UsageError, match="holds 7, which is no text"):
+        columns.read_prompts(f"{file}:label", limit=1)
+    with pytest.raises(usage.UsageError, match="holds 'a red cube', which is no class label"):
+        columns.read_labels(f"{file}:text", limit=1)
+    with pytest.raises(usage.UsageError, match="the column is missing"):
+        columns.read_labels(str(file), limit=1)
+    with pytest.raises(usage.UsageError, match="there is no file"):
+        columns.read_labels(f"{tmp_path}/other.csv:label", limit=1)
 
 
 def test_files_that_are_not_utf8_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,119 @@
+"""Time w8a8 compression of the DDPM-CIFAR10 architecture: 35.7 million parameters, random weights.
+
+    python benchmarks/compress_cifar.py --work runs/compress_cifar [--steps 100] [--trajectories 64]
+
+Prints the seconds of calibration and of compression, and their sum over interrupted runs: both resume where
+they were stopped, and what each run took is added up in `seconds.json` of the work directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+
+from errata import calibration, compress
+from errata.calibration import CalibrationSet
+from errata.report.machine import describe_machine
+
+# google/ddpm-cifar10-32: https://huggingface.co/google/ddpm-cifar10-32/blob/main/config.json
+ARCHITECTURE = {
+    "sample_size": 32,
+    "in_channels": 3,
+    "out_channels": 3,
+    "layers_per_block": 2,
+    "block_out_channels": (128, 256, 256, 256),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+}
+BATCH_SIZE = 32
+GOAL_SECONDS = 20 * 60
+
+
+def main() -> None:
+    """Run what is not finished yet, and print the seconds."""
+    parser = argparse.ArgumentParser(description="Time compression of the DDPM-CIFAR10 architecture.")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="directory of everything; resumed if it exists"
+    )
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--trajectories", type=int, default=64)
+    parser.add_argument("--recipe", default="w8a8")
+    options = parser.parse_args()
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    logging.getLogger("errata").setLevel(logging.INFO)
+    options.work.mkdir(parents=True, exist_ok=True)
+    seconds = Seconds(options.work / "seconds.json")
+    pipe = cifar_pipeline()
+    recording = calibrate(pipe, options, seconds)
+    out = options.work / f"{options.recipe}-{options.steps}-{options.trajectories}"
+    if not out.exists():
+        with seconds.counted(out.name):
+            compress.apply(pipe, recording, options.recipe, out, samples_per_step=options.trajectories)
+    print(f"{describe_machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
+    parameters = sum(value.numel() for value in pipe.unet.parameters())
+    print(f"{parameters / 1e6:.1f} M parameters, {options.steps} steps, {options.trajectories} trajectories")
+    print(f"calibration  {seconds.of(recording.path.name):8.1f} s")
+    print(f"compression  {seconds.of(out.name):8.1f} s  ({options.recipe}; the goal is {GOAL_SECONDS} s)")
+
+
+def cifar_pipeline() -> DDIMPipeline:
+    """The architecture with weights of a fixed seed."""
+    torch.manual_seed(0)
+    pipe = DDIMPipeline(unet=UNet2DModel(**ARCHITECTURE).eval(), scheduler=DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def calibrate(pipe: DDIMPipeline, options: argparse.Namespace, seconds: Seconds) -> CalibrationSet:
+    """The trajectories, collected if they are not there."""
+    folder = options.work / f"calibration-{options.steps}-{options.trajectories}"
+    if (folder / "calibration.json").exists():
+        return calibration.load(folder)
+    with seconds.counted(folder.name):
+        return calibration.collect(
+            pipe,
+            folder,
+            num_inference_steps=options.steps,
+            num_samples=options.trajectories,
+            batch_size=min(BATCH_SIZE, options.trajectories),
+        )
+
+
+class Seconds:
+    """Seconds by name, kept in a file and added up over runs, interrupted ones included."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+
+    def of(self, name: str) -> float:
+        """What that took in all."""
+        return self._seconds.get(name, 0.0)
+
+    @contextmanager
+    def counted(self, name: str) -> Iterator[None]:
+        """Adds what the body takes."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self.of(name) + time.monotonic() - start
+            self._file.write_text(json.dumps(self._seconds, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Does a UNet of Stable Diffusion 1.5's size fit, and what does a step of each stage cost? Random weights.
+
+    python benchmarks/real_size.py --work runs/real_size
+
+The UNet has its real shape (859.5 M parameters, 64x64 latents, text of 77 x 768); the VAE and the prompts
+do not matter for these figures and are small stand-ins. One guided trajectory of `--steps` steps is recorded,
+then W8A8 ranges are taken at those steps, and one ResNet block and one transformer block get learned
+rounding. Seconds are quoted per denoiser step, per block and per iteration, so that other runs can be
+foreseen; each stage runs in a process of its own, whose peak memory it reports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+from errata import calibration, compress, deploy
+from errata.compress import LearnedRounding, Quantization, Recipe
+
+# The largest feature maps of the network, hence the dearest blocks.
+RESNET = "down_blocks.0.resnets.1"
+TRANSFORMER = "down_blocks.0.attentions.1"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command-line options."""
+    parser = argparse.ArgumentParser(description="Cost of every stage on a UNet of Stable Diffusion 1.5.")
+    parser.add_argument("--work", type=Path, required=True, help="folder for what is made")
+    parser.add_argument("--steps", type=int, default=2, help="sampling steps (default: %(default)s)")
+    parser.add_argument(
+        "--iterations", type=int, default=4, help="of learned rounding (default: %(default)s)"
+    )
+    parser.add_argument("--stage", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run one stage, or all of them in processes of their own."""
+    options = parse_arguments()
+    options.work.mkdir(parents=True, exist_ok=True)
+    if options.stage is not None:
+        print(json.dumps(timed(STAGES[options.stage], options)))
+        return
+    for stage in STAGES:
+        command = [sys.executable, *sys.argv, "--stage", stage]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        result = json.loads(output.splitlines()[-1])
+        print(
+            f"{stage:<22} {result['seconds']:8.1f} s   peak {result['gib']:5.1f} GiB   {result['note']}",
+            flush=True,
+        )
+
+
+def timed(stage: Callable[[argparse.Namespace], str], options: argparse.Namespace) -> dict[str, Any]:
+    """Return what a stage took."""
+    start = time.perf_counter()
+    note = stage(options)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"seconds": time.perf_counter() - start, "gib": peak, "note": note}
+
+
+def make_pipeline(options: argparse.Namespace) -> str:
+    """Save the pipeline."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    pipe = StableDiffusionPipeline(
+        unet=unet,
+        vae=AutoencoderKL(block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
+                          up_block_types=("UpDecoderBlock2D",) * 4, sample_size=512),
+        scheduler=DDIMScheduler(clip_sample=False), text_encoder=None, tokenizer=None, safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(options.work / "pipeline")
+    return f"{sum(parameter.numel() for parameter in unet.parameters()) / 1e6:.1f} M parameters"
+
+
+def record(options: argparse.Namespace) -> str:
+    """Record one guided trajectory."""
+    pipe = calibration.load_pipeline(options.work / "pipeline")
+    generator = torch.Generator().manual_seed(0)
+    texts = {
+        name: torch.randn(1, 77, 768, generator=generator)
+        for name in ("prompt_embeds", "negative_prompt_embeds")
+    }
+    start = time.perf_counter()
+    calibration.collect(
+        pipe, options.work / "calibration", num_inference_steps=options.steps, num_samples=1, batch_size=1,
+        inputs=[texts], guidance_scale=7.5,
+    )  # fmt: skip
+    return f"{(time.perf_counter() - start) / options.steps:.1f} s a step of one guided sample"
+
+
+def quantize(options: argparse.Namespace) -> str:
+    """W8A8 of the whole network."""
+    return apply(options, "w8a8", "w8a8")
+
+
+def learn(options: argparse.Namespace) -> str:
+    """Learned rounding of one ResNet block and one transformer block."""
+    unet = UNet2DConditionModel.load_config(options.work / "pipeline" / "unet")
+    with torch.device("meta"):
+        names = [name for name, _ in UNet2DConditionModel.from_config(unet).named_modules()]
+    kept = [name for name in leaves(names) if not name.startswith((f"{RESNET}.", f"{TRANSFORMER}."))]
+    rounding = LearnedRounding(iterations=options.iterations, samples=4, batch_size=2)
+    quantization = Quantization(
+        weight_bits=4, activation_bits=8, rounding=rounding, modules_to_not_convert=tuple(kept)
+    )
+    return apply(options, Recipe(quantization=quantization), "learned")
+
+
+def leaves(names: list[str]) -> list[str]:
+    """Return the modules that hold no others, and the attentions."""
+    holders = {name.rpartition(".")[0] for name in names}
+    return [name for name in names if name and (name not in holders or name.endswith((".attn1", ".attn2")))]
+
+
+def apply(options: argparse.Namespace, recipe: Recipe | str, name: str) -> str:
+    """Compress."""
+    pipe = calibration.load_pipeline(options.work / "pipeline")
+    recording = calibration.load(options.work / "calibration")
+    start = time.perf_counter()
+    compress.apply(pipe, recording, recipe, options.work / name)
+    return f"compress.apply alone {time.perf_counter() - start:.0f} s"
+
+
+def freeze(options: argparse.Namespace) -> str:
+    """Export the W8A8 artifact."""
+    artifact = deploy.export(compress.load(options.work / "w8a8"), options.work / "artifact")
+    return deploy.verify(artifact).summary()
+
+
+def run_artifact(options: argparse.Namespace) -> str:
+    """Load the artifact and make one guided call."""
+    deployed = deploy.load(options.work / "artifact")
+    x, text = torch.randn(2, 4, 64, 64), torch.randn(2, 77, 768)
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        deployed.denoiser.full(x, 0, {"encoder_hidden_states": text})
+        seconds.append(time.perf_counter() - start)
+    return f"{seconds[-1]:.1f} s a step of one guided sample"
+
+
+STAGES: dict[str, Callable[[argparse.Namespace], str]] = {
+    "make": make_pipeline,
+    "calibrate": record,
+    "compress w8a8": quantize,
+    "compress two blocks": learn,
+    "deploy": freeze,
+    "one call": run_artifact,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Least squares lines, one for each channel and step, from a stream of pairs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Below this share of its mean square, what varies in a channel is rounding error of its sums.
+_CONSTANT = 1e-12
+
+
+class ChannelFit:
+    """`target ≈ gain · source + shift` for every step and channel; keeps sums only.
+
+        gain = cov(source, target) / var(source)        shift = mean(target) - gain · mean(source)
+
+    A channel whose source does not vary gets gain 1 and the difference of the means; a step without pairs is
+    left as it is, gain 1 and shift 0.
+    """
+
+    def __init__(self, num_steps: int, channels: int) -> None:
+        # Per step and channel: count, and the sums of x, y, x², xy.
+        self._sums = torch.zeros(5, num_steps, channels, dtype=torch.float64)
+
+    def add(self, step: int, source: Tensor, target: Tensor, *, channel_dim: int = 1) -> None:
+        """Adds tensors of one shape that were seen at a step; all but the channels are positions.
+
+        Sums are taken in float64.
+        """
+        x, y = (value.movedim(channel_dim, 0).flatten(1).double() for value in (source, target))
+        count = torch.full((len(x),), float(x.shape[1]), dtype=torch.float64, device=x.device)
+        sums = torch.stack([count, x.sum(1), y.sum(1), (x * x).sum(1), (x * y).sum(1)])
+        self._sums[:, step] += sums.cpu()
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """`(gain, shift)`, each `(T, C)`, float32."""
+        count = self._sums[0].clamp(min=1)
+        x, y, xx, xy = self._sums[1:] / count
+        variance, covariance = xx - x * x, xy - x * y
+        is_constant = variance <= _CONSTANT * xx
+        gain = torch.where(is_constant, 1.0, covariance / variance)
+        return gain.float(), (y - gain * x).float()

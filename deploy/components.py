@@ -1,0 +1,151 @@
+"""A pipeline's components beside its denoiser: written with safetensors only, and made again from them."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from errata.calibration.plain_json import from_plain, to_plain
+from errata.canonical_json import loads_strict
+from errata.deploy.allowed import is_tokenizer, is_transformers_model
+from errata.deploy.tokenizer_files import forget_use
+from errata.errors import ArtifactCorrupt, ArtifactError
+
+# One file a model, whatever its size: an index beside several would name files.
+_ONE_FILE = "100000GB"
+_CONFIG = "config.json"
+_WEIGHTS = {True: "diffusion_pytorch_model.safetensors", False: "model.safetensors"}
+# Settings that name a place, a program, or a kernel to be fetched (transformers 5): an artifact has none.
+_PLACES = {
+    "_attn_implementation", "_attn_implementation_internal", "_commit_hash", "_name_or_path",
+    "attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "name_or_path",
+    "use_kernels",
+}  # fmt: skip
+_PLACE_SUFFIX = "_file"
+_FOREIGN_FORMAT = "quantization_config"
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def write_component(component: Any, folder: Path) -> None:
+    """Writes a component into the new directory `folder`; its settings name no place of this machine.
+
+    Raises:
+        ArtifactError: its weights are in a format of their own.
+    """
+    options = {"safe_serialization": True, "max_shard_size": _ONE_FILE}
+    component.save_pretrained(folder, **(options if isinstance(component, nn.Module) else {}))
+    if is_tokenizer(type(component)):
+        forget_use(folder, component)
+    for file in _settings_files(folder):
+        settings = json.loads(file.read_bytes())
+        if _FOREIGN_FORMAT in settings:
+            raise ArtifactError(
+                f"component {folder.name!r} has a {_FOREIGN_FORMAT}: load it in float16 or float32 instead"
+            )
+        write_json(file, _without_places(settings))
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Writes JSON for people, sorted and indented; the infinities of some schedulers are spelled out."""
+    text = json.dumps(to_plain(value), indent=2, sort_keys=True, allow_nan=False)
+    file.write_text(text + "\n", encoding="utf-8")
+
+
+def check_component(folder: Path) -> None:
+    """Refuses settings that would make a loader look elsewhere.
+
+    Raises:
+        ArtifactCorrupt: naming the setting.
+    """
+    for file in _settings_files(folder):
+        settings = _object(file)
+        if _FOREIGN_FORMAT in settings or settings != _without_places(settings):
+            raise ArtifactCorrupt(
+                f"{file} has a setting that names a file, a model or a program; it was not written by errata"
+            )
+
+
+def load_component(folder: Path, kind: type[Any]) -> Any:
+    """The component that `write_component` wrote, in its own floating types; disturbs no random state.
+
+    Raises:
+        Exception: whatever diffusers and transformers raise if the files do not make a `kind`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if issubclass(kind, ModelMixin):
+            return _diffusers_model(folder, kind)
+        if is_transformers_model(kind):
+            return _transformers_model(folder, kind)
+    if issubclass(kind, ConfigMixin):  # a scheduler
+        return kind.from_config(from_plain(_object(folder / kind.config_name)))
+    return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+
+
+def _diffusers_model(folder: Path, kind: type[Any]) -> nn.Module:
+    model: nn.Module = kind.from_config(from_plain(_object(folder / _CONFIG)))
+    model.load_state_dict(load_file(folder / _WEIGHTS[True]), strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _transformers_model(folder: Path, kind: type[Any]) -> nn.Module:
+    """Transformers takes one type for the whole model; a mixed one (T5's) is narrowed afterwards."""
+    stored = _float_types(folder / _WEIGHTS[False])
+    widest = functools.reduce(torch.promote_types, stored.values())
+    model, told = kind.from_pretrained(
+        str(folder),
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        dtype=widest,
+        output_loading_info=True,
+    )
+    for trouble in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if told.get(trouble):
+            raise ValueError(f"{folder.name} has {trouble.replace('_', ' ')}: {sorted(told[trouble])[0]}")
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != stored.get(name, parameter.dtype):
+            parameter.data = parameter.data.to(stored[name])
+    network: nn.Module = model
+    return network.eval().requires_grad_(False)
+
+
+def _float_types(file: Path) -> dict[str, torch.dtype]:
+    with safe_open(file, framework="pt") as tensors:
+        types = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    return {name: _FLOATS[kind] for name, kind in types.items() if kind in _FLOATS}
+
+
+def _settings_files(folder: Path) -> list[Path]:
+    """The configurations; vocabularies are JSON too, but their keys are words."""
+    return sorted(folder.glob(f"*{_CONFIG}"))
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_places(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _without_places(item)
+        for key, item in value.items()
+        if key not in _PLACES and not key.endswith(_PLACE_SUFFIX)
+    }
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; diffusers would take a text for a path or a hub name, and fetch it."""
+    try:
+        value = loads_strict(file.read_bytes())
+    except ValueError as error:
+        raise ArtifactCorrupt(f"{file} is not valid JSON: {error}; it was not written by errata") from error
+    if not isinstance(value, dict):
+        raise ArtifactCorrupt(f"{file} holds a {type(value).__name__}, not an object; deploy again")
+    return value

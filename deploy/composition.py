@@ -1,0 +1,137 @@
+"""`model_index.json`: which pipeline an artifact makes, of which components, with which settings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from errata.canonical_json import loads_strict
+from errata.deploy.allowed import component_class, pipeline_class
+from errata.deploy.manifest import MANIFEST_FILE, Manifest
+from errata.errors import ArtifactCorrupt
+
+MODEL_INDEX = "model_index.json"
+DENOISER = "unet"
+SCHEDULER = "scheduler"
+# What components consist of. No pickle and no program is among them: opening a file must run nothing.
+_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
+# They name further files or models, which no digest here would cover.
+_REDIRECTIONS = ("adapter_config.json",)
+_REDIRECTING_SUFFIX = ".index.json"
+_OWN_FILES = {
+    DENOISER: {"config.json", "errata.safetensors"},
+    SCHEDULER: {"scheduler_config.json"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """The checked content of `model_index.json`.
+
+    Attributes:
+        pipeline: class of the pipeline.
+        components: library and class name of each component; None where the pipeline does without.
+        settings: the constructor's other arguments.
+    """
+
+    pipeline: type[DiffusionPipeline]
+    components: Mapping[str, tuple[str, str] | None]
+    settings: Mapping[str, Any]
+
+
+def check_composition(root: Path, manifest: Manifest) -> Composition:
+    """Reads `model_index.json` and compares it with the allow-lists, the manifest and the files.
+
+    Raises:
+        ArtifactCorrupt: it is no such file, or names what is not there, does not fit, or must not be named.
+        ArtifactVersionError: a class that these versions do not have.
+        ArtifactError: a class whose library is not installed.
+    """
+    composition = _read(root / MODEL_INDEX)
+    _check_signature(root, composition)
+    for entry in composition.components.values():
+        if entry is not None:
+            component_class(*entry)
+    _check_entry(root, composition, DENOISER, manifest.unet_class)
+    _check_entry(root, composition, SCHEDULER, manifest.sampler.scheduler_class)
+    _check_files(root, composition, manifest)
+    return composition
+
+
+def _read(file: Path) -> Composition:
+    try:
+        index = loads_strict(file.read_bytes())
+    except ValueError as error:
+        raise ArtifactCorrupt(f"{file} is not valid JSON: {error}; it was not written by errata") from error
+    name = index.get("_class_name") if isinstance(index, dict) else None
+    if not isinstance(name, str):
+        raise ArtifactCorrupt(f"{file} names no pipeline class; it was not written by errata")
+    components: dict[str, tuple[str, str] | None] = {}
+    settings: dict[str, Any] = {}
+    for key, value in index.items():
+        match value:
+            case _ if key in ("_class_name", "_diffusers_version"):
+                continue
+            case [None, None]:
+                components[key] = None
+            case [str(library), str(class_name)]:
+                components[key] = (library, class_name)
+            case None | bool() | int() | float() | str():
+                settings[key] = value
+            case _:
+                raise ArtifactCorrupt(
+                    f"{file}: {key!r} is neither a component nor a setting; it was not written by errata"
+                )
+    return Composition(pipeline=pipeline_class(name), components=components, settings=settings)
+
+
+def _check_signature(root: Path, composition: Composition) -> None:
+    """The pipeline takes what the artifact has, as components or as settings, and needs no more."""
+    name, optional = composition.pipeline.__name__, set(composition.pipeline._optional_components)
+    parameters = dict(inspect.signature(composition.pipeline.__init__).parameters)
+    parameters.pop("self")
+    needed = {key for key, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
+    taken = needed | optional, set(parameters) - needed - optional
+    for given, allowed in zip((composition.components, composition.settings), taken, strict=True):
+        if extra := sorted(set(given) - allowed):
+            raise ArtifactCorrupt(f"{root / MODEL_INDEX}: {name} takes no {extra[0]!r}; deploy again")
+    present = {key for key, entry in composition.components.items() if entry is not None}
+    if missing := sorted(needed - optional - present):
+        raise ArtifactCorrupt(
+            f"{root} does not make a {name}: {MODEL_INDEX} lacks {missing[0]!r}; deploy again"
+        )
+
+
+def _check_entry(root: Path, composition: Composition, component: str, expected: str) -> None:
+    entry = composition.components.get(component)
+    if entry is None or entry[1] != expected:
+        found = None if entry is None else entry[1]
+        raise ArtifactCorrupt(
+            f"{root / MODEL_INDEX}: component {component!r} is {found!r}, {MANIFEST_FILE} says {expected!r}; "
+            "it was not written by errata"
+        )
+
+
+def _check_files(root: Path, composition: Composition, manifest: Manifest) -> None:
+    """Every component has its files, and no file belongs to none or could run or fetch anything."""
+    present = {name for name, entry in composition.components.items() if entry is not None}
+    for file in sorted(manifest.files):
+        folder, *rest = PurePosixPath(file).parts
+        if file == MODEL_INDEX:
+            continue
+        if folder not in present or len(rest) != 1:
+            raise ArtifactCorrupt(f"{root / file} belongs to no component of {MODEL_INDEX}; remove it")
+        name = rest[0]
+        is_redirection = name in _REDIRECTIONS or name.endswith(_REDIRECTING_SUFFIX)
+        if not name.endswith(_SUFFIXES) or is_redirection or name not in _OWN_FILES.get(folder, {name}):
+            raise ArtifactCorrupt(
+                f"{root / file} is not allowed: a component holds {', '.join(_SUFFIXES)} files that refer to "
+                "no others, never pickles or programs; deploy again"
+            )
+    for name in sorted(present - {PurePosixPath(file).parts[0] for file in manifest.files}):
+        raise ArtifactCorrupt(f"{root} has no files of component {name!r}; copy the artifact again")
