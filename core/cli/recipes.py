@@ -49,28 +49,28 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         "--iterations",
         type=positive,
         metavar="N",
-        help="optimiser steps a block (default: the recipe's, 1000)",
+        help="optimiser steps a block (default: the recipe's)",
     )
     rounding.add_argument(
         "--learning-rate",
         type=_rate,
         metavar="X",
-        help="of the rounding variables (default: the recipe's, 0.01)",
+        help="of the rounding variables (default: the recipe's)",
     )
     rounding.add_argument(
         "--rounding-samples",
         type=positive,
         metavar="N",
-        help="recorded inputs, of mixed steps, that a block is reconstructed on (default: the recipe's, 512)",
+        help="recorded inputs, of mixed steps, that a block is reconstructed on (default: the recipe's)",
     )
     rounding.add_argument(
         "--rounding-batch-size",
         type=positive,
         metavar="N",
-        help="of them in an optimiser step (default: the recipe's, 32)",
+        help="of them in an optimiser step (default: the recipe's)",
     )
     rounding.add_argument(
-        "--rounding-seed", type=seed, metavar="N", help="of every random choice (default: the recipe's, 0)"
+        "--rounding-seed", type=seed, metavar="N", help="of every random choice (default: the recipe's)"
     )
 
 

@@ -65,7 +65,7 @@ def test_a_name_means_what_it_says(name: str, recipe: Recipe) -> None:
 
 def test_an_option_at_its_default_is_left_out_of_the_name() -> None:
     assert Recipe.named("cachequant-5:search=dps,correction=true").name == "cachequant-5"
-    assert Recipe.named("w4a8-learned:iterations=1000").name == "w4a8-learned"
+    assert Recipe.named("w4a8-learned:iterations=400").name == "w4a8-learned"
 
 
 def test_what_only_a_file_can_say_is_marked_in_the_name() -> None:

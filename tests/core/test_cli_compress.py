@@ -94,7 +94,7 @@ def test_a_dry_run_shows_everything_and_writes_nothing(
         "up_blocks.1.resnets.0.conv1 conv2d w4a8 16 + 16 16 x 32 x 3 x 3 2432",
         "mid_block.attentions.0 attention a8 matmuls",
         "searched on the trajectories: 2 of 3 steps full (3 of the up path's resnets recomputed)",
-        "learned, 1000 iterations a block on 512 inputs",
+        "learned, 400 iterations a block on 512 inputs",
         "nothing was written",
     ):
         assert part in text
