@@ -43,6 +43,13 @@ class FloatModel:
         assert feature is not None  # only branch=0 keeps none
         return feature
 
+    @torch.no_grad()
+    def cached(self, record: Record, feature: Tensor) -> Tensor:
+        """The prediction of the cached pass at the input recorded at step i, from `feature` as it is."""
+        x, cond = inputs_on(self.unet, record)
+        timestep = float(self._timesteps[record.step])
+        return self._branched.cached(x, timestep, cond, feature, branch=self._branch)
+
 
 @torch.no_grad()
 def feature_distances(

@@ -101,6 +101,9 @@ class CacheQuant:
         search: `"dps"` searches the schedule by dynamic programming; `"uniform"` takes every N-th step.
         correction: whether the reused feature, and the layer that reads it, are corrected channel by channel
             (DEC).
+        gain: how the reused feature is scaled: `"spread"` gives every channel the mean and the standard
+            deviation that it has in full passes; `"least_squares"`, the source's choice, comes nearest on
+            average, and shrinks what it cannot predict.
         corrected_by: `"iec"` fits that correction on what Iterative Error Correction with replacement leaves
             in the cache; None on what a plain run leaves there.
 
@@ -111,6 +114,7 @@ class CacheQuant:
     branch: int | None = None
     search: Literal["dps", "uniform"] = "dps"
     correction: bool = True
+    gain: Literal["spread", "least_squares"] = "spread"
     corrected_by: Literal["iec"] | None = None
 
     method: ClassVar[str] = "cachequant"
@@ -121,6 +125,10 @@ class CacheQuant:
             raise RecipeError(f"search={self.search!r} is unknown; allowed are dps and uniform")
         if type(self.correction) is not bool:
             raise RecipeError(f"correction={self.correction!r}; allowed are true and false")
+        if self.gain not in ("spread", "least_squares"):
+            raise RecipeError(f"gain={self.gain!r} is unknown; allowed are spread and least_squares")
+        if self.gain != "spread" and not self.correction:
+            raise RecipeError(f"gain={self.gain} has no effect with correction=false; leave one of them out")
         if self.corrected_by not in (None, "iec"):
             raise RecipeError(f"corrected_by={self.corrected_by!r} is unknown; allowed is iec, or nothing")
         if self.corrected_by is not None and not self.correction:

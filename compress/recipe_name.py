@@ -40,7 +40,7 @@ _READERS: Mapping[str, _Reader] = {
     "learning_rate": float, "scale_learning_rate": float,
     "bias_correction": _boolean, "equalization": _boolean,
     "branch": _whole, "spacing": str, "center": float, "power": float, "steps": _steps,
-    "search": str, "correction": _boolean, "corrected_by": str,
+    "search": str, "correction": _boolean, "gain": str, "corrected_by": str,
 }  # fmt: skip
 
 

@@ -23,8 +23,9 @@ from errata.compress.unet import BranchedUNet
 
 SCHEDULE = CacheSchedule(num_steps=6, full_steps=(0, 3), branch=3)
 CACHED = (1, 2, 4, 5)
-PLAIN = CacheQuant(interval=3)
-REFINED = CacheQuant(interval=3, corrected_by="iec")
+PLAIN = CacheQuant(interval=3, gain="least_squares")
+REFINED = CacheQuant(interval=3, gain="least_squares", corrected_by="iec")
+SPREAD = CacheQuant(interval=3)
 
 
 @dataclasses.dataclass
@@ -138,8 +139,9 @@ def test_it_equals_a_slow_computation_with_everything_in_memory(quantized: Case,
             torch.testing.assert_close(found["cache.shift"][step], shift, rtol=1e-4, atol=1e-5)
             for name in ("up_blocks.1.resnets.0.conv1", "up_blocks.1.resnets.0.conv_shortcut"):
                 x, corrected = quantized.sample(step), feature_correction(stored, step)
+                time = float(quantized.calibration_set.timesteps[step])
                 with outputs(quantized.unet, name) as wanted, outputs(simulated, name) as have:
-                    quantized.float_feature(step)
+                    BranchedUNet(quantized.unet).cached(x, time, {}, corrected, branch=3)
                     denoiser.cached(x, step, {}, corrected)
                 gain, shift = line(*have, *wanted)
                 torch.testing.assert_close(found[f"{name}.output_gain"][step], gain, rtol=1e-3, atol=1e-4)
@@ -228,32 +230,60 @@ def test_it_reduces_the_error_on_samples_that_it_has_not_seen(quantized: Case) -
     assert errors(quantized, found, rows=held_out) < 0.9 * errors(quantized, None, rows=held_out)
 
 
+def test_the_gain_of_the_recipe_decides(quantized: Case, additions: dict[str, Tensor]) -> None:
+    """Least squares shrinks the feature; the spread of the full passes' features is kept otherwise."""
+    spread = quantized.fit(SPREAD)
+    for step in CACHED:
+        assert spread["cache.gain"][step].mean() > additions["cache.gain"][step].mean() + 1e-3
+
+
 @torch.no_grad()
-def test_it_brings_cached_passes_nearer_to_full_ones(quantized: Case, additions: dict[str, Tensor]) -> None:
-    def cached_errors(found: dict[str, Tensor] | None) -> tuple[float, float]:
-        """Of the outputs of a layer that reads the cache, and of the predictions."""
+def test_it_brings_cached_passes_nearer_to_those_of_the_float_model(
+    quantized: Case, additions: dict[str, Tensor]
+) -> None:
+    reader, float_model = "up_blocks.1.resnets.0.conv1", BranchedUNet(quantized.unet)
+    feature = FeatureCorrection(additions["cache.gain"], additions["cache.shift"])
+    feature_only = {
+        name: torch.full_like(value, float(name.endswith("gain"))) if "output" in name else value
+        for name, value in additions.items()
+    }
+
+    def reader_error(found: dict[str, Tensor]) -> float:
+        """Of the reader's output against the float model's from the same corrected feature."""
         denoiser, simulated = quantized.simulated(found)
-        reader, float_model = "up_blocks.1.resnets.0.conv1", BranchedUNet(quantized.unet)
-        total = torch.zeros(2)
+        total = 0.0
         for start, end in SCHEDULE.groups:
             stored = denoiser.full(quantized.sample(start), start, {})[1]
             assert stored is not None
             for step in range(start + 1, end):
                 x, time = quantized.sample(step), float(quantized.calibration_set.timesteps[step])
                 with outputs(quantized.unet, reader) as wanted, outputs(simulated, reader) as have:
-                    wanted.append(float_model.full(x, time, {}, branch=0)[0])
-                    have.append(denoiser.cached(x, step, {}, stored))
-                pairs = zip(have, wanted, strict=True)
-                total += torch.stack([functional.mse_loss(*pair) for pair in pairs])
-        return float(total[0]), float(total[1])
+                    float_model.cached(x, time, {}, feature(stored, step), branch=3)
+                    denoiser.cached(x, step, {}, stored)
+                total += float(functional.mse_loss(have[0], wanted[0]))
+        return total
 
-    feature_only = {
-        name: torch.full_like(value, float(name.endswith("gain"))) if "output" in name else value
-        for name, value in additions.items()
-    }
-    both, feature, none = map(cached_errors, (additions, feature_only, None))
-    assert both[0] < min(feature[0], none[0])  # what least squares promises
-    assert max(both[1], feature[1]) < none[1]
+    assert reader_error(additions) < reader_error(feature_only)  # what least squares promises
+
+
+@torch.no_grad()
+def test_predictions_of_cached_passes_come_nearer_to_full_ones(
+    quantized: Case, additions: dict[str, Tensor]
+) -> None:
+    def error(found: dict[str, Tensor] | None) -> float:
+        denoiser, _ = quantized.simulated(found)
+        float_model = BranchedUNet(quantized.unet)
+        total = 0.0
+        for start, end in SCHEDULE.groups:
+            stored = denoiser.full(quantized.sample(start), start, {})[1]
+            assert stored is not None
+            for step in range(start + 1, end):
+                x, time = quantized.sample(step), float(quantized.calibration_set.timesteps[step])
+                wanted = float_model.full(x, time, {}, branch=0)[0]
+                total += float(functional.mse_loss(denoiser.cached(x, step, {}, stored), wanted))
+        return total
+
+    assert error(additions) < error(None)
 
 
 def test_the_result_does_not_depend_on_how_samples_are_grouped(
@@ -341,7 +371,7 @@ def test_other_networks_with_guidance_and_a_scheduler_that_scales(
     branch, schedule = 2, CacheSchedule(num_steps=4, full_steps=(0, 2), branch=2)
     scheme = Scheme.of(case.unet, Recipe.named("cachequant-2:branch=2"), branch=branch)
     assert scheme.correction is not None
-    cache = CacheQuant(interval=2, corrected_by="iec")
+    cache = CacheQuant(interval=2, gain="least_squares", corrected_by="iec")
     found = fit_cache_correction(case.unet, recorded, scheme, {}, schedule, cache)
     model, ratios = BranchedUNet(case.unet), input_scales(recorded)
     (record,), (following,) = (list(recorded.batches(step, limit=3)) for step in (2, 3))

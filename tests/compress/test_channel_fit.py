@@ -56,3 +56,24 @@ def test_a_step_without_pairs_is_left_as_it_is() -> None:
     for step in (0, 2):
         assert gain[step].tolist() == [1.0, 1.0]
         assert shift[step].tolist() == [0.0, 0.0]
+
+
+def test_a_gain_of_the_spread_gives_the_source_the_mean_and_deviation_of_the_target() -> None:
+    source = torch.randn(6, 3, 5, 5)
+    target = 2 * source + 4 * torch.randn(6, 3, 5, 5) - 1
+    fit = ChannelFit(1, 3)
+    fit.add(0, source, target)
+    gain, shift = fit.solve("spread")
+    corrected = gain[0, :, None, None] * source + shift[0, :, None, None]
+    for value, wanted in zip(corrected.unbind(1), target.unbind(1), strict=True):
+        torch.testing.assert_close(value.mean(), wanted.mean(), rtol=0, atol=1e-4)
+        torch.testing.assert_close(value.std(), wanted.std(), rtol=1e-4, atol=0)
+    assert (gain > 1.2 * fit.solve()[0]).all()  # least squares shrinks
+
+
+def test_both_gains_agree_on_an_affine_target() -> None:
+    source = torch.randn(6, 3, 5, 5)
+    fit = ChannelFit(1, 3)
+    fit.add(0, source, 1.5 * source + 7)
+    for one, other in zip(fit.solve("spread"), fit.solve("least_squares"), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
