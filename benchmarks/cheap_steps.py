@@ -27,14 +27,14 @@ from torch import Tensor, nn
 from errata import calibration
 from errata.calibration import CalibrationSet, Record
 from errata.compress import Quantization, Recipe
-from errata.compress.bias_correction import correct_biases
-from errata.compress.clock import StepClock
-from errata.compress.equalization import Link, equalize_, links, rescale_
-from errata.compress.mixed_steps import MixedRows, mixed_rows
-from errata.compress.observation import observe_ranges
-from errata.compress.scheme import Scheme
-from errata.compress.sensitivity import measure
-from errata.compress.simulation import quantize_weights, range_table, simulate
+from errata.compress.network.clock import StepClock
+from errata.compress.quantize.bias_correction import correct_biases
+from errata.compress.quantize.equalization import Link, equalize_, links, rescale_
+from errata.compress.quantize.mixed_steps import MixedRows, mixed_rows
+from errata.compress.quantize.observation import observe_ranges
+from errata.compress.quantize.scheme import Scheme
+from errata.compress.quantize.sensitivity import measure
+from errata.compress.quantize.simulation import quantize_weights, range_table, simulate
 from errata.embedded import PIPELINE
 
 Table = dict[str, Tensor]

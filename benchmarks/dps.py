@@ -26,10 +26,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from errata.compress.cache_features import add_distances
-from errata.compress.dps import cost_of, search
-from errata.compress.schedule import uniform_steps
-from errata.compress.unet import BranchedUNet
+from errata.compress.cache.cache_features import add_distances
+from errata.compress.cache.dps import cost_of, search
+from errata.compress.network.unet import BranchedUNet
+from errata.compress.recipes.schedule import uniform_steps
 from errata.report.machine import describe_machine
 
 

@@ -3,12 +3,12 @@
 `apply` needs the pipeline, its trajectories (`errata.calibration`) and a `Recipe`.
 """
 
-from errata.compress.caching import CacheQuant, DeepCache
 from errata.compress.compressed import CompressedPipeline, load
-from errata.compress.progress import BlockReport
-from errata.compress.quantization import LearnedRounding, Quantization
-from errata.compress.recipe import Recipe
-from errata.compress.schedule import CacheSchedule
+from errata.compress.recipes.caching import CacheQuant, DeepCache
+from errata.compress.recipes.quantization import LearnedRounding, Quantization
+from errata.compress.recipes.recipe import Recipe
+from errata.compress.recipes.schedule import CacheSchedule
+from errata.compress.work.progress import BlockReport
 from errata.compress.workflow import apply
 
 __all__ = [

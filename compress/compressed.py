@@ -16,16 +16,16 @@ from torch import Tensor
 
 from errata.calibration import load_pipeline, model_fingerprint
 from errata.canonical_json import dumps, file_digest, loads_strict
-from errata.compress.clock import StepClock
-from errata.compress.corrected import FeatureCorrection, correct_outputs
-from errata.compress.denoiser import UNetDenoiser
-from errata.compress.pipeline import SteppedPipeline
-from errata.compress.recipe import Recipe
-from errata.compress.run import SteppedUNet
-from errata.compress.schedule import CacheSchedule
-from errata.compress.scheme import Scheme
-from errata.compress.simulation import simulate
-from errata.compress.unet import BranchedUNet
+from errata.compress.cache.corrected import FeatureCorrection, correct_outputs
+from errata.compress.network.clock import StepClock
+from errata.compress.network.denoiser import UNetDenoiser
+from errata.compress.network.pipeline import SteppedPipeline
+from errata.compress.network.run import SteppedUNet
+from errata.compress.network.unet import BranchedUNet
+from errata.compress.quantize.scheme import Scheme
+from errata.compress.quantize.simulation import simulate
+from errata.compress.recipes.recipe import Recipe
+from errata.compress.recipes.schedule import CacheSchedule
 from errata.errors import RecipeError
 
 _FORMAT = "errata-compressed/3"
@@ -69,8 +69,8 @@ class Sampler:
 class Compression:
     """What was done to a pipeline: everything but its float weights.
 
-    `table` holds codes, scales and zero points by name (see `errata.compress.simulation`); `calibration`
-    names the data that the ranges come from.
+    `table` holds codes, scales and zero points by name (see `errata.compress.quantize.simulation`);
+    `calibration` names the data that the ranges come from.
     """
 
     recipe: Recipe

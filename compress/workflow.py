@@ -13,23 +13,23 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from errata.calibration import CalibrationSet
-from errata.compress.bias_correction import correct_biases
-from errata.compress.cache_correction import fit_cache_correction
-from errata.compress.caching import CacheQuant
+from errata.compress.cache.cache_correction import fit_cache_correction
+from errata.compress.cache.dps import search_schedule
 from errata.compress.compressed import CompressedPipeline, Compression, Sampler, write
-from errata.compress.dps import search_schedule
-from errata.compress.equalization import equalize_
-from errata.compress.journal import Journal
-from errata.compress.learned_rounding import learn_rounding
-from errata.compress.observation import SAMPLES_PER_STEP, observe_ranges
-from errata.compress.preparation import Preparation, check_origin, request_of
-from errata.compress.progress import BlockListener, BlockProgress
-from errata.compress.quantization import Quantization
-from errata.compress.recipe import Recipe
-from errata.compress.reuse import origin_of, taken_table
-from errata.compress.schedule import CacheSchedule
-from errata.compress.scheme import Scheme
-from errata.compress.simulation import quantize_weights, range_table
+from errata.compress.quantize.bias_correction import correct_biases
+from errata.compress.quantize.equalization import equalize_
+from errata.compress.quantize.observation import SAMPLES_PER_STEP, observe_ranges
+from errata.compress.quantize.scheme import Scheme
+from errata.compress.quantize.simulation import quantize_weights, range_table
+from errata.compress.recipes.caching import CacheQuant
+from errata.compress.recipes.quantization import Quantization
+from errata.compress.recipes.recipe import Recipe
+from errata.compress.recipes.schedule import CacheSchedule
+from errata.compress.rounding.learned_rounding import learn_rounding
+from errata.compress.work.journal import Journal
+from errata.compress.work.preparation import Preparation, check_origin, request_of
+from errata.compress.work.progress import BlockListener, BlockProgress
+from errata.compress.work.reuse import origin_of, taken_table
 from errata.directories import refuse_taken
 from errata.errors import RecipeError
 
@@ -49,9 +49,9 @@ def apply(
     `pipe` is left as it was; all work is done on a float32 copy of its UNet. Every quantizer gets a range at
     every recorded step, from full passes of the float UNet, whatever the cache schedule skips.
 
-    What is finished is kept in `NAME.partial` beside `out` (see `errata.compress.journal`): the same call
-    goes on where a killed one stopped, and ends with the same bytes as a run without a break (same machine,
-    versions and number of threads). The directory is removed when `out` is complete.
+    What is finished is kept in `NAME.partial` beside `out` (see `errata.compress.work.journal`): the same
+    call goes on where a killed one stopped, and ends with the same bytes as a run without a break (same
+    machine, versions and number of threads). The directory is removed when `out` is complete.
 
     Args:
         pipe: a float diffusers pipeline with a UNet, in float32, float16 or bfloat16.

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from errata.compress.schedule import CacheSchedule
+from errata.compress.recipes.schedule import CacheSchedule
 
 Rows = Tensor | None
 """Samples of a batch: their indices `(rows,)`, int64, sorted; None means all of them."""

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from errata.compress.run import UNetCall
+from errata.compress.network.run import UNetCall
 from errata.correct.corrector import Rows
 from errata.errors import PlanError
 

@@ -35,7 +35,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from errata.compress.schedule import CacheSchedule
+from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct.config_json import fields_of
 from errata.correct.corrector import Correction, Corrector, Rows, StepView, put, take
 from errata.errors import PlanError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from errata.compress.pipeline import SteppedPipeline
+from errata.compress.network.pipeline import SteppedPipeline
 from errata.correct.plan import Plan
 from errata.correct.stats import RunStats, overhead
 from errata.correct.tap import Tap, run_stats

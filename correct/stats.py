@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from errata.compress.denoiser import Denoiser
-from errata.compress.schedule import StepKind
+from errata.compress.network.denoiser import Denoiser
+from errata.compress.recipes.schedule import StepKind
 from errata.correct.corrector import Correction
 from errata.errors import ErrataError
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from errata.compress.run import Run, UNetCall
-from errata.compress.schedule import StepKind
+from errata.compress.network.run import Run, UNetCall
+from errata.compress.recipes.schedule import StepKind
 from errata.correct.corrector import Correction, Corrector, Rows, StepView, put, take
 from errata.correct.guidance import Guidance, recognise
 from errata.correct.preview import SchedulerStep, replaced

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from errata.compress.attention import QuantizedAttention, set_attention
-from errata.compress.clock import StepClock
-from errata.compress.corrected import correct_outputs
-from errata.compress.layers import Geometry
-from errata.compress.observation import layer_sites
-from errata.compress.scheme import AttentionScheme, LayerScheme, Scheme
-from errata.compress.unet import float_layer, replace_module
+from errata.compress.cache.corrected import correct_outputs
+from errata.compress.network.attention import QuantizedAttention, set_attention
+from errata.compress.network.clock import StepClock
+from errata.compress.network.unet import float_layer, replace_module
+from errata.compress.quantize.layers import Geometry
+from errata.compress.quantize.observation import layer_sites
+from errata.compress.quantize.scheme import AttentionScheme, LayerScheme, Scheme
 from errata.deploy import onednn
 from errata.deploy.onednn import OneDNNLayer, OneDNNQuantizer, StepTable
 from errata.deploy.reference import ReferenceLayer, ReferenceQuantizer

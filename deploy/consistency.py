@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from errata.canonical_json import loads_strict
-from errata.compress.scheme import Scheme
-from errata.compress.unet import BranchedUNet
+from errata.compress.network.unet import BranchedUNet
+from errata.compress.quantize.scheme import Scheme
 from errata.deploy.manifest import MANIFEST_FILE, Manifest
 from errata.errors import ArtifactCorrupt, RecipeError
 

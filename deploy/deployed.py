@@ -10,12 +10,12 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from torch import nn
 
-from errata.compress.clock import StepClock
-from errata.compress.corrected import FeatureCorrection
-from errata.compress.denoiser import UNetDenoiser
-from errata.compress.pipeline import SteppedPipeline
-from errata.compress.run import SteppedUNet
-from errata.compress.unet import BranchedUNet
+from errata.compress.cache.corrected import FeatureCorrection
+from errata.compress.network.clock import StepClock
+from errata.compress.network.denoiser import UNetDenoiser
+from errata.compress.network.pipeline import SteppedPipeline
+from errata.compress.network.run import SteppedUNet
+from errata.compress.network.unet import BranchedUNet
 from errata.deploy.allowed import component_class
 from errata.deploy.backends import BackendRow, check_backend, install
 from errata.deploy.components import load_component

@@ -9,9 +9,9 @@ from typing import Any
 
 from errata.canonical_json import digest, dumps, loads_strict
 from errata.compress.compressed import Sampler
-from errata.compress.recipe import Recipe
-from errata.compress.schedule import CacheSchedule
-from errata.compress.scheme import Scheme
+from errata.compress.quantize.scheme import Scheme
+from errata.compress.recipes.recipe import Recipe
+from errata.compress.recipes.schedule import CacheSchedule
 from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactVersionError, RecipeError
 
 FORMAT = "errata-artifact/1"

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errata.compress.clock import StepClock
-from errata.compress.layers import Geometry
-from errata.compress.scheme import LayerScheme
+from errata.compress.network.clock import StepClock
+from errata.compress.quantize.layers import Geometry
+from errata.compress.quantize.scheme import LayerScheme
 
 _NO_POST_OP: tuple[str, list[Any], str] = ("none", [], "")
 

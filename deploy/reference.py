@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from errata.compress.clock import StepClock
-from errata.compress.layers import Geometry
-from errata.compress.ranges import dequantize, quantize
-from errata.compress.scheme import LayerScheme
+from errata.compress.network.clock import StepClock
+from errata.compress.quantize.layers import Geometry
+from errata.compress.quantize.ranges import dequantize, quantize
+from errata.compress.quantize.scheme import LayerScheme
 from errata.deploy.packing import dequantize_weight
 
 
 class ReferenceQuantizer(nn.Module):
     """Quantizes and dequantizes an activation with the scale and zero point of the current step.
 
-    The arithmetic is that of the simulation (`errata.compress.ranges`), operation by operation.
+    The arithmetic is that of the simulation (`errata.compress.quantize.ranges`), operation by operation.
     """
 
     def __init__(self, scale: Tensor, zero_point: Tensor, *, bits: int, clock: StepClock) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from errata.calibration.plain_json import from_plain
 from errata.canonical_json import file_digest, loads_strict
-from errata.compress.unet import float_layer
+from errata.compress.network.unet import float_layer
 from errata.deploy.allowed import component_class
 from errata.deploy.components import check_component
 from errata.deploy.composition import check_composition

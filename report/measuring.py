@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from errata.calibration import model_fingerprint
-from errata.compress.schedule import StepKind
+from errata.compress.recipes.schedule import StepKind
 from errata.correct import Plan
 from errata.correct.corrector import Method
 from errata.deploy import DeployedPipeline

@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from errata.compress.schedule import StepKind
+from errata.compress.recipes.schedule import StepKind
 from errata.correct import CorrectedPipeline, Plan, wrap
 from errata.deploy import DeployedPipeline
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from errata.compress.schedule import StepKind
+from errata.compress.recipes.schedule import StepKind
 from errata.report.frechet import (
     FeatureStatistics,
     bootstrap_interval,

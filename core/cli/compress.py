@@ -19,7 +19,7 @@ from errata.cli.usage import Commands, UsageError, add_command, positive
 if TYPE_CHECKING:
     from errata.calibration import CalibrationSet
     from errata.compress import CompressedPipeline, Recipe
-    from errata.compress.progress import BlockReport
+    from errata.compress.work.progress import BlockReport
 
 DETAILS = """\
 Recipes: w8a8 and w4a8 are bits of weights and activations; w4a8-learned learns how weights are rounded;
@@ -142,7 +142,7 @@ def _refuse_taken(out: Path) -> None:
 
 def _compress(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Recipe") -> int:
     from errata import calibration, compress
-    from errata.compress.observation import SAMPLES_PER_STEP
+    from errata.compress.quantize.observation import SAMPLES_PER_STEP
 
     if args.range_samples is not None and recipe.quantization is None:
         raise UsageError(
@@ -186,7 +186,7 @@ def _summary(
 
 
 def _summary_text(out: Path, compressed: "CompressedPipeline", payload: dict[str, Any]) -> str:
-    from errata.compress.progress import duration
+    from errata.compress.work.progress import duration
 
     memory = f"peak memory {megabytes(payload['peak_memory_bytes'])}"
     if "peak_cuda_memory_bytes" in payload:
@@ -197,8 +197,8 @@ def _summary_text(out: Path, compressed: "CompressedPipeline", payload: dict[str
 
 def _dry_run(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Recipe") -> int:
     from errata import calibration
-    from errata.compress.journal import count_finished, work_directory
-    from errata.compress.preview import Preview
+    from errata.compress.work.journal import count_finished, work_directory
+    from errata.compress.work.preview import Preview
 
     preview = Preview.of(calibration.load_pipeline(args.pipeline), recipe, num_steps=recording.num_steps)
     payload, text = preview.to_json(), preview_text(preview)
@@ -224,7 +224,7 @@ def _progress_told() -> Iterator[None]:
 @contextmanager
 def _resumable(out: Path) -> Iterator[None]:
     """Say after Ctrl-C what is left to go on with."""
-    from errata.compress.journal import count_finished, work_directory
+    from errata.compress.work.journal import count_finished, work_directory
 
     try:
         yield

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from errata.cli.output import megabytes, table
 
 if TYPE_CHECKING:
-    from errata.compress.preview import LayerPreview, Preview
+    from errata.compress.work.preview import LayerPreview, Preview
 
 
 def preview_text(preview: "Preview") -> str:

@@ -11,7 +11,7 @@ from errata.cli.usage import UsageError
 if TYPE_CHECKING:
     from errata.calibration import CalibrationSet
     from errata.compress import Recipe
-    from errata.compress.sensitivity_table import SensitivityTable
+    from errata.compress.quantize.sensitivity_table import SensitivityTable
 
 SAMPLES = 16
 
@@ -20,7 +20,7 @@ def measure(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Reci
     """Measure, write the file of `--out` if there is one, and print."""
     _check(args.out, recipe)
     from errata import calibration
-    from errata.compress import sensitivity
+    from errata.compress.quantize import sensitivity
 
     table = sensitivity.measure(
         calibration.load_pipeline(args.pipeline),

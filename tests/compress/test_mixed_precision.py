@@ -14,10 +14,10 @@ from torch import nn
 from errata import compress, deploy
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline, LearnedRounding, Quantization, Recipe
-from errata.compress.attention import QuantizedAttention
-from errata.compress.layers import SimulatedLayer
-from errata.compress.quantization import matches
-from errata.compress.scheme import Scheme
+from errata.compress.network.attention import QuantizedAttention
+from errata.compress.quantize.layers import SimulatedLayer
+from errata.compress.quantize.scheme import Scheme
+from errata.compress.recipes.quantization import matches
 from errata.deploy.verification import DENOISER_FILE
 from errata.errors import RecipeError
 

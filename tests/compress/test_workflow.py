@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from errata import calibration, compress
 from errata.calibration import CalibrationSet, model_fingerprint
 from errata.compress import CompressedPipeline
-from errata.compress.observation import sites_of
-from errata.compress.preparation import branch_of
+from errata.compress.quantize.observation import sites_of
+from errata.compress.work.preparation import branch_of
 from errata.errors import ArtifactMismatch, CalibrationError, RecipeError
 
 Make = Callable[[str], CompressedPipeline]

@@ -11,11 +11,11 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline
 from torch import Tensor
 
-from errata.compress.clock import StepClock
-from errata.compress.denoiser import Denoiser, UNetDenoiser
-from errata.compress.run import SteppedUNet
-from errata.compress.schedule import CacheSchedule, StepKind
-from errata.compress.unet import BranchedUNet
+from errata.compress.network.clock import StepClock
+from errata.compress.network.denoiser import Denoiser, UNetDenoiser
+from errata.compress.network.run import SteppedUNet
+from errata.compress.network.unet import BranchedUNet
+from errata.compress.recipes.schedule import CacheSchedule, StepKind
 from errata.deploy import DeployedPipeline
 
 Deploy = Callable[..., DeployedPipeline]

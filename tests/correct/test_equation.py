@@ -10,8 +10,8 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 from torch import Tensor
 
-from errata.compress.schedule import CacheSchedule
-from errata.compress.unet import BranchedUNet
+from errata.compress.network.unet import BranchedUNet
+from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import IEC, Plan, wrap
 from errata.deploy import DeployedPipeline
 

@@ -9,8 +9,8 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, EulerDiscreteScheduler
 from torch import Generator, Tensor
 
-from errata.compress.pipeline import SteppedPipeline
-from errata.compress.schedule import CacheSchedule
+from errata.compress.network.pipeline import SteppedPipeline
+from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import IEC, CorrectedPipeline, Correction, Corrector, Plan, StepView, wrap
 from errata.deploy import DeployedPipeline
 from errata.errors import ArtifactMismatch, ErrataError, PlanError

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from diffusers import DDIMScheduler
 
-from errata.compress.schedule import CacheSchedule
+from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import IEC, Plan
 from errata.errors import PlanError
 

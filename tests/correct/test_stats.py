@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Generator, Tensor
 
-from errata.compress.schedule import CacheSchedule
+from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import IEC, Plan, RunStats, StepStats, overhead, wrap
 from errata.deploy import DeployedPipeline
 

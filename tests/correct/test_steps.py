@@ -1,6 +1,6 @@
 import pytest
 
-from errata.compress.schedule import CacheSchedule
+from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import steps
 from errata.errors import PlanError
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from errata.compress.schedule import CacheSchedule
+from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import IEC, CorrectedPipeline, Plan, wrap
 from errata.deploy import DeployedPipeline
 

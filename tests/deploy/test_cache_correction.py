@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from errata import compress, correct, deploy
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline, Recipe
-from errata.compress.caching import CacheQuant
-from errata.compress.corrected import CorrectedOutput
-from errata.compress.scheme import Scheme
+from errata.compress.cache.corrected import CorrectedOutput
+from errata.compress.quantize.scheme import Scheme
+from errata.compress.recipes.caching import CacheQuant
 from errata.deploy import DeployedPipeline, onednn
 from errata.deploy.tensors import expected_tensors
 

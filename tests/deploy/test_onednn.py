@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from errata.compress.clock import StepClock
-from errata.compress.layers import Geometry
-from errata.compress.scheme import LayerScheme
+from errata.compress.network.clock import StepClock
+from errata.compress.quantize.layers import Geometry
+from errata.compress.quantize.scheme import LayerScheme
 from errata.deploy import onednn
 from errata.deploy.onednn import OneDNNLayer, OneDNNQuantizer, StepTable, quantize_to_uint8
 from errata.deploy.packing import dequantize_weight

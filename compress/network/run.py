@@ -1,0 +1,185 @@
+"""One sampling run: counts the denoiser's calls, keeps the cached feature, lets a corrector look on."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+
+from errata.compress.network.arguments import is_same_timestep, read_arguments
+from errata.compress.network.denoiser import Denoiser
+from errata.compress.network.unet import BranchedUNet
+from errata.compress.recipes.schedule import StepKind
+from errata.errors import ArtifactMismatch
+
+
+@dataclass(frozen=True)
+class UNetCall:
+    """One call of the denoiser inside a run, as the pipeline made it.
+
+    `sample` is the network input `(B, C, H, W)` (scaled by the scheduler, doubled by guidance), `prediction`
+    the raw network output, `feature` what a full call left in the cache.
+    """
+
+    step: int
+    kind: StepKind
+    sample: Tensor
+    timestep: float
+    cond: Mapping[str, Tensor]
+    prediction: Tensor
+    feature: Tensor | None
+
+
+class SteppedUNet(nn.Module):
+    """Stands in a diffusers pipeline for its UNet and evaluates a `Denoiser`.
+
+    It takes the arguments of the network that it stands for. `unet(x, timestep, …, step=None).sample` is a
+    full call: an unknown timestep is an error; a repeated one means its first occurrence unless `step` is
+    given. Inside a `Run` the calls are counted instead, and the cache schedule decides their kind.
+
+    Floating-point inputs may have another precision than the network (a half-precision pipeline around
+    float32 kernels): they are cast to the network's, and the prediction is cast back.
+
+    Args:
+        denoiser: what is evaluated.
+        config: the float network's configuration.
+        module: the network inside, as a `BranchedUNet`; None where the denoiser has none, and takes class
+            labels at most.
+    """
+
+    def __init__(self, denoiser: Denoiser, config: Any, *, module: BranchedUNet | None = None) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.config = config
+        self.module = module
+        self._signature = _signature(module)
+        self._observer: Callable[[Tensor, float, Mapping[str, Tensor]], Tensor] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type that the network computes in."""
+        tensors = self.module.parameters() if self.module is not None else iter(())
+        return next((p.dtype for p in tensors if p.is_floating_point()), torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        tensors = self.module.parameters() if self.module is not None else iter(())
+        return next((p.device for p in tensors), torch.device("cpu"))
+
+    @property
+    def add_embedding(self) -> SimpleNamespace:
+        """The width of the added conditions, `.linear_1.in_features`, which pipelines of SDXL look up.
+
+        Answered from the configuration, because a quantized layer need not have such an attribute.
+
+        Raises:
+            AttributeError: this network has none.
+        """
+        if getattr(self.config, "addition_embed_type", None) != "text_time":
+            raise AttributeError("this UNet has no add_embedding of text and time")
+        width = self.config.projection_class_embeddings_input_dim
+        return SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor | float, *args: Any, step: int | None = None, **kwargs: Any
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """Predicts for `sample` `(B, C, H, W)` at `timestep`; other arguments as in the float network.
+
+        Raises:
+            ArtifactMismatch: the timestep was not recorded, or an argument is neither tensor nor None.
+            TypeError: an argument that the float network does not take, or a missing one.
+        """
+        call = read_arguments(self._signature, (sample, timestep, *args), kwargs)
+        inner = call if self.module is None else call.to(self.dtype)
+        if self._observer is not None and step is None:
+            prediction = self._observer(inner.sample, call.timestep, inner.cond)
+        else:
+            index = self.step_of(call.timestep) if step is None else step
+            prediction, _ = self.denoiser.full(inner.sample, index, inner.cond)
+        if self.module is not None:
+            prediction = prediction.to(sample.dtype)
+        return UNet2DOutput(sample=prediction) if call.return_dict else (prediction,)
+
+    def step_of(self, timestep: float) -> int:
+        """First recorded step at that timestep.
+
+        Raises:
+            ArtifactMismatch: there is none.
+        """
+        recorded = self.denoiser.timesteps
+        for step, time in enumerate(recorded):
+            if is_same_timestep(timestep, time):
+                return step
+        shown = ", ".join(f"{value:g}" for value in recorded[:3])
+        raise ArtifactMismatch(
+            f"timestep {timestep:g} was not recorded; this model has scales for {len(recorded)} "
+            f"timesteps ({shown}, …); pass step=… or sample with num_inference_steps={len(recorded)}"
+        )
+
+
+class Run:
+    """State of one sampling run on a private copy of the pipeline.
+
+    `pipe` shares weights with the pipeline that it was made from, but has its own scheduler and its own
+    call counter, so nothing of a run (patches included) outlives it or reaches another one.
+
+    Attributes:
+        pipe: the diffusers pipeline to call.
+        last: the latest denoiser call.
+        feature: what the next cached step will read; a corrector may replace it.
+        kinds: kind of every call so far.
+    """
+
+    def __init__(self, pipe: DiffusionPipeline) -> None:
+        unet = pipe.unet
+        self.denoiser: Denoiser = unet.denoiser
+        self.pipe = copy.copy(pipe)
+        counted = SteppedUNet(unet.denoiser, unet.config, module=unet.module)
+        counted._observer = self._on_call
+        self.pipe.unet = counted
+        self.pipe.scheduler = copy.deepcopy(pipe.scheduler)
+        self.last: UNetCall | None = None
+        self.feature: Tensor | None = None
+        self.kinds: list[StepKind] = []
+
+    def _on_call(self, sample: Tensor, timestep: float, cond: Mapping[str, Tensor]) -> Tensor:
+        step = len(self.kinds)
+        self._check(step, timestep)
+        kind = self.denoiser.schedule.kind(step)
+        if kind == "full":
+            prediction, self.feature = self.denoiser.full(sample, step, cond)
+        else:
+            assert self.feature is not None  # step 0 is always full
+            prediction = self.denoiser.cached(sample, step, cond, self.feature)
+        self.kinds.append(kind)
+        self.last = UNetCall(step, kind, sample, timestep, cond, prediction, self.feature)
+        return prediction
+
+    def _check(self, step: int, timestep: float) -> None:
+        recorded = self.denoiser.timesteps
+        if step >= len(recorded):
+            raise ArtifactMismatch(
+                f"call {step + 1} of the denoiser, but only {len(recorded)} steps were recorded; "
+                f"use num_inference_steps={len(recorded)} or calibrate again with more"
+            )
+        if not is_same_timestep(timestep, recorded[step]):
+            raise ArtifactMismatch(
+                f"step {step} is at timestep {timestep:g}, recorded was {recorded[step]:g}; "
+                f"sample with the recorded scheduler and number of steps ({len(recorded)})"
+            )
+
+
+def _signature(module: BranchedUNet | None) -> inspect.Signature:
+    """What the network that a `SteppedUNet` stands for takes; its class has it, quantized or not."""
+    forward = UNet2DModel.forward if module is None else type(module.unet).forward
+    signature = inspect.signature(forward)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])

@@ -1,0 +1,1 @@
+"""Low bits simulated: which layers, which ranges, and the cheap steps that pay."""

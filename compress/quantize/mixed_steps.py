@@ -1,0 +1,80 @@
+"""Recorded denoiser inputs of several steps in one batch, each row with its own step and timestep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from errata.calibration import CalibrationSet, Record, nest
+from errata.compress.quantize.observation import SAMPLES_PER_STEP
+
+
+@dataclass(frozen=True)
+class MixedRows:
+    """Rows `x` `(B, C, H, W)`, their `timesteps` and `steps` `(B,)`, and the other arguments by name.
+
+    With guidance a sample has several rows, which stay together.
+    """
+
+    x: Tensor
+    timesteps: Tensor
+    steps: Tensor
+    cond: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> MixedRows:
+        """The rows of these records, one after another; a whole-number timestep stays one."""
+        times = [float(record.timestep) for record in records]
+        rows = torch.tensor([len(record.sample) for record in records])
+        dtype = torch.long if all(time.is_integer() for time in times) else torch.float32
+        joined = {name: torch.cat([record.cond[name] for record in records]) for name in records[0].cond}
+        return cls(
+            x=torch.cat([record.sample for record in records]).float(),
+            timesteps=torch.tensor(times).to(dtype).repeat_interleave(rows),
+            steps=torch.tensor([record.step for record in records]).repeat_interleave(rows),
+            cond={
+                name: value.float() if value.is_floating_point() else value for name, value in joined.items()
+            },
+        )
+
+    def to(self, device: torch.device) -> MixedRows:
+        """The same rows on another device."""
+        cond = {name: value.to(device) for name, value in self.cond.items()}
+        return MixedRows(self.x.to(device), self.timesteps.to(device), self.steps.to(device), cond)
+
+    def predict(self, unet: nn.Module) -> Tensor:
+        """What a diffusers UNet predicts, `(B, C, H, W)`; the clock of a simulated one must be set."""
+        prediction: Tensor = unet(self.x, self.timesteps, **nest(self.cond), return_dict=False)[0]
+        return prediction
+
+
+def mixed_rows(
+    calibration_set: CalibrationSet, *, samples: int, batch_size: int, steps: Sequence[int] | None = None
+) -> list[MixedRows]:
+    """About `samples` recorded inputs, spread evenly over steps and over trajectories, in batches.
+
+    Neighbouring steps take other trajectories, because inputs of one trajectory resemble each other. With
+    more steps than samples some steps are left out, evenly. The result is held in memory: inputs only, and
+    `samples` bounds it whatever the size of the set. The choice is deterministic.
+
+    Args:
+        calibration_set: where they come from.
+        samples: how many, roughly: every chosen step gives the same number.
+        batch_size: samples a batch.
+        steps: steps to choose from; None means all.
+    """
+    allowed = list(range(calibration_set.num_steps)) if steps is None else list(steps)
+    count = min(samples, len(allowed))
+    chosen = [allowed[position * len(allowed) // count] for position in range(count)]
+    pool = min(SAMPLES_PER_STEP, calibration_set.num_samples)
+    per_step = min(max(1, round(samples / len(chosen))), pool)
+    records: list[Record] = []
+    for position, step in enumerate(chosen):
+        first = position % (pool // per_step) * per_step
+        one_by_one = calibration_set.batches(step, limit=first + per_step, batch_size=1)
+        records += islice(one_by_one, first, None)
+    return [MixedRows.of(records[first : first + batch_size]) for first in range(0, len(records), batch_size)]

@@ -1,0 +1,101 @@
+"""From a scheme and a table of codes and scales to a UNet that simulates them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from errata.compress.network.attention import QuantizedAttention, set_attention
+from errata.compress.network.clock import StepClock
+from errata.compress.network.unet import float_layer, replace_module
+from errata.compress.quantize.layers import Geometry, SimulatedLayer, per_output_channel
+from errata.compress.quantize.observation import layer_sites
+from errata.compress.quantize.quantizers import StepwiseQuantizer, quantize_weight
+from errata.compress.quantize.scheme import LayerScheme, Scheme
+
+
+def quantize_weights(unet: nn.Module, scheme: Scheme) -> dict[str, Tensor]:
+    """Codes and scales of every quantized layer: `<layer>.codes`, int8, and `<layer>.weight_scale`, `(P, O)`.
+
+    `P` is the number of parts; a part of a split input has its own scales.
+    """
+    table: dict[str, Tensor] = {}
+    for layer in scheme.layers:
+        weight = float_layer(unet, layer.name).weight.detach().float().cpu()
+        pairs = [
+            quantize_weight(part.contiguous(), bits=layer.weight_bits)
+            for part in weight.split(list(layer.input_widths), dim=1)
+        ]
+        table[f"{layer.name}.codes"] = torch.cat([codes for codes, _ in pairs], dim=1).contiguous()
+        table[f"{layer.name}.weight_scale"] = torch.stack([scale for _, scale in pairs])
+    return table
+
+
+def range_table(ranges: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """`<site>.scale`, float32, and `<site>.zero_point`, uint8, each `(T,)`."""
+    table: dict[str, Tensor] = {}
+    for site, (scale, zero_point) in ranges.items():
+        table[f"{site}.scale"] = scale.float().contiguous()
+        table[f"{site}.zero_point"] = zero_point.to(torch.uint8).contiguous()
+    return table
+
+
+def simulated_weight(layer: LayerScheme, table: Mapping[str, Tensor]) -> Tensor:
+    """The float weight that the codes stand for, `(O, I, …)`."""
+    codes = table[f"{layer.name}.codes"].float()
+    scales = table[f"{layer.name}.weight_scale"]
+    parts = codes.split(list(layer.input_widths), dim=1)
+    scaled = [part * per_output_channel(scale, codes.ndim) for part, scale in zip(parts, scales, strict=True)]
+    return torch.cat(scaled, dim=1).contiguous()
+
+
+def simulate(unet: nn.Module, scheme: Scheme, table: Mapping[str, Tensor], clock: StepClock) -> nn.Module:
+    """A copy of `unet` whose layers and attentions compute on the grids in `table`.
+
+    A correction of the cache is no part of it: `errata.compress.cache.corrected` adds it.
+
+    The copy is in float32 if anything is quantized. Float parameters that the table names take their value
+    from there.
+    """
+    simulated = copy.deepcopy(unet)
+    if scheme.layers:
+        simulated = simulated.float()
+    replace_parameters(simulated, table)
+    device = next(simulated.parameters()).device
+    for layer in scheme.layers:
+        module = _simulated_layer(float_layer(simulated, layer.name), layer, table, clock)
+        replace_module(simulated, layer.name, module)
+    for attention in scheme.attentions:
+        query, key, value, probabilities = (
+            _site_quantizer(name, attention.bits, table, clock).to(device) for name in attention.sites
+        )
+        processor = QuantizedAttention(query=query, key=key, value=value, probabilities=probabilities)
+        set_attention(simulated, attention.name, processor)
+    return simulated.eval()
+
+
+@torch.no_grad()
+def replace_parameters(unet: nn.Module, table: Mapping[str, Tensor]) -> None:
+    """Gives `unet`, in place, the float parameters that the table holds under their own names."""
+    for name, parameter in unet.named_parameters():
+        if name in table:
+            parameter.copy_(table[name])
+
+
+def _simulated_layer(
+    module: nn.Conv2d | nn.Linear, layer: LayerScheme, table: Mapping[str, Tensor], clock: StepClock
+) -> SimulatedLayer:
+    weight = simulated_weight(layer, table).to(module.weight.device, module.weight.dtype)
+    quantizers = [
+        _site_quantizer(site.name, site.bits, table, clock).to(module.weight.device)
+        for site in layer_sites(layer)
+    ]
+    return SimulatedLayer(layer, Geometry(module), weight, module.bias, quantizers)
+
+
+def _site_quantizer(name: str, bits: int, table: Mapping[str, Tensor], clock: StepClock) -> StepwiseQuantizer:
+    scale, zero_point = table[f"{name}.scale"], table[f"{name}.zero_point"].float()
+    return StepwiseQuantizer(scale, zero_point, bits=bits, clock=clock)

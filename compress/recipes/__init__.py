@@ -1,0 +1,1 @@
+"""What to do to a model, written down: bits, rounding, cache, and their names."""

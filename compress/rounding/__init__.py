@@ -1,0 +1,1 @@
+"""Learned rounding: block by block, on recorded inputs of mixed steps."""

@@ -1,0 +1,59 @@
+"""Codes and ranges of an earlier compression, taken over by another one with the same quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from errata.calibration import CalibrationSet
+from errata.calibration.document import FINISHED
+from errata.canonical_json import file_digest
+from errata.compress.compressed import CompressedPipeline
+from errata.compress.recipes.recipe import Recipe
+from errata.compress.work.journal import differences
+from errata.errors import RecipeError
+
+
+def origin_of(calibration_set: CalibrationSet, *, samples_per_step: int) -> dict[str, Any]:
+    """What a compressed pipeline says of the data that its numbers come from."""
+    return {
+        "fingerprint": calibration_set.fingerprint,
+        "data_sha256": file_digest(calibration_set.path / FINISHED),
+        "num_samples": calibration_set.num_samples,
+        "samples_per_step": min(samples_per_step, calibration_set.num_samples),
+    }
+
+
+def taken_table(earlier: CompressedPipeline, recipe: Recipe, origin: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The table of `earlier` without its cache correction: what the same quantization would come to again.
+
+    Raises:
+        TypeError: not a `CompressedPipeline`.
+        RecipeError: it has another quantization, model or calibration data; or none at all.
+    """
+    if not isinstance(earlier, CompressedPipeline):
+        raise TypeError(
+            f"reuse is a {type(earlier).__name__}; open one with errata.compress.load(path), or leave it out"
+        )
+    compression = earlier.compression
+    if recipe.quantization is None or compression.recipe.quantization is None:
+        raise RecipeError(
+            f"nothing of `{earlier.path}` ({compression.recipe.name}) can be reused for {recipe.name}: one "
+            "of them quantizes nothing; leave reuse out"
+        )
+    was = {"quantization": compression.recipe.quantization.to_json(), **compression.calibration}
+    now = {"quantization": recipe.quantization.to_json(), **origin}
+    if found := differences(was, now):
+        raise RecipeError(
+            f"`{earlier.path}` cannot be reused for {recipe.name}: {'; '.join(found)}; leave reuse out, or "
+            "take a result with the same quantization, model and calibration data"
+        )
+    correction = compression.scheme.correction
+    left_out: set[str] = set()
+    if correction is not None:
+        left_out = {"cache.gain", "cache.shift"}
+        for layer in correction.layers:
+            left_out |= {f"{layer.name}.output_gain", f"{layer.name}.output_shift"}
+    return {name: value for name, value in compression.table.items() if name not in left_out}

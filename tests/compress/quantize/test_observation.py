@@ -1,0 +1,126 @@
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMPipeline
+from diffusers.models.attention_processor import Attention
+
+from errata import calibration
+from errata.calibration import CalibrationSet
+from errata.compress import Recipe
+from errata.compress.quantize import observation
+from errata.compress.quantize.observation import StepSample, observe_ranges, sites_of
+from errata.compress.quantize.ranges import choose_range
+from errata.compress.quantize.scheme import Scheme
+from errata.compress.work.journal import Journal
+from errata.errors import RecipeError
+
+Ranges = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def scheme(tiny_pipeline: DDIMPipeline) -> Scheme:
+    return Scheme.of(tiny_pipeline.unet, Recipe.named("w8a8"), branch=0)
+
+
+def same(one: Ranges, other: Ranges) -> bool:
+    return all(torch.equal(torch.stack(one[name]), torch.stack(other[name])) for name in one)
+
+
+def test_the_first_layers_range_is_that_of_the_recorded_samples(
+    tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, scheme: Scheme
+) -> None:
+    ranges = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme)
+    assert list(ranges) == [site.name for site in sites_of(scheme)]
+    for step in range(6):
+        values = torch.cat([record.sample.flatten() for record in tiny_calibration.batches(step)])
+        scale, zero_point = choose_range(values, bits=8)
+        found = ranges["conv_in.input.0"]
+        assert (found[0][step], found[1][step]) == (scale, zero_point)
+
+
+def test_the_network_is_left_alone(
+    tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, scheme: Scheme
+) -> None:
+    unet = tiny_pipeline.unet
+    attentions = [module for module in unet.modules() if isinstance(module, Attention)]
+    processors = [attention.processor for attention in attentions]
+    observe_ranges(unet, tiny_calibration, scheme, samples_per_step=1)
+    assert [attention.processor for attention in attentions] == processors
+    assert not any(module._forward_pre_hooks for module in unet.modules())
+
+
+def test_finished_steps_are_taken_from_the_journal(
+    tiny_pipeline: DDIMPipeline,
+    tiny_calibration: CalibrationSet,
+    scheme: Scheme,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    observe = observation._observe_step
+    seen: list[int] = []
+
+    def watched(*arguments: object) -> StepSample:
+        step = arguments[3]
+        assert isinstance(step, int)
+        seen.append(step)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return observe(*arguments)  # type: ignore[arg-type]
+
+    whole = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme)
+    monkeypatch.setattr(observation, "_observe_step", watched)
+    with pytest.raises(KeyboardInterrupt), Journal(tmp_path / "out", {}) as journal:
+        observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme, stage=journal.stage)
+    with Journal(tmp_path / "out", {}) as journal:
+        again = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme, stage=journal.stage)
+    assert seen == [0, 1, 2, 3, 3, 4, 5]
+    assert same(whole, again)
+
+
+def test_fewer_samples_are_the_first_ones(
+    tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, scheme: Scheme, tmp_path: Path
+) -> None:
+    fewer = calibration.collect(
+        tiny_pipeline, tmp_path / "set", num_inference_steps=6, num_samples=4, batch_size=4
+    )
+    found = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme, samples_per_step=4)
+    assert same(found, observe_ranges(tiny_pipeline.unet, fewer, scheme))
+
+
+def test_what_is_kept_does_not_grow_with_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observation, "_VALUES_PER_STEP", 1000)
+    for batches in (1, 4, 20):
+        sample = StepSample(samples=10 * batches, seed=0)
+        extremes = []
+        for index in range(batches):
+            sample.expect(10)
+            values = torch.randn(10, 300, generator=torch.Generator().manual_seed(index))
+            extremes += [values.min(), values.max()]
+            sample.add("x", values)
+        kept = sample.values("x")
+        assert 1000 < len(kept) <= 1000 + 3 * batches
+        assert kept.min() == min(extremes)
+        assert kept.max() == max(extremes)
+
+
+def test_inputs_that_are_not_finite_are_named(
+    tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, scheme: Scheme
+) -> None:
+    layer = tiny_pipeline.unet.down_blocks[1].resnets[0].conv1
+    before = layer.weight.detach().clone()
+    try:
+        layer.weight.data[0, 0, 0, 0] = float("nan")
+        with pytest.raises(
+            RecipeError,
+            match=r"no range can be chosen for 'down_blocks.1.resnets.0.conv2.input.0' at step 0: .*--keep",
+        ):
+            observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme)
+    finally:
+        layer.weight.data.copy_(before)
+
+
+def test_a_scheme_without_layers_needs_no_ranges(
+    tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet
+) -> None:
+    assert observe_ranges(tiny_pipeline.unet, tiny_calibration, Scheme()) == {}
