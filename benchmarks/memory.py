@@ -2,15 +2,16 @@
 
     python benchmarks/memory.py --work runs/memory [--samples 64 128 256 512 1024] [--steps 4]
 
-Every measurement is the largest resident set of a fresh process. On the embedded model, with few steps:
+Every measurement is the largest resident set of a fresh process, several times over, because the allocator
+and the system scatter by hundreds of megabytes. On the embedded model, with few steps:
 
     calibrate   `collect`, in batches of 64
     ranges      w8a8, activation ranges chosen on all samples
-    rounding    w4a8-learned on all samples x steps, few iterations
+    rounding    w4a8-learned on as many inputs as samples, few iterations
 
-Prints a table, writes `memory.json` and the plot `memory.png` (with the extra `report`) to the work
-directory, and resumes where it was stopped. Pages of memory-mapped files count as resident, so a set that is
-read from disk may show until the system takes the pages back; calibration data are small here.
+Prints medians and ranges, writes `memory.json` and the plot `memory.png` (with the extra `report`) to the
+work directory, and resumes where it was stopped. Pages of memory-mapped files count as resident, so a set
+that is read from disk may show until the system takes the pages back; calibration data are small here.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--samples", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--one", nargs=2, metavar=("COLUMN", "SAMPLES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -46,14 +49,23 @@ def main() -> None:
     peaks = Peaks(options.work / "memory.json")
     for samples in options.samples:
         for column in COLUMNS:
-            if peaks.get(column, samples, options.steps) is None:
+            while len(peaks.get(column, samples, options.steps)) < options.repeats:
                 peaks.add(column, samples, options.steps, peak_of(options, column, samples))
-    print(f"{describe_machine()}; embedded model, {options.steps} steps; peak resident memory in MB")
-    print(f"{'samples':>8}" + "".join(f"{column:>12}" for column in COLUMNS))
+    print(
+        f"{describe_machine()}; embedded model, {options.steps} steps; peak resident memory in MB, "
+        f"median of {options.repeats} (least-most)"
+    )
+    print(f"{'samples':>8}" + "".join(f"{column:>20}" for column in COLUMNS))
     for samples in options.samples:
-        row = [peaks.get(column, samples, options.steps) or 0 for column in COLUMNS]
-        print(f"{samples:>8}" + "".join(f"{peak / 1e6:>12.0f}" for peak in row))
+        cells = [cell(peaks.get(column, samples, options.steps)) for column in COLUMNS]
+        print(f"{samples:>8}" + "".join(f"{text:>20}" for text in cells))
     plot(peaks, options)
+
+
+def cell(values: list[int]) -> str:
+    """Median, least and most as text."""
+    least, most = min(values) / 1e6, max(values) / 1e6
+    return f"{statistics.median(values) / 1e6:.0f} ({least:.0f}-{most:.0f})"
 
 
 class Peaks:
@@ -61,15 +73,15 @@ class Peaks:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._peaks: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
+        self._peaks: dict[str, list[int]] = json.loads(file.read_text()) if file.exists() else {}
 
-    def get(self, column: str, samples: int, steps: int) -> int | None:
-        """None where it is not measured yet."""
-        return self._peaks.get(f"{column}/{samples}/{steps}")
+    def get(self, column: str, samples: int, steps: int) -> list[int]:
+        """What is measured so far."""
+        return self._peaks.get(f"{column}/{samples}/{steps}", [])
 
     def add(self, column: str, samples: int, steps: int, peak: int) -> None:
         """Written down at once."""
-        self._peaks[f"{column}/{samples}/{steps}"] = peak
+        self._peaks.setdefault(f"{column}/{samples}/{steps}", []).append(peak)
         self._file.write_text(json.dumps(self._peaks, indent=1) + "\n")
 
 
@@ -104,7 +116,7 @@ def measure(work: Path, column: str, samples: int, steps: int) -> None:
         recording = calibration.load(folder)
         recipe = "w8a8"
         if column == "rounding":
-            recipe = f"w4a8-learned:iterations={ITERATIONS},samples={samples * steps},batch_size=32"
+            recipe = f"w4a8-learned:iterations={ITERATIONS},samples={samples},batch_size=32"
         out = work / f"{column}-{samples}-{steps}"
         remove(out)
         remove(out.with_name(f"{out.name}.partial"))
@@ -130,8 +142,12 @@ def plot(peaks: Peaks, options: argparse.Namespace) -> None:
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
     for column in COLUMNS:
-        values = [(peaks.get(column, samples, options.steps) or 0) / 1e6 for samples in options.samples]
-        axes.plot(options.samples, values, marker="o", label=column)
+        measured = [peaks.get(column, samples, options.steps) for samples in options.samples]
+        (line,) = axes.plot(
+            options.samples, [statistics.median(values) / 1e6 for values in measured], label=column
+        )
+        for samples, values in zip(options.samples, measured, strict=True):
+            axes.plot([samples] * len(values), [v / 1e6 for v in values], "o", color=line.get_color(), ms=4)
     axes.set_xscale("log", base=2)
     axes.set_xticks(options.samples, [str(samples) for samples in options.samples])
     axes.set_ylim(bottom=0)
