@@ -3,7 +3,11 @@
     python benchmarks/compress_cifar.py --work runs/compress_cifar [--steps 100] [--trajectories 64]
 
 Prints the seconds of calibration and of compression, and their sum over interrupted runs: both resume where
-they were stopped, and what each run took is added up in `seconds.json` of the work directory.
+they were stopped, and what each run took is added up in `seconds.json` of the work directory. What learned
+rounding costs is told block by block on stderr:
+
+    python benchmarks/compress_cifar.py --work runs/compress_cifar --steps 4 --recipe w4a8-learned \\
+        --only down_blocks.0.resnets.0 mid_block.resnets.0 up_blocks.3.resnets.2
 """
 
 from __future__ import annotations
@@ -15,13 +19,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers.models.attention_processor import Attention
 
 from errata import calibration, compress
 from errata.calibration import CalibrationSet
+from errata.compress import Recipe
 from errata.report.machine import describe_machine
 
 # google/ddpm-cifar10-32: https://huggingface.co/google/ddpm-cifar10-32/blob/main/config.json
@@ -52,6 +59,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--trajectories", type=int, default=64)
     parser.add_argument("--recipe", default="w8a8")
+    parser.add_argument("--only", nargs="+", metavar="MODULE", help="quantize only what these modules hold")
     options = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
     logging.getLogger("errata").setLevel(logging.INFO)
@@ -59,15 +67,32 @@ def main() -> None:
     seconds = Seconds(options.work / "seconds.json")
     pipe = cifar_pipeline()
     recording = calibrate(pipe, options, seconds)
-    out = options.work / f"{options.recipe}-{options.steps}-{options.trajectories}"
+    part = "-part" if options.only else ""
+    out = options.work / f"{options.recipe}{part}-{options.steps}-{options.trajectories}"
+    recipe = recipe_of(pipe.unet, options)
     if not out.exists():
         with seconds.counted(out.name):
-            compress.apply(pipe, recording, options.recipe, out, samples_per_step=options.trajectories)
+            compress.apply(pipe, recording, recipe, out, samples_per_step=options.trajectories)
     print(f"{describe_machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
     parameters = sum(value.numel() for value in pipe.unet.parameters())
     print(f"{parameters / 1e6:.1f} M parameters, {options.steps} steps, {options.trajectories} trajectories")
     print(f"calibration  {seconds.of(recording.path.name):8.1f} s")
     print(f"compression  {seconds.of(out.name):8.1f} s  ({options.recipe}; the goal is {GOAL_SECONDS} s)")
+
+
+def recipe_of(unet: UNet2DModel, options: argparse.Namespace) -> Recipe:
+    """The recipe; with `--only`, for those modules: what learned rounding of a block costs, for instance."""
+    recipe = Recipe.named(options.recipe)
+    if not options.only:
+        return recipe
+    assert recipe.quantization is not None
+    kept = tuple(
+        name
+        for name, module in unet.named_modules()
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear | Attention)
+        and not any(name == only or name.startswith(f"{only}.") for only in options.only)
+    )
+    return replace(recipe, quantization=replace(recipe.quantization, modules_to_not_convert=kept))
 
 
 def cifar_pipeline() -> DDIMPipeline:

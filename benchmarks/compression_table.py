@@ -158,16 +158,17 @@ def table_lines(tallies: dict[Key, Tally], reference: Reference, recipes: Sequen
     """Return the table as Markdown."""
     target = reference.statistics
     lines = [
-        "| recipe | none | change from float | IEC | IEC − none | IEC, fitted for it | fitted − not |",
-        "|---|---|---|---|---|---|---|",
+        "| recipe | none | change from float | PSNR | IEC | IEC − none | IEC, fitted for it | fitted − not |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     float_tally = tallies[FLOAT_KEY]
-    lines.append(f"| float | {fd(float_tally, target)} | | | | | |")
+    lines.append(f"| float | {fd(float_tally, target)} | | | | | | |")
     for recipe in recipes:
         none, iec = tallies[recipe, "none"], tallies[recipe, "iec"]
         cells = [
             fd(none, target),
             change(none, float_tally, target),
+            psnr(none),
             fd(iec, target),
             change(iec, none, target),
         ]
@@ -196,7 +197,8 @@ def pair_lines(
 ) -> list[str]:
     """Return the paired differences of those pairs that were measured."""
     return [
-        f"- {' '.join(a)} − {' '.join(b)}: {change(tallies[a], tallies[b], reference.statistics)}"
+        f"- {' '.join(a)} − {' '.join(b)}: FD {change(tallies[a], tallies[b], reference.statistics)}, "
+        f"PSNR {psnr_change(tallies[a], tallies[b])} dB"
         for a, b in pairs
         if a in tallies and b in tallies
     ]
@@ -207,9 +209,25 @@ def fd(tally: Tally, target: Any) -> str:
     return f"{tally.frechet(target, resamples=2, seed=0).value:.2f}"
 
 
+def psnr(tally: Tally) -> str:
+    """Return the mean PSNR to the float model's images as text."""
+    mean = tally.mean_psnr
+    return "" if mean is None else f"{mean.value:.1f}"
+
+
+def psnr_change(tally: Tally, other: Tally) -> str:
+    """Return a paired difference of mean PSNR with its interval as text."""
+    return signed(tally.psnr_change_from(other))
+
+
 def change(tally: Tally, other: Tally, target: Any) -> str:
     """Return a paired difference with its interval as text."""
-    estimate: Estimate = tally.change_from(other, target, resamples=RESAMPLES, seed=0)
+    return signed(tally.change_from(other, target, resamples=RESAMPLES, seed=0))
+
+
+def signed(estimate: Estimate | None) -> str:
+    """Return a difference with its interval as text."""
+    assert estimate is not None  # every row but the float model's has its PSNR
     low, high = estimate.interval.low, estimate.interval.high
     return f"{estimate.value:+.2f} ({low:+.2f} to {high:+.2f})"
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 import errata
 from errata import calibration, compress, deploy, report
 from errata.calibration import CalibrationSet
+from errata.compress import CompressedPipeline
 from errata.correct import IEC, Plan
 from errata.deploy import DeployedPipeline
 from errata.directories import staged_directory
@@ -24,6 +25,8 @@ from errata.embedded import PIPELINE
 from errata.errors import ReportError
 
 RECIPES: tuple[str, ...] = ("w8a8", "w4a8", "deepcache-10", "w8a8+deepcache-5")
+# Two recipes with the same quantizer: codes and ranges of the second are those of the first.
+REUSED: Mapping[str, str] = {"w8a8+deepcache-5": "w8a8"}
 PLANS: Mapping[str, Plan] = {
     "none": Plan.none(),
     "ends:1/10": Plan(IEC(), "ends:1/10"),
@@ -100,16 +103,19 @@ def _deploy_all(
 ) -> dict[str, DeployedPipeline]:
     for name in ("compressed", "artifacts"):
         (folder / name).mkdir()
-    return {recipe: _deploy(pipe, trajectories, recipe, folder) for recipe in RECIPES}
+    compressed: dict[str, CompressedPipeline] = {}
+    deployed: dict[str, DeployedPipeline] = {}
+    for recipe in RECIPES:
+        out, earlier = folder / "compressed" / recipe, compressed.get(REUSED.get(recipe, ""))
+        with _stage("compress", recipe if earlier is None else f"{recipe}, numbers of {REUSED[recipe]}"):
+            compressed[recipe] = compress.apply(pipe, trajectories, recipe, out, reuse=earlier)
+        deployed[recipe] = _deploy(compressed[recipe], recipe, folder / "artifacts" / recipe)
+    return deployed
 
 
-def _deploy(
-    pipe: DiffusionPipeline, trajectories: CalibrationSet, recipe: str, folder: Path
-) -> DeployedPipeline:
-    with _stage("compress", recipe):
-        compressed = compress.apply(pipe, trajectories, recipe, folder / "compressed" / recipe)
+def _deploy(compressed: CompressedPipeline, recipe: str, out: Path) -> DeployedPipeline:
     with _stage("deploy, verify", recipe):
-        path = deploy.export(compressed, folder / "artifacts" / recipe)
+        path = deploy.export(compressed, out)
         manifest = deploy.verify(path)
         loaded = deploy.load(path)
     _say(f"    {manifest.summary()}")

@@ -1,12 +1,22 @@
 """`errata calibrate`: record what the float pipeline does."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from errata.cli.columns import read_labels, read_prompts
+from errata.cli.inputs import check_argument, check_labels, needs
 from errata.cli.output import emit
-from errata.cli.usage import Commands, UsageError, add_command, add_seed_option, check_seeds, positive
+from errata.cli.usage import (
+    Commands,
+    UsageError,
+    add_command,
+    add_seed_option,
+    check_seeds,
+    finite,
+    positive,
+)
 
 DETAILS = """\
 Runs the pipeline and writes down every call of its denoiser; `errata compress` chooses number ranges
@@ -20,6 +30,13 @@ from them. An interrupted run goes on where it stopped: give the same command ag
 A SOURCE is a text file with one entry a line, FILE:COLUMN of a parquet, CSV or JSON file, or DATASET:COLUMN
 on the hub; its first rows are taken, in order, from the split "train".
 """
+# Option: argument of the pipeline.
+CONDITIONS = {
+    "--prompts": "prompt",
+    "--labels": "class_labels",
+    "--negative-prompt": "negative_prompt",
+    "--guidance-scale": "guidance_scale",
+}
 
 
 def add_parser(commands: Commands) -> None:
@@ -56,7 +73,7 @@ def add_parser(commands: Commands) -> None:
         "--negative-prompt", metavar="TEXT", help="what guidance leads away from, for every image"
     )
     parser.add_argument(
-        "--guidance-scale", type=float, metavar="X", help="of guided pipelines (default: the pipeline's)"
+        "--guidance-scale", type=finite, metavar="X", help="of guided pipelines (default: the pipeline's)"
     )
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
     parser.set_defaults(run=run)
@@ -66,11 +83,14 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     check_seeds(args.seed, args.samples)
     prompts = None if args.prompts is None else read_prompts(args.prompts, limit=args.samples)
-    inputs = _inputs(args)
+    labels = None if args.labels is None else read_labels(args.labels, limit=args.samples)
+    _check_count(args, "prompts", prompts)
+    _check_count(args, "labels", labels)
 
     from errata import calibration
 
     pipe = calibration.load_pipeline(args.pipeline)
+    _check_conditions(pipe, args, labels)
     calibration.collect(
         pipe,
         args.out,
@@ -79,32 +99,57 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         seed=args.seed,
         prompts=prompts,
-        inputs=inputs,
+        inputs=_inputs(args, labels),
         guidance_scale=args.guidance_scale,
-        device=args.device,
+        device=args.device or _usual_device(),
     )
     payload = {"calibration": str(args.out), "samples": args.samples, "steps": args.steps}
     emit(args, payload, f"{args.samples} trajectories of {args.steps} steps are in {args.out}")
     return 0
 
 
-def _inputs(args: argparse.Namespace) -> list[dict[str, Any]] | None:
+def _usual_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _check_count(args: argparse.Namespace, what: str, values: Sequence[Any] | None) -> None:
+    if values is not None and len(values) < args.samples:
+        raise UsageError(
+            f"`{getattr(args, what)}` has {len(values)} {what}, --samples {args.samples} need one each; give "
+            f"more {what}, or lower --samples"
+        )
+
+
+def _check_conditions(pipe: Any, args: argparse.Namespace, labels: Sequence[int] | None) -> None:
+    """Refuse, before any work, options that the pipeline has no use for, and name what is missing.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if "image" in needs(pipe):
+        raise UsageError(
+            f"this {type(pipe).__name__} needs a picture for every image, which this command cannot give; "
+            "record it from Python: errata.calibration.collect(pipe, …, inputs=[{'image': …}, …])"
+        )
+    for flag, argument in CONDITIONS.items():
+        is_given = getattr(args, flag.removeprefix("--").replace("-", "_")) is not None
+        check_argument(pipe, argument, flag=flag, is_given=is_given)
+    check_labels(pipe, labels or ())
+
+
+def _inputs(args: argparse.Namespace, labels: Sequence[int] | None) -> list[dict[str, Any]] | None:
     """What every batch of images is given beside prompts."""
-    if args.labels is None and args.negative_prompt is None:
+    if labels is None and args.negative_prompt is None:
         return None
-    starts = range(0, args.samples, args.batch_size)
-    sizes = [min(args.batch_size, args.samples - start) for start in starts]
-    inputs: list[dict[str, Any]] = [{} for _ in sizes]
-    if args.labels is not None:
-        labels = read_labels(args.labels, limit=args.samples)
-        if len(labels) < args.samples:
-            raise UsageError(
-                f"`{args.labels}` has {len(labels)} labels, --samples {args.samples} are needed; give more "
-                "labels, or lower --samples"
-            )
-        for batch, start, size in zip(inputs, starts, sizes, strict=True):
-            batch["class_labels"] = labels[start : start + size]
-    if args.negative_prompt is not None:
-        for batch, size in zip(inputs, sizes, strict=True):
-            batch["negative_prompt"] = [args.negative_prompt] * size
+    inputs: list[dict[str, Any]] = []
+    for start in range(0, args.samples, args.batch_size):
+        size = min(args.batch_size, args.samples - start)
+        given: dict[str, Any] = {}
+        if labels is not None:
+            given["class_labels"] = list(labels[start : start + size])
+        if args.negative_prompt is not None:
+            given["negative_prompt"] = [args.negative_prompt] * size
+        inputs.append(given)
     return inputs

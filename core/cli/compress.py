@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.cli.memory import peak_cuda_memory, peak_memory
-from errata.cli.output import emit, megabytes
+from errata.cli.output import emit, megabytes, schedule_text
 from errata.cli.previews import preview_text
 from errata.cli.recipes import add_recipe_options, recipe_from
 from errata.cli.sensitivities import measure
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 DETAILS = """\
 Recipes: w8a8 and w4a8 are bits of weights and activations; w4a8-learned learns how weights are rounded;
-deepcache-N reuses deep features for N steps, cachequant-N also searches the steps and corrects the reuse;
-`+` joins the two, and options follow a colon: w8a8+deepcache-10:branch=1. A recipe may also be a .json
-or .yaml file. Refuses a directory that is not empty.
+deepcache-N evaluates every N-th step in full and reuses deep features in the others, deepcache:steps=0/4/9
+has full steps of your own, cachequant-N searches them and corrects the reuse; `+` joins the two, and options
+follow a colon: w8a8+deepcache-10:branch=1. A recipe may also be a .json or .yaml file. docs/compress.md has
+all options. Refuses a directory that is not empty.
 
 What is finished is kept in DIR.partial until DIR is complete. An interrupted run goes on where it stopped:
 give the same command again.
@@ -192,7 +193,10 @@ def _summary_text(out: Path, compressed: "CompressedPipeline", payload: dict[str
     if "peak_cuda_memory_bytes" in payload:
         memory += f", on the GPU {megabytes(payload['peak_cuda_memory_bytes'])}"
     name = compressed.compression.recipe.name
-    return f"{name} model is in {out}\n{duration(payload['seconds'])}, {memory}"
+    lines = [f"{name} model is in {out}"]
+    if compressed.schedule.has_cache:
+        lines.append(f"cache: {schedule_text(compressed.schedule)}")
+    return "\n".join([*lines, f"{duration(payload['seconds'])}, {memory}"])
 
 
 def _dry_run(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Recipe") -> int:

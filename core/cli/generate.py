@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.cli.inputs import call_arguments
+from errata.cli.inputs import call_arguments, refusals_told
 from errata.cli.output import emit
 from errata.cli.plans import add_plan_options, plan_from
 from errata.cli.usage import (
@@ -17,6 +17,7 @@ from errata.cli.usage import (
     add_command,
     add_seed_option,
     check_seeds,
+    finite,
     positive,
 )
 
@@ -31,6 +32,7 @@ Writes 00000.png, 00001.png, ... and grid.png, a sheet of all. Image i starts fr
 not depend on how many are asked for.
 
   errata generate runs/cifar/artifact --images 16 --correct iec --at ends:1/10 --out runs/cifar/images
+  errata generate runs/sd/artifact --prompt "a red bicycle" --guidance-scale 7.5 --out runs/sd/images
 """
 
 
@@ -58,7 +60,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--label", type=int, metavar="N", help="class to draw, for models that take one")
     parser.add_argument("--image", type=Path, metavar="FILE", help="picture to enlarge, for upscalers")
     parser.add_argument(
-        "--guidance-scale", type=float, metavar="X", help="of guided models (default: the pipeline's)"
+        "--guidance-scale", type=finite, metavar="X", help="of guided models (default: the pipeline's)"
     )
     parser.add_argument("--steps", type=positive, metavar="N", help="sampling steps (default: as calibrated)")
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
@@ -95,7 +97,8 @@ def _make_images(pipeline: "CorrectedPipeline", args: argparse.Namespace, tally:
     seeds = range(args.seed, args.seed + args.images)
     for start in range(0, args.images, args.batch_size):
         batch = seeds[start : start + args.batch_size]
-        output = pipeline(**arguments(len(batch)), generator=_generators(batch))
+        with refusals_told(pipeline.deployed.pipe):
+            output = pipeline(**arguments(len(batch)), generator=_generators(batch))
         if not hasattr(output, "images"):
             raise UsageError(
                 "this model makes no images; call it from Python: errata.deploy.load(path)(prompt=…)"

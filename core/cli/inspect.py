@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.cli.output import emit, megabytes, table
+from errata.cli.output import cache_row, emit, megabytes, schedule_text, table
 from errata.cli.usage import Commands, add_backend_option, add_command
 
 if TYPE_CHECKING:
@@ -35,22 +35,15 @@ def run(args: argparse.Namespace) -> int:
 
     deployed = deploy.load(args.artifact, device=args.device, backend=args.backend)
     layers = _layers(args.artifact, deployed)
-    cache = cache_row(deployed.manifest.schedule.full_steps, deployed.manifest.schedule.num_steps)
+    cache = cache_row(deployed.manifest.schedule)
     payload = {"manifest": deployed.manifest.to_json(), "cache": cache, "layers": layers}
-    emit(args, payload, f"{_facts(args.artifact, deployed.manifest, cache)}\n\n{_layer_table(layers)}")
+    emit(args, payload, f"{_facts(args.artifact, deployed.manifest)}\n\n{_layer_table(layers)}")
     return 0
 
 
-def cache_row(full_steps: tuple[int, ...], num_steps: int) -> str:
-    """One character for each denoiser call: F for a full one, c for one served from the cache."""
-    full = set(full_steps)
-    return "".join("F" if step in full else "c" for step in range(num_steps))
-
-
-def _facts(artifact: Path, manifest: "Manifest", cache: str) -> str:
+def _facts(artifact: Path, manifest: "Manifest") -> str:
     times = manifest.sampler.timesteps
     share = manifest.denoiser_bytes / manifest.float32_weight_bytes
-    branch = manifest.schedule.branch
     facts = {
         "artifact": artifact,
         "digest": manifest.sha256,
@@ -61,10 +54,21 @@ def _facts(artifact: Path, manifest: "Manifest", cache: str) -> str:
         "sampler": f"{manifest.sampler.scheduler_class}, {manifest.sampler.num_inference_steps} steps, "
         f"timesteps {times[0]:g} to {times[-1]:g}",
         "calibration": ", ".join(f"{name} {value}" for name, value in manifest.calibration.items()),
-        "cache": f"{cache} (recomputes {branch} resnets)" if manifest.schedule.has_cache else "none",
+        "cache": schedule_text(manifest.schedule) if manifest.schedule.has_cache else "none",
+        "components": _components(manifest),
         "size": f"{megabytes(manifest.artifact_bytes)}; the denoiser is {share:.3f} of its float32 weights",
     }
     return "\n".join(f"{name:<12} {value}" for name, value in facts.items())
+
+
+def _components(manifest: "Manifest") -> str:
+    """What the pipeline is made of, with the bytes of its files."""
+    sizes: Counter[str] = Counter()
+    for path, record in manifest.files.items():
+        component, slash, _ = path.partition("/")
+        if slash:
+            sizes[component] += record.bytes
+    return ", ".join(f"{name} {megabytes(size)}" for name, size in sizes.items())
 
 
 def _exceptions(manifest: "Manifest") -> str:

@@ -3,7 +3,10 @@
 import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from errata.compress import CacheSchedule
 
 
 def emit(args: argparse.Namespace, payload: Mapping[str, Any], text: str) -> None:
@@ -23,6 +26,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def megabytes(size: float) -> str:
     """A number of bytes for people."""
     return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def schedule_text(schedule: "CacheSchedule") -> str:
+    """`cache_row`, and what a cached call recomputes."""
+    resnets = "the last resnet" if schedule.branch == 1 else f"the last {schedule.branch} resnets"
+    return f"{cache_row(schedule)} (a cached step, c, recomputes {resnets} of the up path)"
+
+
+def cache_row(schedule: "CacheSchedule") -> str:
+    """One character for each denoiser call: F for a full one, c for one served from the cache."""
+    full = set(schedule.full_steps)
+    return "".join("F" if step in full else "c" for step in range(schedule.num_steps))
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:

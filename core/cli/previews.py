@@ -15,6 +15,7 @@ def preview_text(preview: "Preview") -> str:
     facts = {
         "recipe": preview.recipe.name,
         "rounding": _rounding(preview),
+        "exceptions": _exceptions(preview),
         "cache": preview.cache_text(),
         "steps": str(preview.num_steps),
         **{name: megabytes(size) for name, size in preview.sizes.items()},
@@ -30,6 +31,11 @@ def _row(layer: "LayerPreview") -> tuple[object, ...]:
     parts = " + ".join(map(str, layer.parts)) or "-"
     shape = " x ".join(map(str, layer.shape)) or "-"
     return layer.name, layer.kind, layer.scheme, parts, shape, layer.weight_bytes
+
+
+def _exceptions(preview: "Preview") -> str:
+    quantization = preview.recipe.quantization
+    return (quantization.exceptions() if quantization is not None else "") or "none"
 
 
 def _rounding(preview: "Preview") -> str:

@@ -19,6 +19,8 @@ MUTED = {
     "torch.utils._pytree": ("is an Enum subclass",),
     # diffusers 0.42 looks for tensor classes that torchao 0.18 has moved.
     "diffusers.quantizers.torchao.torchao_quantizer": ("Unable to import `torchao` Tensor objects",),
+    # Pictures are prepared the same way without torchvision.
+    "transformers.utils.import_utils": ("requires torchvision (not installed)",),
     # diffusers recommends accelerate, which only large text-to-image models need.
     # diffusers 0.42 announces what it then raises: an unreachable hub, and missing weights.
     "diffusers.pipelines.pipeline_utils": ("because `accelerate` was not found", "connect to the Hub"),

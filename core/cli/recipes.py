@@ -121,9 +121,14 @@ def _read(name: str) -> "Recipe":
     from errata.compress import Recipe
 
     path = Path(name)
-    if path.suffix in {".json", ".yaml", ".yml"} and path.is_file():
+    if path.suffix not in {".json", ".yaml", ".yml"}:
+        return Recipe.named(name)
+    if not path.is_file():
+        raise UsageError(f"--recipe `{name}`: there is no such file; give one, or a name such as w4a8")
+    try:
         return Recipe.from_text(read_text(path))
-    return Recipe.named(name)
+    except RecipeError as problem:
+        raise UsageError(f"--recipe `{name}`: {problem}") from problem
 
 
 def _bits(text: str) -> tuple[str, int]:

@@ -3,11 +3,14 @@
 import argparse
 import shlex
 from pathlib import Path
+from typing import Any
 
+from errata.cli.inputs import needs, words
 from errata.cli.output import emit
 from errata.cli.plans import PLACES, add_method_options, method_from
 from errata.cli.usage import (
     Commands,
+    UsageError,
     add_backend_option,
     add_command,
     add_seed_option,
@@ -76,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
         plans = {steps: correct.Plan(method, steps=steps) for steps in args.at or ("ends:1/10", "all")}
     reference = report.Reference.open(args.reference)
     deployed = deploy.load(args.artifact, device=args.device, backend=args.backend)
+    _check_unconditional(deployed.pipe)
     baseline = None if args.baseline is None else calibration.load_pipeline(args.baseline)
     result = report.run(
         deployed,
@@ -91,6 +95,19 @@ def run(args: argparse.Namespace) -> int:
     page = args.out / "report.html"
     emit(args, {"report": str(page), **result.to_json()}, f"{report.text_table(result)}\n\nreport: {page}")
     return 0
+
+
+def _check_unconditional(pipe: Any) -> None:
+    """Refuse a model that draws nothing from noise alone, before any image.
+
+    Raises:
+        UsageError: naming what it needs.
+    """
+    if needed := needs(pipe):
+        raise UsageError(
+            f"this {type(pipe).__name__} needs {words(needed)} for every image, and a report has none to "
+            "give so far; make the images with `errata generate`, plain and corrected, and compare them"
+        )
 
 
 def _spelled(args: argparse.Namespace) -> list[str]:

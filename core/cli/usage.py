@@ -1,6 +1,7 @@
 """How options are declared, shared and refused."""
 
 import argparse
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,6 +117,17 @@ def several(text: str) -> int:
     number = positive(text)
     if number < 2:
         raise argparse.ArgumentTypeError(f"`{text}` is too few; give at least 2")
+    return number
+
+
+def finite(text: str) -> float:
+    """An option's value that is a number, neither infinite nor none."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"`{text}` is not a finite number")
     return number
 
 

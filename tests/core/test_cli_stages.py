@@ -116,7 +116,7 @@ def test_generate_counts_what_a_correction_adds(
 @pytest.mark.parametrize(
     ("status", "options", "message"),
     [
-        (2, ["--prompt", "a cat"], "this model takes no prompt"),
+        (2, ["--prompt", "a cat"], "this DDIMPipeline takes no prompt; leave --prompt out"),
         (2, ["--correct", "iec", "--at", "sometimes"], "'sometimes' is not a selection of steps"),
         (1, ["--correct", "iec", "--at", "1"], "leaves nothing to correct"),
         (1, ["--correct", "iec", "--at", "99"], "reaches step 99"),

@@ -1,4 +1,4 @@
-"""What the README shows exists: commands parse, names resolve, recipes are known."""
+"""What the README and docs/compress.md show exists: commands parse, names resolve, recipes are known."""
 
 import ast
 import importlib
@@ -10,15 +10,23 @@ import pytest
 
 from errata import cli
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^    (errata .+)$", README, re.MULTILINE)
-RECIPES = re.findall(r"^\| `([a-z0-9+=:-]+)` \| .* \| .* \| .* \|$", README, re.MULTILINE)
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "compress.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^    (errata .+)$", README + GUIDE, re.MULTILINE)
+NAME = "`([a-z0-9+=:/.,_-]+)`"
+(EXAMPLES,) = re.findall(r"^Examples: (.+?)\n\n", GUIDE, re.MULTILINE | re.DOTALL)
+RECIPES = [
+    *re.findall(rf"^\| {NAME} \| .* \| .* \| .* \|$", README, re.MULTILINE),
+    *re.findall(NAME, EXAMPLES),
+]
 (PYTHON,) = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
 
 
 def test_there_is_something_to_check() -> None:
-    assert len(COMMANDS) >= 7
-    assert "w4a8" in RECIPES
+    assert len(COMMANDS) >= 12
+    assert {"w4a8", "w4a8-learned", "deepcache:steps=0/4/9", "cachequant-5"} <= set(RECIPES)
+    assert len(re.findall(NAME, EXAMPLES)) == 3
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -30,7 +38,14 @@ def test_commands_parse(command: str) -> None:
 def test_recipes_are_known(name: str) -> None:
     from errata.compress import Recipe
 
-    assert Recipe.named(name).name == name
+    recipe = Recipe.named(name)
+    assert Recipe.named(recipe.name) == recipe
+
+
+def test_every_option_of_a_recipe_is_described() -> None:
+    from errata.compress.recipes.recipe_name import _READERS
+
+    assert [option for option in _READERS if not re.search(rf"`{option}\b", GUIDE)] == []
 
 
 def test_python_uses_public_names() -> None:

@@ -1,0 +1,259 @@
+"""Models that want labels, prompts or pictures, from recording to images, and what is said without them."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DModel, VQModel
+
+from errata import calibration, cli
+from errata.cli import inputs
+from errata.cli.usage import UsageError
+from errata.errors import CalibrationError, ErrataError
+from errata.pipelines import ClassConditionalLDMPipeline
+
+SIZE = ["--steps", "2", "--samples", "4", "--batch-size", "3"]
+LABELS = 4
+# datasets leaves the file that it streams from to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+class Upscaler:
+    def __call__(self, prompt: str, image: Any, guidance_scale: float = 1.0) -> None: ...
+
+
+class Unconditional:
+    def __call__(self, batch_size: int = 1) -> None: ...
+
+
+def small_pipeline(num_class_embeds: int | None) -> ClassConditionalLDMPipeline:
+    blocks: dict[str, Any] = {"block_out_channels": (16,), "norm_num_groups": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        unet = UNet2DModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            layers_per_block=1,
+            down_block_types=("DownBlock2D",),
+            up_block_types=("UpBlock2D",),
+            num_class_embeds=num_class_embeds,
+            add_attention=False,
+            **blocks,
+        )
+        vae = VQModel(latent_channels=4, **blocks)
+    last = None if num_class_embeds is None else num_class_embeds - 1
+    return ClassConditionalLDMPipeline(vae, unet, DDIMScheduler(), unconditional_label=last)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds pipelines `classes` and `plain`, `labels.csv`, and `calibration` and `artifact` of the first."""
+    folder = tmp_path_factory.mktemp("conditions")
+    small_pipeline(LABELS).save_pretrained(folder / "classes")
+    small_pipeline(None).save_pretrained(folder / "plain")
+    (folder / "labels.csv").write_text("name,label\na,0\nb,1\nc,2\nd,3\ne,99\n")
+    labels = ["--labels", f"{folder}/labels.csv:label", "--guidance-scale", "2"]
+    recipe = ["--calibration", f"{folder}/calibration", "--recipe", "w8a8+cachequant-2"]
+    for command in (
+        ["calibrate", f"{folder}/classes", "--out", f"{folder}/calibration", *SIZE, *labels],
+        ["compress", f"{folder}/classes", "--out", f"{folder}/compressed", *recipe],
+        ["deploy", f"{folder}/compressed", "--out", f"{folder}/artifact"],
+    ):
+        assert cli.main(command) == 0
+    return folder
+
+
+def complaint(capsys: pytest.CaptureFixture[str], status: int, *command: object) -> str:
+    """The one line of a command that fails."""
+    capsys.readouterr()
+    assert cli.main([*map(str, command)]) == status
+    said = capsys.readouterr()
+    assert said.out == ""
+    return said.err.splitlines()[-1]
+
+
+def test_labels_are_recorded_in_their_order(folder: Path) -> None:
+    recording = calibration.load(folder / "calibration")
+    batches = recording.batches(step=0, batch_size=3)
+    nothing = LABELS - 1
+    assert [record.cond["class_labels"].tolist() for record in batches] == [
+        [nothing] * 3 + [0, 1, 2],
+        [nothing, 3],
+    ]
+
+
+def test_a_label_is_drawn(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = []
+    for label in (0, 1):
+        out = tmp_path / str(label)
+        options = ["--images", "1", "--label", str(label), "--guidance-scale", "2"]
+        assert cli.main(["generate", f"{folder}/artifact", "--out", f"{out}", *options]) == 0
+        pictures.append((out / "00000.png").read_bytes())
+    assert pictures[0] != pictures[1]
+
+
+def test_components_are_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", f"{folder}/artifact"]) == 0
+    text = capsys.readouterr().out
+    assert "components   scheduler " in text
+    assert ", unet " in text
+    assert ", vae " in text
+    assert "cache        Fc (a cached step, c, recomputes the last resnet of the up path)" in text
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (
+            "classes",
+            [],
+            "this ClassConditionalLDMPipeline needs a class label for every image; give --labels",
+        ),
+        ("classes", ["--labels", "labels.csv:label", "--negative-prompt", "x"], "takes no negative prompt;"),
+        ("classes", ["--labels", "labels.csv:label", "--prompts", "labels.csv:name"], "leave --prompts out"),
+        ("classes", ["--labels", "labels.csv:name"], "holds 'a', which is no class label"),
+        (
+            "classes",
+            ["--labels", "labels.csv:label", "--samples", "5"],
+            "99 is out of range; allowed are 0 to 3",
+        ),
+        ("classes", ["--labels", "labels.csv:label", "--samples", "6"], "has 5 labels, --samples 6 need one"),
+        (
+            "classes",
+            ["--prompts", "labels.csv:name", "--samples", "6"],
+            "has 5 prompts, --samples 6 need one",
+        ),
+        ("plain", ["--labels", "labels.csv:label"], "takes no class label; leave --labels out"),
+        ("plain", ["--guidance-scale", "inf"], "`inf` is not a finite number"),
+    ],
+)
+def test_calibrate_names_what_is_missing_or_has_no_use(
+    model: str,
+    options: list[str],
+    message: str,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(folder)
+    assert message in complaint(capsys, 2, "calibrate", model, "--out", tmp_path / "out", *SIZE, *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "this ClassConditionalLDMPipeline needs a class label for every image; give --label"),
+        (["--label", "4"], "class label 4 is out of range; allowed are 0 to 3"),
+        (["--label", "-1"], "class label -1 is out of range; allowed are 0 to 3"),
+        (["--label", "0", "--prompt", "x"], "takes no prompt; leave --prompt out"),
+        (["--label", "0", "--image", "x.png"], "takes no picture; leave --image out"),
+        (["--label", "0", "--guidance-scale", "nan"], "`nan` is not a finite number"),
+    ],
+)
+def test_generate_names_what_is_missing_or_has_no_use(
+    options: list[str], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = complaint(capsys, 2, "generate", folder / "artifact", "--out", tmp_path / "out", *options)
+    assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_needs_a_model_without_conditions(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--reference", "embedded", "--out", tmp_path / "out"]
+    line = complaint(capsys, 2, "report", folder / "artifact", *options)
+    assert "needs a class label for every image, and a report has none to give so far" in line
+
+
+def test_what_pipelines_take_and_need() -> None:
+    assert inputs.needs(Upscaler()) == ("prompt", "image")
+    assert inputs.needs(Unconditional()) == ()
+    assert inputs.words(("prompt", "image")) == "a prompt and a picture"
+    with pytest.raises(UsageError, match="this Unconditional takes no guidance scale; leave --g out"):
+        inputs.check_argument(Unconditional(), "guidance_scale", flag="--g", is_given=True)
+    inputs.check_labels(Unconditional(), [10**6])
+
+
+def test_an_upscaler_is_recorded_from_python(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("errata.calibration.load_pipeline", lambda source: Upscaler())
+    line = complaint(capsys, 2, "calibrate", "x", "--out", tmp_path / "out", "--samples", "2")
+    assert "this Upscaler needs a picture for every image, which this command cannot give" in line
+
+
+def test_every_image_gets_its_own_prompt_and_picture(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (2, 2)).save(tmp_path / "small.png")
+    args = argparse.Namespace(
+        prompt="a",
+        negative_prompt=None,
+        label=None,
+        image=tmp_path / "small.png",
+        guidance_scale=2.0,
+        steps=None,
+    )
+    made = inputs.call_arguments(Upscaler(), args)(2)
+    assert made["prompt"] == ["a", "a"]
+    assert [picture.size for picture in made["image"]] == [(2, 2), (2, 2)]
+    assert made["guidance_scale"] == 2.0
+    args.image = tmp_path / "none.png"
+    with pytest.raises(UsageError, match="cannot be opened as a picture"):
+        inputs.call_arguments(Upscaler(), args)
+
+
+def test_refusals_of_a_pipeline_are_one_line() -> None:
+    with (
+        pytest.raises(ErrataError, match=r"^Upscaler refused its arguments: too tall$"),
+        inputs.refusals_told(Upscaler()),
+    ):
+        raise ValueError("too tall\nby far")
+    with pytest.raises(CalibrationError, match="mine"), inputs.refusals_told(Upscaler()):
+        raise CalibrationError("mine")
+
+
+def test_guidance_without_an_unconditional_class_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--guidance-scale", "2", "--out", tmp_path / "out", *SIZE]
+    assert "refused its arguments: guidance needs" in complaint(
+        capsys, 1, "calibrate", folder / "plain", *options
+    )
+
+
+def test_the_summary_shows_the_schedule(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compress", f"{folder}/classes", "--calibration", f"{folder}/calibration"]
+    assert cli.main([*command, "--recipe", "deepcache-2", "--out", f"{tmp_path}/cached"]) == 0
+    assert "\ncache: Fc (a cached step, c, recomputes the last resnet of the" in capsys.readouterr().out
+    assert cli.main([*command, "--recipe", "deepcache-2", "--out", f"{tmp_path}/again", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["full_steps"] == [0]
+
+
+def test_a_recipe_file_is_named_where_it_cannot_be_read(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "compress",
+        folder / "classes",
+        "--calibration",
+        folder / "calibration",
+        "--dry-run",
+        "--recipe",
+    ]
+    line = complaint(capsys, 2, *command, tmp_path / "no.yaml")
+    assert "no.yaml`: there is no such file; give one, or a name such as w4a8" in line
+    (tmp_path / "odd.yaml").write_text("bits: 4\n")
+    line = complaint(capsys, 2, *command, tmp_path / "odd.yaml")
+    assert "odd.yaml`: not a recipe of schema 2" in line
+    assert cli.main([*map(str, command), "w8a8", "--keep", "conv_in"]) == 0
+    assert "exceptions         not quantized: conv_in" in capsys.readouterr().out
