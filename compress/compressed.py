@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from errata.calibration import load_pipeline, model_fingerprint
 from errata.canonical_json import dumps, file_digest, loads_strict
@@ -98,7 +98,7 @@ class Compression:
             scheme=Scheme.from_json(value["scheme"]),
             schedule=CacheSchedule.from_json(value["schedule"]),
             sampler=Sampler.from_json(value["sampler"]),
-            calibration=value["calibration"],
+            calibration=dict(value["calibration"]),
             table=table,
         )
 
@@ -179,9 +179,35 @@ def load(path: str | Path) -> CompressedPipeline:
     for name, component in _networks(pipe).items():  # opened in float32, which holds the others exactly
         if dtypes.get(name, component.dtype) != component.dtype:
             component.to(dtypes[name])
-    if model_fingerprint(pipe.unet) != compression.calibration["fingerprint"]:
+    if model_fingerprint(pipe.unet) != compression.calibration.get("fingerprint"):
         raise RecipeError(f"{root / _PIPELINE} is not the model that was compressed; compress it again")
-    return CompressedPipeline(pipe, compression, root)
+    _check_agreement(root, pipe.unet, compression)
+    try:
+        return CompressedPipeline(pipe, compression, root)
+    except (KeyError, RuntimeError) as error:  # a tensor that is missing, or of another shape
+        raise RecipeError(
+            f"{quantizers} does not fit {root / _MANIFEST}: {error!r}; compress the pipeline again"
+        ) from error
+
+
+def _check_agreement(root: Path, unet: nn.Module, compression: Compression) -> None:
+    """Derives anew what follows from the recipe and the network.
+
+    Raises:
+        RecipeError: naming what does not fit, or what the network cannot serve.
+    """
+    recipe, schedule = compression.recipe, compression.schedule
+    agrees = {
+        "scheme": compression.scheme == Scheme.of(unet, recipe, branch=schedule.branch),
+        "schedule": recipe.allows(schedule),
+        "timesteps": len(compression.sampler.timesteps) == schedule.num_steps,
+    }
+    for name, holds in agrees.items():
+        if not holds:
+            raise RecipeError(
+                f"{root / _MANIFEST}: {name} does not fit the recipe {recipe.name} or the network; compress "
+                "the pipeline again"
+            )
 
 
 def _networks(pipe: DiffusionPipeline) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from errata.compress.recipes.quantization import Quantization
 from errata.compress.recipes.recipe import Recipe
 from errata.compress.recipes.schedule import CacheSchedule
 from errata.compress.rounding.learned_rounding import learn_rounding
-from errata.compress.work.journal import Journal
+from errata.compress.work.journal import Journal, remove_leftovers
 from errata.compress.work.preparation import Preparation, check_origin, request_of
 from errata.compress.work.progress import BlockListener, BlockProgress
 from errata.compress.work.reuse import origin_of, taken_table
@@ -79,6 +79,7 @@ def apply(
     if type(samples_per_step) is not int or samples_per_step < 1:
         raise RecipeError(f"samples_per_step={samples_per_step!r}; allowed are whole numbers of at least 1")
     out = Path(out)
+    remove_leftovers(out)
     refuse_taken(out, error=RecipeError)
     recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
     preparation = Preparation.of(pipe, recipe)
@@ -130,11 +131,11 @@ class _Work:
         return self._compression(schedule)
 
     def _quantize(self, quantization: Quantization) -> None:
+        if quantization.equalization:
+            self.table |= self._equalize()  # also of the network that a cache is fitted on
         if self.taken is not None:
             self.table |= self.taken
             return
-        if quantization.equalization:
-            self.table |= self._equalize()
         self.table |= self.journal.stage("weights", lambda: quantize_weights(self.unet, self._scheme))
         self.table |= self._ranges()
         self.table |= self._learned_rounding(quantization)

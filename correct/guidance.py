@@ -58,6 +58,12 @@ def recognise(
             f"{_shape(model_output)} for a sample {_shape(scaled_sample)}; guidance and learned variances "
             'cannot be corrected yet: sample without guidance, or with steps="none"'
         )
+    if call.prediction.dtype != model_output.dtype:
+        raise PlanError(
+            f"step {call.step}: the pipeline samples in {_type(model_output)}, the network computes in "
+            f"{_type(call.prediction)}; only one type can be corrected yet: deployed.pipe.to(torch.float32), "
+            'or sample with steps="none"'
+        )
     if compares_values and not _same(call.prediction, model_output):
         raise PlanError(
             f"step {call.step}: the pipeline changed the network's prediction before it stepped; only "
@@ -75,6 +81,10 @@ def _same(one: Tensor, other: Tensor) -> bool:
     if one is other:
         return True
     return one.dtype == other.dtype and torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _shape(tensor: Tensor) -> str:

@@ -59,6 +59,23 @@ def write_json(file: Path, value: Any) -> None:
     file.write_text(text + "\n", encoding="utf-8")
 
 
+def json_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; diffusers would take a text for a path or a hub name, and fetch it.
+
+    Raises:
+        ArtifactCorrupt: it holds something else.
+    """
+    try:
+        value = loads_strict(file.read_bytes())
+    except ValueError as error:
+        raise ArtifactCorrupt(f"{file} is not valid JSON: {error}; it was not written by errata") from error
+    if not isinstance(value, dict):
+        raise ArtifactCorrupt(
+            f"{file} holds a {type(value).__name__}, not an object; it was not written by errata"
+        )
+    return value
+
+
 def check_component(folder: Path) -> None:
     """Refuses settings that would make a loader look elsewhere.
 
@@ -66,7 +83,7 @@ def check_component(folder: Path) -> None:
         ArtifactCorrupt: naming the setting.
     """
     for file in _settings_files(folder):
-        settings = _object(file)
+        settings = json_object(file)
         if _FOREIGN_FORMAT in settings or settings != _without_places(settings):
             raise ArtifactCorrupt(
                 f"{file} has a setting that names a file, a model or a program; it was not written by errata"
@@ -85,12 +102,12 @@ def load_component(folder: Path, kind: type[Any]) -> Any:
         if is_transformers_model(kind):
             return _transformers_model(folder, kind)
     if issubclass(kind, ConfigMixin):  # a scheduler
-        return kind.from_config(from_plain(_object(folder / kind.config_name)))
+        return kind.from_config(from_plain(json_object(folder / kind.config_name)))
     return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
 
 
 def _diffusers_model(folder: Path, kind: type[Any]) -> nn.Module:
-    model: nn.Module = kind.from_config(from_plain(_object(folder / _CONFIG)))
+    model: nn.Module = kind.from_config(from_plain(json_object(folder / _CONFIG)))
     model.load_state_dict(load_file(folder / _WEIGHTS[True]), strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -138,14 +155,3 @@ def _without_places(value: Any) -> Any:
         for key, item in value.items()
         if key not in _PLACES and not key.endswith(_PLACE_SUFFIX)
     }
-
-
-def _object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file; diffusers would take a text for a path or a hub name, and fetch it."""
-    try:
-        value = loads_strict(file.read_bytes())
-    except ValueError as error:
-        raise ArtifactCorrupt(f"{file} is not valid JSON: {error}; it was not written by errata") from error
-    if not isinstance(value, dict):
-        raise ArtifactCorrupt(f"{file} holds a {type(value).__name__}, not an object; deploy again")
-    return value

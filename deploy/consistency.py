@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from errata.canonical_json import loads_strict
 from errata.compress.network.unet import BranchedUNet
 from errata.compress.quantize.scheme import Scheme
+from errata.deploy.components import json_object
 from errata.deploy.manifest import MANIFEST_FILE, Manifest
 from errata.errors import ArtifactCorrupt, RecipeError
 
@@ -27,7 +26,7 @@ def check_consistency(root: Path, unet: nn.Module, manifest: Manifest) -> None:
         ArtifactCorrupt: naming what does not fit.
     """
     recipe, sampler, steps = manifest.recipe, manifest.sampler, manifest.schedule.num_steps
-    index, scheduler = _object(root / MODEL_INDEX), _object(root / SCHEDULER_CONFIG)
+    index, scheduler = json_object(root / MODEL_INDEX), json_object(root / SCHEDULER_CONFIG)
     try:
         branched = BranchedUNet(unet)
         scheme = Scheme.of(branched.unet, recipe, branch=manifest.schedule.branch)
@@ -51,15 +50,3 @@ def check_consistency(root: Path, unet: nn.Module, manifest: Manifest) -> None:
                 f"{root / MANIFEST_FILE}: {name} does not fit the recipe {recipe.name}, the network or the "
                 "artifact's other files; it was not written by errata"
             )
-
-
-def _object(file: Path) -> dict[str, Any]:
-    try:
-        value = loads_strict(file.read_bytes())
-    except ValueError as error:
-        raise ArtifactCorrupt(f"{file} is not valid JSON: {error}; it was not written by errata") from error
-    if not isinstance(value, dict):
-        raise ArtifactCorrupt(
-            f"{file} holds a {type(value).__name__}, not an object; it was not written by errata"
-        )
-    return value

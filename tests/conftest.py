@@ -20,7 +20,7 @@ with quiet.without_chatter():
 
 from errata import calibration, compress, deploy
 from errata.calibration import CalibrationSet
-from errata.compress import CompressedPipeline
+from errata.compress import CompressedPipeline, Recipe
 
 torch.set_num_threads(1)
 
@@ -90,12 +90,23 @@ def tiny_calibration(tiny_pipeline: DDIMPipeline, tmp_path_factory: pytest.TempP
 def tiny_compressed(
     tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], CompressedPipeline]:
-    """`tiny_compressed("w8a8+deepcache-3")`: the pipeline compressed by that recipe, once a session."""
+    """`tiny_compressed("w8a8+deepcache-3")`: the pipeline compressed by that recipe, once a session.
+
+    Recipes that differ in their cache alone share codes and ranges.
+    """
     root = tmp_path_factory.mktemp("compressed")
 
     @functools.cache
-    def make(recipe: str) -> CompressedPipeline:
-        return compress.apply(tiny_pipeline, tiny_calibration, recipe, root / recipe.replace(":", "_"))
+    def make(name: str) -> CompressedPipeline:
+        recipe = Recipe.named(name)
+        plain = Recipe(quantization=recipe.quantization).name if recipe.quantization is not None else name
+        return compress.apply(
+            tiny_pipeline,
+            tiny_calibration,
+            recipe,
+            root / name.replace(":", "_"),
+            reuse=make(plain) if plain != name else None,
+        )
 
     return make
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections import deque
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from errata.calibration import CalibrationSet
 from errata.calibration.calibration_set import Record
-from errata.compress.network.unet import BranchedUNet
+from errata.compress.network.unet import BranchedUNet, in_evaluation
 
 # CacheQuant's public code keeps 64 trajectories of a latent model, and as many samples a step for CIFAR-10.
 SAMPLES = 64
@@ -30,7 +29,7 @@ class FloatModel:
     """
 
     def __init__(self, unet: nn.Module, calibration_set: CalibrationSet, *, branch: int) -> None:
-        self.unet = copy.deepcopy(unet).eval()
+        self.unet = in_evaluation(unet)
         self._branched = BranchedUNet(self.unet)
         self._timesteps = calibration_set.timesteps
         self._branch = branch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,7 @@ __all__ = [
     "feature_channels",
     "feature_readers",
     "float_layer",
+    "in_evaluation",
     "refuse_lora",
     "refuse_uncacheable",
     "replace_module",
@@ -139,6 +141,12 @@ def float_layer(unet: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
     if not isinstance(module, nn.Conv2d | nn.Linear):
         raise AttributeError(f"{name!r} is a {type(module).__name__}, not a convolution or linear layer")
     return module
+
+
+def in_evaluation(unet: nn.Module) -> nn.Module:
+    """The network as `collect` ran it: itself in evaluation mode, else a copy, so that its mode stays."""
+    is_training = any(part.training for part in unet.modules())
+    return copy.deepcopy(unet).eval() if is_training else unet
 
 
 def replace_module(unet: nn.Module, name: str, module: nn.Module) -> None:

@@ -20,12 +20,13 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, *, bits: int) -> Tens
 
     The zero point is added before rounding, as brevitas' `IntQuant` does, so that both agree to the last bit.
     """
-    return torch.clamp(torch.round(x / scale + zero_point), 0, 2**bits - 1)
+    # In place on a tensor of its own: fresh memory for each operation would take most of the time.
+    return (x / scale).add_(zero_point).round_().clamp_(0, 2**bits - 1)
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """Reals `s (q - z)`."""
-    return (codes - zero_point) * scale
+    return (codes - zero_point).mul_(scale)
 
 
 def choose_range(values: Tensor, *, bits: int, from_zero: bool = False) -> tuple[Tensor, Tensor]:
@@ -58,6 +59,6 @@ def choose_range(values: Tensor, *, bits: int, from_zero: bool = False) -> tuple
     zero_point = torch.round(-low / scale).clamp(0, levels)
     column_scale, column_zero = scale[:, None], zero_point[:, None]
     fitted = dequantize(quantize(flat, column_scale, column_zero, bits=bits), column_scale, column_zero)
-    error = (flat - fitted).abs().pow(_ERROR_EXPONENT).mean(dim=1)
+    error = fitted.sub_(flat).abs_().pow_(_ERROR_EXPONENT).mean(dim=1)
     best = int(error.argmin())
     return scale[best], zero_point[best]

@@ -17,8 +17,8 @@ class CacheSchedule:
     """The decision part of a feature cache (the store is `errata.compress.network.run.Run.feature`).
 
     `full_steps` are the denoiser calls that evaluate the whole network and refresh the feature, sorted,
-    starting with 0. On every other call only `branch` resnets of the last up block are recomputed from the
-    stored feature; `branch == 0` means that there is no cache and every step is full.
+    starting with 0. On every other call only the last `branch` resnets of the up path are recomputed from
+    the stored feature; `branch == 0` means that there is no cache and every step is full.
 
     Source: DeepCache (Ma et al., CVPR 2024), section 3.2.
     """

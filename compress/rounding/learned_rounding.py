@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import tempfile
 import time
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from errata.calibration import CalibrationSet
 from errata.compress.network.clock import StepClock
-from errata.compress.network.unet import float_layer
+from errata.compress.network.unet import float_layer, in_evaluation
 from errata.compress.quantize.scheme import Scheme
 from errata.compress.quantize.simulation import simulate, simulated_weight
 from errata.compress.recipes.quantization import LearnedRounding
@@ -93,7 +92,7 @@ class _Learner:
         folder: Path,
         cleanup: ExitStack,
     ) -> None:
-        self._teacher = unet if not any(part.training for part in unet.modules()) else _evaluated(unet)
+        self._teacher = in_evaluation(unet)
         self._device = next(unet.parameters()).device
         self._clock = StepClock()
         self._student = simulate(unet, scheme, table, self._clock).requires_grad_(False)
@@ -194,8 +193,3 @@ class _Learner:
             tensors[block.weights()[layer.name]].copy_(simulated_weight(layer, self._table))
         for site, name in block.scales().items():
             tensors[name].copy_(self._table[f"{site}.scale"])
-
-
-def _evaluated(unet: nn.Module) -> nn.Module:
-    """A copy as `collect` ran it; the caller's own keeps its mode."""
-    return copy.deepcopy(unet).eval()

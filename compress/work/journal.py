@@ -8,8 +8,10 @@ It lies beside the result until that is complete, and is removed then:
         stages/STAGE.safetensors    tensors of a finished stage, with their own digest
         scratch/                    temporary files, emptied when work is taken up again
         result/                     NAME, while it is being written
+        published                   made when `result` is complete, right before it is renamed to NAME
 
 A stage file appears under its name complete or not at all, so at any moment a kill loses one stage at most.
+With `published` and without `result`, NAME was finished and the rest is to be thrown away.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,7 +32,7 @@ from errata.compress.work.stage_file import read_stage, write_stage
 from errata.directories import make_directory, refuse_taken, staged_directory
 from errata.errors import RecipeError
 
-__all__ = ["Journal", "Stage", "without_journal", "work_directory"]
+__all__ = ["Journal", "Stage", "remove_leftovers", "without_journal", "work_directory"]
 
 Make = Callable[[], Mapping[str, Tensor]]
 Stage = Callable[[str, Make], dict[str, Tensor]]
@@ -38,6 +40,7 @@ Stage = Callable[[str, Make], dict[str, Tensor]]
 FORMAT = "errata-compression-work/1"
 _REQUEST, _LOCK, _STAGES, _RESULT, _SCRATCH = "request.json", "lock", "stages", "result", "scratch"
 _REQUEST_TMP = f"{_REQUEST}.tmp"
+_PUBLISHED = "published"
 _SHOWN_DIFFERENCES = 5
 _DIGEST_LENGTH = 64
 
@@ -48,6 +51,15 @@ def work_directory(out: Path) -> Path:
     """Where the unfinished work for `out` lies: `NAME.partial` beside it."""
     target = out.resolve()
     return target.with_name(f"{target.name}.partial")
+
+
+def remove_leftovers(out: Path) -> None:
+    """Removes the work directory of a result that was finished, where a kill came before that was done."""
+    path = work_directory(out)
+    published = path / _PUBLISHED
+    with suppress(OSError):  # nothing there, or nothing that may be read
+        if published.read_bytes() == FORMAT.encode() and not (path / _RESULT).exists():
+            _remove(path)
 
 
 def without_journal(name: str, make: Make) -> dict[str, Tensor]:
@@ -80,6 +92,7 @@ class Journal:
         self._lock: FileLock | None = None
 
     def __enter__(self) -> Journal:
+        remove_leftovers(self._out)
         refuse_taken(self._out, error=RecipeError)
         is_new = not self.path.exists()
         if is_new:
@@ -148,9 +161,15 @@ class Journal:
             RecipeError: `out` was filled meanwhile.
         """
         staging = self.path / _RESULT
-        with _clear_errors(self.path), staged_directory(self._out, error=RecipeError, staging=staging):
-            yield staging
-        shutil.rmtree(self.path, ignore_errors=True)
+        published = self.path / _PUBLISHED
+        try:
+            with _clear_errors(self.path), staged_directory(self._out, error=RecipeError, staging=staging):
+                yield staging
+                published.write_bytes(FORMAT.encode())
+        except BaseException:
+            published.unlink(missing_ok=True)
+            raise
+        _remove(self.path)
 
     def _locked(self) -> FileLock:
         try:
@@ -163,12 +182,13 @@ class Journal:
 
     def _open(self) -> None:
         file = self.path / _REQUEST
-        known = {_REQUEST, _REQUEST_TMP, _LOCK, _STAGES, _RESULT, _SCRATCH}
+        known = {_REQUEST, _REQUEST_TMP, _LOCK, _STAGES, _RESULT, _SCRATCH, _PUBLISHED}
         if foreign := {item.name for item in self.path.iterdir()} - known:
             raise RecipeError(
                 f"`{self.path}`, where unfinished work would be kept, has other files "
                 f"({', '.join(sorted(foreign)[:3])}); move them, or choose another `out`"
             )
+        (self.path / _PUBLISHED).unlink(missing_ok=True)  # killed before the rename: `result` is made again
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
         if finished := self.finished:
@@ -204,6 +224,16 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     found = [f"{name} was {_shown(was, name)}, is {_shown(new, name)}" for name in names]
     rest = len(found) - _SHOWN_DIFFERENCES
     return [*found[:_SHOWN_DIFFERENCES], *([f"and {rest} more"] if rest > 0 else [])]
+
+
+def _remove(path: Path) -> None:
+    """Removes the work directory of a finished result, and nothing foreign; what says so goes last."""
+    for folder in (_STAGES, _SCRATCH):
+        shutil.rmtree(path / folder, ignore_errors=True)
+    with suppress(OSError):
+        for file in (_REQUEST, _REQUEST_TMP, _LOCK, _PUBLISHED):
+            (path / file).unlink(missing_ok=True)
+        path.rmdir()
 
 
 def _finished(path: Path) -> tuple[str, ...]:

@@ -10,7 +10,9 @@ from torch import Tensor
 from errata.calibration import CalibrationSet
 from errata.calibration.document import FINISHED
 from errata.canonical_json import file_digest
+from errata.compress.cache.corrected import FEATURE, OUTPUT
 from errata.compress.compressed import CompressedPipeline
+from errata.compress.quantize.scheme import Scheme
 from errata.compress.recipes.recipe import Recipe
 from errata.compress.work.journal import differences
 from errata.errors import RecipeError
@@ -50,10 +52,13 @@ def taken_table(earlier: CompressedPipeline, recipe: Recipe, origin: Mapping[str
             f"`{earlier.path}` cannot be reused for {recipe.name}: {'; '.join(found)}; leave reuse out, or "
             "take a result with the same quantization, model and calibration data"
         )
-    correction = compression.scheme.correction
-    left_out: set[str] = set()
-    if correction is not None:
-        left_out = {"cache.gain", "cache.shift"}
-        for layer in correction.layers:
-            left_out |= {f"{layer.name}.output_gain", f"{layer.name}.output_shift"}
+    left_out = _correction_names(compression.scheme)
     return {name: value for name, value in compression.table.items() if name not in left_out}
+
+
+def _correction_names(scheme: Scheme) -> frozenset[str]:
+    """Names of the numbers that correct a cache."""
+    if scheme.correction is None:
+        return frozenset()
+    layers = (layer.name for layer in scheme.correction.layers)
+    return frozenset(FEATURE) | {pattern.format(layer=name) for name in layers for pattern in OUTPUT}

@@ -1,8 +1,10 @@
 import copy
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from errata import calibration, compress
 from errata.calibration import CalibrationSet, model_fingerprint
-from errata.compress import CompressedPipeline
+from errata.canonical_json import file_digest
+from errata.compress import CompressedPipeline, Recipe
 from errata.compress.quantize.observation import sites_of
 from errata.compress.work.preparation import branch_of
 from errata.errors import ArtifactMismatch, CalibrationError, RecipeError
@@ -172,7 +175,8 @@ def test_a_failure_before_the_first_finished_stage_leaves_nothing_behind(
 def test_a_half_precision_pipeline_is_compressed_in_float32(
     dtype: torch.dtype, make_plain_unet: Callable[..., UNet2DModel], tmp_path: Path
 ) -> None:
-    pipe = DDIMPipeline(unet=make_plain_unet().to(dtype), scheduler=DDIMScheduler(clip_sample=False))
+    unet = make_plain_unet(layers_per_block=1).to(dtype)
+    pipe = DDIMPipeline(unet=unet, scheduler=DDIMScheduler(clip_sample=False))
     pipe.set_progress_bar_config(disable=True)
     recording = calibration.collect(
         pipe, tmp_path / "set", num_inference_steps=2, num_samples=2, batch_size=2
@@ -201,12 +205,10 @@ def test_weights_of_several_types_are_refused(
 
 
 def test_equalized_parameters_that_stay_are_in_the_table(
-    tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, tmp_path: Path
+    tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, tiny_compressed: Make
 ) -> None:
     """The float network is as it was, so 8 bits err as little as without; only the weights moved."""
-    compressed = compress.apply(
-        tiny_pipeline, tiny_calibration, "w8a8:equalization=true", tmp_path / "equalized"
-    )
+    compressed = tiny_compressed("w8a8:equalization=true")
     table = compressed.compression.table
     moved = set(table) & {name for name, _ in tiny_pipeline.unet.named_parameters()}
     assert moved
@@ -250,6 +252,41 @@ def test_damaged_directories_are_refused(tiny_compressed: Make, tmp_path: Path) 
         compress.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": Recipe.named("w4a8").to_json()}, "scheme does not fit the recipe w4a8 or the network"),
+        ({"schedule": {"num_steps": 6, "full_steps": [0, 3], "branch": 3}}, "schedule does not fit"),
+        ({"schedule": {"num_steps": 7, "full_steps": [*range(7)], "branch": 0}}, "timesteps does not fit"),
+        ({"calibration": {}}, "is not the model that was compressed"),
+        ({"calibration": 3}, "cannot be read: TypeError"),
+        ({"dtypes": {"unet": "os"}}, "cannot be read: KeyError"),
+        ({"sampler": None}, "cannot be read: TypeError"),
+    ],
+    ids=["recipe", "schedule", "steps", "origin", "no origin", "types", "sampler"],
+)
+def test_an_altered_manifest_is_refused(
+    change: dict[str, Any], message: str, tiny_compressed: Make, tmp_path: Path
+) -> None:
+    copied = Path(shutil.copytree(tiny_compressed("w8a8").path, tmp_path / "copy"))
+    manifest = json.loads((copied / "compressed.json").read_text())
+    (copied / "compressed.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(RecipeError, match=message):
+        compress.load(copied)
+
+
+@pytest.mark.parametrize("name", ["conv_in.codes", "cache.gain", "up_blocks.1.resnets.0.conv1.output_shift"])
+def test_a_table_without_a_tensor_is_refused(name: str, tiny_compressed: Make, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(tiny_compressed("w8a8+cachequant-3").path, tmp_path / "copy"))
+    file = copied / "quantizers.safetensors"
+    save_file({key: value for key, value in load_file(file).items() if key != name}, file)
+    manifest = json.loads((copied / "compressed.json").read_text())
+    manifest["quantizers_sha256"] = file_digest(file)
+    (copied / "compressed.json").write_text(json.dumps(manifest))
+    with pytest.raises(RecipeError, match=f"does not fit .*KeyError.*{name}.*compress the pipeline again"):
+        compress.load(copied)
+
+
 def test_another_model_in_its_place_is_refused(tiny_compressed: Make, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(tiny_compressed("w8a8").path, tmp_path / "copy"))
     file = next((copied / "pipeline" / "unet").glob("*.safetensors"))
@@ -261,7 +298,8 @@ def test_another_model_in_its_place_is_refused(tiny_compressed: Make, tmp_path: 
 def test_ranges_do_not_depend_on_training_mode(
     make_plain_unet: Callable[..., UNet2DModel], tmp_path: Path
 ) -> None:
-    pipe = DDIMPipeline(unet=make_plain_unet(dropout=0.5), scheduler=DDIMScheduler())
+    unet = make_plain_unet(dropout=0.5, layers_per_block=1)
+    pipe = DDIMPipeline(unet=unet, scheduler=DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)
     recording = calibration.collect(
         pipe, tmp_path / "set", num_inference_steps=2, num_samples=2, batch_size=2

@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,6 +112,11 @@ def test_schedule_and_numbers_survive_the_disk(recipe: str, tiny_compressed: Mak
 
 def test_refinement_of_full_steps_runs_on_a_corrected_cache(tiny_artifact: Artifact) -> None:
     deployed = deploy.load(tiny_artifact(RECIPES[1]), backend="reference")
-    refined = correct.wrap(deployed, correct.Plan(correct.IEC(), steps="full"))
-    found = refined(batch_size=4, generator=torch.Generator().manual_seed(3), output_type="np").images
-    assert not torch.equal(torch.as_tensor(found), images(deployed))
+    found = [images(deployed)]
+    for cache_after in ("replace", "keep"):
+        refined = correct.wrap(deployed, correct.Plan(correct.IEC(cache_after=cache_after), steps="full"))
+        sampled = refined(batch_size=4, generator=torch.Generator().manual_seed(3), output_type="np").images
+        found.append(torch.as_tensor(sampled))
+        assert refined.stats.extra == {"full": float(len(deployed.schedule.full_steps))}
+    for one, other in itertools.combinations(found, 2):
+        assert (one - other).abs().max() > 1e-3

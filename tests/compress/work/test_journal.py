@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.compress.work.journal import Journal, count_finished, differences, without_journal, work_directory
+from errata.compress.work.journal import (
+    FORMAT,
+    Journal,
+    count_finished,
+    differences,
+    without_journal,
+    work_directory,
+)
 from errata.errors import RecipeError
 
 REQUEST = {"model": "a" * 64, "recipe": {"bits": 4, "cache": None}}
@@ -81,6 +88,56 @@ def test_a_result_that_fails_leaves_the_stages(tmp_path: Path) -> None:
         assert list(staging.iterdir()) == []
 
 
+@pytest.mark.parametrize("is_kept", [True, False], ids=["result kept", "result removed"])
+def test_a_kill_right_after_the_rename_does_no_harm(
+    is_kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("errata.compress.work.journal._remove", stop)
+        with pytest.raises(KeyboardInterrupt), Journal(out, REQUEST) as journal:
+            journal.stage("one", lambda: {"x": torch.ones(1)})
+            with journal.result() as staging:
+                (staging / "file").write_text("x")
+    assert (out / "file").exists()
+    assert count_finished(out) == 1
+    if is_kept:
+        with pytest.raises(RecipeError, match="exists and is not empty"):
+            Journal(out, REQUEST).__enter__()
+        assert (out / "file").exists()
+    else:
+        (out / "file").unlink()
+        with Journal(out, {"model": "another"}) as journal:
+            assert journal.finished == ()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_kill_right_before_the_rename_loses_no_stage(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    interrupt(out, {"one": torch.ones(1)})
+    (work_directory(out) / "result").mkdir()
+    (work_directory(out) / "published").write_text(FORMAT)
+    with Journal(out, REQUEST) as journal:
+        journal.stage("one", never)
+    with Journal(out, REQUEST) as journal:
+        journal.stage("one", never)
+
+
+def test_a_result_that_cannot_be_published_keeps_the_stages(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(RecipeError, match="was filled meanwhile"), Journal(out, REQUEST) as journal:
+        journal.stage("one", lambda: {"x": torch.ones(1)})
+        with journal.result():
+            out.mkdir()
+            (out / "foreign").touch()
+    (out / "foreign").unlink()
+    with Journal(out, REQUEST) as journal:
+        journal.stage("one", never)
+
+
 def test_without_a_finished_stage_nothing_is_left(tmp_path: Path) -> None:
     interrupt(tmp_path / "out", {})
     assert list(tmp_path.iterdir()) == []
@@ -144,6 +201,7 @@ def test_what_is_not_ours_is_refused_and_kept(tmp_path: Path) -> None:
     work = work_directory(tmp_path / "out")
     work.mkdir()
     (work / "thesis.tex").write_text("precious")
+    (work / "published").write_text("in 1905")
     with (
         pytest.raises(RecipeError, match=r"has other files \(thesis.tex\); move them, or"),
         Journal(tmp_path / "out", REQUEST),

@@ -15,9 +15,20 @@ from errata.errors import RecipeError
 RECIPE = "w8a8+cachequant-3"
 
 
+@pytest.fixture(scope="module")
+def anew(
+    tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The result that reuses nothing."""
+    return compress.apply(
+        tiny_pipeline, tiny_calibration, RECIPE, tmp_path_factory.mktemp("anew") / "out"
+    ).path
+
+
 @pytest.mark.parametrize("earlier", ["w8a8", "w8a8+cachequant-2"])
 def test_the_result_has_the_same_bytes(
     earlier: str,
+    anew: Path,
     tiny_pipeline: DDIMPipeline,
     tiny_calibration: CalibrationSet,
     tiny_compressed: Callable[[str], CompressedPipeline],
@@ -25,10 +36,23 @@ def test_the_result_has_the_same_bytes(
 ) -> None:
     source = tiny_compressed(earlier)
     compress.apply(tiny_pipeline, tiny_calibration, RECIPE, tmp_path / "reused", reuse=source)
-    anew = tiny_compressed(RECIPE).path
     for name in ("compressed.json", "quantizers.safetensors"):
         assert filecmp.cmp(tmp_path / "reused" / name, anew / name, shallow=False)
     assert not filecmp.cmp(source.path / "compressed.json", anew / "compressed.json", shallow=False)
+
+
+def test_a_cache_is_fitted_on_the_equalized_network(
+    tiny_pipeline: DDIMPipeline,
+    tiny_calibration: CalibrationSet,
+    tiny_compressed: Callable[[str], CompressedPipeline],
+    tmp_path: Path,
+) -> None:
+    """Equalization keeps the float function but for its last bits, which a fit shows."""
+    recipe, source = "w8a8+cachequant-3:equalization=true", tiny_compressed("w8a8:equalization=true")
+    compress.apply(tiny_pipeline, tiny_calibration, recipe, tmp_path / "anew")
+    compress.apply(tiny_pipeline, tiny_calibration, recipe, tmp_path / "reused", reuse=source)
+    anew, reused = (tmp_path / name / "quantizers.safetensors" for name in ("anew", "reused"))
+    assert filecmp.cmp(anew, reused, shallow=False)
 
 
 def test_nothing_is_observed_again(
