@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
+from safetensors import SafetensorError, safe_open
 
 from errata.errors import CalibrationError
 from errata.pipelines import PIPELINES
@@ -44,6 +45,7 @@ def load_pipeline(source: str | Path) -> DiffusionPipeline:
         index = _check_directory(directory)
         # Diffusers would look for the class in its own package; of ours only those named there are opened.
         pipeline_class = PIPELINES.get(index["_class_name"], DiffusionPipeline)
+        _refuse_stored_adapters(directory)
         name = str(directory)
     elif not _HUB_NAME.fullmatch(name) or name.startswith("."):
         raise CalibrationError(
@@ -96,6 +98,21 @@ def _refuse_pickled_weights(folder: Path) -> None:
             f"`{folder}` has its weights only as a pickle (`{pickled[0]}`), which runs code when opened; "
             "convert them: `pipe.save_pretrained(..., safe_serialization=True)`"
         )
+
+
+def _refuse_stored_adapters(directory: Path) -> None:
+    """Weights beside adapters have other names, which diffusers would leave out with many words."""
+    for file in sorted(directory.glob("*/*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as weights:
+                names = list(weights.keys())
+        except (OSError, SafetensorError):
+            continue  # damaged; whoever opens the pipeline says so
+        if adapted := next((name for name in names if ".base_layer." in name or "lora_" in name), None):
+            raise CalibrationError(
+                f"`{file}` has LoRA layers beside its weights (`{adapted}`); save the pipeline again after "
+                "`pipe.fuse_lora(); pipe.unload_lora_weights()`"
+            )
 
 
 def _why_not_opened(source: str | Path, directory: Path, problem: Exception) -> str:

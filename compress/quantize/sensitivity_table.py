@@ -86,9 +86,9 @@ class SensitivityTable:
         part = sum(row.weights for row in heaviest) / max(1, sum(row.weights for row in self.rows))
         wishes = []
         if four:
-            wishes.append(f"bits 8 for {_names(four)}")
+            wishes.append(f"8 bits (bits, --bits NAME=8) for {_names(four)}")
         if others:
-            wishes.append(f"modules_to_not_convert for {_names(others)}")
+            wishes.append(f"floating point (modules_to_not_convert, --keep NAME) for {_names(others)}")
         return (
             f"suggestion: {'; '.join(wishes)} ({len(heaviest)} of {len(self.rows)} rows, {part:.1%} of the "
             f"weights, {share:.0%} of the summed squared error)"

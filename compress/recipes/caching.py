@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any, ClassVar, Literal
 
+from errata.compress.recipes.quantization import known_fields
 from errata.compress.recipes.schedule import CacheSchedule, power_law_steps, uniform_steps
 from errata.errors import RecipeError
 
@@ -70,7 +71,8 @@ class DeepCache:
         if self.steps is not None:
             if self.steps[-1] >= num_steps:
                 raise RecipeError(
-                    f"step {self.steps[-1]} is beyond the run; its last step is {num_steps - 1}"
+                    f"step {self.steps[-1]} is beyond the run; its last step is {num_steps - 1}; leave it "
+                    "out, or calibrate with more steps"
                 )
             return self.steps
         assert self.interval is not None
@@ -157,16 +159,17 @@ def cache_from_json(value: Mapping[str, Any]) -> Cache:
     """Inverse of `to_json` of either.
 
     Raises:
-        RecipeError: an unknown method.
-        TypeError: an unknown or missing key.
+        RecipeError: an unknown method or key.
+        TypeError: a missing key.
     """
     fields = dict(value)
     method = fields.pop("method", None)
     if method == DeepCache.method:
+        fields = known_fields(DeepCache, fields)
         steps = fields.get("steps")
         return DeepCache(**{**fields, "steps": None if steps is None else tuple(steps)})
     if method == CacheQuant.method:
-        return CacheQuant(**fields)
+        return CacheQuant(**known_fields(CacheQuant, fields))
     raise RecipeError(f"cache method {method!r} is unknown; allowed are deepcache and cachequant")
 
 

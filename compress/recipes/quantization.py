@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -131,12 +132,26 @@ class Quantization:
         """Inverse of `to_json`; a missing key has its default.
 
         Raises:
-            TypeError: an unknown key.
+            RecipeError: an unknown key.
         """
-        fields = dict(value)
+        fields = known_fields(cls, value)
         if fields.get("rounding") is not None:
-            fields["rounding"] = LearnedRounding(**fields["rounding"])
+            fields["rounding"] = LearnedRounding(**known_fields(LearnedRounding, fields["rounding"]))
         return cls(**fields)
+
+
+def known_fields(config: type, value: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping that is to become a dataclass, its keys checked.
+
+    Raises:
+        RecipeError: a key is none of its fields.
+    """
+    names = [field.name for field in dataclasses.fields(config)]
+    if unknown := [key for key in value if key not in names]:
+        raise RecipeError(
+            f"unknown key {unknown[0]!r} in the recipe; {config.__name__} takes {', '.join(names)}"
+        )
+    return dict(value)
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -12,8 +12,9 @@ from errata.compress.recipes.quantization import LearnedRounding, Quantization
 from errata.errors import RecipeError
 
 GRAMMAR = (
-    "w8a8, w4a8, w8a8-learned, w4a8-learned, deepcache-N, cachequant-N, or a quantizer and a cache joined by "
-    "'+', then options after a colon, as in w4a8-learned+deepcache-5:iterations=500,branch=1"
+    "w8a8, w4a8, w8a8-learned, w4a8-learned, deepcache-N, deepcache:steps=0/4/9, cachequant-N, or a "
+    "quantizer and a cache joined by '+', then options after a colon, as in "
+    "w4a8-learned+deepcache-5:iterations=500,branch=1"
 )
 _QUANTIZER = re.compile(r"w([48])a8(-learned)?")
 _CACHE = re.compile(r"(deepcache|cachequant)(?:-(\d+))?")
@@ -41,6 +42,11 @@ _READERS: Mapping[str, _Reader] = {
     "bias_correction": _boolean, "equalization": _boolean,
     "branch": _whole, "spacing": str, "center": float, "power": float, "steps": _steps,
     "search": str, "correction": _boolean, "gain": str, "corrected_by": str,
+}  # fmt: skip
+# What to write, by reader.
+_KINDS: Mapping[_Reader, str] = {
+    _whole: "a whole number", float: "a number", _boolean: "true or false", str: "a word",
+    _steps: "step numbers such as 0/4/9",
 }  # fmt: skip
 
 
@@ -92,12 +98,16 @@ def _options(name: str, items: list[str]) -> dict[str, Any]:
         key, _, value = item.partition("=")
         if key in options:
             raise RecipeError(f"recipe {name!r} gives option {key!r} twice; leave one of them out")
+        if key not in _READERS:
+            raise RecipeError(
+                f"recipe {name!r}: unknown option {item!r}; allowed are {', '.join(_READERS)}, each as "
+                "NAME=VALUE"
+            )
         try:
             options[key] = _READERS[key](value)
         except (KeyError, ValueError) as error:
-            allowed = ", ".join(f"{known}=…" for known in _READERS)
             raise RecipeError(
-                f"recipe {name!r}: cannot read option {item!r}; allowed are {allowed}"
+                f"recipe {name!r}: cannot read {item!r}; {key} takes {_KINDS[_READERS[key]]}"
             ) from error
     return options
 

@@ -113,6 +113,16 @@ def check_origin(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> No
     Raises:
         CalibrationError: naming what differs.
     """
+    check_model(pipe, calibration_set)
+    calibration_set.verify()
+
+
+def check_model(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> None:
+    """Refuses trajectories of another model or scheduler; reads none of them.
+
+    Raises:
+        CalibrationError: naming what differs.
+    """
     found = model_fingerprint(pipe.unet)
     if found != calibration_set.fingerprint:
         raise CalibrationError(
@@ -137,4 +147,3 @@ def check_origin(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> No
             f"the calibration set {calibration_set.path} was recorded with other scheduler settings: "
             f"{', '.join(differing)} differ; use the same ones or collect again"
         )
-    calibration_set.verify()

@@ -135,9 +135,11 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _refuse_taken(out: Path) -> None:
+    from errata.compress.work.journal import remove_leftovers
     from errata.directories import refuse_taken
     from errata.errors import RecipeError
 
+    remove_leftovers(out)
     refuse_taken(out, error=RecipeError)
 
 
@@ -202,9 +204,12 @@ def _summary_text(out: Path, compressed: "CompressedPipeline", payload: dict[str
 def _dry_run(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Recipe") -> int:
     from errata import calibration
     from errata.compress.work.journal import count_finished, work_directory
+    from errata.compress.work.preparation import check_model
     from errata.compress.work.preview import Preview
 
-    preview = Preview.of(calibration.load_pipeline(args.pipeline), recipe, num_steps=recording.num_steps)
+    pipe = calibration.load_pipeline(args.pipeline)
+    check_model(pipe, recording)
+    preview = Preview.of(pipe, recipe, num_steps=recording.num_steps)
     payload, text = preview.to_json(), preview_text(preview)
     if args.out is not None and (finished := count_finished(args.out)):
         payload["finished_stages"] = finished

@@ -71,3 +71,11 @@ def test_a_fused_adapter_is_compressed_with_the_weights(
     found = small.draw(deployed, 0)
     assert torch.isfinite(found).all()
     assert (found - adapted).square().mean() < 0.1 * (found - without).square().mean()
+
+
+def test_a_stored_pipeline_with_an_adapter_is_refused_by_name(
+    make_adapted: Callable[[str], Any], tmp_path: Path
+) -> None:
+    make_adapted("unet").pipe.save_pretrained(tmp_path / "saved")
+    with pytest.raises(CalibrationError, match=r"unet/.*safetensors` has LoRA layers .*fuse_lora"):
+        calibration.load_pipeline(tmp_path / "saved")

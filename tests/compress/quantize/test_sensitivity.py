@@ -102,7 +102,7 @@ def test_a_layer_that_rounds_badly_ranks_first(
     assert table.ranked()[0].name == BAD
     assert table.ranked()[0].mean > 2 * table.ranked()[1].mean
     assert BAD in table.suggestion()
-    assert "bits 8 for" in table.suggestion()
+    assert "--bits NAME=8) for" in table.suggestion()
 
 
 @torch.no_grad()
@@ -222,14 +222,15 @@ def test_text_is_ranked_aligned_and_ends_in_a_suggestion() -> None:
     assert len({len(line) for line in [head, *lines]}) == 1
     assert lines[0].split() == ["second", "w4a8", "1,000", "20.000%", "30.000%", "0"]
     assert suggestion == (
-        "suggestion: bits 8 for second (1 of 4 rows, 33.3% of the weights, 64% of the summed squared error)"
+        "suggestion: 8 bits (bits, --bits NAME=8) for second (1 of 4 rows, 33.3% of the weights, 64% of the "
+        "summed squared error)"
     )
 
 
 def test_what_has_no_four_bit_weights_is_suggested_for_floating_point() -> None:
     rows = tuple(row for row in example().rows if row.name != "second")
     text = SensitivityTable(recipe="w4a8", steps=(0, 7), samples=16, rows=rows).suggestion()
-    assert "modules_to_not_convert for third (" in text
+    assert "floating point (modules_to_not_convert, --keep NAME) for third (" in text
     zero = SensitivityTable(recipe="w4a8", steps=(0, 7), samples=16, rows=rows[-1:])
     assert zero.suggestion() == "suggestion: nothing to spare, no layer has any error"
     assert [row.name for row in example().heaviest(0.99)] == ["second", "third"]

@@ -32,7 +32,7 @@ def test_full_steps_of_twelve(cache: DeepCache, full_steps: tuple[int, ...]) -> 
 
 
 def test_a_listed_step_or_a_centre_beyond_the_run_is_refused() -> None:
-    with pytest.raises(RecipeError, match="step 12 is beyond the run; its last step is 11"):
+    with pytest.raises(RecipeError, match="step 12 is beyond the run; its last step is 11; leave it out"):
         DeepCache(steps=(0, 12)).full_steps(12)
     with pytest.raises(RecipeError, match="center=13 is beyond the run; allowed are 0 to 12"):
         DeepCache(interval=3, spacing="power", center=13).full_steps(12)
