@@ -11,9 +11,9 @@ Gain = Literal["spread", "least_squares"]
 
 # Below this share of its mean square, what varies in a channel is rounding error of its sums.
 _CONSTANT = 1e-12
-# Features of neighbouring steps differ less (embedded model, N = 10: gains of 0.5 to 1.7). A channel that
+# Features of neighbouring steps differ less (embedded model, N = 15: gains of 0.5 to 2.3). A channel that
 # hardly varies in the cache says little about one that does, and must not be blown up.
-_LARGEST_SPREAD = 2.0
+_LARGEST_SPREAD = 4.0
 
 
 class ChannelFit:
@@ -24,8 +24,8 @@ class ChannelFit:
         gain = std(target) / std(source)                "spread"
 
     A least squares line shrinks what it cannot predict towards the mean; the second gain leaves the corrected
-    source the mean and the standard deviation of the target, up to twice its own. They agree where the target
-    is affine in the source with a positive gain.
+    source the mean and the standard deviation of the target, up to four times its own. They agree where the
+    target is affine in the source with a gain between 0 and 4.
 
     A channel whose source does not vary gets gain 1 and the difference of the means; a step without pairs is
     left as it is, gain 1 and shift 0.
