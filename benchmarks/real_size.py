@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 
 from errata import calibration, compress, deploy
 from errata.compress import LearnedRounding, Quantization, Recipe
@@ -102,21 +103,20 @@ def quantize(options: argparse.Namespace) -> str:
 
 def learn(options: argparse.Namespace) -> str:
     """Learned rounding of one ResNet block and one transformer block."""
-    unet = UNet2DConditionModel.load_config(options.work / "pipeline" / "unet")
+    config = UNet2DConditionModel.load_config(options.work / "pipeline" / "unet")
     with torch.device("meta"):
-        names = [name for name, _ in UNet2DConditionModel.from_config(unet).named_modules()]
-    kept = [name for name in leaves(names) if not name.startswith((f"{RESNET}.", f"{TRANSFORMER}."))]
+        unet = UNet2DConditionModel.from_config(config)
+    kept = [
+        name
+        for name, module in unet.named_modules()
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear | Attention)
+        and not name.startswith((f"{RESNET}.", f"{TRANSFORMER}."))
+    ]
     rounding = LearnedRounding(iterations=options.iterations, samples=4, batch_size=2)
     quantization = Quantization(
         weight_bits=4, activation_bits=8, rounding=rounding, modules_to_not_convert=tuple(kept)
     )
     return apply(options, Recipe(quantization=quantization), "learned")
-
-
-def leaves(names: list[str]) -> list[str]:
-    """Return the modules that hold no others, and the attentions."""
-    holders = {name.rpartition(".")[0] for name in names}
-    return [name for name in names if name and (name not in holders or name.endswith((".attn1", ".attn2")))]
 
 
 def apply(options: argparse.Namespace, recipe: Recipe | str, name: str) -> str:
