@@ -1,10 +1,11 @@
 """A finished calibration set: what was recorded, read step by step without loading the rest."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from errata.calibration.document import FINISHED, PARTIAL, Document
@@ -37,6 +38,15 @@ class Record:
     timestep: Tensor
     cond: dict[str, Tensor]
     step: int
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Record":
+        """The same call on another device; what is floating-point, in that type. The timestep stays."""
+
+        def fit(value: Tensor) -> Tensor:
+            return value.to(device, dtype if value.is_floating_point() else value.dtype)
+
+        cond = {name: fit(value) for name, value in self.cond.items()}
+        return replace(self, sample=self.sample.to(device, dtype), cond=cond)
 
 
 class CalibrationSet:

@@ -5,13 +5,13 @@ so at any moment a kill leaves either a finished set or one that says exactly wh
 """
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from errata.calibration.document import FINISHED, PARTIAL, Calls, Document, Request, differences
 from errata.calibration.recorder import Trajectory
 from errata.calibration.shards import FOLDER, TEMPORARY, Shard, replace_file, write_shard
+from errata.directories import refusals_as
 from errata.errors import CalibrationError
 
 __all__ = ["Journal"]
@@ -138,13 +138,9 @@ def _describe_calls(trajectory: Trajectory, num_samples: int, index: int) -> Cal
     )
 
 
-@contextmanager
-def _clear_errors(out: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one line."""
-    try:
-        yield
-    except OSError as problem:
-        reason = (problem.strerror or str(problem)).lower()
-        raise CalibrationError(
-            f"cannot write a calibration to `{out}`: {reason}; choose a directory that can be written"
-        ) from problem
+def _clear_errors(out: Path) -> AbstractContextManager[None]:
+    return refusals_as(
+        CalibrationError,
+        doing=f"write a calibration to `{out}`",
+        advice="choose a directory that can be written",
+    )

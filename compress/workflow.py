@@ -86,7 +86,7 @@ def apply(
     check_origin(pipe, calibration_set)
     origin = origin_of(calibration_set, samples_per_step=samples_per_step)
     taken = None if reuse is None else taken_table(reuse, recipe, origin)
-    request = request_of(pipe.unet, calibration_set, recipe, samples_per_step=samples_per_step)
+    request = request_of(pipe.unet, origin, recipe, samples_per_step=samples_per_step)
     with Journal(out, request) as journal:
         work = _Work(
             unet=_private_copy(pipe.unet),

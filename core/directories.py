@@ -10,7 +10,7 @@ from pathlib import Path
 
 from errata.errors import ErrataError
 
-__all__ = ["make_directory", "refuse_taken", "staged_directory"]
+__all__ = ["make_directory", "refusals_as", "refuse_taken", "staged_directory"]
 
 
 @contextmanager
@@ -94,6 +94,15 @@ def _publish(staging: Path, target: Path, out: Path, error: type[ErrataError]) -
         if problem.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise error(f"`{out}` was filled meanwhile; choose another directory or remove it") from problem
         raise error(f"cannot make `{out}`: {_reason(problem)}; choose another directory") from problem
+
+
+@contextmanager
+def refusals_as(error: type[ErrataError], *, doing: str, advice: str) -> Iterator[None]:
+    """Turn what the file system refuses into one line: `cannot DOING: REASON; ADVICE`."""
+    try:
+        yield
+    except OSError as problem:
+        raise error(f"cannot {doing}: {_reason(problem)}; {advice}") from problem
 
 
 def _reason(problem: OSError) -> str:

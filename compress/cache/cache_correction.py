@@ -33,12 +33,13 @@ from torch import Tensor, nn
 
 from errata.calibration import CalibrationSet
 from errata.calibration.calibration_set import Record
-from errata.compress.cache.cache_features import SAMPLES, FloatModel, chunk_size, chunks, inputs_on, progress
+from errata.compress.cache.cache_features import SAMPLES, FloatModel, chunk_size, chunks, progress
 from errata.compress.cache.channel_fit import ChannelFit
 from errata.compress.cache.corrected import FEATURE, OUTPUT, FeatureCorrection
 from errata.compress.cache.refined_inputs import RefinedInputs
 from errata.compress.network.clock import StepClock
 from errata.compress.network.denoiser import UNetDenoiser
+from errata.compress.network.inputs import inputs_on
 from errata.compress.network.unet import BranchedUNet
 from errata.compress.quantize.scheme import CorrectedLayer, Scheme
 from errata.compress.quantize.simulation import simulate

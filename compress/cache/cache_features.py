@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from errata.calibration import CalibrationSet
 from errata.calibration.calibration_set import Record
+from errata.compress.network.inputs import inputs_on
 from errata.compress.network.unet import BranchedUNet, in_evaluation
 
 # CacheQuant's public code keeps 64 trajectories of a latent model, and as many samples a step for CIFAR-10.
@@ -117,13 +118,3 @@ def chunk_size(model: FloatModel, calibration_set: CalibrationSet, *, kept_featu
     feature = model.feature(record)
     sample_bytes = feature.numel() * max(4, feature.element_size())
     return max(1, min(_LARGEST_CHUNK, _FEATURE_BYTES // (kept_features * sample_bytes)))
-
-
-def inputs_on(unet: nn.Module, record: Record) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sample and conditioning of a record, on the network's device and in its floating-point type."""
-    parameter = next(unet.parameters())
-
-    def fit(value: Tensor) -> Tensor:
-        return value.to(parameter.device, parameter.dtype if value.is_floating_point() else value.dtype)
-
-    return fit(record.sample), {name: fit(value) for name, value in record.cond.items()}

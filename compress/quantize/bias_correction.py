@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,11 @@ from tqdm import tqdm
 
 from errata.calibration import CalibrationSet
 from errata.compress.network.clock import StepClock
+from errata.compress.network.passes import input_of
 from errata.compress.quantize.mixed_steps import MixedRows, mixed_rows
 from errata.compress.quantize.scheme import LayerScheme, Scheme
 from errata.compress.quantize.simulation import simulate
+from errata.compress.work.journal import Stage
 from errata.compress.work.progress import BlockListener, BlockReport
 from errata.errors import RecipeError
 
@@ -25,7 +28,6 @@ SAMPLES = 128
 _BATCH_SIZE = 64
 
 Tensors = dict[str, Tensor]
-Stage = Callable[[str, Callable[[], Tensors]], Tensors]
 
 
 def correct_biases(
@@ -208,27 +210,11 @@ class _MeanError:
         return self._squares / (self._count * len(self._sum))
 
 
-class _Reached(Exception):
-    """Ends a pass; no error."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
-
-
 def _input_of(unet: nn.Module, name: str, rows: MixedRows) -> Tensor:
     """What the layer of that name reads; nothing after it is computed."""
-
-    def stop(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        raise _Reached(arguments[0])
-
-    handle = unet.get_submodule(name).register_forward_pre_hook(stop)
-    try:
-        rows.predict(unet)
-    except _Reached as reached:
-        return reached.x
-    finally:
-        handle.remove()
-    raise RecipeError(f"layer {name!r} did not run")
+    (x, *_), _ = input_of(unet.get_submodule(name), partial(rows.predict, unet))
+    assert isinstance(x, Tensor)  # convolutions and linear layers take one
+    return x
 
 
 def _digest(name: str, x: Tensor) -> str:

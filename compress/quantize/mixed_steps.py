@@ -28,17 +28,15 @@ class MixedRows:
     @classmethod
     def of(cls, records: Sequence[Record]) -> MixedRows:
         """The rows of these records, one after another; a whole-number timestep stays one."""
+        records = [record.to(torch.device("cpu"), torch.float32) for record in records]
         times = [float(record.timestep) for record in records]
         rows = torch.tensor([len(record.sample) for record in records])
         dtype = torch.long if all(time.is_integer() for time in times) else torch.float32
-        joined = {name: torch.cat([record.cond[name] for record in records]) for name in records[0].cond}
         return cls(
-            x=torch.cat([record.sample for record in records]).float(),
+            x=torch.cat([record.sample for record in records]),
             timesteps=torch.tensor(times).to(dtype).repeat_interleave(rows),
             steps=torch.tensor([record.step for record in records]).repeat_interleave(rows),
-            cond={
-                name: value.float() if value.is_floating_point() else value for name, value in joined.items()
-            },
+            cond={name: torch.cat([record.cond[name] for record in records]) for name in records[0].cond},
         )
 
     def to(self, device: torch.device) -> MixedRows:

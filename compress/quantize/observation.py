@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from errata.calibration import CalibrationSet
-from errata.calibration.calibration_set import Record
 from errata.compress.network.attention import QuantizedAttention, set_attention
+from errata.compress.network.inputs import inputs_on
 from errata.compress.network.unet import BranchedUNet
 from errata.compress.quantize.ranges import choose_range
 from errata.compress.quantize.scheme import LayerScheme, Scheme
@@ -192,20 +192,10 @@ def _observe_step(
     timestep = float(calibration_set.timesteps[step])
     with _watching(unet, scheme, sample):
         for record in calibration_set.batches(step, limit=limit, batch_size=_BATCH_SIZE):
-            x, cond = _inputs(unet, record)
+            x, cond = inputs_on(unet, record)
             sample.expect(len(x) // calibration_set.rows_per_sample)
             model.full(x, timestep, cond, branch=0)
     return sample
-
-
-def _inputs(unet: nn.Module, record: Record) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sample and conditioning, on the network's device and, where they are floating-point, in its type."""
-    to = next(unet.parameters())
-    cond = {
-        name: value.to(to.device, to.dtype if value.is_floating_point() else value.dtype)
-        for name, value in record.cond.items()
-    }
-    return record.sample.to(to.device, to.dtype), cond
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from errata.calibration import CalibrationSet, Record, model_fingerprint
+from errata.calibration import CalibrationSet, Record
 from errata.compress.network.attention import QuantizedAttention, set_attention
 from errata.compress.network.clock import StepClock
 from errata.compress.network.unet import replace_module
@@ -22,6 +22,7 @@ from errata.compress.quantize.scheme import Scheme
 from errata.compress.quantize.sensitivity_table import SensitivityRow, SensitivityTable
 from errata.compress.quantize.simulation import quantize_weights, range_table, simulate
 from errata.compress.recipes.recipe import Recipe
+from errata.compress.work.preparation import check_weights
 from errata.errors import CalibrationError, RecipeError
 
 __all__ = ["SensitivityRow", "SensitivityTable", "measure"]
@@ -69,7 +70,7 @@ def measure(
     if samples < 1:
         raise CalibrationError(f"samples={samples}; allowed are whole numbers of at least 1")
     chosen = _chosen_steps(calibration_set.num_steps, steps)
-    _check_origin(pipe, calibration_set)
+    check_weights(pipe.unet, calibration_set)
     scheme = Scheme.of(pipe.unet, Recipe(quantization=recipe.quantization), branch=0)
     subject = copy.deepcopy(pipe.unet).float().eval()
     clock = StepClock()
@@ -196,15 +197,6 @@ def _chosen_steps(num_steps: int, steps: int | Sequence[int] | None) -> tuple[in
     if not chosen or chosen[0] < 0 or chosen[-1] >= num_steps:
         raise CalibrationError(f"steps={list(steps)}; recorded steps are 0-{num_steps - 1}")
     return chosen
-
-
-def _check_origin(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> None:
-    found = model_fingerprint(pipe.unet)
-    if found != calibration_set.fingerprint:
-        raise CalibrationError(
-            f"the calibration set {calibration_set.path} was recorded from another model "
-            f"(fingerprint {calibration_set.fingerprint[:12]}…, this one has {found[:12]}…); collect again"
-        )
 
 
 def _table(

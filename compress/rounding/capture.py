@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.compress.network.clock import StepClock
+from errata.compress.network.passes import input_of, output_of
 from errata.compress.rounding.blocks import Block
 from errata.compress.rounding.row_store import RowStore
 
@@ -20,10 +20,6 @@ Evaluate = Callable[[nn.Module, Tensor, Mapping[str, Tensor]], object]
 _ARGUMENT = "argument."
 _TARGET = "target"
 _STEP = "step"
-
-
-class _Reached(Exception):
-    """Ends a forward pass whose remainder nobody needs."""
 
 
 @dataclass(frozen=True)
@@ -55,57 +51,6 @@ class BlockData:
         positions = sorted((name for name in arguments if name.isdigit()), key=int)
         args = tuple(arguments.pop(name) for name in positions)
         return BlockBatch(args, arguments, target, step)
-
-
-def call_order(unet: nn.Module, names: Iterable[str], run: Callable[[], object]) -> list[str]:
-    """Those of the named modules that `run()` calls, in the order of their first calls."""
-    order: dict[str, None] = {}
-    with ExitStack() as cleanup:
-        for name in names:
-
-            def hook(*_: object, name: str = name) -> None:
-                order.setdefault(name)
-
-            cleanup.enter_context(_removing(unet.get_submodule(name).register_forward_pre_hook(hook)))
-        run()
-    return list(order)
-
-
-def input_of(module: nn.Module, run: Callable[[], object]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments that `module` gets during `run()`, which ends there.
-
-    Raises:
-        RuntimeError: `run` never calls the module.
-    """
-    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append((args, kwargs))
-        raise _Reached
-
-    with _removing(module.register_forward_pre_hook(hook, with_kwargs=True)):
-        _run_until_reached(run)
-    return seen[0]
-
-
-def output_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
-    """What `module` returns during `run()`, which ends there.
-
-    Raises:
-        RuntimeError: `run` never calls the module.
-        TypeError: it returns anything but a tensor.
-    """
-    seen: list[Any] = []
-
-    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        seen.append(output)
-        raise _Reached
-
-    with _removing(module.register_forward_hook(hook)):
-        _run_until_reached(run)
-    if not isinstance(seen[0], Tensor):
-        raise TypeError(f"a {type(module).__name__} returns a {type(seen[0]).__name__}; a tensor is expected")
-    return seen[0]
 
 
 @torch.no_grad()
@@ -174,19 +119,3 @@ def _holds_tensors(value: object) -> bool:
     if isinstance(value, list | tuple):
         return any(_holds_tensors(item) for item in value)
     return isinstance(value, Tensor)
-
-
-def _run_until_reached(run: Callable[[], object]) -> None:
-    try:
-        run()
-    except _Reached:
-        return
-    raise RuntimeError("the forward pass ended without calling the block")
-
-
-@contextmanager
-def _removing(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from errata.calibration import CalibrationSet
 from errata.compress.network.clock import StepClock
+from errata.compress.network.passes import call_order
 from errata.compress.network.unet import float_layer, in_evaluation
 from errata.compress.quantize.scheme import Scheme
 from errata.compress.quantize.simulation import simulate, simulated_weight
 from errata.compress.recipes.quantization import LearnedRounding
 from errata.compress.rounding.blocks import Block, blocks_of
-from errata.compress.rounding.capture import call_order, capture_block
+from errata.compress.rounding.capture import capture_block
 from errata.compress.rounding.reconstruction import reconstruct, seed_of
 from errata.compress.rounding.rounding_inputs import MixedSteps, spill_inputs
 from errata.compress.rounding.row_store import RowStore

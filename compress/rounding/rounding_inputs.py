@@ -50,12 +50,10 @@ def spill_inputs(calibration_set: CalibrationSet, store: RowStore, *, count: int
         for sample, record in enumerate(records):
             if sample not in samples:
                 continue
-            cond = {
-                _COND + name: value.float() if value.is_floating_point() else value
-                for name, value in record.cond.items()
-            }
+            fitted = record.to(torch.device("cpu"), torch.float32)
+            cond = {_COND + name: value for name, value in fitted.cond.items()}
             step_of_rows = torch.full((rows,), step)
-            store.append({"sample": record.sample.float(), "step": step_of_rows} | cond, rows=rows)
+            store.append({"sample": fitted.sample, "step": step_of_rows} | cond, rows=rows)
 
 
 class MixedSteps:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,7 +29,7 @@ from torch import Tensor
 from errata import canonical_json
 from errata.compress.work.lock import FileLock
 from errata.compress.work.stage_file import read_stage, write_stage
-from errata.directories import make_directory, refuse_taken, staged_directory
+from errata.directories import make_directory, refusals_as, refuse_taken, staged_directory
 from errata.errors import RecipeError
 
 __all__ = ["Journal", "Stage", "remove_leftovers", "without_journal", "work_directory"]
@@ -270,13 +270,5 @@ def _read_request(file: Path) -> Mapping[str, Any]:
     return request
 
 
-@contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one line."""
-    try:
-        yield
-    except OSError as problem:
-        reason = (problem.strerror or str(problem)).lower()
-        raise RecipeError(
-            f"cannot write to `{path}`: {reason}; make room, or choose another `out`"
-        ) from problem
+def _clear_errors(path: Path) -> AbstractContextManager[None]:
+    return refusals_as(RecipeError, doing=f"write to `{path}`", advice="make room, or choose another `out`")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -12,10 +13,8 @@ from torch import nn
 
 import errata
 from errata.calibration import CalibrationSet, model_fingerprint
-from errata.calibration.document import FINISHED
 from errata.calibration.fingerprint import public_config
 from errata.calibration.plain_json import from_plain
-from errata.canonical_json import file_digest
 from errata.compress.network.structure import cut_at
 from errata.compress.network.unet import BranchedUNet, default_branch
 from errata.compress.quantize.scheme import Scheme
@@ -82,17 +81,18 @@ def branch_of(pipe: DiffusionPipeline) -> int:
 
 
 def request_of(
-    unet: nn.Module, calibration_set: CalibrationSet, recipe: Recipe, *, samples_per_step: int
+    unet: nn.Module, origin: Mapping[str, Any], recipe: Recipe, *, samples_per_step: int
 ) -> dict[str, Any]:
     """Everything that decides the bytes of the stages, with names that a user understands.
 
+    `origin` names the model and the data, see `errata.compress.work.reuse.origin_of`.
     Sums of floating-point numbers depend on the number of threads and on the processor's vector units.
     """
     device = next(unet.parameters()).device
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
-        "model": calibration_set.fingerprint,  # that of `unet`, see `check_origin`
-        "calibration data": file_digest(calibration_set.path / FINISHED),
+        "model": origin["fingerprint"],  # that of `unet`, see `check_origin`
+        "calibration data": origin["data_sha256"],
         "recipe": recipe.to_json(),
         "samples per step": samples_per_step,
         "device": on,
@@ -123,12 +123,7 @@ def check_model(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> Non
     Raises:
         CalibrationError: naming what differs.
     """
-    found = model_fingerprint(pipe.unet)
-    if found != calibration_set.fingerprint:
-        raise CalibrationError(
-            f"the calibration set {calibration_set.path} was recorded from another model "
-            f"(fingerprint {calibration_set.fingerprint[:12]}…, this one has {found[:12]}…); collect again"
-        )
+    check_weights(pipe.unet, calibration_set)
     scheduler = type(pipe.scheduler).__name__
     config = from_plain(public_config(pipe.scheduler.config))  # as the recording gives it back
     if scheduler != calibration_set.scheduler_class:
@@ -146,4 +141,18 @@ def check_model(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> Non
         raise CalibrationError(
             f"the calibration set {calibration_set.path} was recorded with other scheduler settings: "
             f"{', '.join(differing)} differ; use the same ones or collect again"
+        )
+
+
+def check_weights(unet: nn.Module, calibration_set: CalibrationSet) -> None:
+    """Refuses trajectories of another network.
+
+    Raises:
+        CalibrationError: with both fingerprints.
+    """
+    found = model_fingerprint(unet)
+    if found != calibration_set.fingerprint:
+        raise CalibrationError(
+            f"the calibration set {calibration_set.path} was recorded from another model "
+            f"(fingerprint {calibration_set.fingerprint[:12]}…, this one has {found[:12]}…); collect again"
         )

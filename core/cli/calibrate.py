@@ -11,6 +11,7 @@ from errata.cli.output import emit
 from errata.cli.usage import (
     Commands,
     UsageError,
+    add_batch_size_option,
     add_command,
     add_seed_option,
     check_seeds,
@@ -59,13 +60,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--samples", type=positive, default=512, metavar="N", help="images to make (default: 512)"
     )
-    parser.add_argument(
-        "--batch-size",
-        type=positive,
-        default=64,
-        metavar="N",
-        help="images per batch (default: 64)",
-    )
+    add_batch_size_option(parser, default=64)
     add_seed_option(parser)
     parser.add_argument("--prompts", metavar="SOURCE", help="one prompt an image, see below")
     parser.add_argument("--labels", metavar="SOURCE", help="one class label an image, see below")

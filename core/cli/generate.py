@@ -14,6 +14,7 @@ from errata.cli.usage import (
     Commands,
     UsageError,
     add_backend_option,
+    add_batch_size_option,
     add_command,
     add_seed_option,
     check_seeds,
@@ -47,13 +48,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="what `errata deploy` wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new directory for the images")
     parser.add_argument("--images", type=positive, default=16, metavar="N", help="how many (default: 16)")
-    parser.add_argument(
-        "--batch-size",
-        type=positive,
-        default=16,
-        metavar="N",
-        help="images per batch (default: 16)",
-    )
+    add_batch_size_option(parser, default=16)
     add_seed_option(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="for models that take one")
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")

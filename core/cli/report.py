@@ -12,11 +12,11 @@ from errata.cli.usage import (
     Commands,
     UsageError,
     add_backend_option,
+    add_batch_size_option,
     add_command,
     add_seed_option,
     check_seeds,
     misuse,
-    positive,
     several,
 )
 from errata.errors import PlanError
@@ -48,13 +48,7 @@ def add_parser(commands: Commands) -> None:
         "--baseline", metavar="PIPELINE", help="the float pipeline, to compare image by image with it"
     )
     parser.add_argument("--samples", type=several, default=256, metavar="N", help="images (default: 256)")
-    parser.add_argument(
-        "--batch-size",
-        type=positive,
-        default=64,
-        metavar="N",
-        help="images per batch (default: 64)",
-    )
+    add_batch_size_option(parser, default=64)
     add_seed_option(parser)
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
     add_backend_option(parser)

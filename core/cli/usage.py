@@ -51,6 +51,17 @@ def add_seed_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_batch_size_option(parser: argparse.ArgumentParser, *, default: int) -> None:
+    """Declare how many images are made at a time."""
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        default=default,
+        metavar="N",
+        help=f"images per batch (default: {default})",
+    )
+
+
 def add_backend_option(parser: argparse.ArgumentParser) -> None:
     """Declare the choice of kernels."""
     parser.add_argument(

@@ -18,6 +18,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
+from errata import calibration
 from errata.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
 
 
@@ -48,6 +49,21 @@ class Small:
         seeds = [torch.Generator().manual_seed(first_seed + index) for index in range(2)]
         drawn = getattr(run(generator=seeds, output_type="np", **self.inputs), self.output)
         return torch.as_tensor(drawn).float()
+
+    def collect(self, out: Path, *, steps: int, batches: int = 1) -> calibration.CalibrationSet:
+        """Batches of two samples, recorded with the very arguments that are drawn with."""
+        inputs = {
+            name: value for name, value in self.inputs.items() if name not in ("batch_size", "guidance_scale")
+        }
+        return calibration.collect(
+            self.pipe,
+            out,
+            num_inference_steps=steps,
+            num_samples=2 * batches,
+            batch_size=2,
+            inputs=[inputs] * batches,
+            guidance_scale=self.inputs.get("guidance_scale"),
+        )
 
 
 def ddim() -> Small:

@@ -31,19 +31,6 @@ def make_adapted(small_pipeline: Callable[[str], Any]) -> Callable[[str], Any]:
     return make
 
 
-def collect(small: Any, out: Path) -> calibration.CalibrationSet:
-    inputs = {name: value for name, value in small.inputs.items() if name != "guidance_scale"}
-    return calibration.collect(
-        small.pipe,
-        out,
-        num_inference_steps=STEPS,
-        num_samples=2,
-        batch_size=2,
-        inputs=[inputs],
-        guidance_scale=small.inputs["guidance_scale"],
-    )
-
-
 @pytest.mark.parametrize("component", LAYERS)
 def test_an_adapter_beside_the_weights_is_refused(
     component: str, make_adapted: Callable[[str], Any], tmp_path: Path
@@ -52,7 +39,7 @@ def test_an_adapter_beside_the_weights_is_refused(
         rf"`{component}\..*` has LoRA layers beside its weight; fuse them first: `pipe.fuse_lora\(\); pipe"
     )
     with pytest.raises(CalibrationError, match=message):
-        collect(make_adapted(component), tmp_path / "set")
+        make_adapted(component).collect(tmp_path / "set", steps=STEPS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -62,7 +49,9 @@ def test_a_fused_adapter_is_compressed_with_the_weights(
     plain, small = small_pipeline("sd 1"), make_adapted("unet")
     small.pipe.fuse_lora()
     small.pipe.unload_lora_weights()
-    compressed = compress.apply(small.pipe, collect(small, tmp_path / "set"), "w8a8", tmp_path / "compressed")
+    compressed = compress.apply(
+        small.pipe, small.collect(tmp_path / "set", steps=STEPS), "w8a8", tmp_path / "compressed"
+    )
     deployed = deploy.load(deploy.export(compressed, tmp_path / "artifact"))
     deployed.pipe.set_progress_bar_config(disable=True)
     adapted, without = (

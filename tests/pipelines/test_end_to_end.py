@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata import calibration, compress, deploy
+from errata import compress, deploy
 
 Build = Callable[[str], Any]
 LOG = logging.getLogger(__name__)  # `pytest --log-cli-level=INFO` shows the numbers
@@ -44,22 +44,6 @@ def psnr(found: Tensor, expected: Tensor) -> float:
     return float(10 * torch.log10(spread.square() / (found - expected).square().mean()))
 
 
-def collected(small: Any, out: Path) -> calibration.CalibrationSet:
-    """Two batches of two samples, with the very arguments that are drawn with later."""
-    inputs = {
-        name: value for name, value in small.inputs.items() if name not in ("batch_size", "guidance_scale")
-    }
-    return calibration.collect(
-        small.pipe,
-        out,
-        num_inference_steps=STEPS,
-        num_samples=4,
-        batch_size=2,
-        inputs=[inputs] * 2,
-        guidance_scale=small.inputs.get("guidance_scale"),
-    )
-
-
 def with_doubled_output(compressed: compress.CompressedPipeline) -> compress.CompressedPipeline:
     """The same pipeline with a classic mistake: the scale of the last layer's weight is twice too large."""
     wrong = copy.copy(compressed)
@@ -76,7 +60,7 @@ def test_an_artifact_draws_what_the_float_pipeline_draws(
     name: str, small_pipeline: Build, tmp_path: Path
 ) -> None:
     small = small_pipeline(name)
-    recorded = collected(small, tmp_path / "set")
+    recorded = small.collect(tmp_path / "set", steps=STEPS, batches=2)
     compressed = compress.apply(small.pipe, recorded, "w8a8", tmp_path / "compressed")
     deployed = deploy.load(deploy.export(compressed, tmp_path / "artifact"))
     deployed.pipe.set_progress_bar_config(disable=True)

@@ -15,7 +15,7 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from torch import Tensor
 
-from errata import calibration, compress, correct, deploy
+from errata import compress, correct, deploy
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline
 from errata.deploy import DeployedPipeline
@@ -47,19 +47,6 @@ def changed(small: Any, scheduler: Any) -> Any:
     return type(small)(pipe, small.inputs)
 
 
-def collected(small: Any, out: Path) -> CalibrationSet:
-    inputs = {name: value for name, value in small.inputs.items() if name != "guidance_scale"}
-    return calibration.collect(
-        small.pipe,
-        out,
-        num_inference_steps=STEPS,
-        num_samples=2,
-        batch_size=2,
-        inputs=[inputs],
-        guidance_scale=small.inputs["guidance_scale"],
-    )
-
-
 def psnr(found: Tensor, expected: Tensor) -> float:
     """In dB, of images in 0 to 1."""
     return float(-10 * torch.log10((found - expected).square().mean()))
@@ -86,7 +73,7 @@ def guided(
 ) -> tuple[Any, CalibrationSet, CompressedPipeline]:
     """Stable Diffusion 1 with PLMS: the pipeline, its trajectories, and its W8A8."""
     small, root = small_pipeline("sd 1"), tmp_path_factory.mktemp("guided")
-    recorded = collected(small, root / "set")
+    recorded = small.collect(root / "set", steps=STEPS)
     return small, recorded, compress.apply(small.pipe, recorded, "w8a8", root / "w8a8")
 
 
@@ -109,7 +96,7 @@ def test_a_cache_on_a_guided_pipeline(
 def test_a_cache_under_a_scheduler_that_scales(small_pipeline: Build, tmp_path: Path) -> None:
     scheduler = EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1)
     small = changed(small_pipeline("sd 1"), scheduler)
-    recorded = collected(small, tmp_path / "set")
+    recorded = small.collect(tmp_path / "set", steps=STEPS)
     recipe = "w8a8+cachequant-2:corrected_by=iec"
     compressed = compress.apply(small.pipe, recorded, recipe, tmp_path / "compressed")
     deployed = deployed_from_disk(compressed, tmp_path / "artifact")
@@ -136,7 +123,7 @@ def half(small_pipeline: Build, tmp_path_factory: pytest.TempPathFactory) -> Hal
     def make(name: str, dtype: torch.dtype) -> tuple[Any, DeployedPipeline]:
         whole, root = small_pipeline(name), tmp_path_factory.mktemp("half")
         small = type(whole)(copy.deepcopy(whole.pipe).to(dtype), whole.inputs)
-        recorded = collected(small, root / "set")
+        recorded = small.collect(root / "set", steps=STEPS)
         compressed = compress.apply(small.pipe, recorded, "w8a8+cachequant-2", root / "compressed")
         return small, deployed_from_disk(compressed, root / "artifact")
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from errata.compress.network.clock import StepClock
+from errata.compress.network.passes import call_order, input_of, output_of
 from errata.compress.rounding.blocks import Block
-from errata.compress.rounding.capture import BlockData, call_order, capture_block, input_of, output_of
+from errata.compress.rounding.capture import BlockData, capture_block
 from errata.compress.rounding.row_store import RowStore
 
 
