@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
@@ -115,6 +115,7 @@ def observe_ranges(
     calibration_set: CalibrationSet,
     scheme: Scheme,
     *,
+    steps: Sequence[int] | None = None,
     samples_per_step: int = SAMPLES_PER_STEP,
     stage: Stage = without_journal,
 ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -127,6 +128,7 @@ def observe_ranges(
         unet: the float network.
         calibration_set: its trajectories.
         scheme: what is quantized.
+        steps: the steps to observe, one entry of the result for each; None means all.
         samples_per_step: trajectories to look at, at most.
         stage: where the ranges of a finished step are kept, for a run that is taken up again.
 
@@ -137,12 +139,13 @@ def observe_ranges(
     if not sites:
         return {}
     observed = copy.deepcopy(unet).eval()  # as `collect` and the simulation run it
-    total = calibration_set.num_steps
+    chosen = range(calibration_set.num_steps) if steps is None else steps
+    total = len(chosen)
     columns: list[dict[str, Tensor]] = []
     lines = StepProgress("activation ranges", total)
     # None: not without a terminal
     with tqdm(total=total, desc="activation ranges", unit="step", disable=None) as bar:
-        for step in range(total):
+        for done, step in enumerate(chosen, start=1):
             made: list[int] = []
 
             def make(step: int = step, made: list[int] = made) -> dict[str, Tensor]:
@@ -153,7 +156,7 @@ def observe_ranges(
             columns.append(stage(f"ranges.{step:04d}", make))
             bar.update()
             if bar.disable:
-                lines.update(step + 1, is_resumed=not made)
+                lines.update(done, is_resumed=not made)
     return {
         site.name: (
             torch.stack([column[f"{site.name}.scale"] for column in columns]),

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from errata.calibration import CalibrationSet, Record
+from errata.calibration import CalibrationSet
 from errata.compress.network.attention import QuantizedAttention, set_attention
 from errata.compress.network.clock import StepClock
 from errata.compress.network.unet import replace_module
@@ -97,7 +97,7 @@ def _simulated(
     clock: StepClock,
 ) -> nn.Module:
     """The network with everything quantized; its step is the position in `steps`."""
-    ranges = observe_ranges(unet, _ChosenSteps(calibration_set, steps), scheme)
+    ranges = observe_ranges(unet, calibration_set, scheme, steps=steps)
     return simulate(unet, scheme, quantize_weights(unet, scheme) | range_table(ranges), clock)
 
 
@@ -161,27 +161,6 @@ def _attention_swap(subject: nn.Module, name: str, quantized: QuantizedAttention
             attention.set_processor(original)
 
     return swapped
-
-
-class _ChosenSteps(CalibrationSet):
-    """The same trajectories, as if they had these steps only."""
-
-    def __init__(self, whole: CalibrationSet, steps: Sequence[int]) -> None:
-        vars(self).update(vars(whole))
-        self._whole, self._chosen = whole, tuple(steps)
-
-    @property
-    def num_steps(self) -> int:
-        return len(self._chosen)
-
-    @property
-    def timesteps(self) -> tuple[float, ...]:
-        return tuple(self._whole.timesteps[step] for step in self._chosen)
-
-    def batches(
-        self, step: int, *, limit: int | None = None, batch_size: int | None = None
-    ) -> Iterator[Record]:
-        return self._whole.batches(self._chosen[step], limit=limit, batch_size=batch_size)
 
 
 def _chosen_steps(num_steps: int, steps: int | Sequence[int] | None) -> tuple[int, ...]:
