@@ -11,6 +11,7 @@ from torch import Tensor
 from errata.calibration.document import FINISHED, PARTIAL, Document
 from errata.calibration.plain_json import from_plain
 from errata.calibration.shards import Shard, StepReader
+from errata.calibration.streams import calls_per_step
 from errata.errors import CalibrationError
 
 __all__ = ["CalibrationSet", "Record", "load"]
@@ -72,6 +73,11 @@ class CalibrationSet:
     def num_steps(self) -> int:
         """Denoiser calls of each trajectory; at least `num_inference_steps` for most samplers."""
         return len(self._calls.timesteps)
+
+    @property
+    def calls_per_step(self) -> int:
+        """Denoiser calls of each sampler step; 2 where guidance calls once for each of its halves."""
+        return calls_per_step(self.timesteps)
 
     @property
     def timesteps(self) -> tuple[float, ...]:

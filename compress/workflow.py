@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from errata.calibration import CalibrationSet
 from errata.compress.cache.cache_correction import fit_cache_correction
 from errata.compress.cache.dps import search_schedule
+from errata.compress.cache.stream_check import refuse_irregular_guidance
 from errata.compress.compressed import CompressedPipeline, Compression, Sampler, write
 from errata.compress.quantize.bias_correction import correct_biases
 from errata.compress.quantize.equalization import equalize_
@@ -84,6 +85,8 @@ def apply(
     recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
     preparation = Preparation.of(pipe, recipe)
     check_origin(pipe, calibration_set)
+    if recipe.cache is not None:
+        refuse_irregular_guidance(calibration_set)
     origin = origin_of(calibration_set, samples_per_step=samples_per_step)
     taken = None if reuse is None else taken_table(reuse, recipe, origin)
     request = request_of(pipe.unet, origin, recipe, samples_per_step=samples_per_step)
@@ -171,18 +174,20 @@ class _Work:
 
     def _schedule(self) -> CacheSchedule:
         cache, branch = self.preparation.recipe.cache, self.preparation.branch
-        num_steps = self.calibration_set.num_steps
+        num_calls, per_step = self.calibration_set.num_steps, self.calibration_set.calls_per_step
         if cache is None:
-            return CacheSchedule.uncached(num_steps)
+            return CacheSchedule.uncached(num_calls, calls_per_step=per_step)
         if not isinstance(cache, CacheQuant):
-            return CacheSchedule(num_steps=num_steps, full_steps=cache.full_steps(num_steps), branch=branch)
+            return cache.schedule(num_calls, branch=branch, calls_per_step=per_step)
 
         def make() -> dict[str, Tensor]:
             found = search_schedule(self.unet, self.calibration_set, cache, branch)
             return {"full_steps": torch.tensor(found.full_steps)}
 
-        steps = self.journal.stage("schedule", make)["full_steps"]
-        return CacheSchedule(num_steps=num_steps, full_steps=tuple(steps.tolist()), branch=branch)
+        steps = self.journal.stage("schedule", make)["full_steps"].tolist()
+        return CacheSchedule(
+            num_steps=num_calls, full_steps=tuple(steps), branch=branch, calls_per_step=per_step
+        )
 
     def _learned_rounding(self, quantization: Quantization) -> Mapping[str, Tensor]:
         if quantization.rounding is None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from errata.calibration.streams import calls_per_step
 from errata.compress.network.unet import BranchedUNet
 from errata.compress.quantize.scheme import Scheme
 from errata.deploy.components import json_object
@@ -26,6 +27,7 @@ def check_consistency(root: Path, unet: nn.Module, manifest: Manifest) -> None:
         ArtifactCorrupt: naming what does not fit.
     """
     recipe, sampler, steps = manifest.recipe, manifest.sampler, manifest.schedule.num_steps
+    _check_streams(root, manifest)
     index, scheduler = json_object(root / MODEL_INDEX), json_object(root / SCHEDULER_CONFIG)
     try:
         branched = BranchedUNet(unet)
@@ -50,3 +52,14 @@ def check_consistency(root: Path, unet: nn.Module, manifest: Manifest) -> None:
                 f"{root / MANIFEST_FILE}: {name} does not fit the recipe {recipe.name}, the network or the "
                 "artifact's other files; it was not written by errata"
             )
+
+
+def _check_streams(root: Path, manifest: Manifest) -> None:
+    """A cache must keep the calls of a sampler step apart; without one the schedule need not know of them."""
+    found, expected = manifest.schedule.calls_per_step, calls_per_step(manifest.sampler.timesteps or (0.0,))
+    if found != expected and (manifest.schedule.has_cache or found != 1):
+        raise ArtifactCorrupt(
+            f"{root / MANIFEST_FILE}: its timesteps have {expected} denoiser calls in each sampler step, its "
+            f"schedule has calls_per_step={found}: a cached call would read the feature of another call; "
+            "compress the pipeline again"
+        )

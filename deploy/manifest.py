@@ -105,9 +105,11 @@ class Manifest:
         """One line for people."""
         ratio = self.denoiser_bytes / self.float32_weight_bytes
         scheme = f"{len(self.scheme.layers)} layers quantized" if self.is_quantized else "nothing quantized"
-        cached = self.schedule.num_steps - len(self.schedule.full_steps)
+        steps, calls = self.schedule.num_steps, self.schedule.calls_per_step
+        cached = (steps - len(self.schedule.full_steps)) // calls
+        of_calls = f" of {calls} calls" if calls > 1 else ""
         return (
-            f"{self.recipe.name}: {scheme}, {self.schedule.num_steps} steps ({cached} cached), "
+            f"{self.recipe.name}: {scheme}, {steps // calls} steps{of_calls} ({cached} cached), "
             f"{self.denoiser_bytes:,} bytes, {ratio:.3f} of the float32 weights"
         )
 
@@ -165,7 +167,7 @@ def _parse(value: dict[str, Any], file: Path) -> Manifest:
             unet_class=str(value["unet_class"]),
             recipe=Recipe.from_json(value["recipe"]),
             scheme=Scheme.from_json(value["scheme"]),
-            schedule=CacheSchedule.from_json(value["schedule"]),
+            schedule=_schedule(value["schedule"]),
             sampler=Sampler.from_json(value["sampler"]),
             scheduler_config=value["scheduler_config"],
             calibration=value["calibration"],
@@ -176,3 +178,10 @@ def _parse(value: dict[str, Any], file: Path) -> Manifest:
         raise ArtifactCorrupt(
             f"{file} is not a readable manifest: {error}; it was not written by errata"
         ) from error
+
+
+def _schedule(value: Any) -> CacheSchedule:
+    schedule = CacheSchedule.from_json(value)
+    if (written := schedule.to_json()) != value:
+        raise ValueError(f"its schedule would be written as {written}")
+    return schedule

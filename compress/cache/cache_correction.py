@@ -3,7 +3,8 @@
     symbol   here      meaning
     x_i      record    the network's input that the float pipeline recorded at step i
     F_i      wanted    feature of the float model in a full pass at x_i
-    F_s      stored    feature that the compressed model leaves in the cache at the full step s before i
+    F_s      stored    feature that the compressed model leaves in the cache at the full step s before i, of
+                       the same stream where a sampler step has several calls
     a, b     gain,     fitted over samples and positions, one pair for each step and channel
              shift
 
@@ -153,19 +154,21 @@ class _Fitting:
 
     def _cached_calls(self, denoiser: UNetDenoiser, title: str) -> Iterator[tuple[Record, Tensor]]:
         """Every cached step's record of every chunk, with the feature that it reads."""
-        size = chunk_size(self._float, self._set, kept_features=_KEPT_FEATURES)
+        others = self._schedule.calls_per_step - 1
+        size = chunk_size(self._float, self._set, kept_features=_KEPT_FEATURES + others)
         with progress(self._set, samples=self._samples, title=title) as bar:
             for chunk in chunks(self._set, samples=self._samples, batch_size=size):
-                full: Record | None = None
-                stored: Tensor | None = None
+                full: dict[int, Record] = {}  # by stream, as `stored`
+                stored: dict[int, Tensor] = {}
                 for record in chunk:
+                    stream = self._schedule.stream(record.step)
                     if self._schedule.kind(record.step) == "full":
-                        full, stored = record, None
+                        full[stream] = record
+                        stored.pop(stream, None)
                     else:
-                        assert full is not None  # step 0 is always full
-                        if stored is None:
-                            stored = self._stored(denoiser, self._full_input(full, record))
-                        yield record, stored
+                        if stream not in stored:
+                            stored[stream] = self._stored(denoiser, self._full_input(full[stream], record))
+                        yield record, stored[stream]
                     bar.update(len(record.sample) // self._set.rows_per_sample)
 
     def _stored(self, denoiser: UNetDenoiser, record: Record) -> Tensor:

@@ -58,7 +58,8 @@ def feature_distances(
     """`(T, 2N)`, float64: `[s, k]` is `‖F_{s+k} - F_s‖₁`, summed over the samples; 0 beyond the run.
 
     F_i is the feature of the float model in a full pass at the input that was recorded at step i, so along
-    the trajectory that the float pipeline takes, not the one that a cached pipeline would.
+    the trajectory that the float pipeline takes, not the one that a cached pipeline would. Steps are sampler
+    steps: where each has several denoiser calls, F_i is the features of all of them, next to each other.
 
     Memory is that of the features of `2N` steps for a few samples, whatever `T` and `samples`.
 
@@ -70,13 +71,15 @@ def feature_distances(
         samples: how many trajectories to use, at most.
     """
     model = FloatModel(unet, calibration_set, branch=branch)
-    distances = torch.zeros(calibration_set.num_steps, 2 * interval, dtype=torch.float64)
-    size = chunk_size(model, calibration_set, kept_features=2 * interval)
+    streams = calibration_set.calls_per_step
+    distances = torch.zeros(calibration_set.num_steps // streams, 2 * interval, dtype=torch.float64)
+    size = chunk_size(model, calibration_set, kept_features=2 * interval * streams)
     with progress(calibration_set, samples=samples, title="cache schedule") as bar:
         for chunk in chunks(calibration_set, samples=samples, batch_size=size):
-            latest: deque[Tensor] = deque(maxlen=2 * interval - 1)
+            latest = [deque[Tensor](maxlen=2 * interval - 1) for _ in range(streams)]
             for record in chunk:
-                add_distances(distances, model.feature(record), latest, step=record.step)
+                step, stream = divmod(record.step, streams)
+                add_distances(distances, model.feature(record), latest[stream], step=step)
                 bar.update(len(record.sample) // calibration_set.rows_per_sample)
     return distances
 

@@ -1,11 +1,11 @@
 """Dynamic programming of the cache schedule (DPS): which steps are full.
 
     symbol     here            meaning
-    T          num_steps       denoiser calls of a run
+    T          num_steps       sampler steps of a run, of one denoiser call each, or of several
     N          interval        ⌈T/N⌉ of them are full
-    F_i        feature         the cached feature at step i
+    F_i        feature         the cached feature at step i, one for each of its calls
     [s, e)     group           a full step s and the cached ones that read its feature
-    D[s, k]    distances       ‖F_{s+k} - F_s‖₁
+    D[s, k]    distances       ‖F_{s+k} - F_s‖₁, between calls of the same stream, summed over the streams
     C[s, L]    costs           cost of the group of L steps that starts at s: Σ_{k<L} D[s, k]
 
 Source: CacheQuant (Liu et al., CVPR 2025), section 3.2.
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from errata.calibration import CalibrationSet
 from errata.compress.cache.cache_features import feature_distances
 from errata.compress.recipes.caching import CacheQuant, group_lengths
-from errata.compress.recipes.schedule import CacheSchedule, uniform_steps
+from errata.compress.recipes.schedule import CacheSchedule, calls_of, uniform_steps
 
 
 def search_schedule(
@@ -35,12 +35,18 @@ def search_schedule(
         cache: interval, and whether to search at all.
         branch: resnets that a cached step recomputes; it decides what the cached feature is.
     """
-    num_steps, interval = calibration_set.num_steps, cache.interval
+    per_step, interval = calibration_set.calls_per_step, cache.interval
+    num_steps = calibration_set.num_steps // per_step
     full_steps = uniform_steps(num_steps, interval=interval)
     if cache.search == "dps" and 1 < len(full_steps) < num_steps:  # else there is nothing to choose
         distances = feature_distances(unet, calibration_set, branch=branch, interval=interval)
         full_steps = search(distances, interval)
-    return CacheSchedule(num_steps=num_steps, full_steps=full_steps, branch=branch)
+    return CacheSchedule(
+        num_steps=calibration_set.num_steps,
+        full_steps=calls_of(full_steps, calls_per_step=per_step),
+        branch=branch,
+        calls_per_step=per_step,
+    )
 
 
 def search(distances: Tensor, interval: int) -> tuple[int, ...]:

@@ -22,10 +22,10 @@ class RefinedInputs:
 
     IEC evaluates the network where the plain step lands, x^(0), at the timestep and with the input scaling of
     the step itself; the first iterate is as near to the others as the step size says. To first order x^(0) is
-    what the pipeline recorded at the next step. Recorded are network inputs `c_s x`, so for a scheduler that
-    scales them the next one is multiplied by `c_s / c_{s+1}`. Only the latent channels are scaled: where a
-    network has more input than output channels, the first ones are the latent's, and the others, a
-    concatenated condition, must be the same at both steps.
+    what the pipeline recorded at the next sampler step. Recorded are network inputs `c_s x`, so for a
+    scheduler that scales them the next one is multiplied by `c_s / c_{s+1}`. Only the latent channels are
+    scaled: where a network has more input than output channels, the first ones are the latent's, and the
+    others, a concatenated condition, must be the same at both steps.
     """
 
     def __init__(self, unet: Any, calibration_set: CalibrationSet) -> None:
@@ -34,7 +34,9 @@ class RefinedInputs:
         self._scales = input_scales(calibration_set)
 
     def at(self, full: Record, following: Record) -> Record:
-        """The full step's record with the sample that IEC evaluates there; `following` is the next record.
+        """The full call's record with the sample that IEC evaluates there.
+
+        `following` is the record of the same call of the next sampler step.
 
         Raises:
             RecipeError: the concatenated condition changes from step to step, under a scaling scheduler.
@@ -53,10 +55,11 @@ class RefinedInputs:
 
 
 def input_scales(calibration_set: CalibrationSet) -> tuple[float, ...]:
-    """c_i, by which the recorded scheduler multiplies the latent to make the network's input at step i.
+    """c_i, by which the recorded scheduler multiplies the latent to make the network's input at call i.
 
     Taken from a scheduler of the recorded class and configuration that steps once through its timesteps, so
-    second-order ones are in the state that they are in during a run.
+    second-order ones are in the state that they are in during a run. Several calls of the network in a
+    sampler step have the same.
 
     Raises:
         RecipeError: the scheduler scales, and its timesteps are not the recorded ones; or it cannot be run.
@@ -90,7 +93,7 @@ def _walk(calibration_set: CalibrationSet) -> tuple[list[float], list[float]]:
     with torch.random.fork_rng(devices=[]):  # ancestral samplers draw noise
         for time in scheduler.timesteps:
             scaled: Tensor = scheduler.scale_model_input(torch.ones_like(sample), time)
-            scales.append(float(scaled.flatten()[0]))
-            timesteps.append(float(time))
+            scales += [float(scaled.flatten()[0])] * calibration_set.calls_per_step
+            timesteps += [float(time)] * calibration_set.calls_per_step
             scheduler.step(torch.zeros_like(sample), time, sample)
     return scales, timesteps

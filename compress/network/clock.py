@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 
@@ -15,12 +17,22 @@ class StepClock:
 
     Activation scales are one per sampling step, so a layer must know the step. It is set by the denoiser for
     the duration of one evaluation and read by the layers; reading it outside an evaluation is an error, so a
-    layer can never run with the scale of some earlier step.
+    layer can never run with the scale of some earlier step. Evaluations in several threads take turns.
     """
 
     def __init__(self) -> None:
         self._step: int | Tensor | None = None
         self._kind: StepKind = "full"
+        self._turn = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for a copy, which gets a lock of its own."""
+        return {name: value for name, value in vars(self).items() if name != "_turn"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Inverse of `__getstate__`."""
+        vars(self).update(state)
+        self._turn = threading.RLock()
 
     @property
     def step(self) -> int | Tensor:
@@ -40,16 +52,19 @@ class StepClock:
 
     @contextmanager
     def at(self, step: int | Tensor, kind: StepKind = "full") -> Iterator[None]:
-        """Set the step for the body; evaluations do not nest."""
-        if self._step is not None:
-            raise RuntimeError(
-                f"step {self._step} is still being evaluated; one model serves one run at a time"
-            )
-        self._step, self._kind = step, kind
-        try:
-            yield
-        finally:
-            self._step, self._kind = None, "full"
+        """Set the step for the body, when the evaluations of other threads are over.
+
+        Raises:
+            RuntimeError: this thread is inside an evaluation already; they do not nest.
+        """
+        with self._turn:
+            if self._step is not None:
+                raise RuntimeError(f"step {self._step} is still being evaluated; evaluations do not nest")
+            self._step, self._kind = step, kind
+            try:
+                yield
+            finally:
+                self._step, self._kind = None, "full"
 
 
 def at_step(values: Tensor, step: int | Tensor, x: Tensor) -> Tensor:

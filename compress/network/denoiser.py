@@ -40,8 +40,14 @@ class Denoiser(Protocol):
     def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
         """The prediction `(B, C, H, W)` and the feature that cached calls read (None without a cache)."""
 
-    def cached(self, x: Tensor, step: int, cond: Conditioning, feature: Tensor) -> Tensor:
-        """The prediction from the shallow branch and a stored feature."""
+    def cached(
+        self, x: Tensor, step: int, cond: Conditioning, feature: Tensor, *, is_extrapolated: bool = False
+    ) -> Tensor:
+        """The prediction from the shallow branch and a feature.
+
+        The feature is one that a full call left, or made of several: then the part of an error correction
+        that was fitted for plain reuse does not apply.
+        """
 
     def cost(self, kind: StepKind, *, batch_size: int | None = None) -> float:
         """Measured seconds of one call of that kind at the latest shape, or at `batch_size`."""
@@ -50,7 +56,8 @@ class Denoiser(Protocol):
 class UNetDenoiser:
     """A `Denoiser` over a diffusers UNet whose quantized layers read `clock`.
 
-    A cached call reads the feature through `correction`, where there is one.
+    A cached call reads a stored feature through `correction`, where there is one. Calls from several threads
+    wait for each other.
     """
 
     def __init__(
@@ -90,12 +97,15 @@ class UNetDenoiser:
     @torch.no_grad()
     def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
         """See `Denoiser.full`."""
-        timestep = self._begin(x, step, cond)
+        timestep = self._timestep(step)
         with self._clock.at(step):
+            self._latest = (x.shape, x.dtype, x.device, dict(cond))
             return self._unet.full(x, timestep, cond, branch=self._schedule.branch)
 
     @torch.no_grad()
-    def cached(self, x: Tensor, step: int, cond: Conditioning, feature: Tensor) -> Tensor:
+    def cached(
+        self, x: Tensor, step: int, cond: Conditioning, feature: Tensor, *, is_extrapolated: bool = False
+    ) -> Tensor:
         """See `Denoiser.cached`.
 
         Raises:
@@ -105,16 +115,16 @@ class UNetDenoiser:
             raise ValueError("this model has no feature cache: every step is a full one")
         if feature.shape[0] != x.shape[0]:
             raise ValueError(f"the cached feature holds {feature.shape[0]} samples, the input {x.shape[0]}")
-        timestep = self._begin(x, step, cond)
-        if self._correction is not None:
+        timestep = self._timestep(step)
+        if self._correction is not None and not is_extrapolated:
             feature = self._correction(feature, step)
         with self._clock.at(step, kind="cached"):
+            self._latest = (x.shape, x.dtype, x.device, dict(cond))
             return self._unet.cached(x, timestep, cond, feature, branch=self._schedule.branch)
 
-    def _begin(self, x: Tensor, step: int, cond: Conditioning) -> float:
+    def _timestep(self, step: int) -> float:
         if not 0 <= step < self._schedule.num_steps:
             raise ValueError(f"step {step} was not recorded; allowed are 0 to {self._schedule.num_steps - 1}")
-        self._latest = (x.shape, x.dtype, x.device, dict(cond))
         return self._timesteps[step]
 
     def cost(self, kind: StepKind, *, batch_size: int | None = None) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
 from errata.compress.network.denoiser import Denoiser
-from errata.compress.network.run import Run
+from errata.compress.network.run import CallView, Evaluation, Run
 from errata.compress.recipes.schedule import CacheSchedule
 from errata.errors import ArtifactMismatch
 
@@ -35,20 +36,34 @@ class SteppedPipeline:
         """Which steps are full, which are cached."""
         return self.denoiser.schedule
 
-    def __call__(self, **kwargs: Any) -> Any:
-        """Sample; keyword arguments are those of the diffusers pipeline.
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Sample; arguments are those of the diffusers pipeline.
 
         Raises:
             ArtifactMismatch: another `num_inference_steps` than recorded.
         """
-        return self.start().pipe(**self.arguments(kwargs))
+        return self.start().pipe(**self.arguments(kwargs, args))
 
-    def start(self) -> Run:
-        """A fresh run; call `run.pipe(**pipeline.arguments(kwargs))` to sample with it, once."""
-        return Run(self.pipe)
+    def start(
+        self,
+        *,
+        denoiser: Denoiser | None = None,
+        decide: Callable[[CallView], Evaluation] | None = None,
+        remembers: int = 1,
+    ) -> Run:
+        """A fresh run, see `Run`; call `run.pipe(**pipeline.arguments(kwargs))` to sample with it, once."""
+        return Run(self.pipe, denoiser=denoiser, decide=decide, remembers=remembers)
 
-    def arguments(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """`kwargs` with the recorded number of steps filled in and checked."""
+    def arguments(self, kwargs: Mapping[str, Any], args: Sequence[Any] = ()) -> dict[str, Any]:
+        """The call's arguments by name, with the recorded number of steps filled in and checked.
+
+        Raises:
+            ArtifactMismatch: another `num_inference_steps` than recorded.
+            TypeError: `args` are more than the pipeline takes, or repeat what `kwargs` name.
+        """
+        if args:
+            bound = inspect.signature(type(self.pipe).__call__).bind_partial(self.pipe, *args, **kwargs)
+            kwargs = dict(list(bound.arguments.items())[1:])
         asked = kwargs.get("num_inference_steps", self.num_inference_steps)
         if asked != self.num_inference_steps:
             raise ArtifactMismatch(

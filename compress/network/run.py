@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ class UNetCall:
     """One call of the denoiser inside a run, as the pipeline made it.
 
     `sample` is the network input `(B, C, H, W)` (scaled by the scheduler, doubled by guidance), `prediction`
-    the raw network output, `feature` what a full call left in the cache.
+    the raw network output, `feature` what the cache holds after it (None without a cache).
     """
 
     step: int
@@ -36,6 +37,38 @@ class UNetCall:
     cond: Mapping[str, Tensor]
     prediction: Tensor
     feature: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallView:
+    """What can be known before a denoiser call of a run is made.
+
+    Attributes:
+        step: index of the call.
+        kind: how the cache schedule wants it.
+        stream: which call of its sampler step it is; more than 0 only where guidance takes several calls.
+        stored: `(step, feature)` of the latest full evaluations of this stream, oldest first; as many as
+            `Run.remembers` at most.
+    """
+
+    step: int
+    kind: StepKind
+    stream: int
+    stored: tuple[tuple[int, Tensor], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How a denoiser call is made.
+
+    Attributes:
+        kind: full, or from a feature.
+        feature: what a cached call reads, such as an extrapolated feature, to which the cache part of an
+            error correction does not apply; None is the latest stored one.
+    """
+
+    kind: StepKind
+    feature: Tensor | None = None
 
 
 class SteppedUNet(nn.Module):
@@ -134,35 +167,72 @@ class Run:
 
     Attributes:
         pipe: the diffusers pipeline to call.
-        last: the latest denoiser call.
-        feature: what the next cached step will read; a corrector may replace it.
-        kinds: kind of every call so far.
+        denoiser: what its calls evaluate.
+        decide: says before each call how it is made; None leaves that to the cache schedule.
+        kinds: how every call so far was made.
+        latest: the latest calls, as many as a sampler step makes.
     """
 
-    def __init__(self, pipe: DiffusionPipeline) -> None:
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        *,
+        denoiser: Denoiser | None = None,
+        decide: Callable[[CallView], Evaluation] | None = None,
+        remembers: int = 1,
+    ) -> None:
         unet = pipe.unet
-        self.denoiser: Denoiser = unet.denoiser
+        self.denoiser: Denoiser = unet.denoiser if denoiser is None else denoiser
+        self.decide = decide
         self.pipe = copy.copy(pipe)
-        counted = SteppedUNet(unet.denoiser, unet.config, module=unet.module)
+        counted = SteppedUNet(self.denoiser, unet.config, module=unet.module)
         counted._observer = self._on_call
         self.pipe.unet = counted
         self.pipe.scheduler = copy.deepcopy(pipe.scheduler)
-        self.last: UNetCall | None = None
-        self.feature: Tensor | None = None
         self.kinds: list[StepKind] = []
+        streams = self.denoiser.schedule.calls_per_step
+        self.latest: deque[UNetCall] = deque(maxlen=streams)
+        self._stored = [deque[tuple[int, Tensor]](maxlen=remembers) for _ in range(streams)]
+
+    def replace_features(self, features: tuple[Tensor, ...]) -> None:
+        """Puts these in the place of the latest stored features, one for each stream."""
+        for stored, feature in zip(self._stored, features, strict=True):
+            step, _ = stored.pop()
+            stored.append((step, feature))
 
     def _on_call(self, sample: Tensor, timestep: float, cond: Mapping[str, Tensor]) -> Tensor:
         step = len(self.kinds)
         self._check(step, timestep)
-        kind = self.denoiser.schedule.kind(step)
-        if kind == "full":
-            prediction, self.feature = self.denoiser.full(sample, step, cond)
+        schedule = self.denoiser.schedule
+        stream = schedule.stream(step)
+        stored = self._stored[stream]
+        view = CallView(step=step, kind=schedule.kind(step), stream=stream, stored=tuple(stored))
+        asked = Evaluation(kind=view.kind) if self.decide is None else self.decide(view)
+        if asked.kind == "full":
+            prediction, feature = self.denoiser.full(sample, step, cond)
+            if feature is not None:
+                stored.append((step, feature))
         else:
-            assert self.feature is not None  # step 0 is always full
-            prediction = self.denoiser.cached(sample, step, cond, self.feature)
-        self.kinds.append(kind)
-        self.last = UNetCall(step, kind, sample, timestep, cond, prediction, self.feature)
+            prediction = self._cached(sample, step, cond, asked.feature, stored)
+        self.kinds.append(asked.kind)
+        feature = stored[-1][1] if stored else None
+        self.latest.append(UNetCall(step, asked.kind, sample, timestep, cond, prediction, feature))
         return prediction
+
+    def _cached(
+        self,
+        sample: Tensor,
+        step: int,
+        cond: Mapping[str, Tensor],
+        feature: Tensor | None,
+        stored: deque[tuple[int, Tensor]],
+    ) -> Tensor:
+        origin, latest = stored[-1]
+        # An error correction was fitted for the feature of a scheduled full step, and for no other.
+        if feature is None and self.denoiser.schedule.kind(origin) == "full":
+            return self.denoiser.cached(sample, step, cond, latest)
+        used = latest if feature is None else feature
+        return self.denoiser.cached(sample, step, cond, used, is_extrapolated=True)
 
     def _check(self, step: int, timestep: float) -> None:
         recorded = self.denoiser.timesteps
@@ -172,9 +242,11 @@ class Run:
                 f"use num_inference_steps={len(recorded)} or calibrate again with more"
             )
         if not is_same_timestep(timestep, recorded[step]):
+            calls = self.denoiser.schedule.calls_per_step
+            hint = f", and with guidance: {calls} calls a step were recorded" if calls > 1 else ""
             raise ArtifactMismatch(
                 f"step {step} is at timestep {timestep:g}, recorded was {recorded[step]:g}; "
-                f"sample with the recorded scheduler and number of steps ({len(recorded)})"
+                f"sample with the recorded scheduler and number of steps ({len(recorded)}){hint}"
             )
 
 

@@ -56,8 +56,9 @@ def mixed_rows(
     """About `samples` recorded inputs, spread evenly over steps and over trajectories, in batches.
 
     Neighbouring steps take other trajectories, because inputs of one trajectory resemble each other. With
-    more steps than samples some steps are left out, evenly. The result is held in memory: inputs only, and
-    `samples` bounds it whatever the size of the set. The choice is deterministic.
+    more steps than samples some steps are left out, evenly, and the calls of a sampler step take turns. The
+    result is held in memory: inputs only, and `samples` bounds it whatever the size of the set. The choice is
+    deterministic.
 
     Args:
         calibration_set: where they come from.
@@ -65,9 +66,7 @@ def mixed_rows(
         batch_size: samples a batch.
         steps: steps to choose from; None means all.
     """
-    allowed = list(range(calibration_set.num_steps)) if steps is None else list(steps)
-    count = min(samples, len(allowed))
-    chosen = [allowed[position * len(allowed) // count] for position in range(count)]
+    chosen = _spread(samples, calibration_set, steps)
     pool = min(SAMPLES_PER_STEP, calibration_set.num_samples)
     per_step = min(max(1, round(samples / len(chosen))), pool)
     records: list[Record] = []
@@ -76,3 +75,15 @@ def mixed_rows(
         one_by_one = calibration_set.batches(step, limit=first + per_step, batch_size=1)
         records += islice(one_by_one, first, None)
     return [MixedRows.of(records[first : first + batch_size]) for first in range(0, len(records), batch_size)]
+
+
+def _spread(samples: int, calibration_set: CalibrationSet, steps: Sequence[int] | None) -> list[int]:
+    """At most that many steps, spread evenly; without `steps` over the streams too."""
+    if steps is not None:
+        count = min(samples, len(steps))
+        return [steps[position * len(steps) // count] for position in range(count)]
+    streams, num_calls = calibration_set.calls_per_step, calibration_set.num_steps
+    count = min(samples, num_calls)
+    # Every second call of guidance in two calls would be the unconditional one each time.
+    blocks = [position * (num_calls // streams) // count for position in range(count)]
+    return sorted(block * streams + position % streams for position, block in enumerate(blocks))

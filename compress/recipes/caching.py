@@ -1,4 +1,7 @@
-"""Choices of feature caching: which steps are full, what a cached one recomputes, how reuse is corrected."""
+"""Choices of feature caching: which steps are full, what a cached one recomputes, how reuse is corrected.
+
+Steps are sampler steps here, also where a pipeline calls its denoiser several times in each.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from math import ceil
 from typing import Any, ClassVar, Literal
 
 from errata.compress.recipes.quantization import known_fields
-from errata.compress.recipes.schedule import CacheSchedule, power_law_steps, uniform_steps
+from errata.compress.recipes.schedule import CacheSchedule, calls_of, power_law_steps, uniform_steps
 from errata.errors import RecipeError
 
 # DeepCache's setting for Stable Diffusion (Ma et al., CVPR 2024).
@@ -20,13 +23,13 @@ class DeepCache:
     """Feature caching: some steps are full, the others recompute the last `branch` resnets of the up path.
 
     Attributes:
-        interval: N; one step in N is full. None with explicit `steps`.
+        interval: N; one sampler step in N is full. None with explicit `steps`.
         branch: resnets that a cached step recomputes, counted from the end; None stands for the papers'
             setting, the last 3 for pixel-space models and the last 1 for latent ones.
         spacing: `"uniform"` (0, N, 2N, …) or `"power"`, dense around `center` and sparse far from it.
         center: step around which a power law is dense; None stands for the middle of the run.
         power: exponent of the power law, above 1.
-        steps: the full steps themselves.
+        steps: the full sampler steps themselves.
 
     Source: DeepCache (Ma et al., CVPR 2024), sections 3.2 and 3.3.
     """
@@ -62,17 +65,28 @@ class DeepCache:
             if (value := getattr(self, name)) != default:
                 raise RecipeError(f"{name}={value!r} has no effect without spacing=power")
 
-    def full_steps(self, num_steps: int) -> tuple[int, ...]:
-        """The full steps of a run.
+    def schedule(self, num_calls: int, *, branch: int, calls_per_step: int = 1) -> CacheSchedule:
+        """The schedule of a run of so many denoiser calls, `calls_per_step` of them in each sampler step.
 
         Raises:
             RecipeError: a listed step or the centre lies beyond the run.
         """
+        full_steps = self._full_steps(num_calls // calls_per_step, calls_per_step)
+        return CacheSchedule(
+            num_steps=num_calls,
+            full_steps=calls_of(full_steps, calls_per_step=calls_per_step),
+            branch=branch,
+            calls_per_step=calls_per_step,
+        )
+
+    def _full_steps(self, num_steps: int, calls_per_step: int) -> tuple[int, ...]:
+        """The full ones of `num_steps` sampler steps."""
         if self.steps is not None:
             if self.steps[-1] >= num_steps:
+                unit = f" of sampler steps, {calls_per_step} denoiser calls each" * (calls_per_step > 1)
                 raise RecipeError(
-                    f"step {self.steps[-1]} is beyond the run; its last step is {num_steps - 1}; leave it "
-                    "out, or calibrate with more steps"
+                    f"step {self.steps[-1]} is beyond the run{unit}; its last step is {num_steps - 1}; leave "
+                    "it out, or calibrate with more steps"
                 )
             return self.steps
         assert self.interval is not None
@@ -85,7 +99,9 @@ class DeepCache:
 
     def allows(self, schedule: CacheSchedule) -> bool:
         """Whether the schedule is the one that these choices mean."""
-        return schedule.full_steps == self.full_steps(schedule.num_steps)
+        return schedule == self.schedule(
+            schedule.num_steps, branch=schedule.branch, calls_per_step=schedule.calls_per_step
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON value."""
@@ -98,7 +114,7 @@ class CacheQuant:
     """Feature caching with a searched schedule and corrected reuse.
 
     Attributes:
-        interval: N; ⌈T/N⌉ steps are full.
+        interval: N; ⌈T/N⌉ of T sampler steps are full.
         branch: as in `DeepCache`.
         search: `"dps"` searches the schedule by dynamic programming; `"uniform"` takes every N-th step.
         correction: whether the reused feature, and the layer that reads it, are corrected channel by channel
@@ -138,13 +154,15 @@ class CacheQuant:
 
     def allows(self, schedule: CacheSchedule) -> bool:
         """Whether a search could have found the schedule: number and lengths of its groups."""
-        if schedule.full_steps == uniform_steps(schedule.num_steps, interval=self.interval):
+        num_steps = schedule.num_steps // schedule.calls_per_step
+        lengths = [(end - start) // schedule.calls_per_step for start, end in schedule.groups]
+        starts = tuple(start // schedule.calls_per_step for start, _ in schedule.groups)
+        if starts == uniform_steps(num_steps, interval=self.interval):
             return True
         if self.search == "uniform":
             return False
-        lengths = [end - start for start, end in schedule.groups]
         low, high = group_lengths(self.interval)
-        is_count_right = len(lengths) == ceil(schedule.num_steps / self.interval)
+        is_count_right = len(lengths) == ceil(num_steps / self.interval)
         return is_count_right and all(low <= length <= high for length in lengths)
 
     def to_json(self) -> dict[str, Any]:

@@ -50,10 +50,11 @@ class Preview:
         recipe: the choices.
         layers: every convolution, linear layer and quantized attention, in the network's order.
         branch: resnets that a cached step recomputes; 0 without a cache.
-        num_steps: of the recorded sampler.
+        num_steps: denoiser calls of the recorded sampler.
         schedule: None where it is searched.
         sizes: bytes of the exported UNet's tensors by what they are.
         float32_bytes: of the float UNet's parameters in float32.
+        calls_per_step: denoiser calls of each sampler step.
     """
 
     recipe: Recipe
@@ -63,10 +64,15 @@ class Preview:
     schedule: CacheSchedule | None
     sizes: dict[str, int]
     float32_bytes: int
+    calls_per_step: int = 1
 
     @classmethod
-    def of(cls, pipe: DiffusionPipeline, recipe: Recipe, *, num_steps: int) -> Preview:
+    def of(
+        cls, pipe: DiffusionPipeline, recipe: Recipe, *, num_steps: int, calls_per_step: int = 1
+    ) -> Preview:
         """Looks at the network and the recipe; reads no weights and writes nothing.
+
+        `num_steps` and `calls_per_step` are those of the calibration set.
 
         Raises:
             RecipeError: as `apply`.
@@ -78,9 +84,10 @@ class Preview:
             layers=_layers(unet, scheme),
             branch=preparation.branch,
             num_steps=num_steps,
-            schedule=_schedule(preparation, num_steps),
+            schedule=_schedule(preparation, num_steps, calls_per_step),
             sizes=tensor_bytes(unet, scheme, num_steps=num_steps),
             float32_bytes=_FLOAT_BYTES * sum(value.numel() for value in unet.state_dict().values()),
+            calls_per_step=calls_per_step,
         )
 
     @property
@@ -89,12 +96,13 @@ class Preview:
         return sum(self.sizes.values())
 
     def cache_text(self) -> str:
-        """The schedule in a line: F is a full step, c a cached one."""
+        """The schedule in a line: F is a full denoiser call, c a cached one."""
         if self.recipe.cache is None:
             return "none"
         tail = f" ({self.branch} of the up path's resnets recomputed)"
         if self.schedule is None:
-            return f"searched on the trajectories: {self._count} of {self.num_steps} steps full{tail}"
+            steps = self.num_steps // self.calls_per_step
+            return f"searched on the trajectories: {self._count} of {steps} steps full{tail}"
         return "".join(self.schedule.kind(step)[0] for step in range(self.num_steps)).replace("f", "F") + tail
 
     def to_json(self) -> dict[str, Any]:
@@ -112,11 +120,11 @@ class Preview:
 
     @property
     def _count(self) -> int:
-        """⌈T/N⌉ full steps, searched or not."""
+        """⌈T/N⌉ full sampler steps, searched or not."""
         cache = self.recipe.cache
         assert cache is not None  # asked of searched schedules only
         assert cache.interval is not None
-        return -(-self.num_steps // cache.interval)
+        return -(-self.num_steps // (self.calls_per_step * cache.interval))
 
 
 def tensor_bytes(unet: nn.Module, scheme: Scheme, *, num_steps: int) -> dict[str, int]:
@@ -164,16 +172,17 @@ def _correction_bytes(scheme: Scheme, *, num_steps: int) -> int:
     return 2 * _FLOAT_BYTES * num_steps * channels
 
 
-def _schedule(preparation: Preparation, num_steps: int) -> CacheSchedule | None:
-    cache = preparation.recipe.cache
+def _schedule(preparation: Preparation, num_steps: int, calls_per_step: int) -> CacheSchedule | None:
+    cache, branch = preparation.recipe.cache, preparation.branch
     if cache is None:
-        return CacheSchedule.uncached(num_steps)
+        return CacheSchedule.uncached(num_steps, calls_per_step=calls_per_step)
     if isinstance(cache, DeepCache):
-        steps = cache.full_steps(num_steps)
-        return CacheSchedule(num_steps=num_steps, full_steps=steps, branch=preparation.branch)
+        return cache.schedule(num_steps, branch=branch, calls_per_step=calls_per_step)
     if preparation.is_searched:
         return None
-    return CacheSchedule.uniform(num_steps, interval=cache.interval, branch=preparation.branch)
+    return CacheSchedule.uniform(
+        num_steps, interval=cache.interval, branch=branch, calls_per_step=calls_per_step
+    )
 
 
 def _layers(unet: nn.Module, scheme: Scheme) -> tuple[LayerPreview, ...]:

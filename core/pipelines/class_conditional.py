@@ -42,6 +42,8 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         class_embedder: for a UNet with cross attention; its last row is the unconditional class.
         unconditional_label: which label means "no class" to a UNet with `num_class_embeds`; None if none
             does, and then there is no guidance.
+        splits_guidance: with guidance, call the UNet twice in each step, for the unconditional half of the
+            batch and for the conditional one, instead of once for both. Its activations take half the memory.
 
     Raises:
         ValueError: UNet and embedder do not fit each other, or there is no such label.
@@ -60,11 +62,16 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         scheduler: KarrasDiffusionSchedulers,
         class_embedder: ClassEmbedder | None = None,
         unconditional_label: int | None = None,
+        splits_guidance: bool = False,
     ) -> None:
         super().__init__()
         _check_parts(unet.config, class_embedder, unconditional_label)
+        if type(splits_guidance) is not bool:
+            raise ValueError(f"splits_guidance is {splits_guidance!r}; allowed are True and False")
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler, class_embedder=class_embedder)
         self.register_to_config(unconditional_label=unconditional_label)
+        if splits_guidance:  # else folders stay as releases without this setting write and read them
+            self.register_to_config(splits_guidance=True)
 
     @property
     def num_labels(self) -> int:
@@ -80,6 +87,11 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
             return int(self.class_embedder.unconditional_label)
         label: int | None = self.config.unconditional_label
         return label
+
+    @property
+    def splits_guidance(self) -> bool:
+        """Whether guidance calls the UNet once for each half instead of once for both."""
+        return bool(self.config.get("splits_guidance", False))
 
     @torch.no_grad()
     def __call__(
@@ -101,7 +113,8 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
             class_labels: one label per sample, or one for all of them; none for an unconditional model.
             batch_size: how many samples; None is one per label, or one.
             num_inference_steps: steps of the scheduler.
-            guidance_scale: 1 is no guidance. Otherwise both halves run in one batch, the unconditional first.
+            guidance_scale: 1 is no guidance. Otherwise the unconditional half comes first, in one batch with
+                the conditional one or, with `splits_guidance`, in a call of its own.
             eta: share of fresh noise, for the schedulers that know it.
             generator: for the initial noise and the scheduler's; a list has one per sample.
             latents: the initial noise `(B, C, H, W)`, of unit size, instead of a drawn one.
@@ -117,12 +130,13 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
             raise ValueError(f"output_type is {output_type!r}; allowed are {', '.join(_OUTPUT_TYPES)}")
         labels, size = self._labels(class_labels, batch_size)
         is_guided = guidance_scale != 1.0
-        cond = self._conditioning(labels, is_guided=is_guided)
+        calls = self._conditioning(labels, is_guided=is_guided)
         latents = self._initial_latents(latents, size, generator, num_inference_steps)
         options = self._step_options(eta, generator)
         for index, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            rows = torch.cat([latents, latents]) if is_guided else latents
-            eps = self.unet(self.scheduler.scale_model_input(rows, t), t, **cond).sample
+            rows = torch.cat([latents, latents]) if is_guided and len(calls) == 1 else latents
+            rows = self.scheduler.scale_model_input(rows, t)
+            eps = torch.cat([self.unet(rows, t, **cond).sample for cond in calls])
             if is_guided:
                 unconditional, conditional = eps.chunk(2)
                 eps = unconditional + guidance_scale * (conditional - unconditional)
@@ -151,8 +165,8 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         )
         return labels, len(labels)
 
-    def _conditioning(self, labels: Tensor | None, *, is_guided: bool) -> dict[str, Tensor]:
-        """The UNet's further arguments; with guidance, unconditional rows come first."""
+    def _conditioning(self, labels: Tensor | None, *, is_guided: bool) -> list[dict[str, Tensor]]:
+        """The UNet's further arguments in each call of a step; with guidance, unconditional ones first."""
         if is_guided:
             nothing = self.unconditional_label
             if labels is None or nothing is None:
@@ -160,10 +174,11 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
                 raise ValueError(f"guidance needs an unconditional class, this model {why}; guidance_scale=1")
             labels = torch.cat([torch.full_like(labels, nothing), labels])
         if labels is None:
-            return {}
+            return [{}]
+        halves = labels.chunk(2) if is_guided and self.splits_guidance else (labels,)
         if self.class_embedder is None:
-            return {"class_labels": labels}
-        return {"encoder_hidden_states": self.class_embedder(labels).to(self.unet.dtype)}
+            return [{"class_labels": half} for half in halves]
+        return [{"encoder_hidden_states": self.class_embedder(half).to(self.unet.dtype)} for half in halves]
 
     def _initial_latents(
         self,

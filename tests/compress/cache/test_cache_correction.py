@@ -159,7 +159,7 @@ def test_what_iec_leaves_gives_another_correction(quantized: Case, additions: di
 class StillSet:
     """One recorded input that stays the same at every step, so the float feature does too."""
 
-    num_steps, rows_per_sample, num_samples = 4, 1, 3
+    num_steps, rows_per_sample, num_samples, calls_per_step = 4, 1, 3, 1
     timesteps = (500, 500, 500, 500)
 
     def batches(self, step: int, *, limit: int, batch_size: int | None = None) -> Iterator[Record]:

@@ -28,6 +28,7 @@ def recorded_by(name: str, *, steps: int = 5, channels: int = 4, **changes: Any)
         "num_inference_steps": steps,
         "timesteps": tuple(float(time) for time in scheduler.timesteps),
         "sample_shape": (channels, 4, 4),
+        "calls_per_step": 1,
     }
     return SimpleNamespace(**said | changes)
 
@@ -127,3 +128,18 @@ def test_other_timesteps_are_refused_only_where_inputs_are_scaled() -> None:
 def test_a_scheduler_that_cannot_be_run_is_refused() -> None:
     with pytest.raises(RecipeError, match="input scaling of DreamScheduler cannot be determined.*leave"):
         input_scales(recorded_by("DDIMScheduler", scheduler_class="DreamScheduler"))
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "HeunDiscreteScheduler", "DDIMScheduler"])
+def test_the_calls_of_a_sampler_step_are_scaled_alike(name: str) -> None:
+    one = recorded_by(name)
+    times = tuple(time for time in one.timesteps for _ in range(2))
+    scales = input_scales(recorded_by(name, timesteps=times, calls_per_step=2))
+    assert scales[::2] == scales[1::2] == input_scales(one)
+    refined = RefinedInputs(unet(), recorded_by(name, timesteps=times, calls_per_step=2))
+    full, following = (record(torch.randn(2, 4, 4, 4), step) for step in (3, 5))
+    expected = following.sample * (scales[3] / scales[5])
+    torch.testing.assert_close(refined.at(full, following).sample, expected)
+    if name in SCALING:
+        with pytest.raises(RecipeError, match="its timesteps are not the recorded ones"):
+            input_scales(recorded_by(name, timesteps=times))

@@ -26,16 +26,16 @@ def schedule(*full_steps: int, num_steps: int = 12, branch: int = 1) -> CacheSch
     ],
 )
 def test_full_steps_of_twelve(cache: DeepCache, full_steps: tuple[int, ...]) -> None:
-    assert cache.full_steps(12) == full_steps
+    assert cache.schedule(12, branch=1).full_steps == full_steps
     assert cache.allows(schedule(*full_steps))
     assert not cache.allows(schedule(0, 2, 9))
 
 
 def test_a_listed_step_or_a_centre_beyond_the_run_is_refused() -> None:
     with pytest.raises(RecipeError, match="step 12 is beyond the run; its last step is 11; leave it out"):
-        DeepCache(steps=(0, 12)).full_steps(12)
+        DeepCache(steps=(0, 12)).schedule(12, branch=1)
     with pytest.raises(RecipeError, match="center=13 is beyond the run; allowed are 0 to 12"):
-        DeepCache(interval=3, spacing="power", center=13).full_steps(12)
+        DeepCache(interval=3, spacing="power", center=13).schedule(12, branch=1)
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,51 @@ def test_a_recipe_allows_the_branch_that_it_asks_for() -> None:
 )
 def test_json_round_trip(cache: DeepCache | CacheQuant) -> None:
     assert cache_from_json(cache.to_json()) == cache
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [
+        DeepCache(interval=5),
+        DeepCache(interval=3, spacing="power", center=4),
+        DeepCache(steps=(0, 2, 11)),
+    ],
+)
+def test_steps_are_sampler_steps_of_several_calls(cache: DeepCache) -> None:
+    one = cache.schedule(12, branch=1)
+    three = cache.schedule(36, branch=1, calls_per_step=3)
+    assert three.full_steps == tuple(3 * step + call for step in one.full_steps for call in range(3))
+    assert cache.allows(three)
+    assert cache.allows(one)
+    of_one_call = CacheSchedule(num_steps=36, full_steps=three.full_steps, branch=1)
+    assert not cache.allows(of_one_call)
+
+
+def test_steps_beyond_a_run_of_several_calls() -> None:
+    message = "step 12 is beyond the run of sampler steps, 2 denoiser calls each; its last step is 11; leave"
+    with pytest.raises(RecipeError, match=message):
+        DeepCache(steps=(0, 12)).schedule(24, branch=1, calls_per_step=2)
+    with pytest.raises(RecipeError, match="center=13 is beyond the run; allowed are 0 to 12"):
+        DeepCache(interval=3, spacing="power", center=13).schedule(24, branch=1, calls_per_step=2)
+
+
+@pytest.mark.parametrize(
+    ("full_steps", "is_allowed"),
+    [((0, 4, 8), True), ((0, 2, 10), True), ((0, 3, 4), False), ((0, 4), False), ((0, 3, 6, 9), False)],
+)
+def test_what_a_search_may_find_in_a_run_of_several_calls(
+    full_steps: tuple[int, ...], is_allowed: bool
+) -> None:
+    """As with one call in each step: groups are of two to eight steps."""
+    calls = tuple(2 * step + call for step in full_steps for call in range(2))
+    found = CacheSchedule(num_steps=24, full_steps=calls, branch=1, calls_per_step=2)
+    assert CacheQuant(interval=4).allows(found) is is_allowed
+    assert CacheQuant(interval=4).allows(schedule(*full_steps)) is is_allowed
+    assert CacheQuant(interval=4, search="uniform").allows(found) is (full_steps == (0, 4, 8))
+
+
+def test_without_a_cache_any_number_of_calls_is_allowed() -> None:
+    recipe = Recipe.named("w8a8")
+    assert recipe.allows(CacheSchedule.uncached(6))
+    assert recipe.allows(CacheSchedule.uncached(6, calls_per_step=2))
+    assert not recipe.allows(CacheSchedule.uniform(6, interval=2, branch=1, calls_per_step=2))

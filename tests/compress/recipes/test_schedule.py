@@ -33,6 +33,26 @@ def test_json_round_trip() -> None:
     assert CacheSchedule.from_json(schedule.to_json()) == schedule
 
 
+def test_the_calls_of_a_sampler_step_are_full_together() -> None:
+    schedule = CacheSchedule.uniform(14, interval=3, branch=1, calls_per_step=2)
+    assert schedule.full_steps == (0, 1, 6, 7, 12, 13)
+    assert schedule.groups == ((0, 6), (6, 12), (12, 14))
+    assert [schedule.stream(step) for step in range(4)] == [0, 1, 0, 1]
+    neighbours = CacheSchedule(num_steps=9, full_steps=(0, 1, 2, 3, 4, 5), branch=1, calls_per_step=3)
+    assert neighbours.groups == ((0, 3), (3, 9))
+    assert CacheSchedule.uncached(4, calls_per_step=2).groups == ((0, 2), (2, 4))
+    assert [CacheSchedule.uncached(4).stream(step) for step in range(4)] == [0, 0, 0, 0]
+
+
+def test_several_calls_are_written_down_and_a_single_one_is_not() -> None:
+    two = CacheSchedule.uniform(12, interval=2, branch=1, calls_per_step=2)
+    assert two.to_json()["calls_per_step"] == 2
+    assert CacheSchedule.from_json(two.to_json()) == two
+    one = CacheSchedule.uniform(12, interval=2, branch=1)
+    assert one.to_json() == {"num_steps": 12, "full_steps": [0, 2, 4, 6, 8, 10], "branch": 1}
+    assert one == CacheSchedule.from_json(one.to_json()) != two
+
+
 def test_a_power_law_is_dense_around_its_centre() -> None:
     steps = power_law_steps(100, count=20, center=50, power=1.4)
     gaps = [after - before for before, after in itertools.pairwise(steps)]
@@ -81,6 +101,20 @@ def test_a_centre_beyond_the_run_is_refused(center: float) -> None:
         ({"num_steps": 3, "full_steps": (0, 2, 2), "branch": 1}, "sorted, unique and below 3"),
         ({"num_steps": 3, "full_steps": (0, 3), "branch": 1}, "sorted, unique and below 3"),
         ({"num_steps": 3, "full_steps": (0,), "branch": 0}, "branch=0 cannot serve cached steps"),
+        (
+            {"num_steps": 4, "full_steps": (0, 2), "branch": 1, "calls_per_step": 2},
+            "lack call 1, but the 2 calls of a sampler step are full together",
+        ),
+        (
+            {"num_steps": 6, "full_steps": (0, 1, 3), "branch": 1, "calls_per_step": 2},
+            "lack call 2, but the 2 calls of a sampler step",
+        ),
+        (
+            {"num_steps": 5, "full_steps": (0, 1), "branch": 1, "calls_per_step": 2},
+            "5 denoiser calls are no whole number of sampler steps with calls_per_step=2",
+        ),
+        ({"num_steps": 2, "full_steps": (0,), "branch": 1, "calls_per_step": 0}, "calls_per_step=0; allowed"),
+        ({"num_steps": 2, "full_steps": (0,), "branch": 1, "calls_per_step": "2"}, "calls_per_step='2'"),
     ],
 )
 def test_impossible_schedules_are_refused(values: dict[str, object], message: str) -> None:
