@@ -22,11 +22,11 @@ from tqdm import tqdm
 from errata import calibration, compress, deploy
 from errata.compress import Recipe
 from errata.correct import IEC, Plan
+from errata.correct.sampling import FloatSampler, PlanSampler, Sampler, batches_of, default_inputs
 from errata.embedded import PIPELINE
+from errata.quality.intervals import Estimate
 from errata.report import Reference
 from errata.report.assembly import FLOAT_KEY, Key
-from errata.report.intervals import Estimate
-from errata.report.sampling import FloatSampler, PlanSampler, Sampler, batches_of, default_inputs
 from errata.report.tally import Tally
 
 BATCH_SIZE = 64

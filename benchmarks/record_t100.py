@@ -23,15 +23,16 @@ from tqdm import tqdm
 from errata import calibration, compress, deploy
 from errata.calibration import CalibrationSet
 from errata.correct import IEC, Plan
+from errata.correct.planner.costs import Costs, measure_costs
+from errata.correct.sampling import FloatSampler, PlanSampler, Sampler, batches_of, default_inputs
 from errata.deploy import DeployedPipeline
 from errata.embedded import PIPELINE
 from errata.report import Reference, Report
 from errata.report.assembly import FLOAT_KEY, Key, assemble_rows
-from errata.report.measuring import measure_costs, same_steps
+from errata.report.measuring import same_steps
 from errata.report.provenance import kernels_of, make_protocol, rank_notes, scatter_notes, size_of
 from errata.report.recorded import DIGITS_T100
-from errata.report.sampling import FloatSampler, PlanSampler, Sampler, batches_of, default_inputs
-from errata.report.tally import Costs, Tally
+from errata.report.tally import Tally
 from errata.report.text import text_table
 
 RECIPES = ("w8a8", "w4a8", "deepcache-10", "w8a8+deepcache-5")

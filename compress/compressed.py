@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from errata.calibration import load_pipeline, model_fingerprint
+from errata.calibration.streams import calls_per_step
 from errata.canonical_json import dumps, file_digest, loads_strict
 from errata.compress.cache.corrected import FeatureCorrection, correct_outputs
 from errata.compress.network.clock import StepClock
@@ -197,10 +198,14 @@ def _check_agreement(root: Path, unet: nn.Module, compression: Compression) -> N
         RecipeError: naming what does not fit, or what the network cannot serve.
     """
     recipe, schedule = compression.recipe, compression.schedule
+    streams = calls_per_step(compression.sampler.timesteps)
+    # Without a cache a schedule need not know of the calls of a sampler step; older ones do not.
+    is_silent = not schedule.has_cache and schedule.calls_per_step == 1
     agrees = {
         "scheme": compression.scheme == Scheme.of(unet, recipe, branch=schedule.branch),
         "schedule": recipe.allows(schedule),
         "timesteps": len(compression.sampler.timesteps) == schedule.num_steps,
+        "calls_per_step": schedule.calls_per_step == streams or is_silent,
     }
     for name, holds in agrees.items():
         if not holds:

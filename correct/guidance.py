@@ -1,90 +1,285 @@
-"""How a pipeline gets from the network's raw output to the prediction that it hands to the scheduler."""
+"""How a pipeline gets from samples to the network's input, and from its output to the scheduler's prediction.
+
+Nothing tells a corrector what a pipeline does there, so it is recognised from what was seen: the network's
+inputs and outputs of one sampling step, and what the scheduler was given. Whatever is recognised must
+reproduce that, else it is an error.
+
+Known are: no guidance; classifier-free guidance in one doubled batch or in two calls, with
+`guidance_rescale` or without; further input channels (an image to enlarge); an output with one more channel
+and the preconditioning of the latent upscaler.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+import copy
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from diffusers import StableDiffusionLatentUpscalePipeline
 from torch import Tensor
 
+from errata.compress.network.arguments import is_same_timestep
 from errata.compress.network.run import UNetCall
-from errata.correct.corrector import Rows
+from errata.correct.corrector import Rows, take
 from errata.errors import PlanError
 
+# Part of the largest value by which a prediction made in another order of operations may differ, in units of
+# the type's rounding; guidance scales amplify it.
+_ROUNDINGS = 64
 
-class Guidance(Protocol):
-    """The two maps between the network's batch and the samples' batch."""
+Combine = Callable[[Sequence[Tensor]], Tensor]
+"""Makes the prediction `(B, …)` of its parts, each `(B, …)`."""
 
-    def combine(self, raw: Tensor) -> Tensor:
-        """The guided prediction `(B, …)` of the network's output."""
-
-    def expand(self, sample: Tensor) -> Tensor:
-        """The network's input for scaled samples `(B, …)`."""
-
-    def rows(self, rows: Rows, batch_size: int) -> Rows:
-        """The network's rows that belong to these samples of a batch."""
+Read = Callable[[Tensor, Tensor, int], Tensor]
 
 
-class Unguided:
-    """Both maps are the identity."""
+@dataclass(frozen=True)
+class Guidance:
+    """What a pipeline does around the network at one sampling step.
 
-    def combine(self, raw: Tensor) -> Tensor:
-        """See `Guidance.combine`."""
-        return raw
-
-    def expand(self, sample: Tensor) -> Tensor:
-        """See `Guidance.expand`."""
-        return sample
-
-    def rows(self, rows: Rows, batch_size: int) -> Rows:
-        """See `Guidance.rows`."""
-        return rows
-
-
-def recognise(
-    call: UNetCall, model_output: Tensor, scaled_sample: Tensor, *, compares_values: bool = True
-) -> Guidance:
-    """The guidance that reproduces what the pipeline did between the network and the scheduler.
-
-    `model_output` and `scaled_sample` are what the scheduler was given and what it makes of its sample.
-    Shapes are always compared. Comparing values waits for the device, unless it is the very same tensor.
-
-    Raises:
-        PlanError: no known guidance does.
+    Attributes:
+        step: the (first) denoiser call of the sampling step at which it was recognised.
+        copies: how often a sample stands in the batch of one call.
+        is_guided: whether the prediction is made of several parts.
+        combine: makes the prediction of its parts: of all calls in order, and of each call's copies in order.
+        read: makes a part of what the network returned for it, of the samples, unscaled, and of the denoiser
+            call that was made.
+        scale: of the guidance, as recognised; None without.
     """
-    if call.prediction.shape != model_output.shape or model_output.shape != scaled_sample.shape:
-        raise PlanError(
-            f"step {call.step}: the network returned {_shape(call.prediction)}, the scheduler was given "
-            f"{_shape(model_output)} for a sample {_shape(scaled_sample)}; guidance and learned variances "
-            'cannot be corrected yet: sample without guidance, or with steps="none"'
-        )
-    if call.prediction.dtype != model_output.dtype:
-        raise PlanError(
-            f"step {call.step}: the pipeline samples in {_type(model_output)}, the network computes in "
-            f"{_type(call.prediction)}; only one type can be corrected yet: deployed.pipe.to(torch.float32), "
-            'or sample with steps="none"'
-        )
-    if compares_values and not _same(call.prediction, model_output):
-        raise PlanError(
-            f"step {call.step}: the pipeline changed the network's prediction before it stepped; only "
-            'unguided pipelines can be corrected yet: sample without guidance, or with steps="none"'
-        )
-    if compares_values and not _same(call.sample, scaled_sample):
-        raise PlanError(
-            f"step {call.step}: the network's input is not the scheduler's sample, scaled by it; such a "
-            'pipeline cannot be corrected: sample with steps="none"'
-        )
-    return Unguided()
+
+    step: int
+    copies: int
+    is_guided: bool
+    combine: Combine
+    read: Read
+    scale: float | None = None
+
+    def expand(self, scaled: Tensor, rows: Rows, call: UNetCall) -> Tensor:
+        """The network's input for scaled samples `(rows, …)`; what `call` had beside the sample is kept."""
+        x = torch.cat([scaled] * self.copies).to(call.sample.dtype)
+        channels = scaled.shape[1]
+        if call.sample.shape[1] == channels:
+            return x
+        return torch.cat([x, take(call.sample[:, channels:], self.network_rows(rows, call))], dim=1)
+
+    def network_rows(self, rows: Rows, call: UNetCall) -> Rows:
+        """The network's rows that belong to these samples of a batch."""
+        if rows is None or self.copies == 1:
+            return rows
+        batch_size = call.sample.shape[0] // self.copies
+        return torch.cat([rows + copy * batch_size for copy in range(self.copies)])
+
+    def prediction(self, raws: Sequence[Tensor], samples: Tensor, *, step: int | None = None) -> Tensor:
+        """The guided prediction `(rows, …)` of the network's outputs, one for each call.
+
+        `step` is the first of the denoiser calls that were made; None is the one of this sampling step.
+        """
+        made_at = self.step if step is None else step
+        parts = [part for raw in raws for part in raw.chunk(self.copies)]
+        return self.combine([self.read(part, samples, made_at) for part in parts])
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    if one is other:
-        return True
-    return one.dtype == other.dtype and torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
+@dataclass(frozen=True)
+class _Found:
+    """What reproduced a step: the scale, whether the pipeline states it, and whether it rescales."""
+
+    scale: float
+    is_stated: bool
+    rescales: bool
 
 
-def _type(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+class Recogniser:
+    """Recognises the guidance of a run, step by step.
+
+    Args:
+        pipe: the run's pipeline, for its class, `guidance_scale` and `guidance_rescale`, where it has them.
+        asked: the scale that it was called with, where it takes one.
+    """
+
+    def __init__(self, pipe: Any, *, asked: float | None = None) -> None:
+        self._pipe, self._asked = pipe, asked
+        self._found: _Found | None = None
+
+    def recognise(
+        self,
+        calls: Sequence[UNetCall],
+        model_output: Tensor,
+        sample: Tensor,
+        scaled_sample: Tensor,
+        *,
+        compares_values: bool = True,
+    ) -> Guidance:
+        """The guidance that reproduces what the pipeline did at this step.
+
+        `model_output` and `sample` are what the scheduler was given, `scaled_sample` what it makes of the
+        sample for the network. Shapes are always compared. Comparing values waits for the device.
+
+        Raises:
+            PlanError: nothing known does.
+        """
+        step, copies = calls[0].step, _copies(calls, sample)
+        if compares_values:
+            _check_inputs(calls, scaled_sample, copies)
+        read = self._reader()
+        parts = [read(part, sample, step) for call in calls for part in call.prediction.chunk(copies)]
+        if parts[0].shape != model_output.shape:
+            raise PlanError(
+                f"step {step}: the network returned {_shape(parts[0])} for a sample batch, the scheduler was "
+                f'given {_shape(model_output)}; learned variances cannot be corrected: use steps="none"'
+            )
+        if len(parts) == 1:
+            if compares_values and not _close(parts[0].to(model_output.dtype), model_output):
+                raise _unknown(step)
+            return Guidance(step, copies, False, _only, read)
+        if len(parts) > 2:
+            raise PlanError(
+                f"step {step}: the prediction is made of {len(parts)} parts; known is guidance with two: "
+                'sample without this guidance, or with steps="none"'
+            )
+        scale, combine = self._guided(step, parts, model_output, compares_values=compares_values)
+        return Guidance(step, copies, True, combine, read, scale)
+
+    def _guided(
+        self, step: int, parts: Sequence[Tensor], target: Tensor, *, compares_values: bool
+    ) -> tuple[float, Combine]:
+        stated = _number(getattr(self._pipe, "guidance_scale", None))
+        rescale = _number(getattr(self._pipe, "guidance_rescale", None)) or 0.0
+        found = self._found
+        if found is not None and not compares_values:
+            scale = stated if found.is_stated and stated is not None else found.scale
+            return scale, _classifier_free(scale, rescale if found.rescales else 0.0)
+        seen = [part.to(target.dtype) for part in parts]
+        known = (stated, None if found is None else found.scale, self._asked)
+        scales = [scale for scale in known if scale is not None]
+        for phi in (rescale, 0.0) if rescale else (0.0,):
+            # Neither pipeline nor call need tell the scale, but where there is a rescaling, diffusers' do.
+            for scale in scales if phi else (*scales, *_fits(seen, target)):
+                if _close(_classifier_free(scale, phi)(seen), target):
+                    self._found = _Found(scale, is_stated=scale == stated, rescales=phi != 0.0)
+                    return scale, _classifier_free(scale, phi)
+        raise _unknown(step)
+
+    def _reader(self) -> Read:
+        if isinstance(self._pipe, StableDiffusionLatentUpscalePipeline):
+            return _preconditioned(self._pipe.scheduler.sigmas)
+        return _as_it_is
+
+
+def asked_scale(pipe: Any, arguments: Mapping[str, Any]) -> float | None:
+    """The guidance scale of a call with these arguments, given or by default; None where there is none."""
+    parameter = inspect.signature(type(pipe).__call__).parameters.get("guidance_scale")
+    return _number(arguments.get("guidance_scale", None if parameter is None else parameter.default))
+
+
+def scheduler_timesteps(
+    pipe: Any, timesteps: tuple[float, ...], *, num_inference_steps: int
+) -> tuple[float, ...]:
+    """The scheduler's timesteps at the recorded `timesteps` of the network's calls.
+
+    They are the same, but for the latent upscaler, which tells its network log(σ) / 4. What is not recognised
+    is returned as it is.
+    """
+    if not isinstance(pipe, StableDiffusionLatentUpscalePipeline):
+        return timesteps
+    scheduler = copy.deepcopy(pipe.scheduler)
+    scheduler.set_timesteps(num_inference_steps)
+    own = tuple(float(t) for t in scheduler.timesteps)
+    told = [math.log(sigma) / 4 for sigma in scheduler.sigmas[: len(own)].tolist()]
+    is_same = len(own) == len(timesteps) and all(map(is_same_timestep, told, timesteps))
+    return own if is_same else timesteps
+
+
+def _as_it_is(raw: Tensor, samples: Tensor, step: int) -> Tensor:
+    return raw
+
+
+def _preconditioned(sigmas: Tensor) -> Read:
+    """The latent upscaler's denoised sample: its last channel dropped, then Karras et al. (2022), table 1."""
+
+    def read(raw: Tensor, samples: Tensor, step: int) -> Tensor:
+        sigma = sigmas[step]
+        return samples / (sigma**2 + 1) + sigma / (sigma**2 + 1).sqrt() * raw[:, :-1]
+
+    return read
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _only(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0]
+
+
+def _classifier_free(scale: float, rescale: float) -> Combine:
+    """`first + scale (second - first)`, its spread brought back towards that of `second` by `rescale`.
+
+    Source: Ho and Salimans (2022), Eq. 6; Lin et al., "Common diffusion noise schedules and sample steps are
+    flawed" (2023), section 3.4.
+    """
+
+    def combine(parts: Sequence[Tensor]) -> Tensor:
+        first, second = parts
+        guided = first + scale * (second - first)
+        if rescale == 0.0:
+            return guided
+        axes = list(range(1, guided.ndim))
+        spread = second.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
+        return rescale * (guided * spread) + (1 - rescale) * guided
+
+    return combine
+
+
+def _fits(parts: Sequence[Tensor], target: Tensor) -> list[float]:
+    """The scale that explains the prediction best, as people write it and as it is. Waits for the device."""
+    first, second, wanted = (tensor.double() for tensor in (*parts, target))
+    difference = second - first
+    size = float(difference.square().sum())
+    if size == 0.0:  # nothing to tell it from
+        return [1.0]
+    scale = float(((wanted - first) * difference).sum()) / size
+    return [float(f"{scale:.4g}"), scale]
+
+
+def _copies(calls: Sequence[UNetCall], sample: Tensor) -> int:
+    rows, batch_size = calls[0].sample.shape[0], sample.shape[0]
+    if rows % batch_size or any(call.sample.shape != calls[0].sample.shape for call in calls):
+        raise PlanError(
+            f"step {calls[0].step}: the network was called with {_shape(calls[0].sample)} for a sample "
+            f'{_shape(sample)}; such a pipeline cannot be corrected: sample with steps="none"'
+        )
+    return rows // batch_size
+
+
+def _check_inputs(calls: Sequence[UNetCall], scaled: Tensor, copies: int) -> None:
+    for call in calls:
+        seen = call.sample[:, : scaled.shape[1]]
+        if seen.shape[1:] != scaled.shape[1:] or not _close(
+            seen, torch.cat([scaled] * copies).to(call.sample.dtype)
+        ):
+            raise PlanError(
+                f"step {call.step}: the network's input is not the scheduler's sample, scaled by it; such a "
+                'pipeline cannot be corrected: sample with steps="none"'
+            )
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    tolerance = _ROUNDINGS * torch.finfo(other.dtype).eps * float(other.abs().nan_to_num().max())
+    return torch.allclose(one, other, rtol=0.0, atol=tolerance, equal_nan=True)
+
+
+def _unknown(step: int) -> PlanError:
+    return PlanError(
+        f"step {step}: the pipeline changed the network's prediction before it stepped, in a way that is "
+        "neither classifier-free guidance nor its rescaling; such a pipeline cannot be corrected: sample "
+        'with steps="none"'
+    )
 
 
 def _shape(tensor: Tensor) -> str:

@@ -21,14 +21,18 @@ once: it is what enters a multistep history, so later steps extrapolate from cor
 step is not linear, the scheduler receives the blended prediction all the same, and the sample that it
 returns is replaced by x^(K).
 
+A sample whose residual grows from one iteration to the next keeps the iterate that it had and leaves the
+batch (the paper has no such guard). It counts as diverged where the residual has grown beyond its first; of
+quantized networks residuals fall to the size of the rounding, and go up and down there.
+
 Source: "Iterative Error Correction", Eq. 9 and 10. Deviations: the residual is per sample, not over the
 batch, so an image does not depend on its neighbours; noise is held fixed across iterations, so that there is
-a fixed point at η > 0 too.
+a fixed point at η > 0 too. `IEC.official()` tells in what the authors' code differs, and does as it does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -36,9 +40,24 @@ import torch
 from torch import Tensor
 
 from errata.compress.recipes.schedule import CacheSchedule
+from errata.correct.choices import is_count, is_number, require
 from errata.correct.config_json import fields_of
-from errata.correct.corrector import Correction, Corrector, Rows, StepView, put, take
-from errata.errors import PlanError
+from errata.correct.corrector import (
+    Correction,
+    Corrector,
+    Evaluate,
+    Features,
+    Preview,
+    Rows,
+    Setting,
+    StepView,
+    put,
+    take,
+)
+
+# Of the sample's own size: what two ways to round float32 differ by. A residual below it is noise, and its
+# growth says nothing.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,44 +65,81 @@ class IEC:
     """Iterative Error Correction, at full steps.
 
     Attributes:
-        step_size: λ, in (0, 1].
+        step_size: λ, in (0, 1]; or several, one for each iteration.
         iterations: K, at least 1: the most extra evaluations of a sample.
         tolerance: τ, at least 0: a sample whose iterate moves no further than this leaves the batch.
         cache_after: what the cached steps that follow read: "replace", the feature of the last evaluation;
             "keep", that of x_t. Without a cache it does nothing.
+        stopping: "per_sample", as above; or "official", the rule of the authors' code, see `official`.
+        guard: whether a sample whose residual grows stops at the iterate that it had. It acts from the second
+            iteration on, and with "per_sample" only.
 
     Raises:
         PlanError: a value outside these ranges.
     """
 
-    step_size: float = 0.5
+    step_size: float | tuple[float, ...] = 0.5
     iterations: int = 1
     tolerance: float = 1e-5
     cache_after: Literal["replace", "keep"] = "replace"
+    stopping: Literal["per_sample", "official"] = "per_sample"
+    guard: bool = True
 
     def __post_init__(self) -> None:
-        _require(
-            _is_number(self.step_size) and 0 < self.step_size <= 1, "step_size", self.step_size, "in (0, 1]"
+        if isinstance(self.step_size, list):  # as JSON has it
+            object.__setattr__(self, "step_size", tuple(self.step_size))
+        require(
+            is_count(self.iterations) and self.iterations >= 1, self, "iterations", "an integer, 1 or more"
         )
-        is_count = isinstance(self.iterations, int) and not isinstance(self.iterations, bool)
-        _require(is_count and self.iterations >= 1, "iterations", self.iterations, "an integer, 1 or more")
-        is_bound = _is_number(self.tolerance) and 0 <= self.tolerance < float("inf")
-        _require(is_bound, "tolerance", self.tolerance, "finite, 0 or more")
-        _require(
-            self.cache_after in ("replace", "keep"), "cache_after", self.cache_after, '"replace" or "keep"'
-        )
+        sizes = self.step_size if isinstance(self.step_size, tuple) else (self.step_size,)
+        in_range = all(is_number(size) and 0 < size <= 1 for size in sizes)
+        fits = not isinstance(self.step_size, tuple) or len(sizes) == self.iterations
+        require(in_range and fits, self, "step_size", "in (0, 1], one number or one for each iteration")
+        is_bound = is_number(self.tolerance) and 0 <= self.tolerance < float("inf")
+        require(is_bound, self, "tolerance", "finite, 0 or more")
+        require(self.cache_after in ("replace", "keep"), self, "cache_after", '"replace" or "keep"')
+        rules = ("per_sample", "official")
+        require(self.stopping in rules, self, "stopping", '"per_sample" or "official"')
+        require(isinstance(self.guard, bool), self, "guard", "true or false")
+
+    @classmethod
+    def paper(cls) -> IEC:
+        """The paper's choices: λ = 0.5, K = 1, τ = 1e-5; the defaults.
+
+        Source: "Iterative Error Correction", section 3.2, last paragraph.
+        """
+        return cls(step_size=0.5, iterations=1, tolerance=1e-5)
+
+    @classmethod
+    def official(cls, kind: Literal["pixel", "latent"] = "pixel") -> IEC:
+        """What the authors' code does, which differs from their paper.
+
+        - The residual is ‖new - old‖ / (‖old‖ + 1e-6) over the whole batch, so an image depends on its
+          neighbours. It is tested before the update, so the last evaluation of a converged batch is thrown
+          away; its feature stays in the cache all the same.
+        - λ is 0.5 to the power of the iteration: one refinement at 0.5 for pixels, two at 1 and 0.5 for
+          latents.
+        - There is no guard against divergence.
+
+        Deviation: at η > 0 the code draws new noise in each refinement; here it is held fixed.
+        """
+        sizes = {"pixel": (0.5,), "latent": (1.0, 0.5)}[kind]
+        return cls(step_size=sizes, iterations=len(sizes), stopping="official")
 
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
         """The full steps: a cached one has no feature of its own to correct."""
         return schedule.full_steps
 
-    def corrector(self) -> Corrector:
+    def check(self, setting: Setting) -> None:
+        """See `Method.check`: it works with every scheduler."""
+
+    def corrector(self, setting: Setting) -> Corrector:
         """See `Method.corrector`."""
-        return _Refinement(self)
+        return _Refinement(self, setting)
 
     def to_json(self) -> dict[str, Any]:
         """See `Method.to_json`."""
-        return {"type": "IEC", "version": 1, **asdict(self)}
+        return {"type": "IEC", "version": 2, **asdict(self)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> IEC:
@@ -92,68 +148,106 @@ class IEC:
         Raises:
             PlanError: another type or version, a missing or an unknown key, a value out of range.
         """
-        return cls(**fields_of(cls, value, version=1))
+        return cls(**fields_of(cls, value, version=2))
 
 
 class _Refinement(Corrector):
     """IEC on one run; every step stands alone."""
 
-    def __init__(self, choices: IEC) -> None:
+    def __init__(self, choices: IEC, setting: Setting) -> None:
+        super().__init__(setting)
         self._choices = choices
 
     def at_step(self, view: StepView) -> Correction:
-        choices = self._choices
-        return iterate(
-            view.prediction,
-            view.preview,
-            view.evaluate,
-            step_size=choices.step_size,
-            iterations=choices.iterations,
-            tolerance=choices.tolerance,
-            is_linear=view.is_linear,
-            replaces_feature=choices.cache_after == "replace",
-        )
+        return iterate(view.prediction, view.preview, view.evaluate, self._choices, is_linear=view.is_linear)
 
 
 def iterate(
-    prediction: Tensor,
-    preview: Callable[[Tensor], Tensor],
-    evaluate: Callable[[Tensor, Rows], tuple[Tensor, Tensor | None]],
-    *,
-    step_size: float,
-    iterations: int,
-    tolerance: float,
-    is_linear: bool = False,
-    replaces_feature: bool = True,
+    prediction: Tensor, preview: Preview, evaluate: Evaluate, choices: IEC, *, is_linear: bool = False
 ) -> Correction:
     """IEC at one step, from the plain prediction; `preview` and `evaluate` as in `StepView`.
 
     Iterates are accumulated in float32 or wider. On an accelerator the stopping rule waits for the device
     after every iteration but the last, so not at all where there is one.
     """
-    wide = torch.promote_types(prediction.dtype, torch.float32)
-    y = preview(prediction).to(wide)
-    eps, eps_y = prediction.to(wide), prediction
-    feature: Tensor | None = None
+    iterates = _Iterates(prediction, preview(prediction))
+    features: Features = ()
     rows: Rows = None
-    residuals: list[tuple[Rows, Tensor]] = []
-    for k in range(iterations):
-        eps_rows, feature = evaluate(y, rows)
-        eps_y = put(eps_y, rows, eps_rows)  # rows that left keep their latest, which no longer matters
-        y_rows = refine(take(y, rows), take(preview(eps_y), rows).to(wide), step_size)
-        residuals.append((rows, residual(y_rows, take(y, rows))))
-        y = put(y, rows, y_rows)
-        eps = put(eps, rows, refine(take(eps, rows), eps_rows.to(wide), step_size))
-        if k + 1 < iterations:
-            rows = unconverged(*residuals[-1], tolerance)
+    for k in range(choices.iterations):
+        step_size = choices.step_size[k] if isinstance(choices.step_size, tuple) else choices.step_size
+        eps_rows, features = evaluate(iterates.y, rows)
+        y_rows = iterates.refined(preview, eps_rows, rows, step_size)
+        if choices.stopping == "official":
+            if not iterates.accept_whole(y_rows, eps_rows, step_size, choices.tolerance):
+                break
+            continue
+        iterates.accept(y_rows, eps_rows, rows, step_size, guard=choices.guard)
+        if k + 1 < choices.iterations:
+            rows = iterates.unconverged(rows, choices.tolerance)
             if rows is not None and len(rows) == 0:
                 break
     return Correction(
-        prediction=eps.to(prediction.dtype),
-        prev_sample=None if is_linear else y,
-        feature=feature if replaces_feature else None,
-        residuals=residuals,
+        prediction=iterates.eps.to(prediction.dtype),
+        prev_sample=None if is_linear else iterates.y,
+        features=features if features and choices.cache_after == "replace" else None,
+        residuals=iterates.residuals,
+        diverged=iterates.diverged if choices.iterations > 1 else None,
     )
+
+
+class _Iterates:
+    """y = x^(k) and eps = ε^(k) of all samples, and what their last move was."""
+
+    def __init__(self, prediction: Tensor, y: Tensor) -> None:
+        wide = torch.promote_types(prediction.dtype, torch.float32)
+        self.y, self.eps = y.to(wide), prediction.to(wide)
+        self.residuals: list[tuple[Rows, Tensor]] = []
+        self.diverged = torch.zeros(len(y), dtype=torch.bool, device=y.device)
+        self._eps_y = self.eps  # the network at the iterates; of rows that left, the latest, never read
+        self._leaves = torch.zeros_like(self.diverged)
+        self._moved = torch.full((len(y),), float("inf"), dtype=wide, device=y.device)
+        self._first = self._moved
+
+    def refined(self, preview: Preview, eps_rows: Tensor, rows: Rows, step_size: float) -> Tensor:
+        """The next iterate of the rows, given the network at the present one."""
+        self._eps_y = put(self._eps_y, rows, eps_rows.to(self._eps_y.dtype))
+        return refine(take(self.y, rows), take(preview(self._eps_y), rows).to(self.y.dtype), step_size)
+
+    def accept(self, y_rows: Tensor, eps_rows: Tensor, rows: Rows, step_size: float, *, guard: bool) -> None:
+        """Moves on; under guard, rows that would move further than the time before stay."""
+        y, eps = take(self.y, rows), take(self.eps, rows)
+        moved = residual(y_rows, y)
+        size = torch.linalg.vector_norm(y.flatten(1), dim=1)
+        grew = (moved / step_size > take(self._moved, rows)) & (moved > _ROUNDING * size) & guard
+        self.residuals.append((rows, moved))
+        self.diverged = put(self.diverged, rows, grew & (moved / step_size > take(self._first, rows)))
+        self._leaves = put(self._leaves, rows, grew)
+        self._moved = put(self._moved, rows, moved / step_size)
+        self._first = torch.where(self._first.isinf(), self._moved, self._first)
+        stays = grew.reshape(-1, *([1] * (y.ndim - 1)))
+        self.y = put(self.y, rows, torch.where(stays, y, y_rows))
+        self.eps = put(
+            self.eps, rows, torch.where(stays, eps, refine(eps, eps_rows.to(eps.dtype), step_size))
+        )
+
+    def accept_whole(self, y_new: Tensor, eps_new: Tensor, step_size: float, tolerance: float) -> bool:
+        """Moves on, unless the whole batch has converged. Waits for the device."""
+        self.residuals.append((None, residual(y_new, self.y)))
+        change = torch.linalg.vector_norm(y_new - self.y) / (torch.linalg.vector_norm(self.y) + 1e-6)
+        if float(change) < tolerance:
+            return False
+        self.y, self.eps = y_new, refine(self.eps, eps_new.to(self.eps.dtype), step_size)
+        return True
+
+    def unconverged(self, rows: Rows, tolerance: float) -> Rows:
+        """Of `rows`, those that moved further than `tolerance`, each decided alone. Waits for the device."""
+        _, moved = self.residuals[-1]
+        leaves = (moved <= tolerance) | take(self._leaves, rows)  # NaN stays, and is reported
+        kept = [index for index, is_done in enumerate(leaves.tolist()) if not is_done]
+        if len(kept) == len(moved):
+            return rows
+        chosen = torch.tensor(kept, dtype=torch.int64, device=moved.device)
+        return chosen if rows is None else rows[chosen]
 
 
 def refine(value: Tensor, target: Tensor, step_size: float) -> Tensor:
@@ -164,22 +258,3 @@ def refine(value: Tensor, target: Tensor, step_size: float) -> Tensor:
 def residual(new: Tensor, old: Tensor) -> Tensor:
     """‖new - old‖₂ of each sample, `(B,)`."""
     return torch.linalg.vector_norm((new - old).flatten(1), dim=1)
-
-
-def unconverged(rows: Rows, residuals: Tensor, tolerance: float) -> Rows:
-    """Of `rows`, those whose residual exceeds `tolerance`; each is decided alone. Waits for the device."""
-    values = residuals.tolist()
-    kept = [index for index, value in enumerate(values) if not value <= tolerance]  # NaN stays
-    if len(kept) == len(values):
-        return rows
-    chosen = torch.tensor(kept, dtype=torch.int64, device=residuals.device)
-    return chosen if rows is None else rows[chosen]
-
-
-def _require(holds: bool, name: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise PlanError(f"IEC({name}={value!r}): {name} must be {allowed}; leave it out for the default")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

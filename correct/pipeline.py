@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from typing import Any
 
 from errata.compress.network.pipeline import SteppedPipeline
-from errata.correct.plan import Plan
+from errata.compress.network.run import Run
+from errata.correct.corrector import Corrector, Setting
+from errata.correct.fresh_noise import FreshNoise
+from errata.correct.guidance import asked_scale, scheduler_timesteps
+from errata.correct.noise_levels import NoiseLevels
+from errata.correct.plans import Plan
+from errata.correct.sample_wise import SampleWise, works_one_by_one
 from errata.correct.stats import RunStats, overhead
-from errata.correct.tap import Tap, run_stats
+from errata.correct.tap import Tap, decide, run_stats
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError
 
 
-def wrap(deployed: DeployedPipeline, plan: Plan) -> CorrectedPipeline:
+def wrap(deployed: DeployedPipeline, plan: Plan, *, batch_invariant: bool = False) -> CorrectedPipeline:
     """A pipeline with the same call as `deployed`, corrected by `plan`; `deployed` itself stays as it is.
+
+    Args:
+        deployed: a loaded artifact.
+        plan: what to do, and where.
+        batch_invariant: evaluate the denoiser, text encoders and a VAE image by image. Given a generator for
+            each, an image is then bit for bit the same alone and in a batch, at the cost of B small calls in
+            place of a large one. Without it a sum in another order makes the last bits differ; no decision of
+            a correction depends on other images either way.
 
     Raises:
         TypeError: `deployed` is anything but a loaded artifact.
-        PlanError: the plan selects nothing that this artifact has.
+        PlanError: the plan selects nothing that this artifact has, was made for another artifact, or names a
+            method that cannot work on it.
     """
     if not isinstance(deployed, DeployedPipeline):
         raise TypeError(_not_deployed(deployed))
@@ -25,14 +42,15 @@ def wrap(deployed: DeployedPipeline, plan: Plan) -> CorrectedPipeline:
         raise TypeError(
             f"the plan is a {type(plan).__name__}; pass a Plan, such as Plan(IEC(), steps='ends:1/10')"
         )
-    return CorrectedPipeline(deployed, plan)
+    return CorrectedPipeline(deployed, plan, batch_invariant=batch_invariant)
 
 
 class CorrectedPipeline:
     """Made by `wrap`.
 
     A call samples on a private copy of the pipeline (a `Run`), with a tap on that copy's `scheduler.step`, so
-    the pipeline keeps its loop, and nothing is patched on any object of the caller's.
+    the pipeline keeps its loop, and nothing is patched on any object of the caller's. Several of them may
+    sample on one artifact, in threads of their own too: their denoiser calls take turns.
 
     Attributes:
         deployed: the artifact.
@@ -40,30 +58,54 @@ class CorrectedPipeline:
         steps: the steps that it comes to.
     """
 
-    def __init__(self, deployed: DeployedPipeline, plan: Plan) -> None:
+    def __init__(self, deployed: DeployedPipeline, plan: Plan, *, batch_invariant: bool = False) -> None:
         self.deployed = deployed
         self.plan = plan
-        self.steps = plan.resolve(deployed.schedule)
+        _check_artifact(plan, deployed)
+        self._placed = plan.placed(deployed.schedule)
+        self._levels = _levels_of(deployed)
+        self.steps = tuple(sorted({step for _, steps in self._placed for step in steps}))
+        for method, steps in self._placed:
+            method.check(self._setting(steps))
+        self._denoiser = SampleWise(deployed.denoiser) if batch_invariant else deployed.denoiser
+        self._works_one_by_one = batch_invariant
         self._stats: RunStats | None = None
 
-    def __call__(self, **kwargs: Any) -> Any:
-        """Sample; keyword arguments and result are those of the deployed pipeline.
+    @property
+    def pipe(self) -> Any:
+        """The diffusers pipeline that is corrected; calling it directly corrects nothing."""
+        return self.deployed.pipe
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Sample; arguments and result are those of the deployed pipeline.
+
+        A callback gets the private copy of the pipeline as its `pipe`.
 
         Raises:
             ArtifactMismatch: another `num_inference_steps` than recorded.
             PlanError: the pipeline does something between network and scheduler that cannot be reproduced.
             ErrataError: the denoiser returned NaN at a corrected step.
         """
-        arguments = self.deployed.arguments(kwargs)
-        run = self.deployed.start()
-        if self.plan.method is None or not self.steps:
+        arguments = self.deployed.arguments(kwargs, args)
+        correctors = [method.corrector(self._setting(steps)) for method, steps in self._placed]
+        run = self._start(correctors)
+        if self._works_one_by_one:
+            works_one_by_one(run.pipe)
+        if not correctors:
             output = run.pipe(**arguments)
             self._stats = run_stats(run, {})
             return output
-        tap = Tap(run, self.plan.method.corrector(), self.steps)
+        tap = Tap(
+            run,
+            correctors,
+            levels=self._levels,
+            noise=FreshNoise(arguments.get("generator")),
+            guidance_scale=asked_scale(run.pipe, arguments),
+        )
         with tap.installed():
             output = run.pipe(**arguments)
         self._stats = run_stats(run, tap.finish())
+        _warn_of_divergence(self._stats)
         return output
 
     @property
@@ -79,7 +121,54 @@ class CorrectedPipeline:
 
     def overhead(self) -> float:
         """Overhead of the latest finished call, by the measured cost of each kind of evaluation."""
-        return overhead(self.stats, self.deployed.denoiser)
+        return overhead(self.stats, self._denoiser)
+
+    def _setting(self, steps: tuple[int, ...]) -> Setting:
+        denoiser = self.deployed.denoiser
+        return Setting(
+            steps=steps, schedule=denoiser.schedule, timesteps=denoiser.timesteps, levels=self._levels
+        )
+
+    def _start(self, correctors: list[Corrector]) -> Run:
+        if not correctors:
+            return self.deployed.start(denoiser=self._denoiser)
+        return self.deployed.start(
+            denoiser=self._denoiser,
+            decide=functools.partial(decide, correctors),
+            remembers=max(corrector.remembers for corrector in correctors),
+        )
+
+
+def _levels_of(deployed: DeployedPipeline) -> NoiseLevels | None:
+    """None where they are not known; a method that needs them says so in its `check`."""
+    pipe, count = deployed.pipe, deployed.num_inference_steps
+    timesteps = scheduler_timesteps(pipe, deployed.denoiser.timesteps, num_inference_steps=count)
+    try:
+        return NoiseLevels.of(pipe.scheduler, timesteps, num_inference_steps=count)
+    except PlanError:
+        return None
+
+
+def _check_artifact(plan: Plan, deployed: DeployedPipeline) -> None:
+    if plan.artifact is None:
+        return
+    digest = deployed.manifest.sha256
+    if plan.artifact != digest:
+        raise PlanError(
+            f"this plan was made for the artifact {plan.artifact[:12]}…, this one is "
+            f"{digest[:12]}…; its steps and its expected quality belong to that one: make a plan for this "
+            "one with errata.correct.plan(deployed, …)"
+        )
+
+
+def _warn_of_divergence(stats: RunStats) -> None:
+    if stats.diverged:
+        warnings.warn(
+            f"the residual of a correction grew {stats.diverged} times (samples x steps), and the better "
+            "iterate was kept; a smaller step_size converges more surely, see stats.steps[i].diverged",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _not_deployed(given: object) -> str:

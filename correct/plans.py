@@ -1,28 +1,58 @@
-"""A plan: which method, at which steps."""
+"""A plan: which methods, at which steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import steps as grammar
 from errata.correct.config_json import fields_of
 from errata.correct.corrector import Method
+from errata.correct.diffier import DiffIER
+from errata.correct.epsilon_scaling import EpsilonScaling
+from errata.correct.forecast import Forecast
+from errata.correct.hindsight import Hindsight
 from errata.correct.iec import IEC
+from errata.correct.langevin import Langevin
+from errata.correct.lookahead import Lookahead
+from errata.correct.planner.expectation import Expectation
+from errata.correct.refresh import Refresh
+from errata.correct.second_order import SecondOrder
 from errata.errors import PlanError
 
 if TYPE_CHECKING:
     from errata.deploy import DeployedPipeline
 
 # Method types that a stored plan may name; never resolved by import path.
-_METHODS: dict[str, Callable[[Mapping[str, Any]], Method]] = {"IEC": IEC.from_json}
+_KINDS: tuple[type[Method], ...] = (
+    DiffIER,
+    EpsilonScaling,
+    Forecast,
+    Hindsight,
+    IEC,
+    Langevin,
+    Lookahead,
+    Refresh,
+    SecondOrder,
+)
+METHODS: Mapping[str, type[Method]] = {kind.__name__: kind for kind in _KINDS}
 
 
 @dataclass(frozen=True)
 class Plan:
     """Correct with `method` at `steps` (an expression, see `errata.correct.steps.GRAMMAR`).
+
+    `plan + other` does both, `plan` first: what it makes of a step is what `other` gets.
+
+    Attributes:
+        method: None corrects nothing.
+        steps: intersected with those that the method serves.
+        also: what is done besides.
+        artifact: digest of the only artifact that it may be used on; None is any.
+        expected: what it was measured to do there, where `errata.correct.plan` made it.
 
     Raises:
         PlanError: `method` is none, or `steps` is malformed.
@@ -30,6 +60,9 @@ class Plan:
 
     method: Method | None
     steps: str = "all"
+    also: Plan | None = None
+    artifact: str | None = None
+    expected: Expectation | None = None
 
     def __post_init__(self) -> None:
         grammar.check(self.steps)
@@ -39,6 +72,23 @@ class Plan:
             )
         if self.method is not None and not _is_method(self.method):
             raise PlanError(f"{self.method!r} is no correction method; write Plan({_offered()}) for instance")
+
+    def __add__(self, other: Plan) -> Plan:
+        """Both, this one first; bound to the artifact that either is bound to.
+
+        Raises:
+            PlanError: they are bound to two artifacts.
+        """
+        if not isinstance(other, Plan):
+            return NotImplemented
+        bound = sorted({plan.artifact for plan in (self, other) if plan.artifact is not None})
+        if len(bound) > 1:
+            raise PlanError(
+                f"these plans were made for two artifacts, {' and '.join(bound)}; use one of them"
+            )
+        also = other if self.also is None else self.also + other
+        also = replace(also, artifact=None, expected=None)
+        return Plan(self.method, self.steps, also, bound[0] if bound else None)
 
     @classmethod
     def none(cls) -> Plan:
@@ -51,29 +101,49 @@ class Plan:
 
         Source: "Iterative Error Correction", implementation details.
         """
-        return cls(IEC(), "full" if deployed.schedule.has_cache else "all")
+        return cls(IEC.paper(), "full" if deployed.schedule.has_cache else "all")
 
-    def resolve(self, schedule: CacheSchedule) -> tuple[int, ...]:
-        """The steps that will be corrected, sorted: those named that the method serves.
+    @property
+    def corrects_nothing(self) -> bool:
+        """Whether no part of it names a step."""
+        return all(method is None or steps == "none" for method, steps in self.parts)
+
+    @property
+    def parts(self) -> tuple[tuple[Method | None, str], ...]:
+        """Method and steps of everything that is done, in order."""
+        return ((self.method, self.steps), *(() if self.also is None else self.also.parts))
+
+    def placed(self, schedule: CacheSchedule) -> tuple[tuple[Method, tuple[int, ...]], ...]:
+        """Each method with the steps that it will correct; without those that correct nothing.
 
         Raises:
-            PlanError: the expression names a step that the schedule does not have, or nothing is left.
+            PlanError: an expression names a step that the schedule does not have, or nothing is left of it.
         """
-        if self.method is None or self.steps == "none":
-            return ()
-        served = self.method.serves(schedule)
-        chosen = tuple(sorted(set(grammar.select(self.steps, schedule)) & set(served)))
-        if not chosen:
-            raise PlanError(
-                f"steps {self.steps!r} leaves nothing to correct: {type(self.method).__name__} serves steps "
-                f'{grammar.spelled(served)} of this artifact; name some of them, or write "none"'
-            )
-        return chosen
+        return tuple(
+            (method, _placed(method, steps, schedule))
+            for method, steps in self.parts
+            if method is not None and steps != "none"
+        )
+
+    def resolve(self, schedule: CacheSchedule) -> tuple[int, ...]:
+        """The steps that will be corrected by any of its methods, sorted.
+
+        Raises:
+            PlanError: as `placed`.
+        """
+        return tuple(sorted({step for _, steps in self.placed(schedule) for step in steps}))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON value; `from_json` reads it back."""
-        method = None if self.method is None else self.method.to_json()
-        return {"type": "Plan", "version": 1, "method": method, "steps": self.steps}
+        return {
+            "type": "Plan",
+            "version": 2,
+            "method": None if self.method is None else self.method.to_json(),
+            "steps": self.steps,
+            "also": None if self.also is None else self.also.to_json(),
+            "artifact": self.artifact,
+            "expected": None if self.expected is None else self.expected.to_json(),
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Plan:
@@ -82,15 +152,62 @@ class Plan:
         Raises:
             PlanError: another type or version, an unknown method, a missing or an unknown key.
         """
-        fields = fields_of(cls, value, version=1)
-        stored = fields["method"]
-        if stored is None:
-            return cls(None, fields["steps"])
-        kind = stored.get("type") if isinstance(stored, Mapping) else None
-        if not isinstance(kind, str) or kind not in _METHODS:
-            named = repr(stored if kind is None else kind)
-            raise PlanError(f"unknown correction method {named}; known are {', '.join(sorted(_METHODS))}")
-        return cls(_METHODS[kind](stored), fields["steps"])
+        fields = fields_of(cls, value, version=2)
+        also, artifact, expected = fields["also"], fields["artifact"], fields["expected"]
+        if artifact is not None and not isinstance(artifact, str):
+            raise PlanError(f"Plan.artifact is {artifact!r}; expected the digest of an artifact, or null")
+        return cls(
+            _method(fields["method"]),
+            fields["steps"],
+            None if also is None else cls.from_json(also),
+            artifact,
+            None if expected is None else Expectation.from_json(expected),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes it as a JSON file, in place of what is there. See `errata.correct.plan_file`."""
+        from errata.correct.plan_file import save_plan
+
+        save_plan(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Reads what `save` wrote.
+
+        Raises:
+            PlanError: there is no such file, or it holds no plan.
+        """
+        from errata.correct.plan_file import load_plan
+
+        return load_plan(path)
+
+
+def _placed(method: Method, steps: str, schedule: CacheSchedule) -> tuple[int, ...]:
+    served = method.serves(schedule)
+    chosen = tuple(sorted(set(grammar.select(steps, schedule)) & set(served)))
+    if chosen:
+        return chosen
+    name = type(method).__name__
+    if not served:
+        raise PlanError(
+            f"{name} serves no step of this artifact: "
+            + ("it has a cache" if schedule.has_cache else "it has no cache, so every step is a full one")
+            + '; choose another method, or steps="none"'
+        )
+    raise PlanError(
+        f"steps {steps!r} leaves nothing to correct: {name} serves steps {grammar.spelled(served)} of this "
+        'artifact; name some of them, or write "none"'
+    )
+
+
+def _method(stored: Any) -> Method | None:
+    if stored is None:
+        return None
+    kind = stored.get("type") if isinstance(stored, Mapping) else None
+    if not isinstance(kind, str) or kind not in METHODS:
+        named = repr(stored if kind is None else kind)
+        raise PlanError(f"unknown correction method {named}; known are {', '.join(sorted(METHODS))}")
+    return METHODS[kind].from_json(stored)
 
 
 def _is_method(value: object) -> bool:
@@ -98,4 +215,4 @@ def _is_method(value: object) -> bool:
 
 
 def _offered() -> str:
-    return " or ".join(f"{name}()" for name in sorted(_METHODS))
+    return " or ".join(f"{name}()" for name in sorted(METHODS))

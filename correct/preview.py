@@ -91,6 +91,12 @@ def replaced(output: Any, prev_sample: Tensor) -> Any:
     return output
 
 
+def shifted(output: Any, shift: Tensor) -> Any:
+    """The scheduler's `output` with `shift` added to its sample."""
+    sample = _prev_sample(output)
+    return replaced(output, sample.to(torch.promote_types(sample.dtype, shift.dtype)) + shift)
+
+
 def _prev_sample(output: Any) -> Tensor:
     sample: Tensor = output[0] if isinstance(output, tuple) else output.prev_sample
     return sample

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from errata.compress.network.denoiser import Denoiser
 from errata.compress.recipes.schedule import StepKind
@@ -21,9 +23,13 @@ class StepStats:
     Attributes:
         step: index of the denoiser call.
         kind: how the plain run evaluates this step, which counts as one evaluation.
-        extra: evaluations that the correction added, by kind; empty where it did nothing.
+        extra: evaluations that the correction added, by kind; empty where it did nothing. Below 0 where it
+            took the place of a plain one: a cached step that is evaluated in full has one full evaluation
+            more and one cached evaluation less.
         iterations: refinements of each sample of the batch; empty where there was none to count.
         residuals: of each sample, one number per refinement.
+        diverged: which samples kept an earlier iterate because the next one moved further.
+        notes: what else the method tells, by name, a number for each sample.
     """
 
     step: int
@@ -31,16 +37,22 @@ class StepStats:
     extra: Mapping[StepKind, float] = field(default_factory=dict)
     iterations: tuple[int, ...] = ()
     residuals: tuple[tuple[float, ...], ...] = ()
+    diverged: tuple[bool, ...] = ()
+    notes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def evaluations(self) -> dict[StepKind, float]:
         """All evaluations of this step, by kind."""
-        return _sum({self.kind: 1.0}, self.extra)
+        return {kind: count for kind, count in _sum({self.kind: 1.0}, self.extra).items() if count}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunStats:
-    """All steps of one run."""
+    """All steps of one run.
+
+    Attributes:
+        batch_size: of the network's batch; guidance may put every image into it twice.
+    """
 
     batch_size: int
     steps: tuple[StepStats, ...]
@@ -62,9 +74,14 @@ class RunStats:
 
     @property
     def iterations(self) -> tuple[int, ...]:
-        """Refinements of each sample, over all steps."""
+        """Refinements of each sample, over all steps; empty where there was none to count."""
         counted = [step.iterations for step in self.steps if step.iterations]
-        return tuple(map(sum, zip(*counted, strict=True))) if counted else (0,) * self.batch_size
+        return tuple(map(sum, zip(*counted, strict=True)))
+
+    @property
+    def diverged(self) -> int:
+        """How often a sample kept an earlier iterate, over all steps."""
+        return sum(map(sum, (step.diverged for step in self.steps)))
 
 
 def overhead(stats: RunStats, denoiser: Denoiser) -> float:
@@ -77,33 +94,80 @@ def overhead(stats: RunStats, denoiser: Denoiser) -> float:
     )
 
 
-def step_stats(
-    correction: Correction, *, step: int, kind: StepKind, extra: Mapping[StepKind, float], batch_size: int
-) -> StepStats:
-    """`StepStats` of a corrected step; waits for the device.
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What a correction left behind at one step, on whatever device it is.
 
-    Raises:
-        ErrataError: a residual is not finite.
+    Attributes:
+        steps: the denoiser calls of this sampling step.
+        scheduled: how the plain run makes them.
+        made: how they were made.
+        extra: further evaluations.
+        corrections: what was done, in order.
+        is_finite: whether each sample's corrected prediction is, `(B,)`, bool; None without a correction.
     """
-    residuals: list[list[float]] = [[] for _ in range(batch_size)]
-    for rows, values in correction.residuals:
-        indices = range(batch_size) if rows is None else rows.tolist()
-        for index, value in zip(indices, values.tolist(), strict=True):
-            residuals[index].append(value)
-    if not math.isfinite(sum(map(sum, residuals))):
-        broken = [i for i, each in enumerate(residuals) if not math.isfinite(sum(each))]
-        raise ErrataError(
-            f"step {step}: the denoiser returned NaN or infinite values for sample {broken[0]} "
-            f"({len(broken)} of {batch_size} samples were hit); sample in float32, or with "
-            'steps="none" to see whether the artifact alone does it too'
+
+    steps: tuple[int, ...]
+    scheduled: tuple[StepKind, ...]
+    made: tuple[StepKind, ...]
+    extra: Mapping[StepKind, float]
+    corrections: Sequence[Correction]
+    batch_size: int
+    is_finite: Tensor | None = None
+
+    def stats(self) -> tuple[StepStats, ...]:
+        """One for each call, the extra evaluations with the first; waits for the device.
+
+        Raises:
+            ErrataError: a prediction or a residual is not finite.
+        """
+        self._refuse_broken()
+        each = [
+            StepStats(step=step, kind=plain, extra=changed_kind(plain, kind))
+            for step, plain, kind in zip(self.steps, self.scheduled, self.made, strict=True)
+        ]
+        residuals = self._residuals()
+        diverged = [c.diverged.tolist() for c in self.corrections if c.diverged is not None]
+        each[0] = StepStats(
+            step=each[0].step,
+            kind=each[0].kind,
+            extra=_sum(each[0].extra, self.extra),
+            iterations=tuple(map(len, residuals)),
+            residuals=residuals,
+            diverged=tuple(map(any, zip(*diverged, strict=True))) if diverged else (),
+            notes={
+                name: tuple(values.tolist()) for c in self.corrections for name, values in c.notes.items()
+            },
         )
-    return StepStats(
-        step=step,
-        kind=kind,
-        extra=dict(extra),
-        iterations=tuple(map(len, residuals)),
-        residuals=tuple(map(tuple, residuals)),
-    )
+        return tuple(each)
+
+    def _residuals(self) -> tuple[tuple[float, ...], ...]:
+        refined = [entry for correction in self.corrections for entry in correction.residuals]
+        residuals: list[list[float]] = [[] for _ in range(self.batch_size)]
+        for rows, values in refined:
+            indices = range(self.batch_size) if rows is None else rows.tolist()
+            for index, value in zip(indices, values.tolist(), strict=True):
+                residuals[index].append(value)
+        return tuple(map(tuple, residuals)) if refined else ()
+
+    def _refuse_broken(self) -> None:
+        whole = [True] * self.batch_size if self.is_finite is None else self.is_finite.tolist()
+        for correction in self.corrections:
+            for rows, values in correction.residuals:
+                indices = range(self.batch_size) if rows is None else rows.tolist()
+                for index, value in zip(indices, values.tolist(), strict=True):
+                    whole[index] = whole[index] and math.isfinite(value)
+        if not all(whole):
+            raise ErrataError(
+                f"step {self.steps[0]}: the denoiser returned NaN or infinite values for sample "
+                f"{whole.index(False)} ({whole.count(False)} of {self.batch_size} samples were hit); sample "
+                'in float32, or with steps="none" to see whether the artifact alone does it too'
+            )
+
+
+def changed_kind(scheduled: StepKind, made: StepKind) -> dict[StepKind, float]:
+    """What an evaluation of another kind than scheduled adds and takes away."""
+    return {} if scheduled == made else {made: 1.0, scheduled: -1.0}
 
 
 def _seconds(counts: Mapping[StepKind, float], denoiser: Denoiser, batch_size: int) -> float:

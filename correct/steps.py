@@ -10,10 +10,12 @@ from errata.errors import PlanError
 
 GRAMMAR = (
     '"all", "none", "full" (not served from the cache), "ends:1/10" (the first and the last tenth), '
-    '"first:3", "last:5", numbers and ranges such as "0,3,7-9"; join parts with "&" for steps in all of them'
+    '"first:3", "last:5", "every:5" (0, 5, 10, …), "middle" (of each interval between full steps), numbers '
+    'and ranges such as "0,3,7-9"; join parts with "&" for steps in all of them'
 )
 
 _COUNT = re.compile(r"(first|last):([0-9]{1,9})")
+_EVERY = re.compile(r"every:([0-9]{1,9})")
 _ENDS = re.compile(r"ends:([0-9]{1,9})/([0-9]{1,9})")
 _NUMBERS = re.compile(r"[0-9]{1,9}(-[0-9]{1,9})?(\s*,\s*[0-9]{1,9}(-[0-9]{1,9})?)*")
 
@@ -51,8 +53,10 @@ def _parts(expression: str) -> list[str]:
 
 
 def _is_wellformed(part: str) -> bool:
-    if part in ("all", "none", "full"):
+    if part in ("all", "none", "full", "middle"):
         return True
+    if match := _EVERY.fullmatch(part):
+        return int(match[1]) >= 1
     if match := _COUNT.fullmatch(part):
         return int(match[2]) >= 1
     if match := _ENDS.fullmatch(part):
@@ -68,6 +72,11 @@ def _members(part: str, schedule: CacheSchedule, expression: str) -> set[int]:
         return set()
     if part == "full":
         return set(schedule.full_steps)
+    if part == "middle":
+        return {step for group in schedule.groups for step in middle(group, schedule)}
+    if match := _EVERY.fullmatch(part):
+        stride = int(match[1]) * schedule.calls_per_step
+        return {step for step in range(total) if step % stride < schedule.calls_per_step}
     if match := _ENDS.fullmatch(part):
         width = Fraction(int(match[1]), int(match[2])) * total
         return {i for i in range(total) if i < width or i >= total - width}
@@ -81,6 +90,17 @@ def _members(part: str, schedule: CacheSchedule, expression: str) -> set[int]:
         return set(range(count)) if match[1] == "first" else set(range(total - count, total))
     _refuse_beyond(max(high for _, high in _ranges(part)), total, part, expression)
     return {i for low, high in _ranges(part) for i in range(low, high + 1)}
+
+
+def middle(group: tuple[int, int], schedule: CacheSchedule) -> range:
+    """The denoiser calls of the sampling step in the middle of a group of one full step and cached ones.
+
+    Empty where there are no cached ones.
+    """
+    start, end = group
+    calls = schedule.calls_per_step
+    half = start + calls * ((end - start) // calls // 2)
+    return range(half, half + calls) if half > start else range(0)
 
 
 def _ranges(part: str) -> list[tuple[int, int]]:

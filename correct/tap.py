@@ -1,36 +1,67 @@
-"""The tap between a pipeline and its scheduler."""
+"""Where a run is tapped: before every denoiser call, and between the pipeline and its scheduler."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from errata.compress.network.run import Run, UNetCall
+from errata.compress.network.run import CallView, Evaluation, Run, UNetCall
 from errata.compress.recipes.schedule import StepKind
-from errata.correct.corrector import Correction, Corrector, Rows, StepView, put, take
-from errata.correct.guidance import Guidance, recognise
-from errata.correct.preview import SchedulerStep, replaced
-from errata.correct.stats import RunStats, StepStats, step_stats
+from errata.correct.corrector import Correction, Corrector, Features, StepView
+from errata.correct.evaluations import Evaluations
+from errata.correct.fresh_noise import FreshNoise
+from errata.correct.guidance import Recogniser
+from errata.correct.noise_levels import NoiseLevels
+from errata.correct.preview import SchedulerStep, replaced, shifted
+from errata.correct.stats import RunStats, StepRecord, StepStats, changed_kind
 from errata.correct.step_rule import is_linear
 from errata.errors import PlanError
 
+__all__ = ["Tap", "run_stats"]
+
+
+def decide(correctors: Sequence[Corrector], view: CallView) -> Evaluation:
+    """How a call is made: as scheduled, unless a corrector wants it otherwise; the last one that does."""
+    chosen = Evaluation(kind=view.kind)
+    for corrector in correctors:
+        asked = corrector.before_call(replace(view, kind=chosen.kind))
+        chosen = chosen if asked is None else asked
+    return chosen
+
 
 class Tap:
-    """Stands between the pipeline and its scheduler for one run."""
+    """Stands between the pipeline and its scheduler for one run.
 
-    def __init__(self, run: Run, corrector: Corrector, steps: tuple[int, ...]) -> None:
+    Args:
+        correctors: in the order in which they act.
+        levels: for evaluations at other steps; None where they are not known.
+        noise: for correctors that draw some.
+        guidance_scale: that the pipeline is called with, where it takes one.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        correctors: Sequence[Corrector],
+        *,
+        levels: NoiseLevels | None,
+        noise: FreshNoise,
+        guidance_scale: float | None = None,
+    ) -> None:
         self._run = run
-        self._steps = frozenset(steps)
-        self._corrector = corrector
+        self._correctors = correctors
+        self._levels, self._noise = levels, noise
         self._is_linear = is_linear(run.pipe.scheduler)
-        self._guidance: Guidance | None = None
+        self._recogniser = Recogniser(run.pipe, asked=guidance_scale)
+        self._has_compared = False
         self._calls_before = 0
-        self._unfinished: list[Callable[[], StepStats]] = []
+        self._unfinished: list[StepRecord] = []
         self._finished: dict[int, StepStats] = {}
 
     @contextmanager
@@ -42,17 +73,23 @@ class Tap:
 
         @functools.wraps(step)  # pipelines inspect its signature
         def corrected_step(*args: Any, **kwargs: Any) -> Any:
-            call = self._run.last
-            calls, self._calls_before = len(self._run.kinds) - self._calls_before, len(self._run.kinds)
-            if call is None or call.step not in self._steps:
+            calls = tuple(self._run.latest)
+            made, self._calls_before = len(self._run.kinds) - self._calls_before, len(self._run.kinds)
+            tapping = [
+                (place, corrector)
+                for place, corrector in enumerate(self._correctors)
+                if any(call.step in corrector.taps for call in calls)
+            ]
+            if not tapping:
                 return step(*args, **kwargs)
-            if calls != 1:
+            if made != len(calls):
                 raise PlanError(
-                    f"step {call.step}: the pipeline called the network {calls} times for one step of the "
-                    "scheduler; only one call can be corrected yet: sample without guidance, or with "
-                    'steps="none"'
+                    f"step {calls[0].step}: the pipeline called the network {made} times for one step of the "
+                    f"scheduler, {self._run.denoiser.schedule.calls_per_step} were recorded; such a pipeline "
+                    'cannot be corrected: sample with steps="none"'
                 )
-            return self._correct(call, SchedulerStep(scheduler, step, signature.bind(*args, **kwargs)))
+            pending = SchedulerStep(scheduler, step, signature.bind(*args, **kwargs))
+            return self._correct(tapping, calls, pending)
 
         scheduler.step = corrected_step
         try:
@@ -62,84 +99,115 @@ class Tap:
 
     def finish(self) -> dict[int, StepStats]:
         """Stats of the corrected steps so far, by step; waits for the device."""
-        for summary in self._unfinished:
-            stats = summary()
-            self._finished[stats.step] = stats
+        for record in self._unfinished:
+            self._finished |= {stats.step: stats for stats in record.stats()}
         self._unfinished.clear()
         return self._finished
 
-    def _correct(self, call: UNetCall, pending: SchedulerStep) -> Any:
+    def _correct(
+        self, tapping: Sequence[tuple[int, Corrector]], calls: tuple[UNetCall, ...], pending: SchedulerStep
+    ) -> Any:
         on_cpu = pending.sample.device.type == "cpu"
-        guidance = self._guidance = recognise(
-            call,
+        guidance = self._recogniser.recognise(
+            calls,
             pending.model_output,
+            pending.sample,
             pending.scaled(pending.sample),
-            compares_values=on_cpu or self._guidance is None,  # on an accelerator, wait for it once a run
+            compares_values=on_cpu or not self._has_compared,  # on an accelerator, wait for it once a run
         )
-        evaluations = _Evaluations(self._run, call, pending, guidance)
-        correction = self._corrector.at_step(
-            StepView(
-                step=call.step,
-                sample=pending.sample,
-                prediction=pending.model_output,
-                feature=call.feature,
-                is_linear=self._is_linear,
-                preview=pending.preview,
-                evaluate=evaluations,
-            )
+        self._has_compared = True
+        evaluations = Evaluations(self._run.denoiser, calls, pending, guidance, self._levels)
+        step = calls[0].step
+
+        def noise(place: int, draw: int) -> Tensor:
+            return self._noise.draw(pending.sample, step=step, place=place, draw=draw)
+
+        view = StepView(
+            step=step,
+            kind=calls[0].kind,
+            sample=pending.sample,
+            prediction=pending.model_output,
+            features=tuple(call.feature for call in calls if call.feature is not None),
+            is_linear=self._is_linear,
+            is_guided=guidance.is_guided,
+            preview=pending.preview,
+            evaluate=evaluations,
+            noise=functools.partial(noise, 0),
         )
-        if correction is None:
-            return pending.take(pending.model_output)
-        if correction.feature is not None:
-            self._run.feature = correction.feature
-        self._record(call, correction, evaluations.extra, pending.sample.shape[0])
-        if on_cpu:
-            self.finish()
-        output = pending.take(correction.prediction)
-        return output if correction.prev_sample is None else replaced(output, correction.prev_sample)
+        corrections = _in_turn(tapping, view, noise)
+        if corrections or evaluations.extra:
+            self._record(calls, corrections, evaluations.extra, pending)
+        return _taken(pending, corrections, self._replace_features)
+
+    def _replace_features(self, features: Features) -> None:
+        self._run.replace_features(features)
 
     def _record(
-        self, call: UNetCall, correction: Correction, extra: dict[StepKind, float], batch_size: int
+        self,
+        calls: tuple[UNetCall, ...],
+        corrections: Sequence[Correction],
+        extra: dict[StepKind, float],
+        pending: SchedulerStep,
     ) -> None:
-        self._unfinished.append(
-            functools.partial(
-                step_stats, correction, step=call.step, kind=call.kind, extra=extra, batch_size=batch_size
-            )
+        schedule = self._run.denoiser.schedule
+        record = StepRecord(
+            steps=tuple(call.step for call in calls),
+            scheduled=tuple(schedule.kind(call.step) for call in calls),
+            made=tuple(call.kind for call in calls),
+            extra=extra,
+            corrections=corrections,
+            batch_size=pending.sample.shape[0],
+            is_finite=corrections[-1].prediction.isfinite().flatten(1).all(1) if corrections else None,
         )
+        self._unfinished.append(record)
+        if pending.sample.device.type == "cpu":
+            self.finish()
 
 
-class _Evaluations:
-    """Full calls at one step; counts them. See `StepView.evaluate`."""
+def _in_turn(
+    correctors: Sequence[tuple[int, Corrector]], view: StepView, noise: Callable[[int, int], Tensor]
+) -> list[Correction]:
+    """What each corrector does, given what the ones before it did. Its place in the plan keys its noise."""
+    corrections: list[Correction] = []
+    for place, corrector in correctors:
+        correction = corrector.at_step(replace(view, noise=functools.partial(noise, place)))
+        if correction is None:
+            continue
+        if corrections and corrections[-1].prev_sample is not None:
+            raise PlanError(
+                f"step {view.step}: two methods correct the sample here, and what the first one made is no "
+                "step of the scheduler that a second one could start from; give them different steps"
+            )
+        corrections.append(correction)
+        features = view.features if correction.features is None else correction.features
+        view = replace(view, prediction=correction.prediction, features=features)
+    return corrections
 
-    def __init__(self, run: Run, call: UNetCall, pending: SchedulerStep, guidance: Guidance) -> None:
-        self._run = run
-        self._call = call
-        self._pending = pending
-        self._guidance = guidance
-        self._feature = call.feature
-        self.extra: dict[StepKind, float] = {}
 
-    def __call__(self, samples: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None]:
-        call, guidance = self._call, self._guidance
-        batch_size = call.sample.shape[0]
-        scaled = self._pending.scaled(take(samples, rows)).to(call.sample.dtype)
-        x = guidance.expand(scaled)
-        network_rows = guidance.rows(rows, samples.shape[0])
-        cond = {
-            name: take(value, network_rows) if value.ndim and value.shape[0] == batch_size else value
-            for name, value in call.cond.items()
-        }
-        raw, feature = self._run.denoiser.full(x, call.step, cond)
-        if feature is not None:
-            assert self._feature is not None  # the step's own full call left one
-            self._feature = put(self._feature, network_rows, feature)
-        self.extra["full"] = self.extra.get("full", 0.0) + x.shape[0] / batch_size
-        return guidance.combine(raw), self._feature
+def _taken(
+    pending: SchedulerStep, corrections: Sequence[Correction], replace_features: Callable[[Features], None]
+) -> Any:
+    if not corrections:
+        return pending.take(pending.model_output)
+    for correction in corrections:
+        if correction.features is not None:
+            replace_features(correction.features)
+    last = corrections[-1]
+    output = pending.take(last.prediction)
+    if last.prev_sample is not None:
+        output = replaced(output, last.prev_sample)
+    for correction in corrections:
+        if correction.shift is not None:
+            output = shifted(output, correction.shift)
+    return output
 
 
 def run_stats(run: Run, corrected: dict[int, StepStats]) -> RunStats:
     """Stats of a finished run, of which some steps were corrected."""
+    schedule = run.denoiser.schedule
     steps = tuple(
-        corrected.get(step) or StepStats(step=step, kind=kind) for step, kind in enumerate(run.kinds)
+        corrected.get(step)
+        or StepStats(step=step, kind=schedule.kind(step), extra=changed_kind(schedule.kind(step), made))
+        for step, made in enumerate(run.kinds)
     )
-    return RunStats(batch_size=run.last.sample.shape[0] if run.last is not None else 0, steps=steps)
+    return RunStats(batch_size=run.latest[-1].sample.shape[0] if run.latest else 0, steps=steps)

@@ -25,6 +25,9 @@ from errata.deploy.tensors import float_parameters
 from errata.deploy.verification import DENOISER_FILE, empty_unet, verify
 from errata.errors import ArtifactCorrupt, ArtifactError
 
+# On a diffusers pipeline that is an artifact's: what was loaded beside it.
+_FACTS = "_errata_facts"
+
 
 class DeployedPipeline(SteppedPipeline):
     """A frozen artifact, ready to sample; called like the diffusers pipeline that it came from.
@@ -46,6 +49,17 @@ class DeployedPipeline(SteppedPipeline):
         super().__init__(pipe, num_inference_steps=num_inference_steps)
         self.manifest = manifest
         self._report = report
+        # Not `self`: a circle would keep the weights in memory until it is collected.
+        setattr(pipe, _FACTS, (num_inference_steps, manifest, report))
+
+    @classmethod
+    def of(cls, pipe: DiffusionPipeline) -> DeployedPipeline | None:
+        """The artifact whose diffusers pipeline this is, or a copy of it; None if it is no artifact's."""
+        facts = getattr(pipe, _FACTS, None)
+        if facts is None or not isinstance(pipe.unet, SteppedUNet):
+            return None
+        num_inference_steps, manifest, report = facts
+        return cls(pipe, num_inference_steps=num_inference_steps, manifest=manifest, report=report)
 
     def backend_report(self) -> list[BackendRow]:
         """For each quantized layer, which kernel runs it and why."""

@@ -5,7 +5,7 @@ writes JSON, Markdown and one self-contained HTML page. Quality is the Fréchet 
 of the `Reference`.
 """
 
-from errata.report.frechet import (
+from errata.quality.frechet import (
     FeatureStatistics,
     StatisticsAccumulator,
     bootstrap_interval,
@@ -13,11 +13,11 @@ from errata.report.frechet import (
     paired_bootstrap,
     statistics,
 )
-from errata.report.intervals import Estimate, Interval
+from errata.quality.intervals import Estimate, Interval
+from errata.quality.paired import psnr
+from errata.quality.reference import Reference
 from errata.report.measuring import run
-from errata.report.paired import psnr
 from errata.report.recorded import recorded_digits
-from errata.report.reference import Reference
 from errata.report.results import Overhead, Protocol, Report, Row, Size
 from errata.report.text import text_table
 from errata.report.verdict import Verdict

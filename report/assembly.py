@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from errata.correct import Plan
-from errata.report.intervals import Estimate
-from errata.report.reference import Reference
+from errata.correct.planner.costs import Costs
+from errata.quality.intervals import Estimate
+from errata.quality.reference import Reference
 from errata.report.results import FLOAT, Row
-from errata.report.tally import Costs, Tally
+from errata.report.tally import Tally
 from errata.report.verdict import verdict_of_corrected, verdict_of_float, verdict_of_uncorrected
 
 Key = tuple[str, str]
@@ -34,7 +35,7 @@ def assemble_rows(
     the uncorrected tally itself. `same_steps` names the earlier plan that a row's plan repeats.
     """
     assembly = _Assembly(tallies, reference, resamples=resamples, seed=seed, same_steps=same_steps or {})
-    uncorrected = next(name for name, plan in plans.items() if plan.steps == "none")
+    uncorrected = next(name for name, plan in plans.items() if plan.corrects_nothing)
     rows = []
     for key in tallies:
         artifact, plan = key
@@ -45,8 +46,13 @@ def assemble_rows(
         else:
             plain = (artifact, uncorrected)
             seconds = tallies[plain].seconds if plain_seconds is None else plain_seconds[key]
-            rows.append(assembly.corrected_row(key, plain, plans[plan].steps, costs[artifact], seconds))
+            rows.append(assembly.corrected_row(key, plain, steps_of(plans[plan]), costs[artifact], seconds))
     return tuple(rows)
+
+
+def steps_of(plan: Plan) -> str:
+    """The steps expression of a plan; of one of several parts, all of theirs, joined with +."""
+    return " + ".join(steps for _, steps in plan.parts)
 
 
 class _Assembly:

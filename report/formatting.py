@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from errata.report.intervals import Estimate
+from errata.quality.intervals import Estimate
 
 
 def decimals_for(estimate: Estimate) -> int:

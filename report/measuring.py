@@ -12,13 +12,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from errata.calibration import model_fingerprint
-from errata.compress.recipes.schedule import StepKind
 from errata.correct import Plan
 from errata.correct.corrector import Method
+from errata.correct.planner.costs import Costs, measure_costs
+from errata.correct.sampling import FloatSampler, Inputs, PlanSampler, Sampler, batches_of, default_inputs
 from errata.deploy import DeployedPipeline
 from errata.directories import staged_directory
 from errata.errors import ReportError
-from errata.report.assembly import FLOAT_KEY, Key, assemble_rows
+from errata.quality.reference import Reference
+from errata.report.assembly import FLOAT_KEY, Key, assemble_rows, steps_of
 from errata.report.page import Strips, html, require_jinja2
 from errata.report.plots import require_matplotlib
 from errata.report.provenance import (
@@ -29,11 +31,9 @@ from errata.report.provenance import (
     scatter_notes,
     size_of,
 )
-from errata.report.reference import Reference
 from errata.report.results import FLOAT, Report
-from errata.report.sampling import FloatSampler, Inputs, PlanSampler, Sampler, batches_of, default_inputs
 from errata.report.strips import strip
-from errata.report.tally import Costs, Tally
+from errata.report.tally import Tally
 from errata.report.text import markdown
 
 
@@ -127,11 +127,11 @@ def with_uncorrected(plans: Mapping[str, Plan]) -> dict[str, Plan]:
     Raises:
         ReportError: several plans that correct nothing, or one that corrects is called "none".
     """
-    plain = {name: plan for name, plan in plans.items() if plan.steps == "none"}
+    plain = {name: plan for name, plan in plans.items() if plan.corrects_nothing}
     if len(plain) > 1:
         raise ReportError(f"plans {sorted(plain)} all correct nothing; keep one")
     if not plain and "none" in plans:
-        raise ReportError(f'plan "none" corrects steps {plans["none"].steps!r}; give it another name')
+        raise ReportError(f'plan "none" corrects steps {steps_of(plans["none"])!r}; give it another name')
     return {**(plain or {"none": Plan.none()}), **plans}
 
 
@@ -143,21 +143,15 @@ def same_steps(artifacts: Mapping[str, DeployedPipeline], plans: Mapping[str, Pl
     """
     repeated: dict[Key, str] = {}
     for artifact, deployed in artifacts.items():
-        seen: list[tuple[str, Method | None, tuple[int, ...]]] = []
+        seen: list[tuple[str, tuple[tuple[Method, tuple[int, ...]], ...]]] = []
         for name, plan in plans.items():
-            steps = plan.resolve(deployed.schedule)
-            earlier = next((first for first, *same in seen if same == [plan.method, steps]), None)
+            placed = plan.placed(deployed.schedule)
+            earlier = next((first for first, same in seen if same == placed), None)
             if earlier is None:
-                seen.append((name, plan.method, steps))
+                seen.append((name, placed))
             else:
                 repeated[artifact, name] = earlier
     return repeated
-
-
-def measure_costs(deployed: DeployedPipeline, *, batch_size: int) -> Costs:
-    """Measured seconds of a denoiser call of each kind; the artifact must have run once."""
-    kinds: tuple[StepKind, ...] = ("full", "cached") if deployed.schedule.has_cache else ("full",)
-    return {kind: deployed.denoiser.cost(kind, batch_size=batch_size) for kind in kinds}
 
 
 def _named(deployed: DeployedPipeline | Mapping[str, DeployedPipeline]) -> dict[str, DeployedPipeline]:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from errata.errors import ReportError
+from errata.quality.intervals import Estimate
 from errata.report import formatting
-from errata.report.intervals import Estimate
 from errata.report.results import Report, Row
 
 if TYPE_CHECKING:

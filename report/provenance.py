@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 import torch
 
 from errata.deploy import DeployedPipeline
+from errata.quality.reference import Reference
 from errata.report.machine import describe_machine, versions
-from errata.report.reference import Reference
 from errata.report.results import Overhead, Protocol, Row, Size
 from errata.report.verdict import rank_warning
 

@@ -6,7 +6,7 @@
     backends    artifact name → kernel → number of layers that run on it
     rows        one per (artifact, plan), and one for the float model where there was one:
         artifact, plan      names; the float model's row has artifact "float", plan "none"
-        steps               the plan's steps expression
+        steps               the plan's steps expression; those of all parts, joined with " + "
         samples             number of images
         evaluations         denoiser calls per image by kind ("full", "cached")
         overhead            null for the float model; else
@@ -33,7 +33,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from errata.errors import ReportError
-from errata.report.intervals import Estimate
+from errata.quality.intervals import Estimate
 from errata.report.verdict import Verdict
 
 SCHEMA = "errata-report/1"

@@ -10,21 +10,19 @@ import torch
 from torch import Tensor
 
 from errata.compress.recipes.schedule import StepKind
-from errata.report.frechet import (
+from errata.correct.planner.costs import Costs, price
+from errata.correct.sampling import Sampled
+from errata.quality.frechet import (
     FeatureStatistics,
     bootstrap_interval,
     frechet_distance,
     paired_bootstrap,
     statistics,
 )
-from errata.report.intervals import Estimate, mean_estimate
-from errata.report.paired import psnr
-from errata.report.reference import Reference
+from errata.quality.intervals import Estimate, mean_estimate
+from errata.quality.paired import psnr
+from errata.quality.reference import Reference
 from errata.report.results import Overhead
-from errata.report.sampling import Sampled
-
-Costs = Mapping[StepKind, float]
-"""Measured seconds of one denoiser call of each kind."""
 
 
 class Tally:
@@ -133,7 +131,7 @@ class Tally:
             summary.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
         )
         return Overhead(
-            defined=_price(self._extra, costs) / _price(self._base, costs),
+            defined=price(self._extra, costs) / price(self._base, costs),
             measured=middle,
             spread=(low, high),
             batches=len(ratios),
@@ -158,7 +156,3 @@ class Tally:
         if self.psnr is None or other.psnr is None:
             return None
         return mean_estimate(self.psnr - other.psnr)
-
-
-def _price(counts: Mapping[StepKind, float], costs: Costs) -> float:
-    return sum(number * costs[kind] for kind, number in counts.items())

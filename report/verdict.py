@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from errata.quality.intervals import Estimate
 from errata.report import formatting
-from errata.report.intervals import Estimate
 
 VerdictKind = Literal["better", "worse", "not distinguishable", "uncorrected", "float"]
 

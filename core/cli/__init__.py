@@ -15,19 +15,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from errata import __version__
-from errata.cli import calibrate, compress, demo, deploy, generate, inspect, quiet, report, verify
+from errata.cli import calibrate, compress, demo, deploy, generate, inspect, plan, quiet, report, verify
 from errata.cli.usage import OneLineParser, UsageError
 from errata.errors import ErrataError
 
 __all__ = ["main"]
 
-COMMANDS = (demo, calibrate, compress, deploy, verify, inspect, generate, report)
+COMMANDS = (demo, calibrate, compress, deploy, verify, inspect, plan, generate, report)
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 EXTRA_OF = {"accelerate": "text", "jinja2": "report", "matplotlib": "report", "transformers": "text"}
 
 LIFE = """\
-The life of a model: calibrate, compress, deploy, then generate or report. `errata demo` shows all of it
-on a small built-in model. `errata COMMAND --help` explains each command.
+The life of a model: calibrate, compress, deploy, plan, then generate or report. `errata demo` shows all of
+it on a small built-in model. `errata COMMAND --help` explains each command.
 """
 
 

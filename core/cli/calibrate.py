@@ -13,6 +13,7 @@ from errata.cli.usage import (
     UsageError,
     add_batch_size_option,
     add_command,
+    add_device_option,
     add_seed_option,
     check_seeds,
     finite,
@@ -70,7 +71,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--guidance-scale", type=finite, metavar="X", help="of guided pipelines (default: the pipeline's)"
     )
-    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
+    add_device_option(parser)
     parser.set_defaults(run=run)
 
 

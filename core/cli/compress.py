@@ -209,7 +209,7 @@ def _dry_run(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Rec
 
     pipe = calibration.load_pipeline(args.pipeline)
     check_model(pipe, recording)
-    preview = Preview.of(pipe, recipe, num_steps=recording.num_steps)
+    preview = Preview.of(pipe, recipe, num_steps=recording.num_steps, calls_per_step=recording.calls_per_step)
     payload, text = preview.to_json(), preview_text(preview)
     if args.out is not None and (finished := count_finished(args.out)):
         payload["finished_stages"] = finished

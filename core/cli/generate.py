@@ -16,6 +16,7 @@ from errata.cli.usage import (
     add_backend_option,
     add_batch_size_option,
     add_command,
+    add_device_option,
     add_seed_option,
     check_seeds,
     finite,
@@ -58,7 +59,7 @@ def add_parser(commands: Commands) -> None:
         "--guidance-scale", type=finite, metavar="X", help="of guided models (default: the pipeline's)"
     )
     parser.add_argument("--steps", type=positive, metavar="N", help="sampling steps (default: as calibrated)")
-    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
+    add_device_option(parser)
     add_backend_option(parser)
     add_plan_options(parser)
     parser.set_defaults(run=run)

@@ -79,6 +79,19 @@ def needs(pipe: Any) -> tuple[str, ...]:
     return (*needed, *(["class_labels"] if getattr(pipe, "num_labels", 0) else []))
 
 
+def check_unconditional(pipe: Any, *, what: str) -> None:
+    """Refuse a model that draws nothing from noise alone, before any image.
+
+    Raises:
+        UsageError: naming what it needs, and `what` has none to give.
+    """
+    if needed := needs(pipe):
+        raise UsageError(
+            f"this {type(pipe).__name__} needs {words(needed)} for every image, and {what} has none to "
+            "give so far; make the images with `errata generate`, plain and corrected, and compare them"
+        )
+
+
 def words(arguments: Sequence[str]) -> str:
     """The arguments for people, as in `a prompt and a picture`."""
     return " and ".join(_WORDS[argument] for argument in arguments)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.cli.output import cache_row, emit, megabytes, schedule_text, table
-from errata.cli.usage import Commands, add_backend_option, add_command
+from errata.cli.usage import Commands, add_backend_option, add_command, add_device_option
 
 if TYPE_CHECKING:
     from errata.deploy import DeployedPipeline, Manifest
@@ -24,7 +24,7 @@ def add_parser(commands: Commands) -> None:
     """Declare the command."""
     parser = add_command(commands, "inspect", summary="show what an artifact is made of", details=DETAILS)
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="what `errata deploy` wrote")
-    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
+    add_device_option(parser)
     add_backend_option(parser)
     parser.set_defaults(run=run)
 

@@ -3,17 +3,18 @@
 import argparse
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from errata.cli.inputs import needs, words
+from errata.cli.inputs import check_unconditional
 from errata.cli.output import emit
-from errata.cli.plans import PLACES, add_method_options, method_from
+from errata.cli.plans import CHOICES, METHODS, PLACES, add_choices, given_choices, method_from
 from errata.cli.usage import (
     Commands,
     UsageError,
     add_backend_option,
     add_batch_size_option,
     add_command,
+    add_device_option,
     add_seed_option,
     check_seeds,
     misuse,
@@ -21,10 +22,14 @@ from errata.cli.usage import (
 )
 from errata.errors import PlanError
 
+if TYPE_CHECKING:
+    from errata.correct import Plan
+
 DETAILS = """\
-Makes the same images without correction and with it at each --at, and compares them with real ones by a
-Fréchet distance, in the features of the embedded network or of the one behind the statistics. Writes
-report.html, report.md and report.json, which also say where correction made things worse.
+Makes the same images without correction, with it at each --at, and with each --plan, and compares them
+with real ones by a Fréchet distance, in the features of the embedded network or of the one behind the
+statistics. Writes report.html, report.md and report.json, which also say where correction made things
+worse.
 
   errata report runs/digits/artifact --reference embedded --at ends:1/10 --at all --out runs/digits/report
 """
@@ -50,30 +55,42 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--samples", type=several, default=256, metavar="N", help="images (default: 256)")
     add_batch_size_option(parser, default=64)
     add_seed_option(parser)
-    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
+    add_device_option(parser)
     add_backend_option(parser)
     group = parser.add_argument_group("correction")
+    group.add_argument(
+        "--plan",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="what `errata plan` wrote; may be given several times, and with --at",
+    )
+    group.add_argument(
+        "--correct",
+        choices=tuple(METHODS),
+        default="iec",
+        metavar="METHOD",
+        help=f"method at each --at: {', '.join(METHODS)} (default: iec)",
+    )
     group.add_argument(
         "--at",
         action="append",
         metavar="STEPS",
-        help=f"{PLACES}; may be given several times (default: ends:1/10 and all)",
+        help=f"{PLACES}; may be given several times (default: ends:1/10 and all, or nothing with --plan)",
     )
-    add_method_options(group)
+    add_choices(group)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from errata import calibration, correct, deploy, report
+    from errata import calibration, deploy, report
 
     check_seeds(args.seed, args.samples)
-    method = method_from(args)
-    with misuse(PlanError):
-        plans = {steps: correct.Plan(method, steps=steps) for steps in args.at or ("ends:1/10", "all")}
+    plans = _plans(args)
     reference = report.Reference.open(args.reference)
     deployed = deploy.load(args.artifact, device=args.device, backend=args.backend)
-    _check_unconditional(deployed.pipe)
+    check_unconditional(deployed.pipe, what="a report")
     baseline = None if args.baseline is None else calibration.load_pipeline(args.baseline)
     result = report.run(
         deployed,
@@ -91,17 +108,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_unconditional(pipe: Any) -> None:
-    """Refuse a model that draws nothing from noise alone, before any image.
+def _plans(args: argparse.Namespace) -> "dict[str, Plan]":
+    """Those of the files, by their paths; and the method at each place, by the place.
 
     Raises:
-        UsageError: naming what it needs.
+        UsageError: the options do not fit together.
+        PlanError: a file holds no plan.
     """
-    if needed := needs(pipe):
-        raise UsageError(
-            f"this {type(pipe).__name__} needs {words(needed)} for every image, and a report has none to "
-            "give so far; make the images with `errata generate`, plain and corrected, and compare them"
-        )
+    idle = [choice.flag for choice in given_choices(args)]
+    if args.plan and not args.at and idle:
+        raise UsageError(f"{idle[0]} has no effect with --plan; give --at as well for a row of its own")
+
+    from errata.correct import Plan
+
+    method = method_from(args)
+    plans = {str(path): Plan.load(path) for path in args.plan or ()}
+    places = args.at or (() if args.plan else ("ends:1/10", "all"))
+    with misuse(PlanError):
+        return plans | {steps: Plan(method, steps=steps) for steps in places}
 
 
 def _spelled(args: argparse.Namespace) -> list[str]:
@@ -109,7 +133,7 @@ def _spelled(args: argparse.Namespace) -> list[str]:
     words = ["errata", "report", str(args.artifact)]
     for name in (
         *("reference", "baseline", "samples", "batch_size", "seed", "device", "backend"),
-        *("at", "step_size", "iterations", "out"),
+        *("plan", "correct", "at", *(choice.field for choice in CHOICES), "out"),
     ):
         value = getattr(args, name)
         for each in value if isinstance(value, list) else [value]:

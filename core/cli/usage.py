@@ -62,6 +62,11 @@ def add_batch_size_option(parser: argparse.ArgumentParser, *, default: int) -> N
     )
 
 
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Declare where to run."""
+    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
+
+
 def add_backend_option(parser: argparse.ArgumentParser) -> None:
     """Declare the choice of kernels."""
     parser.add_argument(
@@ -123,6 +128,13 @@ def positive(text: str) -> int:
     return number
 
 
+def whole(text: str) -> int:
+    """An option's value that may be 0."""
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of 0 or more")
+    return int(text)
+
+
 def several(text: str) -> int:
     """An option's value that counts what is compared with each other."""
     number = positive(text)
@@ -142,12 +154,9 @@ def finite(text: str) -> float:
     return number
 
 
-def fraction(text: str) -> float:
-    """An option's value in (0, 1]."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"`{text}` is not a number in (0, 1]")
+def budget(text: str) -> float:
+    """An option's value of 0 or more."""
+    number = finite(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"`{text}` is below 0")
     return number

@@ -258,12 +258,16 @@ def test_damaged_directories_are_refused(tiny_compressed: Make, tmp_path: Path) 
         ({"recipe": Recipe.named("w4a8").to_json()}, "scheme does not fit the recipe w4a8 or the network"),
         ({"schedule": {"num_steps": 6, "full_steps": [0, 3], "branch": 3}}, "schedule does not fit"),
         ({"schedule": {"num_steps": 7, "full_steps": [*range(7)], "branch": 0}}, "timesteps does not fit"),
+        (
+            {"schedule": {"num_steps": 6, "full_steps": [*range(6)], "branch": 0, "calls_per_step": 2}},
+            "calls_per_step does not fit",
+        ),
         ({"calibration": {}}, "is not the model that was compressed"),
         ({"calibration": 3}, "cannot be read: TypeError"),
         ({"dtypes": {"unet": "os"}}, "cannot be read: KeyError"),
         ({"sampler": None}, "cannot be read: TypeError"),
     ],
-    ids=["recipe", "schedule", "steps", "origin", "no origin", "types", "sampler"],
+    ids=["recipe", "schedule", "steps", "calls", "origin", "no origin", "types", "sampler"],
 )
 def test_an_altered_manifest_is_refused(
     change: dict[str, Any], message: str, tiny_compressed: Make, tmp_path: Path

@@ -17,7 +17,7 @@ from errata.cli import columns, demo, output, pictures, plans, quiet, usage
 from errata.directories import staged_directory
 from errata.errors import ErrataError, PlanError, RecipeError
 
-COMMANDS = ["demo", "calibrate", "compress", "deploy", "verify", "inspect", "generate", "report"]
+COMMANDS = ["demo", "calibrate", "compress", "deploy", "verify", "inspect", "plan", "generate", "report"]
 
 
 def fail_with(problem: BaseException, monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
@@ -59,10 +59,44 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["calibrate", "x", "--out", "y", "--steps", "0"], "--steps: `0` is not a whole number above zero"),
         (["generate", "x", "--out", "y", "--images", "many"], "`many` is not a whole number above zero"),
         (["generate", "x", "--out", "y", "--correct", "magic"], "invalid choice: 'magic'"),
-        (["generate", "x", "--out", "y", "--at", "all"], "--at has no effect without `--correct iec`"),
-        (["generate", "x", "--out", "y", "--step-size", "1"], "--step-size has no effect without"),
-        (["generate", "x", "--out", "y", "--step-size", "1.5"], "`1.5` is not a number in (0, 1]"),
-        (["generate", "x", "--out", "y", "--step-size", "nan"], "`nan` is not a number in (0, 1]"),
+        (["generate", "x", "--out", "y", "--at", "all"], "--at has no effect without `--correct METHOD`"),
+        (
+            ["generate", "x", "--out", "y", "--step-size", "1"],
+            "--step-size has no effect without `--correct iec` or `--correct diffier`",
+        ),
+        (
+            ["generate", "x", "--out", "y", "--correct", "iec", "--step-size", "1.5"],
+            "IEC(step_size=1.5): step_size must be in (0, 1]",
+        ),
+        (["generate", "x", "--out", "y", "--step-size", "nan"], "`nan` is not a finite number"),
+        (
+            ["generate", "x", "--out", "y", "--correct", "iec", "--order", "2"],
+            "--order has no effect without `--correct forecast` or `--correct lookahead` or",
+        ),
+        (
+            ["generate", "x", "--out", "y", "--plan", "p", "--correct", "iec"],
+            "--correct has no effect with --pl",
+        ),
+        (["generate", "x", "--out", "y", "--plan", "p", "--at", "0"], "--at has no effect with --plan"),
+        (
+            ["generate", "x", "--out", "y", "--plan", "p", "--scale", "2"],
+            "--scale has no effect with --plan",
+        ),
+        (
+            ["report", "x", "--out", "y", "--reference", "z", "--plan", "p", "--iterations", "2"],
+            "--iterations has no effect with --plan; give --at as well",
+        ),
+        (
+            ["report", "x", "--out", "y", "--reference", "z", "--correct", "forecast", "--iterations", "2"],
+            "--iterations has no effect without `--correct iec` or `--correct langevin`",
+        ),
+        (["generate", "x", "--out", "y", "--order", "-1"], "`-1` is not a whole number of 0 or more"),
+        (["plan", "x", "--out", "y", "--max-overhead", "-0.1"], "`-0.1` is below 0"),
+        (["plan", "x", "--out", "y", "--max-overhead", "inf"], "`inf` is not a finite number"),
+        (
+            ["plan", "x", "--out", "y", "--seed", str(2**63 - 9), "--samples", "5"],
+            "is too large for 10 images",
+        ),
         (
             ["generate", "x", "--out", "y", "--correct", "iec", "--at", "sometimes"],
             "'sometimes' is not a sel",

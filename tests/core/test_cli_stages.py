@@ -209,8 +209,118 @@ def test_report_measures_each_place(
         ("w8a8+deepcache-2", "full"),
     ]
     assert "--at 0 --at full --iterations 2" in found["protocol"]["command"]
+    assert "--correct iec" in found["protocol"]["command"]
     assert Path(found["report"]).is_file()
     assert json.loads((tmp_path / "out" / "report.json").read_text())["rows"] == found["rows"]
+
+
+def test_a_plan_is_made_and_used(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "plan.json"
+    command = ["plan", folder / "artifact", "--max-overhead", 9, "--samples", 4, "--batch-size", 2]
+    found = answer(capsys, *command, "--out", file)
+    assert found["plan"] == json.loads(file.read_text())["plan"]
+    assert found["plan"]["method"]["type"] == "Refresh"  # a run without the cache agrees with itself
+    assert (found["plan"]["expected"]["value"], found["plan"]["expected"]["seed"]) == (0, 4)
+    made = answer(
+        capsys, "generate", folder / "artifact", "--plan", file, "--images", 1, "--out", tmp_path / "images"
+    )
+    assert made["evaluations_per_image"] == {"full": STEPS, "cached": 0}
+    options = ["--reference", "embedded", "--samples", 2, "--out", tmp_path / "report"]
+    line = complaint(capsys, 1, "report", folder / "artifact", "--plan", folder / "artifact", *options)
+    assert "is a directory; give a file that `errata plan` wrote" in line
+
+
+def test_a_plan_says_what_to_expect(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "plan",
+        folder / "artifact",
+        "--max-overhead",
+        9,
+        "--samples",
+        4,
+        "--out",
+        tmp_path / "plan.json",
+    ]
+    assert cli.main([*map(str, command)]) == 0
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first == "Refresh() at all"
+    assert second.startswith("0 instead of ")
+    assert "RMS difference of pixels to a cache-free run of the same artifact" in second
+    assert third == f"plan: {tmp_path / 'plan.json'}"
+
+
+def test_a_plan_is_for_its_artifact_only(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from errata.correct import IEC, Plan
+
+    Plan(IEC(), "0", artifact="0" * 64).save(tmp_path / "plan.json")
+    options = ["--plan", tmp_path / "plan.json", "--out", tmp_path / "out"]
+    for command in (["generate"], ["report", "--reference", "embedded"]):
+        line = complaint(capsys, 1, command[0], folder / "artifact", *command[1:], *options)
+        assert "artifact" in line
+        assert "000000" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_plan_refuses_an_output_in_use_before_anything_is_sampled(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plan.json").write_text("precious")
+    for place, message in (("plan.json", "exists; choose another file"), ("a/b", "is no directory; create")):
+        assert message in complaint(capsys, 1, "plan", tmp_path / "no artifact", "--out", tmp_path / place)
+    assert (tmp_path / "plan.json").read_text() == "precious"
+
+
+def test_an_uncached_artifact_needs_a_reference(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = ["--calibration", folder / "calibration", "--recipe", "w8a8"]
+    answer(capsys, "compress", folder / "pipeline", *recipe, "--out", tmp_path / "compressed")
+    answer(capsys, "deploy", tmp_path / "compressed", "--out", tmp_path / "artifact")
+    line = complaint(capsys, 1, "plan", tmp_path / "artifact", "--out", tmp_path / "plan.json")
+    assert "has no cache to be free of; pass a Reference" in line
+    assert not (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "evaluations"),
+    [
+        (["second-order", "--weight", "1"], {"full": 4, "cached": 2}),
+        (["forecast", "--order", "1", "--basis", "newton"], {"full": 2, "cached": 2}),
+        (["lookahead", "--position", "1"], {"full": 4, "cached": 2}),
+        (["refresh", "--at", "1"], {"full": 3, "cached": 1}),
+        (["hindsight", "--order", "0", "--gain", "0.5"], {"full": 2, "cached": 2}),
+        (["epsilon-scaling", "--scale", "1.2", "--slope", "0.1"], {"full": 2, "cached": 2}),
+        (["langevin", "--snr", "0.2", "--iterations", "2"], {"full": 8, "cached": 2}),
+    ],
+)
+def test_every_method_changes_images_at_its_price(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    evaluations: dict[str, float],
+) -> None:
+    command = ["generate", folder / "artifact", "--images", 2]
+    answer(capsys, *command, "--out", tmp_path / "plain")
+    made = answer(capsys, *command, "--out", tmp_path / "corrected", "--correct", *options)
+    assert made["evaluations_per_image"] == evaluations
+    if options[0] != "forecast":  # it has one step to change here, the last, by less than a grey level
+        assert abs(pixels(tmp_path / "plain/grid.png") - pixels(tmp_path / "corrected/grid.png")).max() > 0
+
+
+def test_the_options_are_the_fields_of_the_methods() -> None:
+    import dataclasses
+
+    from errata import correct
+    from errata.cli.plans import CHOICES, METHODS
+    from errata.correct import plans
+
+    assert sorted(METHODS.values()) == sorted(plans.METHODS)
+    for name, kind in METHODS.items():
+        fields = {field.name for field in dataclasses.fields(getattr(correct, kind))}
+        assert {choice.field for choice in CHOICES if name in choice.methods} == fields
 
 
 def test_report_refuses_an_unknown_reference(

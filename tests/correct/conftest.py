@@ -70,7 +70,15 @@ class ClosedForm:
         self.calls.append(("full", x.shape[0]))
         return self.function(x, step), 2 * x if self.schedule.has_cache else None
 
-    def cached(self, x: Tensor, step: int, cond: Mapping[str, Tensor], feature: Tensor) -> Tensor:
+    def cached(
+        self,
+        x: Tensor,
+        step: int,
+        cond: Mapping[str, Tensor],
+        feature: Tensor,
+        *,
+        is_extrapolated: bool = False,
+    ) -> Tensor:
         self.calls.append(("cached", x.shape[0]))
         assert feature.shape == x.shape
         return self.function(feature / 2, step)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -5,24 +6,29 @@ import torch
 from torch import Tensor
 
 from errata.correct import IEC
-from errata.correct.corrector import Rows, take
+from errata.correct.corrector import Features, Rows, take
 from errata.correct.iec import iterate
 from errata.errors import PlanError
+
+SIZES = "in (0, 1], one number or one for each iteration"
 
 
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("step_size", 0.0, "in (0, 1]"),
-        ("step_size", 1.5, "in (0, 1]"),
-        ("step_size", float("nan"), "in (0, 1]"),
-        ("step_size", "0.5", "in (0, 1]"),
+        ("step_size", 0.0, SIZES),
+        ("step_size", 1.5, SIZES),
+        ("step_size", (0.5, 0.25), SIZES),  # for one iteration
+        ("step_size", float("nan"), SIZES),
+        ("step_size", "0.5", SIZES),
         ("iterations", 0, "an integer, 1 or more"),
         ("iterations", 1.0, "an integer, 1 or more"),
         ("iterations", True, "an integer, 1 or more"),
         ("tolerance", -1e-9, "finite, 0 or more"),
         ("tolerance", float("inf"), "finite, 0 or more"),
         ("cache_after", "drop", '"replace" or "keep"'),
+        ("stopping", "paper", '"per_sample" or "official"'),
+        ("guard", 1, "true or false"),
     ],
 )
 def test_values_out_of_range(name: str, value: Any, allowed: str) -> None:
@@ -46,8 +52,8 @@ def preview(prediction: Tensor) -> Tensor:
     return A * X + B * prediction
 
 
-def evaluate(samples: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None]:
-    return J * take(samples, rows), None
+def evaluate(samples: Tensor, rows: Rows = None, *, step: int | None = None) -> tuple[Tensor, Features]:
+    return J * take(samples, rows), ()
 
 
 @pytest.mark.parametrize("step_size", [0.1, 0.5, 1.0])
@@ -56,9 +62,8 @@ def test_converges_to_the_fixed_point_at_the_predicted_rate(step_size: float) ->
     fixed = A * X / (1 - B * J)
     start = preview(J * X) - fixed
     for iterations in (1, 2, 5):
-        correction = iterate(
-            J * X, preview, evaluate, step_size=step_size, iterations=iterations, tolerance=0.0
-        )
+        choices = IEC(step_size=step_size, iterations=iterations, tolerance=0.0)
+        correction = iterate(J * X, preview, evaluate, choices)
         assert correction.prev_sample is not None
         rate = 1 - step_size + step_size * B * J
         torch.testing.assert_close(
@@ -69,13 +74,13 @@ def test_converges_to_the_fixed_point_at_the_predicted_rate(step_size: float) ->
 
 
 def test_a_linear_step_needs_no_sample_of_its_own() -> None:
-    correction = iterate(J * X, preview, evaluate, step_size=0.5, iterations=1, tolerance=0.0, is_linear=True)
+    correction = iterate(J * X, preview, evaluate, IEC(), is_linear=True)
     assert correction.prev_sample is None
-    assert correction.feature is None
+    assert correction.features is None
 
 
 def test_residuals_are_those_of_each_sample() -> None:
-    correction = iterate(J * X, preview, evaluate, step_size=0.5, iterations=1, tolerance=0.0)
+    correction = iterate(J * X, preview, evaluate, IEC())
     [(rows, residuals)] = correction.residuals
     assert rows is None
     first = preview(J * X)
@@ -86,15 +91,89 @@ def test_residuals_are_those_of_each_sample() -> None:
 def test_half_precision_is_accumulated_in_single() -> None:
     """2,048 elements that each move by 40: the sum of squares, 3.3e6, is beyond float16."""
     x = torch.zeros(1, 2048, dtype=torch.float16)
+
+    def forty(samples: Tensor, rows: Rows = None, *, step: int | None = None) -> tuple[Tensor, Features]:
+        return torch.full_like(x, 40.0), ()
+
     correction = iterate(
-        torch.zeros_like(x),
-        lambda prediction: prediction,
-        lambda samples, rows: (torch.full_like(x, 40.0), None),
-        step_size=1.0,
-        iterations=1,
-        tolerance=0.0,
+        torch.zeros_like(x), lambda prediction: prediction, forty, IEC(step_size=1.0, tolerance=0.0)
     )
     [(_, residuals)] = correction.residuals
     assert correction.prediction.dtype == torch.float16
     assert residuals.dtype == torch.float32
     assert residuals.item() == pytest.approx(40 * 2048**0.5)
+
+
+def test_a_size_for_each_iteration() -> None:
+    """From y^(0) the iterates are affine; here 1, then 0.5."""
+    correction = iterate(J * X, preview, evaluate, IEC(step_size=(1.0, 0.5), iterations=2, tolerance=0.0))
+    y = preview(J * X)
+    for size in (1.0, 0.5):
+        y = y + size * (preview(J * y) - y)
+    assert correction.prev_sample is not None
+    torch.testing.assert_close(correction.prev_sample, y, rtol=1e-12, atol=0)
+
+
+def test_a_sample_that_moves_further_keeps_what_it_had() -> None:
+    """y = x + b ε with ε(y) = y contracts for |b| < 1 and diverges beyond."""
+    slope = torch.tensor([[0.5], [-1.8], [2.5]], dtype=torch.float64)
+
+    def ahead(prediction: Tensor) -> Tensor:
+        return X + slope * prediction
+
+    def itself(samples: Tensor, rows: Rows = None, *, step: int | None = None) -> tuple[Tensor, Features]:
+        return take(samples, rows), ()
+
+    choices = {"step_size": 1.0, "iterations": 4, "tolerance": 0.0}
+    guarded = iterate(X, ahead, itself, IEC(**choices))
+    free = iterate(X, ahead, itself, IEC(**choices, guard=False))
+    assert guarded.diverged is not None
+    assert guarded.diverged.tolist() == [False, True, True]
+    assert [len(values) for _, values in guarded.residuals] == [3, 3, 1, 1]
+    assert guarded.prev_sample is not None
+    assert free.prev_sample is not None
+    torch.testing.assert_close(guarded.prev_sample[0], free.prev_sample[0], rtol=0, atol=0)
+    once = ahead(ahead(X))  # the iterate before the move that was longer
+    torch.testing.assert_close(guarded.prev_sample[1:], once[1:], rtol=1e-12, atol=0)
+    assert (free.prev_sample[1:] - once[1:]).abs().min() > 1
+
+
+def test_what_goes_up_and_down_below_the_first_residual_has_not_diverged() -> None:
+    moves = iter([8.0, 1.0, 2.0, 4.0])
+
+    def stumbling(samples: Tensor, rows: Rows = None, *, step: int | None = None) -> tuple[Tensor, Features]:
+        return take(samples, rows) + next(moves), ()
+
+    choices = IEC(step_size=1.0, iterations=4, tolerance=0.0)
+    correction = iterate(X[:1], lambda prediction: prediction, stumbling, choices)
+    assert correction.diverged is not None
+    assert correction.diverged.tolist() == [False]
+    assert [values.tolist() for _, values in correction.residuals] == [[8.0], [1.0], [2.0]]
+    assert correction.prev_sample is not None
+    assert correction.prev_sample.item() == 1.0 + 8.0 + 1.0
+
+
+def test_the_paper_s_choices_are_the_defaults() -> None:
+    assert IEC.paper() == IEC() == IEC(step_size=0.5, iterations=1, tolerance=1e-5)
+
+
+def test_the_authors_code() -> None:
+    """λ = 0.5^k; a batch that has converged as a whole throws its last evaluation away, feature apart."""
+    assert IEC.official().step_size == (0.5,)
+    assert IEC.official("latent").step_size == (1.0, 0.5)
+    features = (torch.ones(1),)
+
+    def nearly(samples: Tensor, rows: Rows = None, *, step: int | None = None) -> tuple[Tensor, Features]:
+        assert rows is None  # nobody leaves the batch
+        return samples * torch.tensor([[1.0 + 1e-7], [1.0], [1.0]]), features
+
+    def kept(prediction: Tensor) -> Tensor:
+        return prediction
+
+    converged = iterate(X, kept, nearly, IEC.official())
+    assert converged.prev_sample is not None
+    assert converged.prev_sample.equal(X)
+    assert converged.features is features
+    moved = iterate(X, kept, nearly, replace(IEC.official(), tolerance=1e-9))
+    assert moved.prev_sample is not None
+    assert not moved.prev_sample.equal(X)

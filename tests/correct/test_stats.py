@@ -102,5 +102,5 @@ def test_they_are_those_of_the_latest_call(deployed: DeployedPipeline) -> None:
 
 def test_no_corrected_step() -> None:
     stats = RunStats(batch_size=2, steps=(StepStats(step=0, kind="full"),))
-    assert stats.iterations == (0, 0)
+    assert stats.iterations == ()
     assert stats.extra == {}

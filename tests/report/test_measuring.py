@@ -7,11 +7,11 @@ import torch
 from diffusers import DDIMPipeline
 
 from errata.correct import IEC, Plan, wrap
+from errata.correct.sampling import batches_of
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError, ReportError
 from errata.report import Reference, Report, frechet_distance, psnr, run, statistics, text_table
 from errata.report.measuring import with_uncorrected
-from errata.report.sampling import batches_of
 from errata.report.tally import Tally
 
 PLANS = {"none": Plan.none(), "first": Plan(IEC(), "first:1"), "all": Plan(IEC(), "all")}
@@ -215,12 +215,8 @@ def test_with_uncorrected_knows_which_plan_corrects_nothing() -> None:
         with_uncorrected({"none": everything})
 
 
-def test_batches_cover_every_index_once() -> None:
-    assert batches_of(10, 4) == [range(0, 4), range(4, 8), range(8, 10)]
-
-
 def test_a_tally_survives_its_arrays(deployed: DeployedPipeline, reference: Reference) -> None:
-    from errata.report.sampling import PlanSampler, default_inputs
+    from errata.correct.sampling import PlanSampler, default_inputs
 
     sampler, tally = PlanSampler(deployed, PLANS["all"], seed=0, inputs=default_inputs), Tally(shown=3)
     for batch in batches_of(5, 2):

@@ -14,7 +14,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from errata.compress.recipes.schedule import StepKind
-from errata.correct import CorrectedPipeline, Plan, wrap
+from errata.correct.pipeline import CorrectedPipeline, wrap
+from errata.correct.plans import Plan
 from errata.deploy import DeployedPipeline
 
 Inputs = Callable[[range], Mapping[str, Any]]
@@ -80,9 +81,10 @@ def default_inputs(indices: range) -> Mapping[str, Any]:
     return {"batch_size": len(indices)}
 
 
-def batches_of(samples: int, batch_size: int) -> list[range]:
-    """Indices 0 to `samples - 1` in batches; the last may be smaller."""
-    return [range(start, min(start + batch_size, samples)) for start in range(0, samples, batch_size)]
+def batches_of(samples: int, batch_size: int, *, first: int = 0) -> list[range]:
+    """Indices `first` to `samples - 1` in batches; the last may be smaller."""
+    starts = range(first, samples, batch_size)
+    return [range(start, min(start + batch_size, samples)) for start in starts]
 
 
 def _timed(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.report import (
+from errata.quality import (
     FeatureStatistics,
     StatisticsAccumulator,
     bootstrap_interval,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from errata.embedded import load_features, reference_statistics
 from errata.errors import ReportError
-from errata.report.frechet import FeatureStatistics, StatisticsAccumulator
+from errata.quality.frechet import FeatureStatistics, StatisticsAccumulator
 
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 _BATCH_SIZE = 64

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from errata.report import psnr
-from errata.report.intervals import centred_interval, mean_estimate
+from errata.quality import psnr
+from errata.quality.intervals import centred_interval, mean_estimate
 
 
 def test_psnr_of_a_known_error() -> None:

@@ -7,8 +7,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from errata.errors import ReportError
-from errata.report import Reference, frechet_distance, statistics
-from errata.report.reference import weights_digest
+from errata.quality import Reference, frechet_distance, statistics
+from errata.quality.reference import weights_digest
 
 
 class Pixels(nn.Module):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.report.intervals import Interval, centred_interval
+from errata.quality.intervals import Interval, centred_interval
 
 # Below this many dimensions, threads cost a decomposition more than they gain (64 dimensions on a busy
 # machine: 0.2 ms with one thread, 70 ms with two).

@@ -1,0 +1,121 @@
+"""The plans that the planner tries: methods, and where along the run they fit the budget.
+
+Every candidate says how many denoiser calls it adds, so that its price is known before anything is sampled.
+A method with a tolerance may take fewer, never more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from errata.compress.recipes.schedule import CacheSchedule, StepKind
+from errata.correct.corrector import Method
+from errata.correct.epsilon_scaling import EpsilonScaling
+from errata.correct.forecast import Forecast
+from errata.correct.hindsight import Hindsight
+from errata.correct.iec import IEC
+from errata.correct.lookahead import Lookahead
+from errata.correct.planner.costs import Costs, overhead_of
+from errata.correct.planner.placements import Unit, intervals, placements, sampler_steps
+from errata.correct.plans import Plan
+from errata.correct.refresh import Refresh
+from errata.correct.second_order import SecondOrder
+
+Evaluations = Mapping[StepKind, float]
+
+# Up as for exposure bias, its smallest published value; and down, which compressed models may need instead.
+_SCALES = (0.998, 1.004)
+
+# The budget is a quotient of floating-point numbers.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A plan to try.
+
+    Attributes:
+        name: for people.
+        plan: what to do.
+        extra: denoiser calls that it adds to an image, at most, by kind; below 0 where it saves some.
+    """
+
+    name: str
+    plan: Plan
+    extra: Evaluations
+
+    @classmethod
+    def none(cls) -> Candidate:
+        """Correct nothing."""
+        return cls(name="none", plan=Plan.none(), extra={})
+
+    def __add__(self, other: Candidate) -> Candidate:
+        """Both, this one first."""
+        extra = {**self.extra}
+        for kind, number in other.extra.items():
+            extra[kind] = extra.get(kind, 0.0) + number
+        return Candidate(name=f"{self.name} + {other.name}", plan=self.plan + other.plan, extra=extra)
+
+
+def candidates_for(schedule: CacheSchedule, costs: Costs, max_overhead: float) -> list[Candidate]:
+    """What the planner tries unless it is told: all within the budget, those that cost nothing first.
+
+    A forecast costs nothing, so it is also tried with everything that corrects a cached run for a price.
+    Methods that need guidance or draw noise (DiffIER, Langevin) are not among them.
+    """
+    menu = _Menu(schedule, costs, max_overhead)
+    scaled = [menu.free(f"EpsilonScaling {scale}", EpsilonScaling(scale=scale)) for scale in _SCALES]
+    averaged = [*menu.refinements("SecondOrder", SecondOrder())]
+    refined = [*menu.refinements("IEC", IEC())]
+    if not schedule.has_cache:
+        return [*scaled, *refined, *averaged]
+    forecasts = [menu.free(f"Forecast {order}", Forecast(order=order)) for order in (1, 2)]
+    back = [menu.free(f"Hindsight {order}", Hindsight(order=order)) for order in (0, 1, 2)]
+    free = [*scaled, *forecasts, back[0], forecasts[0] + back[1], forecasts[1] + back[2]]
+    paid = [*refined, *menu.lookaheads(Lookahead()), *menu.refreshes()]
+    return [*free, *paid, *averaged, *(forecasts[0] + each for each in paid)]
+
+
+def cache_free_plan() -> Plan:
+    """Every step in full."""
+    return Plan(Refresh(), "all")
+
+
+class _Menu:
+    """Places methods along one schedule, each as often as the budget allows."""
+
+    def __init__(self, schedule: CacheSchedule, costs: Costs, max_overhead: float) -> None:
+        self._schedule, self._costs, self._budget = schedule, costs, max_overhead
+
+    def free(self, name: str, method: Method) -> Candidate:
+        """Everywhere, at no evaluation."""
+        return Candidate(name=name, plan=Plan(method), extra={})
+
+    def refinements(self, name: str, method: Method) -> Iterator[Candidate]:
+        """One more full evaluation for each denoiser call of a sampler step."""
+        calls = float(self._schedule.calls_per_step)
+        units = sampler_steps(method.serves(self._schedule), self._schedule)
+        return self._placed(name, method, units, {"full": calls})
+
+    def lookaheads(self, method: Method) -> Iterator[Candidate]:
+        """One more full evaluation of a sampler step for each cache interval."""
+        calls = float(self._schedule.calls_per_step)
+        units = intervals(method.serves(self._schedule), self._schedule)
+        return self._placed("Lookahead", method, units, {"full": calls})
+
+    def refreshes(self) -> Iterator[Candidate]:
+        """Cached sampler steps in full."""
+        calls = float(self._schedule.calls_per_step)
+        units = sampler_steps(Refresh().serves(self._schedule), self._schedule)
+        return self._placed("Refresh", Refresh(), units, {"full": calls, "cached": -calls})
+
+    def _placed(
+        self, name: str, method: Method, units: Sequence[Unit], each: Evaluations
+    ) -> Iterator[Candidate]:
+        """`each` is what a unit costs."""
+        affordable = int(self._budget / overhead_of(each, self._schedule, self._costs) + _ROUNDING)
+        count = min(affordable, len(units))
+        extra = {kind: number * count for kind, number in each.items()}
+        for place, steps in placements(units, affordable).items():
+            yield Candidate(name=f"{name} at {place}", plan=Plan(method, steps), extra=extra)

@@ -1,0 +1,112 @@
+"""What a plan was measured to be worth when it was chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from errata.correct.config_json import fields_of
+from errata.errors import PlanError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """A plan's quality and price, measured from noise that the choice of the plan did not see.
+
+    Attributes:
+        metric: what was measured; smaller is better.
+        value: of the plan.
+        low, high: interval of `value`.
+        uncorrected: of the same artifact without correction, from the same noise.
+        change: `value - uncorrected`.
+        change_low, change_high: interval of `change`, paired.
+        overhead: measured extra time of the plan's denoiser calls, as a fraction.
+        samples: images that all of this was measured on, at least 2.
+        seed: of the first of these images; image i has the seed `seed + i`.
+        candidates_tried: plans that were compared to find this one, the one that corrects nothing included.
+        reference: what the images were compared with.
+        confidence: of the intervals.
+
+    Raises:
+        PlanError: a value of another type, not finite, or out of range.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    uncorrected: float
+    change: float
+    change_low: float
+    change_high: float
+    overhead: float
+    samples: int
+    seed: int
+    candidates_tried: int
+    reference: str
+    confidence: float
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            _check_type(item.name, str(item.type), getattr(self, item.name))
+        for name, least in (("samples", 2), ("seed", 0), ("candidates_tried", 1)):
+            _require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+        _require(0 < self.confidence < 1, "confidence", self.confidence, "in (0, 1)")
+        _require(self.low <= self.high, "low", self.low, f"at most high, {self.high!r}")
+        ordered = self.change_low <= self.change_high
+        _require(ordered, "change_low", self.change_low, f"at most change_high, {self.change_high!r}")
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the plan beats no correction by more than the noise of the measurement."""
+        return self.change_high < 0
+
+    def summary(self) -> str:
+        """One sentence for people."""
+        measured = (
+            f"{self.metric} to {self.reference}, on {self.samples} images that the search did not see "
+            f"(seeds from {self.seed})"
+        )
+        if not self.is_better:
+            return (
+                f"None of {self.candidates_tried} candidates is known to beat no correction: "
+                f"{self.uncorrected:.4g} as it is, {measured}."
+            )
+        change = (
+            f"{self.change:+.3g}, {self.confidence:.0%} interval {self.change_low:+.3g} to "
+            f"{self.change_high:+.3g}"
+        ).replace("-", "−")
+        return (
+            f"{self.value:.4g} instead of {self.uncorrected:.4g} ({change}) for {self.overhead:.1%} "
+            f"overhead: {measured}. Best of {self.candidates_tried} candidates."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value; `from_json` reads it back."""
+        return {"type": "Expectation", "version": 1, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Expectation:
+        """Inverse of `to_json`.
+
+        Raises:
+            PlanError: another type or version, a missing or an unknown key, a value out of range.
+        """
+        return cls(**fields_of(cls, value, version=1))
+
+
+def _check_type(name: str, kind: str, value: object) -> None:
+    if kind == "str":
+        _require(isinstance(value, str), name, value, "a text")
+    elif kind == "int":
+        _require(isinstance(value, int) and not isinstance(value, bool), name, value, "a whole number")
+    else:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        _require(is_number and math.isfinite(value), name, value, "a finite number")  # type: ignore[arg-type]
+
+
+def _require(holds: bool, name: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise PlanError(f"expected {name}={value!r} of a plan: it must be {allowed}; plan again")

@@ -1,0 +1,143 @@
+"""What the planner makes small: the distance to real images, or to a cache-free run of the same artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from errata.correct.sampling import Sampler
+from errata.quality.frechet import (
+    FeatureStatistics,
+    bootstrap_interval,
+    frechet_distance,
+    paired_bootstrap,
+    statistics,
+)
+from errata.quality.intervals import Estimate, mean_estimate
+from errata.quality.reference import Reference
+
+# For an interval to choose by; its ends are quantiles, known to a few per cent of its width.
+_RESAMPLES = 200
+
+
+class Metric(Protocol):
+    """Smaller is better. Of every image it keeps a few numbers, from which all else follows.
+
+    Attributes:
+        name: for people.
+        reference: what images are compared with.
+        least: with fewer images than this, the order of candidates is mostly chance.
+        projects: whether `projected` gains by knowing more images of the uncorrected run.
+    """
+
+    name: str
+    reference: str
+    least: int
+    projects: bool
+
+    def against(self, batch: range) -> Callable[[Tensor], Tensor]:
+        """What turns the images `(B, C, H, W)` of these indices into what is kept of them, `(B, D)`."""
+
+    def value(self, kept: Tensor) -> float:
+        """The metric of what was kept of all images, `(N, D)`."""
+
+    def projected(self, kept: Tensor, plain: Tensor) -> float:
+        """What `value` may be for as many images as `plain`, from what was kept of the first of them.
+
+        kept: `(n, D)`, of a plan. plain: `(N, D)` of the uncorrected run, from the same noise, N at least n.
+        """
+
+    def estimate(self, kept: Tensor) -> Estimate:
+        """The same as `value`, with its interval."""
+
+    def change(self, kept: Tensor, other: Tensor) -> Estimate:
+        """`value(kept) - value(other)`, paired: row i of both comes from the same noise."""
+
+
+class FrechetMetric:
+    """Fréchet distance to a reference; keeps features. Intervals are bootstrapped with `seed`.
+
+    The distance of a few images is mostly noise, but the same noise for all plans. So it is projected: what a
+    plan changed in mean and covariance of its first images is added to those of all uncorrected images. Of 18
+    plans, 64 images then had a rank correlation of 0.72 with 512 images, in place of 0.43; 128 images had
+    0.82 in place of 0.43 (digits, 64 features, DeepCache of interval 10).
+    """
+
+    projects = True
+
+    def __init__(self, reference: Reference, *, seed: int) -> None:
+        self.name = f"Fréchet distance in {reference.name}"
+        self.reference = reference.source
+        # With fewer images than features a covariance lacks rank: 16 images had a rank correlation of 0.2.
+        self.least = reference.statistics.dimension
+        self._reference = reference
+        self._seed = seed
+
+    def against(self, batch: range) -> Callable[[Tensor], Tensor]:
+        """See `Metric.against`."""
+        return self._reference.features
+
+    def value(self, kept: Tensor) -> float:
+        """See `Metric.value`."""
+        return frechet_distance(statistics(kept), self._reference.statistics)
+
+    def projected(self, kept: Tensor, plain: Tensor) -> float:
+        """See `Metric.projected`; the sum of covariances may have negative eigenvalues, which count as 0."""
+        own, first, all_of_them = statistics(kept), statistics(plain[: len(kept)]), statistics(plain)
+        moved = FeatureStatistics(
+            all_of_them.mean + own.mean - first.mean,
+            all_of_them.covariance + own.covariance - first.covariance,
+            len(plain),
+        )
+        return frechet_distance(moved, self._reference.statistics)
+
+    def estimate(self, kept: Tensor) -> Estimate:
+        """See `Metric.estimate`."""
+        target = self._reference.statistics
+        interval = bootstrap_interval(kept, target, resamples=_RESAMPLES, seed=self._seed)
+        return Estimate(self.value(kept), interval)
+
+    def change(self, kept: Tensor, other: Tensor) -> Estimate:
+        """See `Metric.change`."""
+        target = self._reference.statistics
+        interval = paired_bootstrap(other, kept, target, resamples=_RESAMPLES, seed=self._seed)
+        return Estimate(self.value(kept) - self.value(other), interval)
+
+
+class AgreementMetric:
+    """Mean over images of the root-mean-square difference of pixels in [0, 1] to those of `sampler`."""
+
+    name = "RMS difference of pixels"
+    least = 4
+    projects = False
+
+    def __init__(self, sampler: Sampler, *, reference: str) -> None:
+        self.reference = reference
+        self._sampler = sampler
+
+    def against(self, batch: range) -> Callable[[Tensor], Tensor]:
+        """See `Metric.against`; samples the batch."""
+        target = self._sampler.sample(batch).images.double()
+
+        def difference(images: Tensor) -> Tensor:
+            return (images.double() - target).square().flatten(1).mean(dim=1, keepdim=True).sqrt()
+
+        return difference
+
+    def value(self, kept: Tensor) -> float:
+        """See `Metric.value`."""
+        return float(kept.mean())
+
+    def projected(self, kept: Tensor, plain: Tensor) -> float:
+        """See `Metric.projected`: a mean needs no help."""
+        return self.value(kept)
+
+    def estimate(self, kept: Tensor) -> Estimate:
+        """See `Metric.estimate`."""
+        return mean_estimate(kept[:, 0])
+
+    def change(self, kept: Tensor, other: Tensor) -> Estimate:
+        """See `Metric.change`."""
+        return mean_estimate((kept - other)[:, 0])

@@ -1,0 +1,230 @@
+"""`plan`: the search for the plan that buys most within a budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Sequence
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from errata.correct.pipeline import wrap
+from errata.correct.planner.candidates import Candidate, cache_free_plan, candidates_for
+from errata.correct.planner.costs import Costs, measure_costs, overhead_of
+from errata.correct.planner.expectation import Expectation
+from errata.correct.planner.halving import cheapest_of_the_best, kept_of, ranked, round_sizes, total_samples
+from errata.correct.planner.metrics import AgreementMetric, FrechetMetric, Metric
+from errata.correct.planner.trial import Trial, extend
+from errata.correct.plans import Plan
+from errata.correct.sampling import Inputs, PlanSampler, batches_of, default_inputs
+from errata.deploy import DeployedPipeline
+from errata.errors import PlanError
+from errata.quality.intervals import CONFIDENCE
+from errata.quality.reference import Reference
+
+_log = logging.getLogger(__name__)
+
+# Costs are measured, so a budget may be missed by their last digit only.
+_ROUNDING = 1e-9
+
+CACHE_FREE = "a cache-free run of the same artifact at its recorded steps"
+
+
+def plan(
+    deployed: DeployedPipeline,
+    max_overhead: float = 0.15,
+    reference: Reference | None = None,
+    *,
+    samples: int = 512,
+    batch_size: int = 64,
+    seed: int = 0,
+    inputs: Inputs | None = None,
+    candidates: Sequence[Candidate] | None = None,
+    progress: bool = True,
+) -> Plan:
+    """The plan that brings this artifact closest to the reference within a budget, measured here.
+
+    Candidates above the budget are never sampled. The others are compared from equal noise by successive
+    halving. The best of them, or a cheaper one that cannot be told from it, is then measured anew from noise
+    that the search did not use; where it is not better than no correction there, the plan is `Plan.none()`.
+
+    Without a reference, quality is agreement with a many-step, cache-free run of the same artifact. Its
+    activation scales belong to the recorded steps, so the many steps are those. Such a run tells what caching
+    costs, not what quantization does; an artifact without a cache would be compared with itself.
+
+    The costs of denoiser calls are measured at the start; where they are as they were, the plan is, too.
+
+    Args:
+        deployed: a loaded artifact.
+        max_overhead: the budget: extra time of denoiser calls, as a fraction of an uncorrected run's.
+        reference: real images, by their features.
+        samples: images of a finalist; as many again are made for what is expected of the plan.
+        batch_size: images per batch; costs are measured at it.
+        seed: of image 0; image i has the seed `seed + i`. The search uses images 0 to `samples - 1`, the
+            expectation the `samples` that follow.
+        inputs: the pipeline's keyword arguments for a batch of image indices, 0 to `2 * samples - 1`; None
+            is right for pipelines that draw from noise alone.
+        candidates: what to choose from; None means `candidates_for(deployed.schedule, …)`.
+        progress: whether to show a bar.
+
+    Returns:
+        A plan bound to this artifact, with `expected`.
+
+    Raises:
+        PlanError: an argument is out of range, or there is nothing to compare with.
+    """
+    _check(deployed, max_overhead=max_overhead, samples=samples, batch_size=batch_size, seed=seed)
+    used_inputs = default_inputs if inputs is None else inputs
+    metric = _metric(deployed, reference, seed=seed, inputs=used_inputs)
+    PlanSampler(deployed, Plan.none(), seed=seed, inputs=used_inputs).sample(range(1))  # shows the shape
+    costs = measure_costs(deployed, batch_size=min(batch_size, samples))
+    if candidates is None:
+        candidates = _usable(candidates_for(deployed.schedule, costs, max_overhead), deployed)
+    search = _Search(deployed, metric, costs, seed=seed, inputs=used_inputs, progress=progress)
+    affordable = search.affordable(candidates, max_overhead)
+    winner = search.winner(affordable, samples=samples, batch_size=batch_size)
+    return search.expected_of(winner, samples=samples, batch_size=batch_size, tried=len(affordable) + 1)
+
+
+class _Search:
+    """What all parts of a search share."""
+
+    def __init__(
+        self,
+        deployed: DeployedPipeline,
+        metric: Metric,
+        costs: Costs,
+        *,
+        seed: int,
+        inputs: Inputs,
+        progress: bool,
+    ) -> None:
+        self._deployed, self._metric, self._costs = deployed, metric, costs
+        self._seed, self._inputs, self._progress = seed, inputs, progress
+
+    def affordable(self, candidates: Sequence[Candidate], max_overhead: float) -> list[Candidate]:
+        """Those within the budget, in order; the one that corrects nothing is not among them."""
+        schedule = self._deployed.schedule
+        kept = [c for c in candidates if not c.plan.corrects_nothing]
+        kept = [c for c in kept if overhead_of(c.extra, schedule, self._costs) <= max_overhead + _ROUNDING]
+        _log.info("%d of %d candidates are within %.1f %%", len(kept), len(candidates), 100 * max_overhead)
+        return kept
+
+    def winner(self, candidates: Sequence[Candidate], *, samples: int, batch_size: int) -> Candidate:
+        """By successive halving on images 0 to `samples - 1`."""
+        alive, none = [self._trial(candidate) for candidate in candidates], self._trial(Candidate.none())
+        if not alive:
+            return none.candidate
+        metric, sizes = self._metric, round_sizes(len(alive), samples, least=self._metric.least)
+        with self._bar(total_samples(len(alive), sizes), "searching") as bar:
+            if metric.projects:
+                extend([none], metric, batches_of(samples, batch_size), bar=bar)
+            before = 0
+            for size in sizes:
+                trials = alive if metric.projects else [none, *alive]
+                extend(trials, metric, batches_of(size, batch_size, first=before), bar=bar)
+                alive, before = ranked(alive, none, metric), size
+                self._log_round(alive, none)
+                if size < samples:
+                    alive = alive[: kept_of(len(alive))]
+        return cheapest_of_the_best(ranked([*alive, none], none, metric), metric).candidate
+
+    def expected_of(self, winner: Candidate, *, samples: int, batch_size: int, tried: int) -> Plan:
+        """The winner, if it is better than nothing on the `samples` images that follow; and its worth."""
+        metric = self._metric
+        none, best = self._trial(Candidate.none()), self._trial(winner)
+        trials = [none] if winner.plan.corrects_nothing else [none, best]
+        with self._bar(samples * len(trials), "measuring") as bar:
+            extend(trials, metric, batches_of(2 * samples, batch_size, first=samples), bar=bar)
+        if len(trials) == 1 or metric.change(best.kept, none.kept).interval.high >= 0:
+            best = none
+        return dataclasses.replace(
+            best.candidate.plan,
+            artifact=self._deployed.manifest.sha256,
+            expected=self._expectation(best, none, seed=self._seed + samples, tried=tried),
+        )
+
+    def _expectation(self, best: Trial, none: Trial, *, seed: int, tried: int) -> Expectation:
+        measured = self._metric.estimate(best.kept)
+        change = self._metric.change(best.kept, none.kept)
+        return Expectation(
+            metric=self._metric.name,
+            value=measured.value,
+            low=measured.interval.low,
+            high=measured.interval.high,
+            uncorrected=self._metric.value(none.kept),
+            change=change.value,
+            change_low=change.interval.low,
+            change_high=change.interval.high,
+            overhead=best.measured_overhead,
+            samples=best.samples,
+            seed=seed,
+            candidates_tried=tried,
+            reference=self._metric.reference,
+            confidence=CONFIDENCE,
+        )
+
+    def _trial(self, candidate: Candidate) -> Trial:
+        sampler = PlanSampler(self._deployed, candidate.plan, seed=self._seed, inputs=self._inputs)
+        return Trial(candidate, sampler, self._deployed.schedule, self._costs)
+
+    def _bar(self, total: int, doing: str) -> tqdm[NoReturn]:
+        if not self._progress:
+            return tqdm(total=total, disable=True)
+        return tqdm(total=total, unit="image", desc=doing)  # the environment may disable it, too
+
+    def _log_round(self, best_first: Sequence[Trial], none: Trial) -> None:
+        if not _log.isEnabledFor(logging.INFO):
+            return  # a distance in many features takes seconds
+        for trial in [*best_first, none]:
+            _log.info(
+                "%5d images: %.5g at %.1f %% overhead: %s",
+                trial.samples,
+                self._metric.projected(trial.kept, none.kept),
+                100 * trial.overhead,
+                trial.candidate.name,
+            )
+
+
+def _metric(deployed: DeployedPipeline, reference: Reference | None, *, seed: int, inputs: Inputs) -> Metric:
+    if reference is not None:
+        return FrechetMetric(reference, seed=seed)
+    if not deployed.schedule.has_cache:
+        raise PlanError(
+            "without a reference, plans are compared by agreement with a cache-free run of the same "
+            "artifact, and this artifact has no cache to be free of; pass a Reference, such as "
+            "Reference.from_folder(real_images, network)"
+        )
+    target = PlanSampler(deployed, cache_free_plan(), seed=seed, inputs=inputs)
+    return AgreementMetric(target, reference=CACHE_FREE)
+
+
+def _usable(candidates: Sequence[Candidate], deployed: DeployedPipeline) -> list[Candidate]:
+    """Without those that cannot work with this scheduler, or find no step that they serve."""
+    usable = []
+    for candidate in candidates:
+        try:
+            wrap(deployed, candidate.plan)
+        except PlanError as reason:
+            _log.info("not tried: %s: %s", candidate.name, reason)
+        else:
+            usable.append(candidate)
+    return usable
+
+
+def _check(deployed: object, *, max_overhead: float, samples: int, batch_size: int, seed: int) -> None:
+    if not isinstance(deployed, DeployedPipeline):
+        raise TypeError(
+            f"plan() takes a loaded artifact, not a {type(deployed).__name__}: pass what deploy.load(path) "
+            "returns"
+        )
+    is_budget = isinstance(max_overhead, int | float) and math.isfinite(max_overhead) and max_overhead >= 0
+    if not is_budget:
+        raise PlanError(
+            f"max_overhead={max_overhead!r}; allowed is a fraction of 0 or more, such as 0.15 for 15 %"
+        )
+    for name, value, least in (("samples", samples, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if value < least:
+            raise PlanError(f"{name}={value!r}; it must be at least {least}")

@@ -1,0 +1,63 @@
+"""Refresh: evaluate some of the cached steps in full.
+
+What a shorter cache interval would have bought, decided after deployment: every quantizer of an artifact has
+a range at every step, so a cached step can be a full one at any time. Its feature replaces the stored one,
+and an error correction that was fitted for the older feature is left out until the next scheduled full step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from errata.compress.recipes.schedule import CacheSchedule
+from errata.correct.config_json import fields_of
+from errata.correct.corrector import CallView, Corrector, Evaluation, Setting
+from errata.correct.forecast import cached_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refresh:
+    """Turns the selected cached steps into full ones; each costs the difference of the two.
+
+    `Plan(Refresh(), "middle")` halves every interval; `Plan(Refresh(), "all")` is the artifact with no cache.
+    """
+
+    def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
+        """The cached steps."""
+        return cached_steps(schedule)
+
+    def check(self, setting: Setting) -> None:
+        """See `Method.check`: it works with every scheduler."""
+
+    def corrector(self, setting: Setting) -> Corrector:
+        """See `Method.corrector`."""
+        return _Refreshing(setting)
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Method.to_json`."""
+        return {"type": "Refresh", "version": 1}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Refresh:
+        """Inverse of `to_json`.
+
+        Raises:
+            PlanError: another type or version, or an unknown key.
+        """
+        return cls(**fields_of(cls, value, version=1))
+
+
+class _Refreshing(Corrector):
+    """Refresh on one run."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        calls = setting.schedule.calls_per_step
+        self._blocks = {step // calls for step in setting.steps}  # whole steps of the sampler
+        self._calls = calls
+        self.taps = frozenset()
+
+    def before_call(self, view: CallView) -> Evaluation | None:
+        return Evaluation(kind="full") if view.step // self._calls in self._blocks else None

@@ -1,0 +1,119 @@
+"""A second-order step out of a first-order one: average ε over the step.
+
+    symbol      here                meaning
+    x_t         view.sample         the sample that the step starts from
+    ε           view.prediction     ε(x_t, t), guided where the pipeline guides
+    y           y                   the plain step, preview(ε), at the noise level of the next call
+    ε'          eps_ahead           ε(y, t'), evaluated at the next call's timestep t', with its scales
+    w           weight              ε_w = (1 - w) ε + w ε'; w = 1/2 is the trapezoidal rule
+
+DDIM is Euler's method for dx̄/dσ = ε(x, t), where x̄ = x / a and σ = b / a for x = a x_0 + b ε. Its step with
+ε_w and w = 1/2 is Heun's, so the global error falls with the square of the step size. The same step of the
+scheduler is taken, with another prediction, so η, clipping and noise stay the pipeline's.
+
+The average is made of what both evaluations mean as ε. Where the network predicts v or x_0, ε' is turned into
+the prediction that would mean it at x_t, and these are averaged: they are affine in ε.
+
+It is for samplers of first order: DDIM, DDPM, Euler and Euler's ancestral method. One of higher order (PNDM,
+Heun, DPM-Solver of order 2, DEIS, UniPC) makes its steps of predictions that stand for the start of a step;
+with averages in their place it falls back to first order.
+
+Source: Karras et al., NeurIPS 2022, Algorithm 1 (Heun in σ); Song et al., ICLR 2021 (DDIM), eq. 14.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from errata.compress.recipes.schedule import CacheSchedule
+from errata.correct.choices import is_number, require
+from errata.correct.config_json import fields_of
+from errata.correct.corrector import Correction, Corrector, Setting, StepView
+from errata.correct.iec import refine, residual
+from errata.correct.noise_levels import required
+from errata.errors import PlanError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondOrder:
+    """ε averaged over the step, at full steps; one more full evaluation each.
+
+    Attributes:
+        weight: w of the evaluation at the end of the step, in [0, 1]; 0 changes nothing.
+        cache_after: what the cached steps that follow read: "keep", the feature of x_t; "replace", that of
+            the evaluation at the end of the step, which is nearer to them. Without a cache it does nothing.
+
+    Raises:
+        PlanError: a value outside these ranges.
+    """
+
+    weight: float = 0.5
+    cache_after: Literal["replace", "keep"] = "keep"
+
+    def __post_init__(self) -> None:
+        require(is_number(self.weight) and 0 <= self.weight <= 1, self, "weight", "in [0, 1]")
+        require(self.cache_after in ("replace", "keep"), self, "cache_after", '"replace" or "keep"')
+
+    def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
+        """The full steps but for the sampler's last: no call comes after it at which to evaluate."""
+        end = schedule.num_steps - schedule.calls_per_step
+        return tuple(step for step in schedule.full_steps if step < end)
+
+    def check(self, setting: Setting) -> None:
+        """See `Method.check`: noise levels must be known, and every selected step must move in time."""
+        required(setting.levels, self, setting.steps)
+        for step in setting.steps:
+            ahead = step + setting.schedule.calls_per_step
+            time, next_time = setting.timesteps[step], setting.timesteps[ahead]
+            if not next_time < time:
+                raise PlanError(
+                    f"SecondOrder averages over a step, but after step {step} at timestep {time:g} comes "
+                    f"step {ahead} at {next_time:g}: a sampler that repeats timesteps is of higher order "
+                    "already; record the model with DDIM or Euler, or leave that step out"
+                )
+
+    def corrector(self, setting: Setting) -> Corrector:
+        """See `Method.corrector`."""
+        return _Average(self, setting)
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Method.to_json`."""
+        return {"type": "SecondOrder", "version": 1, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> SecondOrder:
+        """Inverse of `to_json`.
+
+        Raises:
+            PlanError: another type or version, a missing or an unknown key, a value out of range.
+        """
+        return cls(**fields_of(cls, value, version=1))
+
+
+class _Average(Corrector):
+    """Every step stands alone."""
+
+    def __init__(self, choices: SecondOrder, setting: Setting) -> None:
+        super().__init__(setting)
+        self._choices = choices
+        self._levels = required(setting.levels, choices, setting.steps)
+
+    def at_step(self, view: StepView) -> Correction:
+        levels, choices = self._levels, self._choices
+        wide = torch.promote_types(view.prediction.dtype, torch.float32)
+        x, eps = view.sample.to(wide), view.prediction.to(wide)
+        y = view.preview(view.prediction).to(wide)
+        ahead = view.step + self.setting.schedule.calls_per_step  # which receives what this step returns
+        prediction_ahead, features = view.evaluate(y, step=ahead)
+        eps_ahead = levels.epsilon(y, prediction_ahead, ahead)
+        # Both are predictions for x from here on, in the network's own terms.
+        average = refine(eps, levels.prediction(x, eps_ahead, view.step), choices.weight)
+        return Correction(
+            prediction=average.to(view.prediction.dtype),
+            features=features if features and choices.cache_after == "replace" else None,
+            residuals=[(None, residual(average, eps))],
+        )
