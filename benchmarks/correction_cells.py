@@ -47,14 +47,16 @@ MORE_STEPS = "more-steps"
 FIRST = {
     "none": Plan.none(),
     "forecast-1": Plan(Forecast(order=1)),
-    "forecast-1+hindsight": Plan(Forecast(order=1)) + Plan(Hindsight(order=1)),
+    "forecast-1+hindsight": Plan(Forecast(order=1)) + Plan(Hindsight()),
+    "forecast-1+hindsight-0.7": Plan(Forecast(order=1)) + Plan(Hindsight(gain=0.7)),
+    "hindsight": Plan(Hindsight()),
     "lookahead": Plan(Lookahead()),
+    "lookahead-2+hindsight": Plan(Lookahead(order=2)) + Plan(Hindsight()),
     "iec": Plan(IEC(), "all"),
     "refresh": Plan(Refresh(), "middle"),
 }
 LATER = {
     "forecast-2": Plan(Forecast(order=2)),
-    "hindsight": Plan(Hindsight()),
     "lookahead-2": Plan(Lookahead(order=2)),
     "forecast-2+iec": Plan(Forecast(order=2)) + Plan(IEC(), "all"),
     "second-order": Plan(SecondOrder(), "all"),

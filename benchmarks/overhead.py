@@ -1,6 +1,9 @@
 """Measured wall-clock overhead of correction plans against the overhead as it is defined.
 
-    python benchmarks/overhead.py ARTIFACT [ARTIFACT …] [--plans ends:1/10 all] [--batch-size 64] [--rounds 9]
+    python benchmarks/overhead.py ARTIFACT [ARTIFACT …] [--plans iec forecast-2 …] [--rounds 9]
+
+Plans are named as in `correction_cells.py`; those that an artifact cannot serve are left out. "wrapped" is
+the artifact in a `CorrectedPipeline` that corrects nothing.
 
 Every round samples one batch uncorrected and one under each plan, in turn, so that a drift of the machine's
 speed cancels. Measured is the median over rounds of (corrected time / uncorrected time of that round) - 1;
@@ -8,36 +11,42 @@ defined is Σ(extra calls × their cost) / Σ(base calls × their cost), with co
 
 Wall-clock times of whole runs scatter on a shared machine. So the time spent outside the network is measured
 too: `besides` is the median of what correction adds there, as a share of the uncorrected run, and the last
-column is (defined + besides) / defined, the ratio that identical calls of the network would give.
+column is (defined + besides) / defined, the ratio that identical calls of the network would give. Of a plan
+that costs no evaluation, `besides` is all there is.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from correction_cells import PLANS
 
 from errata import correct, deploy
 from errata.deploy import DeployedPipeline
+from errata.errors import PlanError
 from errata.report.machine import describe_machine
+
+DEFAULT = ("iec-ends-10", "iec", "second-order", "forecast-1", "forecast-1+hindsight", "lookahead", "refresh")
 
 
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description="Measured against defined overhead.")
     parser.add_argument("artifacts", type=Path, nargs="+")
-    parser.add_argument("--plans", nargs="+", default=["ends:1/10", "all"], metavar="STEPS")
+    parser.add_argument("--plans", nargs="+", default=list(DEFAULT), choices=[*PLANS], metavar="PLAN")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     print(f"{describe_machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"batch {options.batch_size}, {options.rounds} rounds")
     columns = f"{'defined':>8} {'measured':>9} {'quartiles':>17} {'ratio':>6} {'besides':>8} {'ratio':>6}"
-    print(f"{'artifact':<20} {'plan':<10} {columns}")
+    print(f"{'artifact':<26} {'plan':<21} {columns}")
     for path in options.artifacts:
         measure(path, options.plans, options.batch_size, options.rounds)
 
@@ -46,7 +55,10 @@ def measure(path: Path, plans: list[str], batch_size: int, rounds: int) -> None:
     """Print one line for each plan on one artifact."""
     deployed = deploy.load(path)
     deployed.pipe.set_progress_bar_config(disable=True)
-    corrected = {steps: correct.wrap(deployed, correct.Plan(correct.IEC(), steps=steps)) for steps in plans}
+    corrected = {"wrapped": correct.wrap(deployed, correct.Plan.none())}
+    for name in plans:
+        with contextlib.suppress(PlanError):
+            corrected[name] = correct.wrap(deployed, PLANS[name])
     network = Stopwatch(deployed)
     seconds: dict[str, list[float]] = {name: [] for name in ("none", *corrected)}
     outside: dict[str, list[float]] = {name: [] for name in seconds}
@@ -64,9 +76,11 @@ def measure(path: Path, plans: list[str], batch_size: int, rounds: int) -> None:
         added = [a - b for a, b in zip(outside[name], outside["none"], strict=True)]
         besides = statistics.median(added) / typical
         defined = pipeline.overhead()
+        shares = (f"{(x / defined):>6.3f}" if defined else f"{'':>6}" for x in (middle, defined + besides))
         print(
-            f"{path.name:<20} {name:<10} {defined:>8.3f} {middle:>9.3f} {f'{low:.3f} to {high:.3f}':>17} "
-            f"{middle / defined:>6.3f} {besides:>8.4f} {(defined + besides) / defined:>6.3f}"
+            f"{path.name:<26} {name:<21} {defined:>8.3f} {middle:>9.3f} {f'{low:.3f} to {high:.3f}':>17} "
+            f"{next(shares)} {besides:>8.4f} {next(shares)}",
+            flush=True,
         )
 
 
@@ -80,10 +94,10 @@ class Stopwatch:
             setattr(denoiser, kind, self._watched(getattr(denoiser, kind)))
 
     def _watched(self, call: Callable[..., object]) -> Callable[..., object]:
-        def watched(*args: object) -> object:
+        def watched(*args: object, **kwargs: object) -> object:
             start = time.perf_counter()
             try:
-                return call(*args)
+                return call(*args, **kwargs)
             finally:
                 self.total += time.perf_counter() - start
 

@@ -3,8 +3,13 @@
 corrected = wrap(deployed, Plan(IEC(), steps="ends:1/10"))
 images = corrected(batch_size=16).images
 corrected.stats, corrected.overhead()
+
+`plan(deployed, max_overhead=0.15, reference=…)` finds out which plan is worth it; `amplification` and
+`trajectory_error` show how errors grow.
 """
 
+from errata.correct.analysis import Amplification, TrajectoryError, amplification, trajectory_error
+from errata.correct.attachment import Attachment, attach
 from errata.correct.corrector import (
     CallView,
     Correction,
@@ -23,7 +28,9 @@ from errata.correct.langevin import Langevin
 from errata.correct.lookahead import Lookahead
 from errata.correct.noise_levels import NoiseLevels
 from errata.correct.pipeline import CorrectedPipeline, wrap
+from errata.correct.planner.candidates import Candidate, candidates_for
 from errata.correct.planner.expectation import Expectation
+from errata.correct.planner.planning import plan
 from errata.correct.plans import Plan
 from errata.correct.refresh import Refresh
 from errata.correct.second_order import SecondOrder
@@ -31,7 +38,10 @@ from errata.correct.stats import RunStats, StepStats, overhead
 
 __all__ = [
     "IEC",
+    "Amplification",
+    "Attachment",
     "CallView",
+    "Candidate",
     "CorrectedPipeline",
     "Correction",
     "Corrector",
@@ -52,6 +62,12 @@ __all__ = [
     "Setting",
     "StepStats",
     "StepView",
+    "TrajectoryError",
+    "amplification",
+    "attach",
+    "candidates_for",
     "overhead",
+    "plan",
+    "trajectory_error",
     "wrap",
 ]

@@ -105,12 +105,16 @@ def _corrected_class(original: Any, attachment: Attachment, corrected: Corrected
         return corrected(*args, **kwargs)
 
     def reduce(self: Any, protocol: Any) -> Any:
-        make, (_, *rest), *state = original.__reduce_ex__(self, protocol)
-        return (make, (original, *rest), *state)
+        return _blank, (original,), self.__getstate__()
 
     shown = {name: getattr(original, name) for name in ("__doc__", "__module__", "__qualname__")}
     members = {"__call__": call, "__reduce_ex__": reduce, _ATTACHMENT: attachment}
     return type(original.__name__, (original,), {**shown, **members})
+
+
+def _blank(kind: type[DiffusionPipeline]) -> Any:
+    """An instance whose state is still to be set, for `copy` and `pickle`."""
+    return object.__new__(kind)
 
 
 def _deployed(given: object) -> DeployedPipeline:

@@ -20,7 +20,7 @@ from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct.choices import is_count, is_number, require
 from errata.correct.config_json import fields_of
 from errata.correct.corrector import CallView, Corrector, Evaluation, Setting
-from errata.correct.extrapolation import hermite_weights, newton_weights, weighted_sum
+from errata.correct.extrapolation import Differences, combined, hermite_basis, newton_basis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,17 +82,19 @@ class _Forecasting(Corrector):
         self._steps = self.taps
         self.taps = frozenset()  # nothing to do between network and scheduler
         self.remembers = choices.order + 1
+        self._differences = [Differences() for _ in range(setting.schedule.calls_per_step)]
 
     def before_call(self, view: CallView) -> Evaluation | None:
         if view.kind == "full" or view.step not in self._steps or len(view.stored) < 2:
             return None
-        known = view.stored[::-1][: self.remembers]
-        positions = [float(step) for step, _ in known]
+        newest_first = view.stored[::-1][: self.remembers]
+        positions, differences = self._differences[view.stream].of(newest_first)
         if self._choices.basis == "newton":
-            weights = newton_weights(positions, view.step)
+            basis = newton_basis(positions, view.step)
         else:
-            weights = hermite_weights(positions, view.step, sigma=self._choices.sigma)
-        return Evaluation(kind="cached", feature=weighted_sum(weights, [feature for _, feature in known]))
+            basis = hermite_basis(positions, view.step, sigma=self._choices.sigma)
+        feature = combined(basis, differences).to(view.stored[-1][1].dtype)
+        return Evaluation(kind="cached", feature=feature, reads=tuple(step for step, _ in newest_first))
 
 
 def cached_steps(schedule: CacheSchedule, *, after: int | None = 0) -> tuple[int, ...]:

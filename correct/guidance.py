@@ -126,10 +126,11 @@ class Recogniser:
             _check_inputs(calls, scaled_sample, copies)
         read = self._reader()
         parts = [read(part, sample, step) for call in calls for part in call.prediction.chunk(copies)]
-        if parts[0].shape != model_output.shape:
+        if not parts[0].shape == model_output.shape == sample.shape:
             raise PlanError(
-                f"step {step}: the network returned {_shape(parts[0])} for a sample batch, the scheduler was "
-                f'given {_shape(model_output)}; learned variances cannot be corrected: use steps="none"'
+                f"step {step}: the network returned {_shape(parts[0])}, the scheduler was given "
+                f"{_shape(model_output)} for a sample {_shape(sample)}; learned variances cannot be "
+                'corrected: sample with steps="none"'
             )
         if len(parts) == 1:
             if compares_values and not _close(parts[0].to(model_output.dtype), model_output):
@@ -191,6 +192,11 @@ def scheduler_timesteps(
     told = [math.log(sigma) / 4 for sigma in scheduler.sigmas[: len(own)].tolist()]
     is_same = len(own) == len(timesteps) and all(map(is_same_timestep, told, timesteps))
     return own if is_same else timesteps
+
+
+def is_timestep_passed_on(pipe: Any) -> bool:
+    """Whether network and scheduler get the same timestep; the latent upscaler's network gets log σ / 4."""
+    return not isinstance(pipe, StableDiffusionLatentUpscalePipeline)
 
 
 def _as_it_is(raw: Tensor, samples: Tensor, step: int) -> Tensor:

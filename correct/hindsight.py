@@ -12,11 +12,11 @@ needed, only what the run has seen anyway.
     ε_i         (predictions)   of the sampling steps
     J           jump            ε_e - ε̂_e, the error at the end of the interval; ε̂_e continues the cached
                                 predictions: ε_(e-1) after reuse, 2 ε_(e-1) - ε_(e-2) after a forecast
-    u           share           (i - s) / (e - s)
-    w(u)        shape(…)        Π_(k=0..q) (u + k) / (q + 1)!: the error of a polynomial of order q through
-                                full steps at equal distances, 1 at u = 1; q = 0 is reuse, w = u
+    s_k         reads           steps of the features that a cached step is made of: s alone after reuse, and
+                                more after a `Forecast` or a `Lookahead`
+    w_i         growth(…)       Π_k (i - s_k) / (e - s_k), the error of a polynomial through the s_k; 1 at e
     γ           gain            how much of it is taken back
-    Δ_e         shift           γ a_e Σ_(s<i<e) (b_(i+1)/a_(i+1) - b_i/a_i) w(u_i) J
+    Δ_e         shift           γ a_e Σ_(s<i<e) (b_(i+1)/a_(i+1) - b_i/a_i) w_i J
 
 A step from x_i carries b_(i+1)/a_(i+1) - b_i/a_i of its prediction into x/a, so Δ_e is what the sample lacks.
 It is added to the next sample, as (a_(e+1)/a_e) Δ_e. The last interval has no full step after it, and keeps
@@ -36,7 +36,7 @@ from typing import Any
 from torch import Tensor
 
 from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct.choices import is_count, is_number, require
+from errata.correct.choices import is_number, require
 from errata.correct.config_json import fields_of
 from errata.correct.corrector import CallView, Correction, Corrector, Evaluation, Setting, StepView
 from errata.correct.noise_levels import required
@@ -46,20 +46,18 @@ from errata.correct.noise_levels import required
 class Hindsight:
     """Takes back the error of the cached steps at the full step that follows them, at no evaluation.
 
+    It stands behind what decides how cached steps are made: `Plan(Forecast(order=1)) + Plan(Hindsight())`.
+
     Attributes:
-        order: of the `Forecast` that it follows, as in `Plan(Forecast(order=1)) + Plan(Hindsight(order=1))`;
-            0 where features are reused.
         gain: γ, in (0, 1]: how much of the error is taken back.
 
     Raises:
-        PlanError: a value outside these ranges.
+        PlanError: a value outside this range.
     """
 
-    order: int = 0
     gain: float = 1.0
 
     def __post_init__(self) -> None:
-        require(is_count(self.order) and 0 <= self.order <= 3, self, "order", "0, 1, 2 or 3")
         require(is_number(self.gain) and 0 < self.gain <= 1, self, "gain", "in (0, 1]")
 
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
@@ -102,43 +100,49 @@ class _LookingBack(Corrector):
         self._levels = required(setting.levels, choices, setting.steps)
         self._calls = setting.schedule.calls_per_step
         self._judged = frozenset(step - step % self._calls for step in setting.steps)
-        self._reach = 2 if choices.order else 1  # cached predictions that are continued
-        before = {step - self._calls * back for step in self._judged for back in range(1, self._reach + 1)}
+        before = {step - self._calls * back for step in self._judged for back in (1, 2)}
         self.taps = self._judged | before
-        self._known = 0  # full evaluations so far, which limit the order of an extrapolation
-        self._origin = 0
-        self._cached: list[Tensor] = []  # predictions of the latest cached steps
+        self._reads: dict[int, tuple[int, ...]] = {}  # of the cached steps since the last full one
+        self._latest: dict[int, tuple[int, ...]] = {}
+        self._cached: list[Tensor] = []  # predictions of the last two cached steps
 
     def before_call(self, view: CallView) -> Evaluation | None:
-        if view.stream == 0 and view.kind == "full":
-            self._origin = view.stored[-1][0] if view.stored else 0
-            self._known += 1
+        if view.stream == 0:
+            if view.kind == "cached":
+                self._latest[view.step] = view.reads
+            else:
+                self._reads, self._latest = self._latest, {}
         return None
 
     def at_step(self, view: StepView) -> Correction | None:
         epsilon = self._levels.epsilon(view.sample, view.prediction, view.step)
         if view.kind == "cached":
-            self._cached = [*self._cached, epsilon][-self._reach :]
+            self._cached = [*self._cached, epsilon][-2:]
             return None
         cached, self._cached = self._cached, []
         if view.step not in self._judged or not cached:
             return None
-        continued = 2 * cached[-1] - cached[-2] if len(cached) == 2 else cached[-1]
-        weight = self._choices.gain * self._weight(self._origin, view.step)
+        is_extrapolated = len(self._reads[view.step - self._calls]) > 1
+        continued = 2 * cached[-1] - cached[-2] if is_extrapolated and len(cached) == 2 else cached[-1]
+        weight = self._choices.gain * self._weight(view.step)
         return Correction(prediction=view.prediction, shift=(epsilon - continued) * weight)
 
-    def _weight(self, start: int, end: int) -> float:
+    def _weight(self, end: int) -> float:
         """What the next sample lacks, as a multiple of the jump."""
         a, b = (*self._levels.signal, 1.0), (*self._levels.noise, 0.0)
-        order = min(self._choices.order, self._known - 2)
         total = 0.0
-        for step in range(start + self._calls, end, self._calls):
-            moved = b[step + self._calls] / a[step + self._calls] - b[step] / a[step]
-            total += moved * shape((step - start) / (end - start), order=order)
+        for step, reads in self._reads.items():
+            ahead = step + self._calls
+            total += (b[ahead] / a[ahead] - b[step] / a[step]) * growth(step, end, reads)
         # From x/a at the full step to the sample after it: the step there multiplies by a_(e+1) / a_e.
         return total * a[end + self._calls]
 
 
-def shape(share: float, *, order: int) -> float:
-    """w(u), for u in [0, 1]."""
-    return math.prod(share + k for k in range(order + 1)) / math.factorial(order + 1)
+def growth(step: int, end: int, reads: tuple[int, ...]) -> float:
+    """w_i: the error at a step of a polynomial through the values at `reads`, where that at `end` is 1.
+
+    0 where it goes through the value at `end`, which then tells nothing.
+    """
+    if end in reads:
+        return 0.0
+    return math.prod((step - read) / (end - read) for read in reads)

@@ -170,7 +170,8 @@ def iterate(
     Iterates are accumulated in float32 or wider. On an accelerator the stopping rule waits for the device
     after every iteration but the last, so not at all where there is one.
     """
-    iterates = _Iterates(prediction, preview(prediction))
+    wide = torch.promote_types(prediction.dtype, torch.float32)
+    iterates = _Iterates(prediction.to(wide), preview(prediction.to(wide)))
     features: Features = ()
     rows: Rows = None
     for k in range(choices.iterations):

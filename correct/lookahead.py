@@ -24,7 +24,7 @@ from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct.choices import is_count, is_number, require
 from errata.correct.config_json import fields_of
 from errata.correct.corrector import CallView, Corrector, Evaluation, Features, Setting, StepView
-from errata.correct.extrapolation import newton_weights, weighted_sum
+from errata.correct.extrapolation import Differences, combined, newton_basis
 from errata.correct.forecast import cached_steps
 from errata.errors import PlanError
 
@@ -97,6 +97,7 @@ class _LookingAhead(Corrector):
         self._calls = setting.schedule.calls_per_step
         self._kept = choices.order
         self._points: list[tuple[int, Features]] = []
+        self._differences = [Differences() for _ in range(self._calls)]
         self._middles = {
             start: self._middle(start, end, choices.position)
             for start, end in setting.schedule.groups
@@ -121,8 +122,9 @@ class _LookingAhead(Corrector):
         known = [stored, *(point for point in points if point[0] != stored[0])]
         if len(known) < 2:
             return None
-        weights = newton_weights([float(step) for step, _ in known], at)
-        return Evaluation(kind="cached", feature=weighted_sum(weights, [feature for _, feature in known]))
+        positions, differences = self._differences[view.stream].of(known)
+        feature = combined(newton_basis(positions, at), differences).to(here.dtype)
+        return Evaluation(kind="cached", feature=feature, reads=tuple(step for step, _ in known))
 
     def _middle(self, start: int, end: int, position: float) -> int:
         steps = (end - start) // self._calls  # of the sampler

@@ -29,7 +29,16 @@ class SchedulerStep:
         sample: x_t, likewise.
     """
 
-    def __init__(self, scheduler: Any, step: Callable[..., Any], bound: inspect.BoundArguments) -> None:
+    def __init__(
+        self,
+        scheduler: Any,
+        step: Callable[..., Any],
+        bound: inspect.BoundArguments,
+        *,
+        timestep: float | None = None,
+    ) -> None:
+        """`timestep` is that of the step, where it is known without asking the device."""
+        bound.arguments["timestep"] = on_host(bound.arguments["timestep"], timestep)
         self._scheduler = scheduler
         self._step = step
         self._bound = bound
@@ -80,6 +89,16 @@ def snapshot(scheduler: Any) -> Any:
         elif isinstance(value, SchedulerMixin):  # UniPC's `solver_p`
             state[name] = snapshot(value)
     return clone
+
+
+def on_host(timestep: Any, value: float | None) -> Any:
+    """A timestep that a scheduler can look up without waiting for an accelerator, if its value is known.
+
+    Schedulers index tables in main memory with it, once in every preview. On the CPU it stays as it is.
+    """
+    if not isinstance(timestep, Tensor) or timestep.device.type == "cpu":
+        return timestep
+    return timestep.cpu() if value is None else torch.tensor(value, dtype=timestep.dtype)
 
 
 def replaced(output: Any, prev_sample: Tensor) -> Any:

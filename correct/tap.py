@@ -16,7 +16,7 @@ from errata.compress.recipes.schedule import StepKind
 from errata.correct.corrector import Correction, Corrector, Features, StepView
 from errata.correct.evaluations import Evaluations
 from errata.correct.fresh_noise import FreshNoise
-from errata.correct.guidance import Recogniser
+from errata.correct.guidance import Recogniser, is_timestep_passed_on
 from errata.correct.noise_levels import NoiseLevels
 from errata.correct.preview import SchedulerStep, replaced, shifted
 from errata.correct.stats import RunStats, StepRecord, StepStats, changed_kind
@@ -30,8 +30,10 @@ def decide(correctors: Sequence[Corrector], view: CallView) -> Evaluation:
     """How a call is made: as scheduled, unless a corrector wants it otherwise; the last one that does."""
     chosen = Evaluation(kind=view.kind)
     for corrector in correctors:
-        asked = corrector.before_call(replace(view, kind=chosen.kind))
-        chosen = chosen if asked is None else asked
+        asked = corrector.before_call(view)
+        if asked is not None:
+            chosen = asked
+            view = replace(view, kind=chosen.kind, reads=chosen.reads)
     return chosen
 
 
@@ -82,13 +84,18 @@ class Tap:
             ]
             if not tapping:
                 return step(*args, **kwargs)
-            if made != len(calls):
+            if made != (recorded := self._run.denoiser.schedule.calls_per_step):
+                way_out = (
+                    "sample with guidance, as it was recorded"
+                    if made < recorded
+                    else 'such a pipeline cannot be corrected: sample with steps="none"'
+                )
                 raise PlanError(
                     f"step {calls[0].step}: the pipeline called the network {made} times for one step of the "
-                    f"scheduler, {self._run.denoiser.schedule.calls_per_step} were recorded; such a pipeline "
-                    'cannot be corrected: sample with steps="none"'
+                    f"scheduler, {recorded} were recorded; {way_out}"
                 )
-            pending = SchedulerStep(scheduler, step, signature.bind(*args, **kwargs))
+            time = calls[0].timestep if is_timestep_passed_on(self._run.pipe) else None
+            pending = SchedulerStep(scheduler, step, signature.bind(*args, **kwargs), timestep=time)
             return self._correct(tapping, calls, pending)
 
         scheduler.step = corrected_step
@@ -120,7 +127,9 @@ class Tap:
         step = calls[0].step
 
         def noise(place: int, draw: int) -> Tensor:
-            return self._noise.draw(pending.sample, step=step, place=place, draw=draw)
+            # By the scheduler's step, so that guidance in two calls gets the noise of guidance in one.
+            per_step = self._run.denoiser.schedule.calls_per_step
+            return self._noise.draw(pending.sample, step=step // per_step, place=place, draw=draw)
 
         view = StepView(
             step=step,

@@ -49,12 +49,14 @@ class CallView:
         stream: which call of its sampler step it is; more than 0 only where guidance takes several calls.
         stored: `(step, feature)` of the latest full evaluations of this stream, oldest first; as many as
             `Run.remembers` at most.
+        reads: steps at which the features that it will read were made, newest first; none of a full call.
     """
 
     step: int
     kind: StepKind
     stream: int
     stored: tuple[tuple[int, Tensor], ...]
+    reads: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +67,12 @@ class Evaluation:
         kind: full, or from a feature.
         feature: what a cached call reads, such as an extrapolated feature, to which the cache part of an
             error correction does not apply; None is the latest stored one.
+        reads: the steps of the features that `feature` was made of, newest first.
     """
 
     kind: StepKind
     feature: Tensor | None = None
+    reads: tuple[int, ...] = ()
 
 
 class SteppedUNet(nn.Module):
@@ -206,7 +210,9 @@ class Run:
         schedule = self.denoiser.schedule
         stream = schedule.stream(step)
         stored = self._stored[stream]
-        view = CallView(step=step, kind=schedule.kind(step), stream=stream, stored=tuple(stored))
+        kind = schedule.kind(step)
+        reads = (stored[-1][0],) if kind == "cached" else ()
+        view = CallView(step=step, kind=kind, stream=stream, stored=tuple(stored), reads=reads)
         asked = Evaluation(kind=view.kind) if self.decide is None else self.decide(view)
         if asked.kind == "full":
             prediction, feature = self.denoiser.full(sample, step, cond)

@@ -1,20 +1,22 @@
 """The options that describe a correction."""
 
 import argparse
+import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.cli.usage import UsageError, finite, misuse, positive, whole
+from errata.cli.usage import UsageError, finite, misuse, positive, switch, whole
 from errata.errors import PlanError
 
 if TYPE_CHECKING:
-    from errata.correct import Method, Plan
+    from errata.correct import Plan
 
 PLACES = (
-    "where: all, full (not served from the cache), ends:1/10 (the first and last tenth), first:3, last:5, "
-    "0,3,7-9; joined with &"
+    "where: all, full (not served from the cache), middle (of each interval between full ones), ends:1/10 "
+    "(the first and last tenth), first:3, last:5, every:5, 0,3,7-9; joined with &"
 )
 
 # Names on the command line, and the classes of errata.correct, which would be slow to import here.
@@ -29,6 +31,7 @@ METHODS = {
     "diffier": "DiffIER",
     "langevin": "Langevin",
 }
+METHODS_TOLD = f"{', '.join(METHODS)}; several joined by +, such as forecast+hindsight, the first one first"
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,11 @@ CHOICES = (
     Choice("step_size", ("iec", "diffier"), "how far an iteration goes", finite),
     Choice("iterations", ("iec", "langevin"), "at most, for each step", positive),
     Choice("tolerance", ("iec",), "an image whose iterate moves no further is done", finite),
+    Choice("guard", ("iec",), "whether an image whose residual grows stops there: true or false", switch),
     Choice("stopping", ("iec",), "by which rule", allowed=("per_sample", "official")),
     Choice("cache_after", ("iec", "second-order"), "what cached steps read", allowed=("replace", "keep")),
     Choice("weight", ("second-order",), "of the evaluation at the end of the step", finite),
-    Choice("order", ("forecast", "lookahead", "hindsight"), "of the polynomial through features", whole),
+    Choice("order", ("forecast", "lookahead"), "of the polynomial through features", whole),
     Choice("basis", ("forecast",), "of that polynomial", allowed=("newton", "hermite")),
     Choice("sigma", ("forecast",), "contraction of the hermite basis", finite),
     Choice("position", ("lookahead",), "where in the interval to look, 1 is its end", finite),
@@ -83,10 +87,10 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--correct",
-        choices=("none", *METHODS),
-        default="none",
+        type=methods_or_none,
+        default=(),
         metavar="METHOD",
-        help=f"none, {', '.join(METHODS)} (default: none)",
+        help=f"none, {METHODS_TOLD} (default: none)",
     )
     group.add_argument("--at", metavar="STEPS", help=f"{PLACES} (default: all)")
     add_choices(group)
@@ -100,8 +104,22 @@ def add_choices(group: argparse._ArgumentGroup) -> None:
             type=choice.kind,
             choices=choice.allowed,
             metavar=None if choice.allowed else "X",
-            help=f"of {' and '.join(choice.methods)}: {choice.words}",
+            help=f"of {', '.join(choice.methods)}: {choice.words}",
         )
+
+
+def methods(text: str) -> tuple[str, ...]:
+    """An option's value that names methods, joined by `+`."""
+    names = tuple(text.split("+"))
+    for name in names:
+        if name not in METHODS:
+            raise argparse.ArgumentTypeError(f"`{name}` is no method; known are {', '.join(METHODS)}")
+    return names
+
+
+def methods_or_none(text: str) -> tuple[str, ...]:
+    """As `methods`; none of them for `none`."""
+    return () if text == "none" else methods(text)
 
 
 def given_choices(args: argparse.Namespace) -> list[Choice]:
@@ -109,19 +127,23 @@ def given_choices(args: argparse.Namespace) -> list[Choice]:
     return [choice for choice in CHOICES if getattr(args, choice.field) is not None]
 
 
-def method_from(args: argparse.Namespace) -> "Method":
-    """The method that the options describe.
+def methods_at(args: argparse.Namespace, steps: str) -> "Plan":
+    """The methods that the options describe, each where it serves any of `steps`.
 
     Raises:
-        UsageError: an option that this method does not have, or a value that it refuses.
+        UsageError: an option that none of these methods has, or a value that one refuses.
     """
     _refuse_foreign_choices(args)
 
     from errata import correct
 
-    method: type[Method] = getattr(correct, METHODS[args.correct])
-    with misuse(PlanError):
-        return method(**{choice.field: getattr(args, choice.field) for choice in given_choices(args)})
+    plans = []
+    for name in args.correct:
+        chosen = [choice.field for choice in given_choices(args) if name in choice.methods]
+        with misuse(PlanError):
+            method = getattr(correct, METHODS[name])(**{field: getattr(args, field) for field in chosen})
+            plans.append(correct.Plan(method, steps=steps))
+    return functools.reduce(operator.add, plans)
 
 
 def plan_from(args: argparse.Namespace) -> "Plan":
@@ -133,7 +155,7 @@ def plan_from(args: argparse.Namespace) -> "Plan":
     """
     if args.plan is None:
         _refuse_foreign_choices(args)
-        if args.at is not None and args.correct == "none":
+        if args.at is not None and not args.correct:
             raise UsageError("--at has no effect without `--correct METHOD`")
     else:
         _refuse_beside_a_plan(args)
@@ -142,15 +164,14 @@ def plan_from(args: argparse.Namespace) -> "Plan":
 
     if args.plan is not None:
         return Plan.load(args.plan)
-    if args.correct == "none":
+    if not args.correct:
         return Plan.none()
-    with misuse(PlanError):
-        return Plan(method_from(args), steps="all" if args.at is None else args.at)
+    return methods_at(args, "all" if args.at is None else args.at)
 
 
 def _refuse_foreign_choices(args: argparse.Namespace) -> None:
     for choice in given_choices(args):
-        if args.correct not in choice.methods:
+        if not set(args.correct) & set(choice.methods):
             needed = " or ".join(f"`--correct {method}`" for method in choice.methods)
             raise UsageError(f"{choice.flag} has no effect without {needed}")
 
@@ -159,7 +180,7 @@ def _refuse_beside_a_plan(args: argparse.Namespace) -> None:
     flags = [choice.flag for choice in given_choices(args)]
     if args.at is not None:
         flags.insert(0, "--at")
-    if args.correct != "none":
+    if args.correct:
         flags.insert(0, "--correct")
     if flags:
         raise UsageError(f"{flags[0]} has no effect with --plan, which says it all; leave one of them out")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from errata.cli.inputs import check_unconditional
 from errata.cli.output import emit
-from errata.cli.plans import CHOICES, METHODS, PLACES, add_choices, given_choices, method_from
+from errata.cli.plans import CHOICES, METHODS_TOLD, PLACES, add_choices, given_choices, methods, methods_at
 from errata.cli.usage import (
     Commands,
     UsageError,
@@ -17,10 +17,8 @@ from errata.cli.usage import (
     add_device_option,
     add_seed_option,
     check_seeds,
-    misuse,
     several,
 )
-from errata.errors import PlanError
 
 if TYPE_CHECKING:
     from errata.correct import Plan
@@ -67,10 +65,10 @@ def add_parser(commands: Commands) -> None:
     )
     group.add_argument(
         "--correct",
-        choices=tuple(METHODS),
-        default="iec",
+        type=methods,
+        default=("iec",),
         metavar="METHOD",
-        help=f"method at each --at: {', '.join(METHODS)} (default: iec)",
+        help=f"at each --at: {METHODS_TOLD} (default: iec)",
     )
     group.add_argument(
         "--at",
@@ -121,11 +119,9 @@ def _plans(args: argparse.Namespace) -> "dict[str, Plan]":
 
     from errata.correct import Plan
 
-    method = method_from(args)
     plans = {str(path): Plan.load(path) for path in args.plan or ()}
     places = args.at or (() if args.plan else ("ends:1/10", "all"))
-    with misuse(PlanError):
-        return plans | {steps: Plan(method, steps=steps) for steps in places}
+    return plans | {steps: methods_at(args, steps) for steps in places}
 
 
 def _spelled(args: argparse.Namespace) -> list[str]:
@@ -135,7 +131,7 @@ def _spelled(args: argparse.Namespace) -> list[str]:
         *("reference", "baseline", "samples", "batch_size", "seed", "device", "backend"),
         *("plan", "correct", "at", *(choice.field for choice in CHOICES), "out"),
     ):
-        value = getattr(args, name)
+        value = "+".join(args.correct) if name == "correct" else getattr(args, name)
         for each in value if isinstance(value, list) else [value]:
             if each is not None:
                 words += [f"--{name.replace('_', '-')}", str(each)]

@@ -154,6 +154,13 @@ def finite(text: str) -> float:
     return number
 
 
+def switch(text: str) -> bool:
+    """An option's value that is true or false."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"`{text}` is neither true nor false")
+    return text.lower() == "true"
+
+
 def budget(text: str) -> float:
     """An option's value of 0 or more."""
     number = finite(text)

@@ -61,7 +61,7 @@ class Candidate:
 def candidates_for(schedule: CacheSchedule, costs: Costs, max_overhead: float) -> list[Candidate]:
     """What the planner tries unless it is told: all within the budget, those that cost nothing first.
 
-    A forecast costs nothing, so it is also tried with everything that corrects a cached run for a price.
+    A forecast and hindsight cost nothing, so they are also tried with what corrects a cached run for a price.
     Methods that need guidance or draw noise (DiffIER, Langevin) are not among them.
     """
     menu = _Menu(schedule, costs, max_overhead)
@@ -71,10 +71,13 @@ def candidates_for(schedule: CacheSchedule, costs: Costs, max_overhead: float) -
     if not schedule.has_cache:
         return [*scaled, *refined, *averaged]
     forecasts = [menu.free(f"Forecast {order}", Forecast(order=order)) for order in (1, 2)]
-    back = [menu.free(f"Hindsight {order}", Hindsight(order=order)) for order in (0, 1, 2)]
-    free = [*scaled, *forecasts, back[0], forecasts[0] + back[1], forecasts[1] + back[2]]
-    paid = [*refined, *menu.lookaheads(Lookahead()), *menu.refreshes()]
-    return [*free, *paid, *averaged, *(forecasts[0] + each for each in paid)]
+    back = menu.free("Hindsight", Hindsight())
+    both = forecasts[0] + back
+    free = [*scaled, *forecasts, back, both, forecasts[1] + back]
+    ahead, refreshed = [*menu.lookaheads(Lookahead())], [*menu.refreshes()]
+    combined = [forecasts[0] + each + back for each in ahead]
+    combined += [each + both for each in (*refined, *refreshed)]
+    return [*free, *refined, *ahead, *refreshed, *averaged, *combined]
 
 
 def cache_free_plan() -> Plan:

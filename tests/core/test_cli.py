@@ -58,7 +58,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["calibrate", "x"], "the following arguments are required: --out; see `errata calibrate --help`"),
         (["calibrate", "x", "--out", "y", "--steps", "0"], "--steps: `0` is not a whole number above zero"),
         (["generate", "x", "--out", "y", "--images", "many"], "`many` is not a whole number above zero"),
-        (["generate", "x", "--out", "y", "--correct", "magic"], "invalid choice: 'magic'"),
+        (["generate", "x", "--out", "y", "--correct", "magic"], "`magic` is no method"),
         (["generate", "x", "--out", "y", "--at", "all"], "--at has no effect without `--correct METHOD`"),
         (
             ["generate", "x", "--out", "y", "--step-size", "1"],
@@ -71,8 +71,13 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["generate", "x", "--out", "y", "--step-size", "nan"], "`nan` is not a finite number"),
         (
             ["generate", "x", "--out", "y", "--correct", "iec", "--order", "2"],
-            "--order has no effect without `--correct forecast` or `--correct lookahead` or",
+            "--order has no effect without `--correct forecast` or `--correct lookahead`",
         ),
+        (
+            ["generate", "x", "--out", "y", "--correct", "forecast+hindsigth"],
+            "`hindsigth` is no method; known are iec,",
+        ),
+        (["report", "x", "--reference", "r", "--out", "y", "--correct", "none"], "`none` is no method"),
         (
             ["generate", "x", "--out", "y", "--plan", "p", "--correct", "iec"],
             "--correct has no effect with --pl",
@@ -90,6 +95,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
             ["report", "x", "--out", "y", "--reference", "z", "--correct", "forecast", "--iterations", "2"],
             "--iterations has no effect without `--correct iec` or `--correct langevin`",
         ),
+        (["generate", "x", "--out", "y", "--guard", "maybe"], "`maybe` is neither true nor false"),
         (["generate", "x", "--out", "y", "--order", "-1"], "`-1` is not a whole number of 0 or more"),
         (["plan", "x", "--out", "y", "--max-overhead", "-0.1"], "`-0.1` is below 0"),
         (["plan", "x", "--out", "y", "--max-overhead", "inf"], "`inf` is not a finite number"),
@@ -102,7 +108,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
             "'sometimes' is not a sel",
         ),
         (["generate", "x", "--out", "y", "--correct", "iec", "--at", ""], "is not a selection of steps"),
-        (["generate", "x", "--out", "y", "--backend", "magic"], "invalid choice: 'magic'"),
+        (["generate", "x", "--out", "y", "--backend", "magic"], "`magic` is no method"),
         (["generate", "x", "--out", "y", "--seed", "-1"], "`-1` is not a whole number from 0 to"),
         (["calibrate", "x", "--out", "y", "--seed", str(2**63)], "is not a whole number from 0 to 2**63 - 1"),
         (["generate", "x", "--out", "y", "--seed", str(2**63 - 1)], "is too large for 16 images"),

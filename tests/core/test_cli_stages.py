@@ -193,23 +193,28 @@ def test_report_measures_each_place(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from errata import report
+    from errata.correct import IEC, Plan, Refresh
 
     statistics = report.FeatureStatistics(0.5 * torch.ones(4).double(), 0.01 * torch.eye(4).double(), 100)
     reference = report.Reference(Quarters(), statistics, "grey cards", "quarters")
     monkeypatch.setattr(report.Reference, "open", lambda source: reference)
+    file = tmp_path / "plan.json"
+    (Plan(IEC(), "0") + Plan(Refresh(), "1")).save(file)
     options = ["--reference", "cards", "--baseline", folder / "pipeline", "--samples", 6, "--batch-size", 3]
-    places = ["--at", "0", "--at", "full"]
+    places = ["--at", "0", "--at", "full", "--plan", file]
     found = answer(
         capsys, "report", folder / "artifact", *options, *places, "--iterations", 2, "--out", tmp_path / "out"
     )
-    assert [(row["artifact"], row["plan"]) for row in found["rows"]] == [
-        ("float", "none"),
-        ("w8a8+deepcache-2", "none"),
-        ("w8a8+deepcache-2", "0"),
-        ("w8a8+deepcache-2", "full"),
+    assert [(row["artifact"], row["plan"], row["steps"]) for row in found["rows"]] == [
+        ("float", "none", "none"),
+        ("w8a8+deepcache-2", "none", "none"),
+        ("w8a8+deepcache-2", str(file), "0 + 1"),
+        ("w8a8+deepcache-2", "0", "0"),
+        ("w8a8+deepcache-2", "full", "full"),
     ]
-    assert "--at 0 --at full --iterations 2" in found["protocol"]["command"]
-    assert "--correct iec" in found["protocol"]["command"]
+    assert found["rows"][2]["evaluations"] == {"full": 4, "cached": 1}
+    command = f"--plan {file} --correct iec --at 0 --at full --iterations 2"
+    assert command in found["protocol"]["command"]
     assert Path(found["report"]).is_file()
     assert json.loads((tmp_path / "out" / "report.json").read_text())["rows"] == found["rows"]
 
@@ -290,7 +295,8 @@ def test_an_uncached_artifact_needs_a_reference(
         (["forecast", "--order", "1", "--basis", "newton"], {"full": 2, "cached": 2}),
         (["lookahead", "--position", "1"], {"full": 4, "cached": 2}),
         (["refresh", "--at", "1"], {"full": 3, "cached": 1}),
-        (["hindsight", "--order", "0", "--gain", "0.5"], {"full": 2, "cached": 2}),
+        (["hindsight", "--gain", "0.5"], {"full": 2, "cached": 2}),
+        (["lookahead+hindsight", "--position", "0.5", "--gain", "0.5"], {"full": 4, "cached": 2}),
         (["epsilon-scaling", "--scale", "1.2", "--slope", "0.1"], {"full": 2, "cached": 2}),
         (["langevin", "--snr", "0.2", "--iterations", "2"], {"full": 8, "cached": 2}),
     ],

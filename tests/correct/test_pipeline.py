@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from errata.compress.network.pipeline import SteppedPipeline
 from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct import IEC, CorrectedPipeline, Correction, Corrector, Plan, StepView, wrap
+from errata.correct import IEC, CorrectedPipeline, Correction, Corrector, Plan, Setting, StepView, wrap
 from errata.deploy import DeployedPipeline
 from errata.errors import ArtifactMismatch, ErrataError, PlanError
 
@@ -59,8 +59,8 @@ def test_none_patches_nothing(deployed: DeployedPipeline, monkeypatch: pytest.Mo
     started: list[Any] = []
     start = deployed.start
 
-    def spied() -> Any:
-        started.append(start())
+    def spied(**options: Any) -> Any:
+        started.append(start(**options))
         return started[-1]
 
     monkeypatch.setattr(deployed, "start", spied)
@@ -188,6 +188,19 @@ def test_half_precision(deploy_closed_form: Deploy, ddim: DDIMScheduler) -> None
     torch.testing.assert_close(half.double(), exact, rtol=0, atol=0.02 * float(exact.abs().max()))
 
 
+class Everywhere:
+    """A method without choices, at all steps."""
+
+    def __init__(self, kind: type[Corrector]) -> None:
+        self.corrector = kind
+
+    def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
+        return tuple(range(schedule.num_steps))
+
+    def check(self, setting: Setting) -> None:
+        pass
+
+
 def test_another_method_needs_one_class(deployed: DeployedPipeline) -> None:
     """The contract that later methods build on, in its smallest form."""
 
@@ -195,28 +208,14 @@ def test_another_method_needs_one_class(deployed: DeployedPipeline) -> None:
         def at_step(self, view: StepView) -> Correction:
             return Correction(prediction=0.5 * view.prediction)
 
-    class Scaling:
-        def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
-            return tuple(range(schedule.num_steps))
-
-        def corrector(self) -> Corrector:
-            return Scaled()
-
     denoiser: Any = deployed.denoiser
-    corrected = wrap(deployed, Plan(Scaling()))(latents=latents())  # type: ignore[arg-type]
+    corrected = wrap(deployed, Plan(Everywhere(Scaled)))(latents=latents())  # type: ignore[arg-type]
     denoiser.function = lambda x, step: 0.5 * network(x, step)
     assert torch.equal(corrected, deployed(latents=latents()))
 
 
 def test_a_corrector_may_leave_a_step_alone(deployed: DeployedPipeline) -> None:
-    class Nothing:
-        def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
-            return schedule.full_steps
-
-        def corrector(self) -> Corrector:
-            return Corrector()
-
-    corrected = wrap(deployed, Plan(Nothing()))  # type: ignore[arg-type]
+    corrected = wrap(deployed, Plan(Everywhere(Corrector)))  # type: ignore[arg-type]
     assert torch.equal(corrected(latents=latents()), deployed(latents=latents()))
     assert corrected.stats.extra == {}
 
@@ -285,8 +284,16 @@ def corrected_by(
     ("predict", "message"),
     [
         (
-            lambda self, x, t: self.unet(torch.cat([x, x]), t).sample.chunk(2)[0],
-            "step 0: the network returned 4x1x4x4, the scheduler was given 2x1x4x4 for a sample 2x1x4x4; ",
+            lambda self, x, t: self.unet(torch.cat([x, x, x]), t).sample.chunk(3)[0],
+            "step 0: the prediction is made of 3 parts; known is guidance with two",
+        ),
+        (
+            lambda self, x, t: self.unet(torch.cat([x, x]), t).sample.chunk(2)[0].square(),
+            "step 0: the pipeline changed the network's prediction",
+        ),
+        (
+            lambda self, x, t: self.unet(x[:1], t).sample.repeat(2, 1, 1, 1),
+            "step 0: the network was called with 1x1x4x4 for a sample 2x1x4x4",
         ),
         (
             lambda self, x, t: 1.1 * self.unet(x, t).sample,
@@ -297,7 +304,7 @@ def corrected_by(
             "step 0: the network's input is not the scheduler's sample",
         ),
     ],
-    ids=["guided", "rescaled", "scaled"],
+    ids=["thrice", "squared", "smaller", "rescaled", "scaled"],
 )
 def test_what_cannot_be_reproduced_is_refused(
     deploy_closed_form: Deploy,
@@ -329,7 +336,8 @@ def test_two_calls_a_step_are_refused(
 def test_learned_variances_are_refused(deploy_closed_form: Deploy, ddim: DDIMScheduler) -> None:
     deployed = deploy_closed_form(lambda x, step: torch.cat([x, x], dim=1), ddim, STEPS)
     with pytest.raises(
-        PlanError, match="returned 2x2x4x4, the scheduler was given 2x2x4x4 for a sample 2x1x4x4"
+        PlanError,
+        match="returned 2x2x4x4, the scheduler was given 2x2x4x4 for a sample 2x1x4x4; learned variances",
     ):
         wrap(deployed, Plan(IEC()))(latents=latents())
 

@@ -83,7 +83,7 @@ def test_every_step_is_told(deployed: DeployedPipeline) -> None:
 
 def test_they_agree_with_what_the_denoiser_was_asked(deployed: DeployedPipeline) -> None:
     """Some samples stop early, so that batches shrink."""
-    corrected = wrap(deployed, Plan(IEC(iterations=4, tolerance=1.0)))
+    corrected = wrap(deployed, Plan(IEC(step_size=0.3, iterations=4, tolerance=0.7)))
     corrected(latents=latents(8))
     asked = {"full": 0.0, "cached": 0.0}
     for kind, batch_size in deployed.denoiser.calls:  # type: ignore[attr-defined]

@@ -18,7 +18,8 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-from errata import calibration
+from errata import calibration, compress, deploy
+from errata.deploy import DeployedPipeline
 from errata.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
 
 
@@ -72,10 +73,14 @@ def ddim() -> Small:
     )
 
 
-def ldm_labels_vq() -> Small:
+def ldm_labels_vq(*, splits_guidance: bool = False) -> Small:
     unet = parts.plain_unet(num_class_embeds=parts.NUM_CLASSES + 1)
     pipe = ClassConditionalLDMPipeline(
-        parts.vq(), unet, parts.plain_ddim(), unconditional_label=parts.NUM_CLASSES
+        parts.vq(),
+        unet,
+        parts.plain_ddim(),
+        unconditional_label=parts.NUM_CLASSES,
+        splits_guidance=splits_guidance,
     )
     return Small(pipe, {"class_labels": [3, 7], "guidance_scale": 2.0})
 
@@ -261,6 +266,7 @@ def audio_ldm_2() -> Small:
 BUILDERS: dict[str, Callable[[], Small]] = {
     "ddim": ddim,
     "ldm labels vq": ldm_labels_vq,
+    "ldm labels split": functools.partial(ldm_labels_vq, splits_guidance=True),
     "ldm context kl": ldm_context_kl,
     "ldm unconditional": ldm_unconditional,
     "sd 1": stable_diffusion_1,
@@ -270,7 +276,7 @@ BUILDERS: dict[str, Callable[[], Small]] = {
     "sd latent upscale": stable_diffusion_latent_upscale,
     "audioldm2": audio_ldm_2,
 }
-NEED_NO_TEXT = ("ddim", "ldm labels vq", "ldm context kl", "ldm unconditional")
+NEED_NO_TEXT = ("ddim", "ldm labels vq", "ldm labels split", "ldm context kl", "ldm unconditional")
 
 
 @pytest.fixture(scope="session")
@@ -288,3 +294,29 @@ def small_pipeline() -> Callable[[str], Small]:
         return small
 
     return build
+
+
+@pytest.fixture(scope="session")
+def small_artifact(
+    small_pipeline: Callable[[str], Small], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], DeployedPipeline]:
+    """`small_artifact("sdxl")`: that pipeline with a cache, six steps of which two are full; once a session.
+
+    The network keeps its float weights, so what a correction makes of it can be computed without an artifact.
+    The latent upscaler, which no cache can serve, is W8A8, with three steps.
+    """
+
+    @functools.cache
+    def make(name: str) -> DeployedPipeline:
+        small, root = small_pipeline(name), tmp_path_factory.mktemp("small")
+        is_cached = name != "sd latent upscale"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("errata.compress.quantize.observation._VALUES_PER_STEP", 2048)
+            recorded = small.collect(root / "set", steps=6 if is_cached else 3)
+            recipe = "deepcache-3" if is_cached else "w8a8"
+            compressed = compress.apply(small.pipe, recorded, recipe, root / "compressed")
+        deployed = deploy.load(deploy.export(compressed, root / "artifact"))
+        deployed.pipe.set_progress_bar_config(disable=True)
+        return deployed
+
+    return make

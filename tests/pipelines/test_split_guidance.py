@@ -19,7 +19,7 @@ import torch
 from diffusers import HeunDiscreteScheduler, PNDMScheduler
 from torch import Tensor
 
-from errata import calibration, compress, deploy
+from errata import calibration, cli, compress, deploy
 from errata.calibration import CalibrationSet
 from errata.canonical_json import digest, dumps
 from errata.compress import CacheSchedule, CompressedPipeline, Recipe
@@ -382,6 +382,15 @@ def test_a_preview_counts_as_the_result_does(recipe: str, text: str, schedule: A
     assert preview.to_json()["schedule"] == schedule
     if recipe == "deepcache-3":
         assert preview.schedule == split.compressed(recipe).schedule
+
+
+def test_the_command_counts_as_the_result_does(
+    split: Life, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split.small.pipe.save_pretrained(tmp_path / "pipeline")
+    options = ["--calibration", str(split.recorded.path), "--recipe", "deepcache-3", "--dry-run"]
+    assert cli.main(["compress", str(tmp_path / "pipeline"), *options]) == 0
+    assert "FFccccFFcccc" in capsys.readouterr().out
 
 
 def test_few_rows_for_a_correction_are_of_both_streams(doubled: Life, split: Life) -> None:

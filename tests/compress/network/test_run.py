@@ -25,8 +25,7 @@ def test_calls_are_counted_and_scheduled(tiny_compressed: Make) -> None:
     run = compressed.start()
     run.pipe(**compressed.arguments({"batch_size": 1}))
     assert run.kinds == ["full", "cached", "cached", "full", "cached", "cached"]
-    assert run.last is not None
-    assert run.last.step == 5
+    assert [call.step for call in run.latest] == [5]
 
 
 def test_a_run_leaves_no_trace_on_the_pipeline(tiny_compressed: Make) -> None:
@@ -220,10 +219,10 @@ def test_a_run_serves_both_halves_of_a_guided_batch(network: Network) -> None:
     run = Run(TwoHalves(unet, DDIMScheduler()))
     outputs = run.pipe(unet.denoiser.timesteps, case.x[:1], nest(case.cond))
     assert run.kinds == ["full", "cached", "cached"] * 2
-    assert run.feature is not None
-    assert run.feature.shape[0] == 2
-    assert run.last is not None
-    assert run.last.cond.keys() == case.cond.keys()
+    last = run.latest[-1]
+    assert last.feature is not None
+    assert last.feature.shape[0] == 2
+    assert last.cond.keys() == case.cond.keys()
     model, features = BranchedUNet(case.unet), dict[int, Tensor]()
     for step, time in enumerate(unet.denoiser.timesteps):
         x = case.x[:1] + 0.1 * step

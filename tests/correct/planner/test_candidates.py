@@ -39,6 +39,7 @@ def test_the_budget_is_used_up() -> None:
     assert {"IEC at ends 2", "Lookahead at first 2", "Refresh at spread 3"} <= {*names(CACHED, 0.4)}
     assert "IEC at ends 2" not in names(CACHED, 0.3)
     assert {"IEC at all", "Refresh at all"} <= {*names(CACHED, 1.0)}
+    assert "IEC at ends 2 + Forecast 1 + Hindsight" in names(CACHED, 0.4)
 
 
 def test_without_a_budget_only_what_is_free_is_left() -> None:
