@@ -108,7 +108,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
             "'sometimes' is not a sel",
         ),
         (["generate", "x", "--out", "y", "--correct", "iec", "--at", ""], "is not a selection of steps"),
-        (["generate", "x", "--out", "y", "--backend", "magic"], "`magic` is no method"),
+        (["generate", "x", "--out", "y", "--backend", "magic"], "invalid choice: 'magic'"),
         (["generate", "x", "--out", "y", "--seed", "-1"], "`-1` is not a whole number from 0 to"),
         (["calibrate", "x", "--out", "y", "--seed", str(2**63)], "is not a whole number from 0 to 2**63 - 1"),
         (["generate", "x", "--out", "y", "--seed", str(2**63 - 1)], "is too large for 16 images"),

@@ -305,19 +305,19 @@ def test_the_growth_of_an_error_is_that_of_the_next_power(reads: tuple[int, ...]
 
 
 @pytest.mark.parametrize(
-    ("method", "text"),
+    ("method", "choices", "text"),
     [
-        (lambda: Forecast(order=0), r"Forecast\(order=0\): order must be 1, 2 or 3"),
-        (lambda: Forecast(basis="taylor"), 'basis must be "newton" or "hermite"'),
-        (lambda: Forecast(sigma=0.0), r"sigma must be in \(0, 1\]"),
-        (lambda: Lookahead(position=0.0), r"Lookahead\(position=0.0\): position must be in \(0, 1\]"),
-        (lambda: Lookahead(order=3), "order must be 1 or 2"),
-        (lambda: Hindsight(gain=0), r"gain must be in \(0, 1\]"),
+        (Forecast, {"order": 0}, r"Forecast\(order=0\): order must be 1, 2 or 3"),
+        (Forecast, {"basis": "taylor"}, 'basis must be "newton" or "hermite"'),
+        (Forecast, {"sigma": 0.0}, r"sigma must be in \(0, 1\]"),
+        (Lookahead, {"position": 0.0}, r"Lookahead\(position=0.0\): position must be in \(0, 1\]"),
+        (Lookahead, {"order": 3}, "order must be 1 or 2"),
+        (Hindsight, {"gain": 0}, r"gain must be in \(0, 1\]"),
     ],
 )
-def test_values_out_of_range(method: Callable[[], Any], text: str) -> None:
+def test_values_out_of_range(method: Any, choices: dict[str, Any], text: str) -> None:
     with pytest.raises(PlanError, match=text):
-        method()
+        method(**choices)
 
 
 @pytest.mark.parametrize("method", [Forecast(), Lookahead(), Refresh(), Hindsight()])

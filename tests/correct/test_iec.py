@@ -124,9 +124,9 @@ def test_a_sample_that_moves_further_keeps_what_it_had() -> None:
     def itself(samples: Tensor, rows: Rows = None, *, step: int | None = None) -> tuple[Tensor, Features]:
         return take(samples, rows), ()
 
-    choices = {"step_size": 1.0, "iterations": 4, "tolerance": 0.0}
-    guarded = iterate(X, ahead, itself, IEC(**choices))
-    free = iterate(X, ahead, itself, IEC(**choices, guard=False))
+    choices = IEC(step_size=1.0, iterations=4, tolerance=0.0)
+    guarded = iterate(X, ahead, itself, choices)
+    free = iterate(X, ahead, itself, replace(choices, guard=False))
     assert guarded.diverged is not None
     assert guarded.diverged.tolist() == [False, True, True]
     assert [len(values) for _, values in guarded.residuals] == [3, 3, 1, 1]
