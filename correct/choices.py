@@ -17,8 +17,14 @@ def require(holds: bool, method: object, name: str, allowed: str) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether `value` is a real number; a truth value is not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether `value` is a real number that a float can hold; a truth value is none."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
 
 
 def is_count(value: object) -> bool:

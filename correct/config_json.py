@@ -20,7 +20,8 @@ def fields_of(kind: type, value: Mapping[str, Any], *, version: int) -> dict[str
         raise PlanError(f"expected a {name} as a JSON object, got {value!r}")
     if value.get("type") != name:
         raise PlanError(f"expected type {name!r}, got {value.get('type')!r}")
-    if value.get("version") != version:
+    # In Python True and 1.0 equal 1.
+    if type(value.get("version")) is not int or value["version"] != version:
         raise PlanError(
             f"{name} version {value.get('version')!r} is not one that this release reads; it reads {version}"
         )

@@ -93,12 +93,17 @@ class Setting:
         schedule: which calls are full, which cached.
         timesteps: of every call.
         levels: how noisy the samples are at every call; None where the scheduler's rule is not known.
+        refreshed: cached calls that the plan makes in full, sorted.
+        keeps_samples: whether a change of the sample that a step returns reaches the end, see
+            `errata.correct.step_rule.keeps_samples`.
     """
 
     steps: tuple[int, ...]
     schedule: CacheSchedule
     timesteps: tuple[float, ...]
     levels: NoiseLevels | None
+    refreshed: tuple[int, ...] = ()
+    keeps_samples: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +144,7 @@ class Correction:
         prev_sample: replaces the sample that this step returns; None keeps it.
         shift: added to the sample that this step returns; shifts of several methods add up.
         features: replace what the cache holds; None keeps it.
+        features_step: the call at which they were made, if it was another one than this.
         residuals: for each iteration, the rows that it refined and the residual of each, `(rows,)`.
         diverged: which samples kept an earlier iterate because the next one was worse, `(B,)`, bool.
         notes: further numbers, one for each sample, `(B,)`, by name.
@@ -148,6 +154,7 @@ class Correction:
     prev_sample: Tensor | None = None
     shift: Tensor | None = None
     features: Features | None = None
+    features_step: int | None = None
     residuals: list[tuple[Rows, Tensor]] = field(default_factory=list)
     diverged: Tensor | None = None
     notes: Mapping[str, Tensor] = field(default_factory=dict)

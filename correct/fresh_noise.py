@@ -12,19 +12,22 @@ from torch import Generator, Tensor
 class FreshNoise:
     """Standard normal noise of one run, each image's own.
 
-    It follows from the state that the image's generator has when the run starts (from the image's place in
-    the batch too, where images share a generator, or there is none and torch's own stands for it), from the
-    step, from the corrector's place in the plan, and from the number of the draw. No generator is advanced,
-    so a run that draws nothing here is the run that it would have been; and an image with a generator of its
-    own gets the same noise in any batch.
+    It follows from the state that the image's generator has when the run starts (torch's own where there is
+    none), from how many images before it share that generator, from the step, from the corrector's place in
+    the plan, and from the number of the draw. No generator is advanced, so a run that draws nothing here is
+    the run that it would have been. An image with a generator of its own gets the same noise in any batch and
+    alone, whether its generator is passed bare or in a list; images that share one differ.
 
     Args:
         generator: what the pipeline was called with: one, one for each image, or None.
     """
 
     def __init__(self, generator: Any) -> None:
-        self._states = [_digest(each) for each in generator] if isinstance(generator, list) else None
-        self._shared = b"" if self._states is not None else _digest(generator)
+        given = generator if isinstance(generator, list) and generator else [generator]
+        identities = [id(each) for each in given]
+        self._states = [_digest(each) for each in given]
+        self._earlier = [identities[:place].count(each) for place, each in enumerate(identities)]
+        self._in_all = [identities.count(each) for each in identities]
 
     def draw(self, like: Tensor, *, step: int, place: int, draw: int) -> Tensor:
         """Noise of the shape, type and device of a batch `(B, …)`; drawn on the CPU, so alike everywhere."""
@@ -33,11 +36,11 @@ class FreshNoise:
         return torch.stack(rows).to(like.device, like.dtype)
 
     def _row(self, index: int, shape: torch.Size, drawn: str) -> Tensor:
-        if self._states is not None and index < len(self._states):
-            key = self._states[index] + f"/{drawn}".encode()
-        else:
-            key = self._shared + f"/{index}/{drawn}".encode()
-        seed = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
+        rounds, place = divmod(index, len(self._states))  # more images than generators: from the start again
+        before = rounds * self._in_all[place] + self._earlier[place]
+        key = f"/{before}/{drawn}" if before else f"/{drawn}"
+        digest = hashlib.blake2b(self._states[place] + key.encode(), digest_size=7).digest()
+        seed = int.from_bytes(digest, "big")
         return torch.randn(shape, generator=Generator().manual_seed(seed))
 
 

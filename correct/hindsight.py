@@ -20,7 +20,7 @@ needed, only what the run has seen anyway.
 
 A step from x_i carries b_(i+1)/a_(i+1) - b_i/a_i of its prediction into x/a, so Δ_e is what the sample lacks.
 It is added to the next sample, as (a_(e+1)/a_e) Δ_e. The last interval has no full step after it, and keeps
-its error.
+its error, unless the plan refreshes a step in it.
 
 Source: this project. It assumes a deterministic sampler; one that adds noise at every step forgets part of
 the error by itself.
@@ -40,6 +40,7 @@ from errata.correct.choices import is_number, require
 from errata.correct.config_json import fields_of
 from errata.correct.corrector import CallView, Correction, Corrector, Evaluation, Setting, StepView
 from errata.correct.noise_levels import required
+from errata.correct.step_rule import require_kept_samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +64,18 @@ class Hindsight:
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
         """The full steps that follow a cached one."""
         calls = schedule.calls_per_step
-        return tuple(step for step in schedule.full_steps if step and schedule.kind(step - calls) == "cached")
+        return tuple(
+            step for step in schedule.full_steps if step >= calls and schedule.kind(step - calls) == "cached"
+        )
 
     def check(self, setting: Setting) -> None:
         """See `Method.check`.
 
         Raises:
-            PlanError: the scheduler's noise levels are not known.
+            PlanError: the scheduler's noise levels are not known, or it goes back to earlier samples.
         """
         required(setting.levels, self, setting.steps)
+        require_kept_samples(self, setting)
 
     def corrector(self, setting: Setting) -> Corrector:
         """See `Method.corrector`."""
@@ -99,7 +103,7 @@ class _LookingBack(Corrector):
         self._choices = choices
         self._levels = required(setting.levels, choices, setting.steps)
         self._calls = setting.schedule.calls_per_step
-        self._judged = frozenset(step - step % self._calls for step in setting.steps)
+        self._judged = _judged(setting)
         before = {step - self._calls * back for step in self._judged for back in (1, 2)}
         self.taps = self._judged | before
         self._reads: dict[int, tuple[int, ...]] = {}  # of the cached steps since the last full one
@@ -108,7 +112,7 @@ class _LookingBack(Corrector):
 
     def before_call(self, view: CallView) -> Evaluation | None:
         if view.stream == 0:
-            if view.kind == "cached":
+            if view.kind == "cached" and view.step not in self.setting.refreshed:
                 self._latest[view.step] = view.reads
             else:
                 self._reads, self._latest = self._latest, {}
@@ -136,6 +140,21 @@ class _LookingBack(Corrector):
             total += (b[ahead] / a[ahead] - b[step] / a[step]) * growth(step, end, reads)
         # From x/a at the full step to the sample after it: the step there multiplies by a_(e+1) / a_e.
         return total * a[end + self._calls]
+
+
+def _judged(setting: Setting) -> frozenset[int]:
+    """Where errors are taken back: the selected full steps, and what the plan refreshes in their intervals.
+
+    Cached steps after the last scheduled full one have none after them, so those refreshed there are judged
+    where that one is selected.
+    """
+    calls, full_steps = setting.schedule.calls_per_step, setting.schedule.full_steps
+    selected = {step - step % calls for step in setting.steps}
+    refreshed = {step - step % calls for step in setting.refreshed}
+    closing = {step: min((e for e in full_steps if e > step), default=max(full_steps)) for step in refreshed}
+    return frozenset(
+        selected | {step for step in refreshed if closing[step] - closing[step] % calls in selected}
+    )
 
 
 def growth(step: int, end: int, reads: tuple[int, ...]) -> float:

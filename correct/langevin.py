@@ -40,6 +40,7 @@ from errata.correct.config_json import fields_of
 from errata.correct.corrector import Correction, Corrector, Rows, Setting, StepView
 from errata.correct.iec import residual
 from errata.correct.noise_levels import NoiseLevels, required
+from errata.correct.step_rule import require_kept_samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +69,9 @@ class Langevin:
         return tuple(range(schedule.num_steps - schedule.calls_per_step))
 
     def check(self, setting: Setting) -> None:
-        """See `Method.check`: noise levels must be known."""
+        """See `Method.check`: noise levels must be known, and samples kept."""
         self.required(setting)
+        require_kept_samples(self, setting)
 
     def required(self, setting: Setting) -> NoiseLevels:
         """The noise levels, which must be known and leave some signal at the calls after the selected steps.

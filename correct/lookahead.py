@@ -16,16 +16,17 @@ Source: this project. Where the features of the last full steps are extrapolated
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct.choices import is_count, is_number, require
 from errata.correct.config_json import fields_of
-from errata.correct.corrector import CallView, Corrector, Evaluation, Features, Setting, StepView
+from errata.correct.corrector import CallView, Corrector, Evaluation, Features, Method, Setting, StepView
 from errata.correct.extrapolation import Differences, combined, newton_basis
-from errata.correct.forecast import cached_steps
+from errata.correct.forecast import Forecast, cached_steps
+from errata.correct.refresh import Refresh
 from errata.errors import PlanError
 
 
@@ -98,6 +99,8 @@ class _LookingAhead(Corrector):
         self._kept = choices.order
         self._points: list[tuple[int, Features]] = []
         self._differences = [Differences() for _ in range(self._calls)]
+        starts = [start for start, _ in setting.schedule.groups]
+        self._before = dict(zip(starts, [0, *starts[:-1]], strict=True))  # the interval before each
         self._middles = {
             start: self._middle(start, end, choices.position)
             for start, end in setting.schedule.groups
@@ -109,7 +112,8 @@ class _LookingAhead(Corrector):
         middle = self._middles[view.step]
         ahead = self._levels.jump(view.sample, view.prediction, view.step, middle)
         _, features = view.evaluate(ahead, step=middle)
-        self._points = [*self._points, (middle, features)][-self._kept :]
+        near = [point for point in self._points if point[0] > self._before[view.step]]
+        self._points = [*near, (middle, features)][-self._kept :]
 
     def before_call(self, view: CallView) -> Evaluation | None:
         if view.kind == "full" or view.step not in self._steps:
@@ -130,3 +134,28 @@ class _LookingAhead(Corrector):
         steps = (end - start) // self._calls  # of the sampler
         last = steps if end < self.setting.schedule.num_steps else steps - 1
         return start + self._calls * min(max(1, round(position * steps)), last)
+
+
+def refuse_idle(placed: Sequence[tuple[Method, tuple[int, ...]]], schedule: CacheSchedule) -> None:
+    """Refuses a plan that pays for looking ahead in an interval, of which other methods decide every step.
+
+    Raises:
+        PlanError: it names the interval.
+    """
+    for place, (method, steps) in enumerate(placed):
+        if not isinstance(method, Lookahead):
+            continue
+        taken = {
+            step
+            for other, (rival, rivals_steps) in enumerate(placed)
+            if isinstance(rival, Refresh) or (isinstance(rival, Forecast | Lookahead) and other > place)
+            for step in rivals_steps
+        }
+        for start, end in schedule.groups:
+            chosen = {step for step in steps if start < step < end}
+            if chosen and chosen <= taken:
+                raise PlanError(
+                    f"Lookahead would pay an evaluation for steps {min(chosen)} to {max(chosen)}, but other "
+                    "methods of the plan decide all of them: put Lookahead behind Forecast, or give them "
+                    "different steps"
+                )

@@ -11,10 +11,13 @@ from errata.compress.network.run import Run
 from errata.correct.corrector import Corrector, Setting
 from errata.correct.fresh_noise import FreshNoise
 from errata.correct.guidance import asked_scale, scheduler_timesteps
+from errata.correct.lookahead import refuse_idle
 from errata.correct.noise_levels import NoiseLevels
 from errata.correct.plans import Plan
+from errata.correct.refresh import Refresh
 from errata.correct.sample_wise import SampleWise, works_one_by_one
 from errata.correct.stats import RunStats, overhead
+from errata.correct.step_rule import keeps_samples
 from errata.correct.tap import Tap, decide, run_stats
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError
@@ -63,10 +66,11 @@ class CorrectedPipeline:
         self.plan = plan
         _check_artifact(plan, deployed)
         self._placed = plan.placed(deployed.schedule)
-        self._levels = _levels_of(deployed)
+        refuse_idle(self._placed, deployed.schedule)
+        self._levels: NoiseLevels | None = None
+        self._checked_with: tuple[Any, Any] | None = None
+        self._check_scheduler()
         self.steps = tuple(sorted({step for _, steps in self._placed for step in steps}))
-        for method, steps in self._placed:
-            method.check(self._setting(steps))
         self._denoiser = SampleWise(deployed.denoiser) if batch_invariant else deployed.denoiser
         self._works_one_by_one = batch_invariant
         self._stats: RunStats | None = None
@@ -83,10 +87,12 @@ class CorrectedPipeline:
 
         Raises:
             ArtifactMismatch: another `num_inference_steps` than recorded.
-            PlanError: the pipeline does something between network and scheduler that cannot be reproduced.
+            PlanError: the pipeline does something between network and scheduler that cannot be reproduced; or
+                its scheduler was replaced since by one that a method of the plan cannot work with.
             ErrataError: the denoiser returned NaN at a corrected step.
         """
         arguments = self.deployed.arguments(kwargs, args)
+        self._check_scheduler()
         correctors = [method.corrector(self._setting(steps)) for method, steps in self._placed]
         run = self._start(correctors)
         if self._works_one_by_one:
@@ -123,10 +129,32 @@ class CorrectedPipeline:
         """Overhead of the latest finished call, by the measured cost of each kind of evaluation."""
         return overhead(self.stats, self._denoiser)
 
+    def _check_scheduler(self) -> None:
+        """Reads the noise levels, and asks each method, unless that was done for this scheduler as it is.
+
+        A config of diffusers is frozen: one that changes is another object.
+        """
+        scheduler = self.deployed.pipe.scheduler
+        config = scheduler.config
+        if self._checked_with is not None:
+            checked, checked_config = self._checked_with
+            if scheduler is checked and config is checked_config:
+                return
+        self._levels = _levels_of(self.deployed)
+        for method, steps in self._placed:
+            method.check(self._setting(steps))
+        self._checked_with = scheduler, config
+
     def _setting(self, steps: tuple[int, ...]) -> Setting:
         denoiser = self.deployed.denoiser
+        refreshing = [chosen for method, chosen in self._placed if isinstance(method, Refresh)]
         return Setting(
-            steps=steps, schedule=denoiser.schedule, timesteps=denoiser.timesteps, levels=self._levels
+            steps=steps,
+            schedule=denoiser.schedule,
+            timesteps=denoiser.timesteps,
+            levels=self._levels,
+            refreshed=tuple(sorted({step for chosen in refreshing for step in chosen})),
+            keeps_samples=keeps_samples(self.deployed.pipe.scheduler),
         )
 
     def _start(self, correctors: list[Corrector]) -> Run:

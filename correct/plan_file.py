@@ -63,7 +63,8 @@ def load_plan(path: str | Path) -> Plan:
         raise PlanError(f"`{source}` has format {stored!r}; this release reads {FORMAT!r}; plan again")
     if set(value) != {"format", "plan"}:
         odd = sorted(set(value) ^ {"format", "plan"})
-        raise PlanError(f"`{source}` has missing or unknown keys: {', '.join(odd)}; plan again")
+        # Quoted, since a key may be anything, control codes of a terminal included.
+        raise PlanError(f"`{source}` has missing or unknown keys: {', '.join(map(repr, odd))}; plan again")
     try:
         return Plan.from_json(value["plan"])
     except PlanError as problem:

@@ -39,6 +39,8 @@ _KINDS: tuple[type[Method], ...] = (
     SecondOrder,
 )
 METHODS: Mapping[str, type[Method]] = {kind.__name__: kind for kind in _KINDS}
+# Far more than make sense; a hostile file must not nest them until Python gives up.
+MOST_PARTS = 32
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,12 @@ class Plan:
             )
         if self.method is not None and not _is_method(self.method):
             raise PlanError(f"{self.method!r} is no correction method; write Plan({_offered()}) for instance")
+        for name, kind in (("also", Plan), ("artifact", str), ("expected", Expectation)):
+            given = getattr(self, name)
+            if given is not None and not isinstance(given, kind):
+                raise PlanError(f"Plan({name}={given!r}): it must be a {kind.__name__}, or None")
+        if len(self.parts) > MOST_PARTS:
+            raise PlanError(f"a plan of {len(self.parts)} parts; at most {MOST_PARTS} are allowed")
 
     def __add__(self, other: Plan) -> Plan:
         """Both, this one first; bound to the artifact that either is bound to.
@@ -152,6 +160,7 @@ class Plan:
         Raises:
             PlanError: another type or version, an unknown method, a missing or an unknown key.
         """
+        _refuse_depth(value)
         fields = fields_of(cls, value, version=2)
         also, artifact, expected = fields["also"], fields["artifact"], fields["expected"]
         if artifact is not None and not isinstance(artifact, str):
@@ -184,7 +193,9 @@ class Plan:
 
 def _placed(method: Method, steps: str, schedule: CacheSchedule) -> tuple[int, ...]:
     served = method.serves(schedule)
-    chosen = tuple(sorted(set(grammar.select(steps, schedule)) & set(served)))
+    calls = schedule.calls_per_step  # those of a sampling step are corrected together, or not at all
+    named = {step // calls for step in grammar.select(steps, schedule)}
+    chosen = tuple(step for step in served if step // calls in named)
     if chosen:
         return chosen
     name = type(method).__name__
@@ -198,6 +209,13 @@ def _placed(method: Method, steps: str, schedule: CacheSchedule) -> tuple[int, .
         f"steps {steps!r} leaves nothing to correct: {name} serves steps {grammar.spelled(served)} of this "
         'artifact; name some of them, or write "none"'
     )
+
+
+def _refuse_depth(value: Any) -> None:
+    for _ in range(MOST_PARTS):
+        value = value.get("also") if isinstance(value, Mapping) else None
+    if value is not None:
+        raise PlanError(f"a plan of more than {MOST_PARTS} parts; at most {MOST_PARTS} are allowed")
 
 
 def _method(stored: Any) -> Method | None:
@@ -215,4 +233,4 @@ def _is_method(value: object) -> bool:
 
 
 def _offered() -> str:
-    return " or ".join(f"{name}()" for name in sorted(METHODS))
+    return "IEC()"

@@ -122,9 +122,11 @@ def _prev_sample(output: Any) -> Tensor:
 
 
 def _clones(generator: Generator | list[Generator]) -> Generator | list[Generator]:
-    if isinstance(generator, list):
-        return [each.clone_state() for each in generator]
-    return generator.clone_state()
+    """One clone for each generator; one that stands in the list twice draws twice from the same."""
+    if not isinstance(generator, list):
+        return generator.clone_state()
+    clones = {id(each): each.clone_state() for each in generator}
+    return [clones[id(each)] for each in generator]
 
 
 def _forked_rng(device: torch.device) -> AbstractContextManager[None]:

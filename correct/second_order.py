@@ -115,5 +115,6 @@ class _Average(Corrector):
         return Correction(
             prediction=average.to(view.prediction.dtype),
             features=features if features and choices.cache_after == "replace" else None,
+            features_step=view.step + self.setting.schedule.calls_per_step,
             residuals=[(None, residual(average, eps))],
         )

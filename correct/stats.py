@@ -10,7 +10,7 @@ from torch import Tensor
 
 from errata.compress.network.denoiser import Denoiser
 from errata.compress.recipes.schedule import StepKind
-from errata.correct.corrector import Correction
+from errata.correct.corrector import Rows
 from errata.errors import ErrataError
 
 
@@ -103,7 +103,9 @@ class StepRecord:
         scheduled: how the plain run makes them.
         made: how they were made.
         extra: further evaluations.
-        corrections: what was done, in order.
+        residuals: for each iteration of each method, the rows that it refined and their residuals.
+        diverged: for each method that tells, which samples kept an earlier iterate, `(B,)`, bool.
+        notes: further numbers by name, each `(B,)`.
         is_finite: whether each sample's corrected prediction is, `(B,)`, bool; None without a correction.
     """
 
@@ -111,8 +113,10 @@ class StepRecord:
     scheduled: tuple[StepKind, ...]
     made: tuple[StepKind, ...]
     extra: Mapping[StepKind, float]
-    corrections: Sequence[Correction]
     batch_size: int
+    residuals: Sequence[tuple[Rows, Tensor]] = ()
+    diverged: Sequence[Tensor] = ()
+    notes: Mapping[str, Tensor] = field(default_factory=dict)
     is_finite: Tensor | None = None
 
     def stats(self) -> tuple[StepStats, ...]:
@@ -127,7 +131,7 @@ class StepRecord:
             for step, plain, kind in zip(self.steps, self.scheduled, self.made, strict=True)
         ]
         residuals = self._residuals()
-        diverged = [c.diverged.tolist() for c in self.corrections if c.diverged is not None]
+        diverged = [each.tolist() for each in self.diverged]
         each[0] = StepStats(
             step=each[0].step,
             kind=each[0].kind,
@@ -135,14 +139,12 @@ class StepRecord:
             iterations=tuple(map(len, residuals)),
             residuals=residuals,
             diverged=tuple(map(any, zip(*diverged, strict=True))) if diverged else (),
-            notes={
-                name: tuple(values.tolist()) for c in self.corrections for name, values in c.notes.items()
-            },
+            notes={name: tuple(values.tolist()) for name, values in self.notes.items()},
         )
         return tuple(each)
 
     def _residuals(self) -> tuple[tuple[float, ...], ...]:
-        refined = [entry for correction in self.corrections for entry in correction.residuals]
+        refined = self.residuals
         residuals: list[list[float]] = [[] for _ in range(self.batch_size)]
         for rows, values in refined:
             indices = range(self.batch_size) if rows is None else rows.tolist()
@@ -152,11 +154,10 @@ class StepRecord:
 
     def _refuse_broken(self) -> None:
         whole = [True] * self.batch_size if self.is_finite is None else self.is_finite.tolist()
-        for correction in self.corrections:
-            for rows, values in correction.residuals:
-                indices = range(self.batch_size) if rows is None else rows.tolist()
-                for index, value in zip(indices, values.tolist(), strict=True):
-                    whole[index] = whole[index] and math.isfinite(value)
+        for rows, values in self.residuals:
+            indices = range(self.batch_size) if rows is None else rows.tolist()
+            for index, value in zip(indices, values.tolist(), strict=True):
+                whole[index] = whole[index] and math.isfinite(value)
         if not all(whole):
             raise ErrataError(
                 f"step {self.steps[0]}: the denoiser returned NaN or infinite values for sample "

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from errata.errors import PlanError
+
+if TYPE_CHECKING:
+    from errata.correct.corrector import Setting
 
 # Read in diffusers 0.42: apart from clipping and thresholding, the sample that `step` returns is affine in
 # `model_output`, given the history. `tests/correct/test_schedulers.py` checks each.
@@ -47,6 +52,32 @@ def is_linear(scheduler: Any) -> bool:
     config = scheduler.config
     clips = bool(config.get("clip_sample", False) or config.get("thresholding", False))
     return _is_listed(scheduler, _LINEAR) and not clips
+
+
+def keeps_samples(scheduler: Any) -> bool:
+    """Whether later steps start from the sample that a step returned, so that a change of it is not lost.
+
+    Heun, PNDM with its Runge-Kutta start, UniPC and the single-step DPM-Solver go back to a sample that they
+    saw before. PNDM without that start does so at its first call alone. False for a class not listed here.
+    """
+    if type(scheduler).__name__ == "PNDMScheduler":
+        return bool(scheduler.config.get("skip_prk_steps", False))
+    forgetful = {"DPMSolverSinglestepScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler"}
+    return _is_listed(scheduler, (_LINEAR | {"LMSDiscreteScheduler"}) - forgetful)
+
+
+def require_kept_samples(method: object, setting: Setting) -> None:
+    """Refuses a method that changes samples where the scheduler would forget the change.
+
+    Raises:
+        PlanError: it does.
+    """
+    if not setting.keeps_samples:
+        raise PlanError(
+            f"{type(method).__name__} changes the sample after a step, and this scheduler goes back to "
+            "earlier samples, which would lose the change; sample with DDIM, Euler or DPM-Solver++ "
+            "(multistep), or choose a method that changes predictions, such as IEC or Forecast"
+        )
 
 
 def may_draw_noise(scheduler: Any, arguments: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from errata.compress.network.run import CallView, Evaluation, Run, UNetCall
 from errata.compress.recipes.schedule import StepKind
-from errata.correct.corrector import Correction, Corrector, Features, StepView
+from errata.correct.corrector import Correction, Corrector, StepView
 from errata.correct.evaluations import Evaluations
 from errata.correct.fresh_noise import FreshNoise
 from errata.correct.guidance import Recogniser, is_timestep_passed_on
@@ -146,10 +146,10 @@ class Tap:
         corrections = _in_turn(tapping, view, noise)
         if corrections or evaluations.extra:
             self._record(calls, corrections, evaluations.extra, pending)
-        return _taken(pending, corrections, self._replace_features)
-
-    def _replace_features(self, features: Features) -> None:
-        self._run.replace_features(features)
+        for correction in corrections:
+            if correction.features is not None:
+                self._run.replace_features(correction.features, step=correction.features_step)
+        return _taken(pending, corrections)
 
     def _record(
         self,
@@ -164,8 +164,10 @@ class Tap:
             scheduled=tuple(schedule.kind(call.step) for call in calls),
             made=tuple(call.kind for call in calls),
             extra=extra,
-            corrections=corrections,
             batch_size=pending.sample.shape[0],
+            residuals=[entry for each in corrections for entry in each.residuals],
+            diverged=[each.diverged for each in corrections if each.diverged is not None],
+            notes={name: values for each in corrections for name, values in each.notes.items()},
             is_finite=corrections[-1].prediction.isfinite().flatten(1).all(1) if corrections else None,
         )
         self._unfinished.append(record)
@@ -182,7 +184,8 @@ def _in_turn(
         correction = corrector.at_step(replace(view, noise=functools.partial(noise, place)))
         if correction is None:
             continue
-        if corrections and corrections[-1].prev_sample is not None:
+        is_new = correction.prev_sample is not None or correction.prediction is not view.prediction
+        if is_new and corrections and corrections[-1].prev_sample is not None:
             raise PlanError(
                 f"step {view.step}: two methods correct the sample here, and what the first one made is no "
                 "step of the scheduler that a second one could start from; give them different steps"
@@ -193,18 +196,14 @@ def _in_turn(
     return corrections
 
 
-def _taken(
-    pending: SchedulerStep, corrections: Sequence[Correction], replace_features: Callable[[Features], None]
-) -> Any:
+def _taken(pending: SchedulerStep, corrections: Sequence[Correction]) -> Any:
+    """The scheduler's step, with what the corrections changed."""
     if not corrections:
         return pending.take(pending.model_output)
-    for correction in corrections:
-        if correction.features is not None:
-            replace_features(correction.features)
-    last = corrections[-1]
-    output = pending.take(last.prediction)
-    if last.prev_sample is not None:
-        output = replaced(output, last.prev_sample)
+    output = pending.take(corrections[-1].prediction)
+    replacing = [each.prev_sample for each in corrections if each.prev_sample is not None]
+    if replacing:
+        output = replaced(output, replacing[-1])
     for correction in corrections:
         if correction.shift is not None:
             output = shifted(output, correction.shift)

@@ -198,11 +198,14 @@ class Run:
         self.latest: deque[UNetCall] = deque(maxlen=streams)
         self._stored = [deque[tuple[int, Tensor]](maxlen=remembers) for _ in range(streams)]
 
-    def replace_features(self, features: tuple[Tensor, ...]) -> None:
-        """Puts these in the place of the latest stored features, one for each stream."""
-        for stored, feature in zip(self._stored, features, strict=True):
-            step, _ = stored.pop()
-            stored.append((step, feature))
+    def replace_features(self, features: tuple[Tensor, ...], *, step: int | None = None) -> None:
+        """Puts these in the place of the latest stored features, one for each stream.
+
+        `step` is the first call at which they were made, if it is another one.
+        """
+        for stream, (stored, feature) in enumerate(zip(self._stored, features, strict=True)):
+            latest, _ = stored.pop()
+            stored.append((latest if step is None else step + stream, feature))
 
     def _on_call(self, sample: Tensor, timestep: float, cond: Mapping[str, Tensor]) -> Tensor:
         step = len(self.kinds)

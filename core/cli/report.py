@@ -74,7 +74,8 @@ def add_parser(commands: Commands) -> None:
         "--at",
         action="append",
         metavar="STEPS",
-        help=f"{PLACES}; may be given several times (default: ends:1/10 and all, or nothing with --plan)",
+        help=f"{PLACES}; may be given several times; holds for all methods (default: all, of iec "
+        "alone ends:1/10 as well, or nothing with --plan)",
     )
     add_choices(group)
     parser.set_defaults(run=run)
@@ -120,7 +121,8 @@ def _plans(args: argparse.Namespace) -> "dict[str, Plan]":
     from errata.correct import Plan
 
     plans = {str(path): Plan.load(path) for path in args.plan or ()}
-    places = args.at or (() if args.plan else ("ends:1/10", "all"))
+    usual = ("ends:1/10", "all") if args.correct == ("iec",) else ("all",)
+    places = args.at or (() if args.plan else usual)
     return plans | {steps: methods_at(args, steps) for steps in places}
 
 

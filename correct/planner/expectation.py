@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from errata.correct.choices import is_number
 from errata.correct.config_json import fields_of
 from errata.errors import PlanError
 
@@ -64,10 +65,10 @@ class Expectation:
         return self.change_high < 0
 
     def summary(self) -> str:
-        """One sentence for people."""
+        """One sentence for people, in one line and without control codes of a terminal."""
         measured = (
-            f"{self.metric} to {self.reference}, on {self.samples} images that the search did not see "
-            f"(seeds from {self.seed})"
+            f"{_printable(self.metric)} to {_printable(self.reference)}, on {self.samples} images that the "
+            f"search did not see (seeds from {self.seed})"
         )
         if not self.is_better:
             return (
@@ -97,14 +98,19 @@ class Expectation:
         return cls(**fields_of(cls, value, version=1))
 
 
+def _printable(text: str) -> str:
+    """The text, quoted with escapes where it has more than characters and spaces; it may be from a file."""
+    return text if text.isprintable() else repr(text)
+
+
 def _check_type(name: str, kind: str, value: object) -> None:
     if kind == "str":
         _require(isinstance(value, str), name, value, "a text")
     elif kind == "int":
         _require(isinstance(value, int) and not isinstance(value, bool), name, value, "a whole number")
     else:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        _require(is_number and math.isfinite(value), name, value, "a finite number")  # type: ignore[arg-type]
+        is_finite = is_number(value) and math.isfinite(value)  # type: ignore[arg-type]
+        _require(is_finite, name, value, "a finite number")
 
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:

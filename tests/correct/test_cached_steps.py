@@ -1,5 +1,6 @@
 """Forecast, Lookahead, Refresh and Hindsight on a denoiser whose feature drifts in a known way."""
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 
 from errata import deploy
@@ -16,10 +23,12 @@ from errata.correct import (
     IEC,
     Forecast,
     Hindsight,
+    Langevin,
     Lookahead,
     NoiseLevels,
     Plan,
     Refresh,
+    SecondOrder,
     wrap,
 )
 from errata.correct.corrector import Method
@@ -282,15 +291,90 @@ def test_hindsight_costs_nothing_and_may_be_placed(drifting: Any) -> None:
     assert corrected.stats.extra == {}
 
 
-def test_hindsight_sees_that_a_step_before_was_refreshed(drifting: Any) -> None:
-    """Steps 4, 9 and 14 are full, so nothing went stale right before 5, 10 and 15."""
-
+@pytest.mark.parametrize("refreshed", ["4,9,14", "2", "1-3,7,11"])
+def test_hindsight_judges_what_was_stale_before_a_refreshed_step(drifting: Any, refreshed: str) -> None:
     def drift(step: float) -> float:
         return 0.3 - 0.05 * step
 
-    refreshed = Plan(Refresh(), "4,9,14")
-    plain = sample(drifting(drift), refreshed)
-    assert sample(drifting(drift), refreshed + Plan(Hindsight())).equal(plain)
+    right = sample(drifting(drift), Plan(Refresh(), "all"))
+    alone = sample(drifting(drift), Plan(Refresh(), refreshed))
+    for plan in (
+        Plan(Refresh(), refreshed) + Plan(Hindsight()),
+        Plan(Hindsight()) + Plan(Refresh(), refreshed),
+    ):
+        torch.testing.assert_close(sample(drifting(drift), plan), right, rtol=0, atol=1e-6)
+    assert (alone - right).abs().min() > 1e-2
+
+
+def test_hindsight_judges_the_last_interval_where_a_step_of_it_is_refreshed(
+    deploy_closed_form: Deploy, ddim: DDIMScheduler
+) -> None:
+    """Full steps at 0 and 5 of 8: what goes stale after 5 shows at 7 only."""
+    schedule = CacheSchedule.uniform(8, interval=5, branch=1)
+
+    def drawn(plan: Plan) -> Tensor:
+        deployed = deploy_closed_form(lambda x, i: x, ddim, 8, schedule=schedule)
+        unet = deployed.pipe.unet
+        unet.denoiser = Drifting(lambda step: 0.3 - 0.05 * step, schedule, unet.denoiser.timesteps)
+        return sample(deployed, plan)
+
+    right = drawn(Plan(Refresh(), "all"))
+    left = drawn(Plan(Refresh(), "7") + Plan(Hindsight()))
+    torch.testing.assert_close(left, right, rtol=0, atol=1e-6)
+    assert (drawn(Plan(Hindsight())) - right).abs().min() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # of diffusers 0.42
+@pytest.mark.parametrize("kind", [HeunDiscreteScheduler, UniPCMultistepScheduler, PNDMScheduler])
+@pytest.mark.parametrize("method", [Hindsight(), Langevin()])
+def test_a_scheduler_that_forgets_a_changed_sample_is_refused(
+    deploy_closed_form: Deploy, kind: type[Any], method: Method
+) -> None:
+    scheduler = kind()
+    calls = len(_fresh(scheduler).timesteps)
+    schedule = CacheSchedule.uniform(calls, interval=3, branch=1)
+    deployed = deploy_closed_form(lambda x, i: x, scheduler, STEPS, schedule=schedule)
+    with pytest.raises(PlanError, match="goes back to earlier samples.*sample with DDIM"):
+        wrap(deployed, Plan(method))
+
+
+def _fresh(scheduler: Any) -> Any:
+    fresh = copy.deepcopy(scheduler)
+    fresh.set_timesteps(STEPS)
+    return fresh
+
+
+def test_a_cache_without_cached_steps_in_two_calls_has_nothing_stale() -> None:
+    assert Hindsight().serves(CacheSchedule.uncached(8, calls_per_step=2)) == ()
+
+
+def test_a_feature_of_another_step_is_read_as_that_step_s(drifting: Any) -> None:
+    """SecondOrder leaves the feature of the next call in the cache, which lies on the line all the same."""
+    deployed = drifting(lambda step: 0.1 * step)
+    sample(deployed, Plan(SecondOrder(cache_after="replace")) + Plan(Forecast(order=1)))
+    denoiser: Any = deployed.denoiser
+    assert read(deployed)[8] == pytest.approx(0.8)
+    assert denoiser.read[2] == (pytest.approx(0.1), True)  # no scheduled full step's
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(Lookahead()) + Plan(Forecast()),
+        Plan(Refresh()) + Plan(Lookahead()),
+        Plan(Lookahead(), "6-9") + Plan(Lookahead(order=2)),
+    ],
+)
+def test_looking_ahead_for_nothing_is_refused(drifting: Any, plan: Plan) -> None:
+    with pytest.raises(PlanError, match="Lookahead would pay an evaluation for steps 6 to 9|steps 1 to 4"):
+        wrap(drifting(lambda step: step), plan)
+
+
+def test_lookahead_on_a_parabola_uses_the_interval_before_only(drifting: Any) -> None:
+    deployed = drifting(lambda step: 0.1 * step**2)
+    sample(deployed, Plan(Lookahead(order=2), "1-4,11-14"))
+    assert read(deployed)[11] != pytest.approx(12.1)
+    assert read(deployed)[12] == pytest.approx(14.4)  # where it looked
 
 
 @pytest.mark.parametrize("reads", [(5,), (10, 3), (10, 5, 1)])

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionLatentUpscalePipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Generator, Tensor
 
 from errata.compress.network.run import UNetCall
@@ -98,6 +100,116 @@ def test_rescaling(phi: float) -> None:
 def test_a_rescaling_that_the_pipeline_states_and_does_not_do() -> None:
     guidance = recognised(doubled(), guided(5.0), SimpleNamespace(guidance_scale=5.0, guidance_rescale=0.7))
     torch.testing.assert_close(guidance.prediction(raws(doubled()), X), guided(5.0), rtol=0, atol=1e-5)
+
+
+TYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def with_arithmetic_in(dtype: torch.dtype, *, channels: int = 4) -> tuple[Tensor, Tensor]:
+    """Two predictions as a network makes them: the second is the first and a fifth of something else."""
+    first = random(2, channels, seed=4)
+    return first.to(dtype), (first + 0.2 * random(2, channels, seed=5)).to(dtype)
+
+
+def recognised_in(target: Tensor, first: Tensor, second: Tensor, pipe: Any = None) -> Guidance:
+    x = random(2, first.shape[1], seed=1).to(first.dtype)
+    calls = doubled_of(x, first, second)
+    return Recogniser(pipe or SimpleNamespace()).recognise(calls, target, x, x)
+
+
+def doubled_of(x: Tensor, first: Tensor, second: Tensor) -> tuple[UNetCall, ...]:
+    return (called(torch.cat([x, x]), torch.cat([first, second])),)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("scale", [1.5, 7.5, 15.0])
+@pytest.mark.parametrize("is_stated", [True, False])
+def test_rounding_is_accepted_and_a_twentieth_is_not(
+    dtype: torch.dtype, scale: float, is_stated: bool
+) -> None:
+    parts = with_arithmetic_in(dtype)
+    pipe = SimpleNamespace(guidance_scale=scale) if is_stated else SimpleNamespace()
+    target = guided(scale, *parts)
+    found = recognised_in(target, *parts, pipe).scale
+    assert found == pytest.approx(scale, rel=0 if is_stated else 0.1)
+    assert target.dtype == dtype
+    for factor in (0.7, 0.95, 1.05):
+        with pytest.raises(PlanError, match="neither classifier-free guidance nor its rescaling"):
+            recognised_in(factor * target, *parts, pipe)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("scale", [1.5, 7.5, 15.0])
+def test_rounding_of_a_rescaling(dtype: torch.dtype, scale: float) -> None:
+    """As diffusers' `rescale_noise_cfg` computes it, in the type of the predictions."""
+    first, second = with_arithmetic_in(dtype)
+    pipe = SimpleNamespace(guidance_scale=scale, guidance_rescale=0.7)
+    target = rescale_noise_cfg(guided(scale, first, second), second, guidance_rescale=0.7)
+    assert recognised_in(target, first, second, pipe).scale == scale
+    with pytest.raises(PlanError, match="neither classifier-free guidance nor its rescaling"):
+        recognised_in(0.95 * target, first, second, pipe)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_guidance_in_a_wider_type(dtype: torch.dtype) -> None:
+    """A network in single precision whose predictions are rounded afterwards, or before they are guided."""
+    parts = with_arithmetic_in(torch.float32)
+    pipe = SimpleNamespace(guidance_scale=7.5)
+    rounded = [part.to(dtype) for part in parts]
+    for target in (guided(7.5, *parts).to(dtype), guided(7.5, *rounded)):
+        assert recognised_in(target, *parts, pipe).scale == 7.5
+        with pytest.raises(PlanError, match="neither classifier-free guidance"):
+            recognised_in(0.95 * target, *parts, pipe)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_guidance_in_another_order(dtype: torch.dtype) -> None:
+    first, second = with_arithmetic_in(dtype)
+    target = 7.5 * second + (1 - 7.5) * first
+    assert recognised_in(target, first, second, SimpleNamespace(guidance_scale=7.5)).scale == 7.5
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_one_image_that_is_treated_otherwise_is_noticed(dtype: torch.dtype) -> None:
+    parts = with_arithmetic_in(dtype)
+    target = guided(7.5, *parts)
+    target[1] *= 0.9
+    with pytest.raises(PlanError, match="neither classifier-free guidance"):
+        recognised_in(target, *parts, SimpleNamespace(guidance_scale=7.5))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_what_the_network_gets_and_gives_is_compared_as_closely(dtype: torch.dtype) -> None:
+    x, prediction = random(seed=1).to(dtype), FIRST.to(dtype)
+    recognise = Recogniser(SimpleNamespace()).recognise
+    assert not recognise((called(x, prediction),), prediction, x, x).is_guided
+    recognise((called((x / 3) * 3, prediction),), (prediction / 3) * 3, x, x)
+    with pytest.raises(PlanError, match="the network's input is not the scheduler's sample"):
+        recognise((called(0.95 * x, prediction),), prediction, x, x)
+    with pytest.raises(PlanError, match="changed the network's prediction before it stepped"):
+        recognise((called(x, prediction),), 0.95 * prediction, x, x)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers 0.42 under NumPy 2
+def test_the_latent_upscaler(dtype: torch.dtype) -> None:
+    """What it makes of its network's output is rounded as in the pipeline, before it is guided."""
+    scheduler = EulerDiscreteScheduler()
+    scheduler.set_timesteps(12)
+    pipe = StableDiffusionLatentUpscalePipeline.__new__(StableDiffusionLatentUpscalePipeline)
+    object.__setattr__(pipe, "scheduler", scheduler)
+    for step in (1, 5, 9):
+        sigma = scheduler.sigmas[step]
+        x = ((sigma**2 + 1).sqrt() * random(channels=4, seed=1)).to(dtype)
+        raw = torch.cat(with_arithmetic_in(dtype, channels=5))
+        inv_sigma = 1 / (sigma**2 + 1)  # lines 638 to 647 of the pipeline in diffusers 0.42
+        noise_pred = inv_sigma * torch.cat([x, x]) + sigma / ((sigma**2 + 1) ** 0.5) * raw[:, :-1]
+        target = guided(9.0, *noise_pred.chunk(2))
+        scaled = x / (sigma**2 + 1).sqrt()
+        calls = (called(torch.cat([scaled, scaled]), raw, step=step),)
+        assert Recogniser(pipe, asked=9.0).recognise(calls, target, x, scaled).scale == 9.0
+        with pytest.raises(PlanError, match="neither classifier-free guidance"):
+            Recogniser(pipe, asked=9.0).recognise(calls, 0.9 * target, x, scaled)
 
 
 def later(pipe: Any, first: Tensor, change: Callable[[Any], None] = lambda pipe: None) -> Guidance:

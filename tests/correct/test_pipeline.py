@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from errata.compress.network.pipeline import SteppedPipeline
 from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import IEC, CorrectedPipeline, Correction, Corrector, Plan, Setting, StepView, wrap
+from errata.correct.noise_levels import NoiseLevels, required
 from errata.deploy import DeployedPipeline
 from errata.errors import ArtifactMismatch, ErrataError, PlanError
 
@@ -218,6 +219,57 @@ def test_a_corrector_may_leave_a_step_alone(deployed: DeployedPipeline) -> None:
     corrected = wrap(deployed, Plan(Everywhere(Corrector)))  # type: ignore[arg-type]
     assert torch.equal(corrected(latents=latents()), deployed(latents=latents()))
     assert corrected.stats.extra == {}
+
+
+class Levels:
+    """Notes the noise levels that it is checked with and made with; refuses schedulers without any."""
+
+    def __init__(self) -> None:
+        self.checked: list[NoiseLevels] = []
+        self.used: list[NoiseLevels | None] = []
+
+    def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
+        return (2,)
+
+    def check(self, setting: Setting) -> None:
+        self.checked.append(required(setting.levels, self, setting.steps))
+
+    def corrector(self, setting: Setting) -> Corrector:
+        self.used.append(setting.levels)
+        return Corrector(setting)
+
+
+def test_noise_levels_are_those_of_the_scheduler_that_samples(
+    deployed: DeployedPipeline, ddim: DDIMScheduler
+) -> None:
+    method = Levels()
+    corrected = wrap(deployed, Plan(method))  # type: ignore[arg-type]
+    for _ in range(2):
+        corrected(latents=latents())
+    assert len(method.checked) == 1  # nothing is read again while nothing changes
+    deployed.pipe.scheduler = DDIMScheduler.from_config(ddim.config, beta_schedule="scaled_linear")
+    corrected(latents=latents())
+    deployed.pipe.scheduler.register_to_config(prediction_type="v_prediction")
+    corrected(latents=latents())
+    assert len(method.checked) == 3
+    assert method.used == [method.checked[0], *method.checked]
+    first, second, third = method.checked
+    assert abs(first.noise[2] - second.noise[2]) > 1e-2
+    assert (second.noise, third.prediction_type) == (third.noise, "v_prediction")
+
+
+def test_a_scheduler_that_a_method_cannot_work_with_is_refused_at_every_call(
+    deployed: DeployedPipeline,
+) -> None:
+    corrected = wrap(deployed, Plan(Levels()))  # type: ignore[arg-type]
+    known = deployed.pipe.scheduler
+    deployed.pipe.scheduler = type("OwnScheduler", (DDIMScheduler,), {})(clip_sample=False)
+    for _ in range(2):
+        with pytest.raises(PlanError, match="Levels needs the noise levels of the samples"):
+            corrected(latents=latents())
+    assert deployed.denoiser.calls == []  # type: ignore[attr-defined]
+    deployed.pipe.scheduler = known
+    corrected(latents=latents())
 
 
 # Refusals.

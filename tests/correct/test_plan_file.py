@@ -76,8 +76,12 @@ def nested(depth: int) -> bytes:
         (b"[]", "has format None; this release reads 'errata-plan/1'"),
         (b'{"format": "errata-plan/2", "plan": {}}', "has format 'errata-plan/2'"),
         (b'{"format": "errata-plan/1", "format": "errata-plan/1"}', "duplicate key 'format'"),
-        (b'{"format": "errata-plan/1"}', "missing or unknown keys: plan"),
-        (b'{"format": "errata-plan/1", "plan": {}, "run": 1}', "missing or unknown keys: run"),
+        (b'{"format": "errata-plan/1"}', "missing or unknown keys: 'plan'; plan again"),
+        (b'{"format": "errata-plan/1", "plan": {}, "run": 1}', "missing or unknown keys: 'run'"),
+        (b'{"format": "errata-plan/1", "plan": {}, "\\u001b[31mx": 1}', r"unknown keys: '\\x1b\[31mx'"),
+        (changed(version=True), "version True"),
+        (changed(version=float(Plan.none().to_json()["version"])), r"version \d\.0"),
+        (changed(expected=EXPECTED.to_json() | {"value": 10**400}), "value=1000.*a finite number"),
         (b'{"format": "errata-plan/1", "plan": 3}', "expected a Plan as a JSON object, got 3"),
         (b" " * (2**20 + 1), "is larger than 1,048,576 bytes"),
         (changed(version=99), "version 99"),
@@ -98,6 +102,7 @@ def test_what_is_no_plan_is_refused_by_name(data: bytes, message: str, tmp_path:
     with pytest.raises(PlanError, match=message) as refusal:
         load_plan(file)
     assert "plan.json" in str(refusal.value)
+    assert str(refusal.value).isprintable()
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

@@ -157,3 +157,29 @@ def test_a_missing_key() -> None:
     del value["steps"]
     with pytest.raises(PlanError, match="Plan lacks the key 'steps'"):
         Plan.from_json(value)
+
+
+def test_the_calls_of_a_sampling_step_are_corrected_together() -> None:
+    schedule = CacheSchedule.uniform(12, interval=3, branch=1, calls_per_step=2)
+    assert Plan(Forecast(), "9").resolve(schedule) == (8, 9)
+    assert Plan(Forecast(), "last:3").resolve(schedule) == (8, 9, 10, 11)
+
+
+def test_a_plan_has_a_bounded_number_of_parts() -> None:
+    plan = Plan(IEC())
+    for _ in range(31):
+        plan = plan + Plan(IEC())
+    with pytest.raises(PlanError, match="a plan of 33 parts; at most 32"):
+        plan + Plan(IEC())
+    nested: dict[str, Any] | None = None
+    for _ in range(5000):
+        nested = {**Plan(IEC()).to_json(), "also": nested}
+    assert nested is not None
+    with pytest.raises(PlanError, match="more than 32 parts"):
+        Plan.from_json(nested)
+
+
+@pytest.mark.parametrize(("name", "value"), [("also", "x"), ("artifact", 3), ("expected", {})])
+def test_what_a_plan_carries_has_its_type(name: str, value: Any) -> None:
+    with pytest.raises(PlanError, match=name):
+        Plan(IEC(), **{name: value})

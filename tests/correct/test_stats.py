@@ -1,4 +1,6 @@
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -6,7 +8,8 @@ from diffusers import DDIMScheduler
 from torch import Generator, Tensor
 
 from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct import IEC, Plan, RunStats, StepStats, overhead, wrap
+from errata.correct import IEC, Plan, RunStats, StepStats, overhead, tap, wrap
+from errata.correct.stats import StepRecord
 from errata.deploy import DeployedPipeline
 
 Deploy = Callable[..., DeployedPipeline]
@@ -104,3 +107,24 @@ def test_no_corrected_step() -> None:
     stats = RunStats(batch_size=2, steps=(StepStats(step=0, kind="full"),))
     assert stats.iterations == ()
     assert stats.extra == {}
+
+
+def test_a_record_keeps_numbers_and_no_batch_of_samples(
+    deploy_unet: Deploy, ddim: DDIMScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an accelerator the records of all steps wait for the end of the run."""
+    kept: list[int] = []
+
+    def recording(**fields: Any) -> StepRecord:
+        tensors = [fields["is_finite"], *fields["diverged"], *fields["notes"].values()]
+        tensors += [values for _, values in fields["residuals"]]
+        kept.extend(tensor.numel() for tensor in tensors)
+        assert set(fields) == {item.name for item in dataclasses.fields(StepRecord)}
+        return StepRecord(**fields)
+
+    monkeypatch.setattr(tap, "StepRecord", recording)
+    schedule = CacheSchedule.uniform(4, interval=2, branch=1)
+    corrected = wrap(deploy_unet(ddim, 4, schedule=schedule), Plan(IEC(iterations=2, guard=False)))
+    corrected(latents=torch.randn(3, 1, 8, 8, dtype=torch.float64))
+    assert kept
+    assert max(kept) <= 3

@@ -44,11 +44,19 @@ def test_it_says_where_nothing_helped() -> None:
     assert nothing.summary().startswith("None of 20 candidates is known to beat no correction: 4 as it is")
 
 
+@pytest.mark.parametrize("name", ["metric", "reference"])
+def test_control_codes_do_not_reach_a_terminal(name: str) -> None:
+    summary = dataclasses.replace(EXPECTED, **{name: "\x1b[31mred\u202e\nline"}).summary()  # type: ignore[arg-type]
+    assert summary.isprintable()
+    assert r"'\x1b[31mred\u202e\nline'" in summary
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"value": "2.5"}, "value='2.5' of a plan: it must be a finite number"),
         ({"value": float("nan")}, "value=nan"),
+        ({"value": 10**400}, "it must be a finite number"),
         ({"high": float("inf")}, "high=inf"),
         ({"overhead": True}, "overhead=True"),
         ({"samples": 2.0}, "samples=2.0 of a plan: it must be a whole number"),
@@ -60,6 +68,8 @@ def test_it_says_where_nothing_helped() -> None:
         ({"low": 9.0}, "low=9.0 of a plan: it must be at most high, 3.0"),
         ({"change_low": 9.0}, "change_low=9.0 of a plan: it must be at most change_high, -1.0"),
         ({"version": 7}, "Expectation version 7"),
+        ({"version": True}, "Expectation version True"),
+        ({"version": 1.0}, "Expectation version 1.0"),
         ({"type": "Plan"}, "expected type 'Expectation'"),
         ({"extra": 1}, "unknown key 'extra'"),
     ],
