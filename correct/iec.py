@@ -6,12 +6,14 @@ The symbols, with the paper's equation numbers:
     x_t         view.sample       the sample that the step starts from
     ε           prediction        ε(x_t, t), guided where the pipeline guides
     y, x^(k)    y                 k-th iterate of x_{t-1}; y^(0) is the plain step (Eq. 9)
-    ε(x^(k),t)  eps_y             the network at the iterate, same t
+    ε(x^(k),t)  eps_y             the network at the iterate, same t; where it predicts v, a v + b x^(k), and
+                                  where x_0, (x^(k) - a x_0) / b; for a² + b² = 1, else see `NoiseLevels`
     A x_t + B ε preview(ε)        the scheduler's step from x_t; for DDIM A = sqrt(ᾱ_{t-1}/ᾱ_t) and
                                   B = sqrt(1-ᾱ_{t-1}) - sqrt(ᾱ_{t-1}(1-ᾱ_t)/ᾱ_t)
     λ           step_size         damping; [0.1, 0.7] contracts in the paper
     K           iterations        most refinements
-    τ           tolerance         stop when ‖x^(k+1) - x^(k)‖₂ ≤ τ
+    τ           tolerance         stop when ‖x^(k+1) - x^(k)‖₂ ≤ τ; asked between iterations, so that K = 1
+                                  never stops early
 
 Update (Eq. 10): x^(k+1) = x^(k) + λ (A x_t + B ε(x^(k), t) - x^(k)).
 
@@ -21,13 +23,19 @@ once: it is what enters a multistep history, so later steps extrapolate from cor
 step is not linear, the scheduler receives the blended prediction all the same, and the sample that it
 returns is replaced by x^(K).
 
+Where the network predicts v or x_0, the blend is made of what the scheduler takes at x_t: the v or x_0 that
+means ε(x^(k), t) there, which is not the one that the network made at x^(k). So x^(K) does not depend on how
+the same denoiser is parameterized.
+
 A sample whose residual grows from one iteration to the next keeps the iterate that it had and leaves the
 batch (the paper has no such guard). It counts as diverged where the residual has grown beyond its first; of
 quantized networks residuals fall to the size of the rounding, and go up and down there.
 
 Source: "Iterative Error Correction", Eq. 9 and 10. Deviations: the residual is per sample, not over the
 batch, so an image does not depend on its neighbours; noise is held fixed across iterations, so that there is
-a fixed point at η > 0 too. `IEC.official()` tells in what the authors' code differs, and does as it does.
+a fixed point at η > 0 too; where the network predicts v or x_0 and ε cannot be told from it (unknown noise
+levels, or a step from pure noise), its predictions are blended as they are. `IEC.official()` tells in what
+the authors' code differs, and does as it does.
 """
 
 from __future__ import annotations
@@ -54,6 +62,7 @@ from errata.correct.corrector import (
     put,
     take,
 )
+from errata.correct.noise_levels import NoiseLevels
 
 # Of the sample's own size: what two ways to round float32 differ by. A residual below it is noise, and its
 # growth says nothing.
@@ -67,7 +76,8 @@ class IEC:
     Attributes:
         step_size: λ, in (0, 1]; or several, one for each iteration.
         iterations: K, at least 1: the most extra evaluations of a sample.
-        tolerance: τ, at least 0: a sample whose iterate moves no further than this leaves the batch.
+        tolerance: τ, at least 0: a sample whose iterate moves no further than this leaves the batch. It acts
+            from the second iteration on: one iteration is always taken, and K = 1 never stops early.
         cache_after: what the cached steps that follow read: "replace", the feature of the last evaluation;
             "keep", that of x_t. Without a cache it does nothing.
         stopping: "per_sample", as above; or "official", the rule of the authors' code, see `official`.
@@ -139,7 +149,8 @@ class IEC:
 
     def to_json(self) -> dict[str, Any]:
         """See `Method.to_json`."""
-        return {"type": "IEC", "version": 2, **asdict(self)}
+        sizes = list(self.step_size) if isinstance(self.step_size, tuple) else self.step_size
+        return {"type": "IEC", "version": 2, **asdict(self), "step_size": sizes}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> IEC:
@@ -159,7 +170,22 @@ class _Refinement(Corrector):
         self._choices = choices
 
     def at_step(self, view: StepView) -> Correction:
-        return iterate(view.prediction, view.preview, view.evaluate, self._choices, is_linear=view.is_linear)
+        levels, evaluate = self.setting.levels, view.evaluate
+        if levels is not None and levels.prediction_type != "epsilon" and levels.signal[view.step] > 0:
+            evaluate = _meant_at_start(view, levels)
+        return iterate(view.prediction, view.preview, evaluate, self._choices, is_linear=view.is_linear)
+
+
+def _meant_at_start(view: StepView, levels: NoiseLevels) -> Evaluate:
+    """`view.evaluate`, as predictions that mean at x_t the ε that the network means at the iterate."""
+
+    def evaluate(samples: Tensor, rows: Rows = None, *, step: int | None = None) -> tuple[Tensor, Features]:
+        prediction, features = view.evaluate(samples, rows, step=step)
+        wide = torch.promote_types(prediction.dtype, samples.dtype)
+        eps_y = levels.epsilon(take(samples, rows).to(wide), prediction, view.step)
+        return levels.prediction(take(view.sample, rows).to(wide), eps_y, view.step), features
+
+    return evaluate
 
 
 def iterate(

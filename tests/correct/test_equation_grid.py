@@ -2,7 +2,8 @@
 
 The reference is a loop of its own in float64. For DDIM its coefficients are its own too; for the others a
 step is that of a fresh scheduler, taken on a deep copy. It returns the iterate of Eq. 10, never the step that
-the blended prediction leads to: that prediction enters the history, and nothing else.
+the blended prediction leads to: that prediction enters the history, and nothing else. What the network
+predicts at the iterate, v or x_0 as well, is read as ε there, by a closed form of its own.
 """
 
 import copy
@@ -66,6 +67,10 @@ class Sampler:
         return self.scheduler(beta_start=BETA_START, beta_end=BETA_END, **self.options)
 
     @property
+    def kind(self) -> str:
+        return str(self.options.get("prediction_type", "epsilon"))
+
+    @property
     def arguments(self) -> dict[str, float]:
         return {"eta": self.eta} if self.eta else {}
 
@@ -106,8 +111,9 @@ BENT = {
 }
 UNET = {name: LINEAR[name] for name in ("ddim-eps-eta0.5", "plms-eps", "dpm++2m-v")}
 # λ is 10 % larger; one iteration more, or fewer; evaluated at x_t, or at the next timestep; the plain
-# prediction enters the history; other noise in every preview; the iterate is not scaled for the network.
-FAULTS = ("λ", "more", "fewer", "at x_t", "next t", "history", "noise", "input")
+# prediction enters the history; other noise in every preview; the iterate is not scaled for the network; its
+# v or x_0 is read as if it had been predicted at x_t.
+FAULTS = ("λ", "more", "fewer", "at x_t", "next t", "history", "noise", "input", "raw")
 
 
 @functools.cache
@@ -123,6 +129,15 @@ def closed_form(x: Tensor, step: int) -> Tensor:
     return (x.flatten(1) @ matrix()).view_as(x) + 0.3 * torch.sin(x + step)
 
 
+def clean_form(x: Tensor, step: int) -> Tensor:
+    """Half of x stays, as of a clean sample; read as x_0, `closed_form` would not contract at λ = 1."""
+    return x - 0.5 * closed_form(x, step)
+
+
+def form(kind: str) -> Network:
+    return clean_form if kind == "sample" else closed_form
+
+
 def latents(size: int = SIZE) -> Tensor:
     return torch.randn(2, 1, size, size, dtype=torch.float64, generator=Generator().manual_seed(3))
 
@@ -136,6 +151,25 @@ def step(sampler: Sampler, scheduler: Any, eps: Tensor, t: Tensor, x: Tensor, dr
     extra = {"generator": draws} if takes_generator else {}
     result: Tensor = scheduler.step(eps, t, x, **sampler.arguments, **extra)[0]
     return result
+
+
+def epsilon(kind: str, z: Tensor, p: Tensor, α: float, s: float) -> Tensor:
+    """ε of z = α x_0 + s ε, α² + s² = 1, of which the network says p."""
+    return {"epsilon": p, "v_prediction": α * p + s * z, "sample": (z - α * p) / s}[kind]
+
+
+def said(kind: str, z: Tensor, eps: Tensor, α: float, s: float) -> Tensor:
+    """What a network would have to say of z for `eps` to be meant; inverse of `epsilon`."""
+    return {"epsilon": eps, "v_prediction": (eps - s * z) / α, "sample": (z - s * eps) / α}[kind]
+
+
+def level(sampler: Sampler, scheduler: Any, i: int) -> tuple[float, float]:
+    """α and s of the network's input at call i."""
+    if sampler.scheduler in SCALED:  # timesteps between whole numbers
+        size = math.hypot(1, float(scheduler.sigmas[i]))
+        return 1 / size, float(scheduler.sigmas[i]) / size
+    now = alpha_bar(int(scheduler.timesteps[i]))
+    return math.sqrt(now), math.sqrt(1 - now)
 
 
 def by_equation_10(
@@ -158,7 +192,12 @@ def by_equation_10(
         y = preview(eps)
         for _ in range(K):
             z = x if fault == "at x_t" else y
-            eps_y = network(z if fault == "input" else scheduler.scale_model_input(z, t), at)
+            scaled = scheduler.scale_model_input(z, t)
+            eps_y = network(z if fault == "input" else scaled, at)
+            if fault != "raw":
+                levels = level(sampler, scheduler, i)
+                meant = epsilon(sampler.kind, scaled, eps_y, *levels)
+                eps_y = said(sampler.kind, scheduler.scale_model_input(x, t), meant, *levels)
             y = y + λ * (preview(eps_y) - y)
             eps = eps + λ * (eps_y - eps)
         step(sampler, scheduler, plain if fault == "history" else eps, t, x, draws)
@@ -174,29 +213,27 @@ class ByHand:
     eta: float = 0.0
     clips: bool = False
 
-    def step(self, x: Tensor, prediction: Tensor, t: int, z: Tensor) -> Tensor:
+    reads_at_x_t: bool = False  # which is wrong
+
+    def step(self, x: Tensor, eps: Tensor, t: int, z: Tensor) -> Tensor:
         now, after = alpha_bar(t), alpha_bar(t - TRAINED // STEPS)
-        α, σ = math.sqrt(now), math.sqrt(1 - now)
-        if self.kind == "epsilon":
-            x0, eps = (x - σ * prediction) / α, prediction
-        elif self.kind == "sample":
-            x0, eps = prediction, (x - α * prediction) / σ
-        else:
-            x0, eps = α * x - σ * prediction, α * prediction + σ * x
+        x0 = (x - math.sqrt(1 - now) * eps) / math.sqrt(now)
         if self.clips:
             x0 = x0.clamp(-1, 1)
         drawn = self.eta * math.sqrt((1 - after) / (1 - now) * (1 - now / after))
         return math.sqrt(after) * x0 + math.sqrt(1 - after - drawn**2) * eps + drawn * z
 
     def sample(self, x: Tensor, K: int, λ: float) -> Tensor:
-        """By Eq. 10."""
+        """By Eq. 10; every prediction is turned into ε, and none back."""
         draws = noise()
         for i in range(STEPS):
             t = (STEPS - 1 - i) * (TRAINED // STEPS)
+            levels = math.sqrt(alpha_bar(t)), math.sqrt(1 - alpha_bar(t))
             z = torch.randn(x.shape, dtype=x.dtype, generator=draws) if self.eta else torch.zeros_like(x)
-            y = self.step(x, closed_form(x, i), t, z)
+            y = self.step(x, epsilon(self.kind, x, form(self.kind)(x, i), *levels), t, z)
             for _ in range(K):
-                y = y + λ * (self.step(x, closed_form(y, i), t, z) - y)
+                eps_y = epsilon(self.kind, x if self.reads_at_x_t else y, form(self.kind)(y, i), *levels)
+                y = y + λ * (self.step(x, eps_y, t, z) - y)
             x = y
         return x
 
@@ -209,7 +246,8 @@ def alpha_bar(t: int) -> float:
 
 @pytest.fixture
 def deployed(deploy_closed_form: Deploy, name: str) -> DeployedPipeline:
-    return deploy_closed_form(closed_form, (LINEAR | BENT)[name].fresh(), STEPS)
+    sampler = (LINEAR | BENT)[name]
+    return deploy_closed_form(form(sampler.kind), sampler.fresh(), STEPS)
 
 
 @pytest.mark.parametrize("name", [*LINEAR, *BENT])
@@ -217,7 +255,7 @@ def test_equals_equation_10(deployed: DeployedPipeline, name: str) -> None:
     sampler = (LINEAR | BENT)[name]
     for K, λ in PAIRS:
         actual, stats = corrected(deployed, sampler, latents(), K, λ)
-        assert_same(actual, by_equation_10(sampler, closed_form, latents(), K, λ))
+        assert_same(actual, by_equation_10(sampler, form(sampler.kind), latents(), K, λ))
         assert_contracts(stats, K)
 
 
@@ -236,14 +274,14 @@ def test_equals_equation_10_with_a_unet(deploy_unet: Deploy, tiny_pipeline: DDIM
 def test_the_comparison_could_fail(name: str) -> None:
     """Each wrong variant is more than 100 tolerances away."""
     sampler = (LINEAR | BENT)[name]
-    assert_faults_show(sampler, closed_form, latents(), 2, 0.5)
+    assert_faults_show(sampler, form(sampler.kind), latents(), 2, 0.5)
 
 
 @pytest.mark.parametrize("name", BENT)
 def test_the_bent_samplers_bend(name: str) -> None:
     """Clipping and thresholding do something here, so an exact preview differs from a blend."""
     bent, straight = (
-        by_equation_10(sampler, closed_form, latents(), 2, 0.5)
+        by_equation_10(sampler, form(sampler.kind), latents(), 2, 0.5)
         for sampler in (BENT[name], LINEAR[name.split()[0]])
     )
     assert distance(straight, bent) > 1e-2
@@ -259,12 +297,15 @@ def test_ddim_against_coefficients_of_its_own(
     sampler = Sampler(DDIMScheduler, {"clip_sample": clips, "prediction_type": kind}, eta)
     scheduler = sampler.fresh()
     scheduler.alphas_cumprod = torch.tensor([alpha_bar(t) for t in range(TRAINED)], dtype=torch.float64)
-    deployed = deploy_closed_form(closed_form, scheduler, STEPS)
+    deployed = deploy_closed_form(form(kind), scheduler, STEPS)
     reference = ByHand(kind, eta, clips)
     for K, λ in GRID:
         expected = reference.sample(latents(), K, λ)
         assert_same(corrected(deployed, sampler, latents(), K, λ)[0], expected)
-        for wrong in (reference.sample(latents(), K, 1.1 * λ), reference.sample(latents(), K - 1, λ)):
+        wrongs = [reference.sample(latents(), K, 1.1 * λ), reference.sample(latents(), K - 1, λ)]
+        if kind != "epsilon":
+            wrongs.append(replace(reference, reads_at_x_t=True).sample(latents(), K, λ))
+        for wrong in wrongs:
             assert distance(wrong, expected) > 10 * TOLERANCE
 
 
@@ -309,6 +350,7 @@ def faults(sampler: Sampler) -> set[str]:
         "history": sampler.scheduler in MEMORYLESS or sampler.options.get("solver_order") == 1,
         "noise": not draws,
         "input": sampler.scheduler not in SCALED,
+        "raw": sampler.kind == "epsilon",
     }
     return {fault for fault in FAULTS if not without.get(fault, False)}
 

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +38,24 @@ def test_values_out_of_range(name: str, value: Any, allowed: str) -> None:
     assert (
         str(caught.value) == f"IEC({name}={value!r}): {name} must be {allowed}; leave it out for the default"
     )
+
+
+@pytest.mark.parametrize("method", [IEC(), IEC.official("latent")])
+def test_json_is_plain_and_comes_back(method: IEC) -> None:
+    """Sizes are a list in it, so that what was written equals what is read."""
+    value = method.to_json()
+    assert json.loads(json.dumps(value)) == value
+    assert IEC.from_json(value) == method
+    assert IEC.from_json(value).step_size == method.step_size
+
+
+def test_one_iteration_never_stops_early() -> None:
+    """The tolerance is asked from the second iteration on, however large it is."""
+    for iterations in (1, 3):
+        correction = iterate(J * X, preview, evaluate, IEC(iterations=iterations, tolerance=1e9))
+        assert len(correction.residuals) == 1
+        assert correction.prev_sample is not None
+        assert not correction.prev_sample.equal(preview(J * X))
 
 
 def test_the_limits_are_allowed() -> None:

@@ -83,7 +83,10 @@ def pending_step(scheduler: Any, *args: Any, **kwargs: Any) -> SchedulerStep:
 
 
 def by_deep_copies(name: str, generator: Generator, *, iterations: int) -> Tensor:
-    """Eq. 10 with whole copies of scheduler and generator; the history receives the blended prediction."""
+    """Eq. 10 with whole copies of scheduler and generator; the history receives the blended prediction.
+
+    A v or x_0 (DDIM here) is read as ε at the iterate, and handed on as what means this ε at x_t.
+    """
     scheduler = fresh(name)
     scheduler.set_timesteps(STEPS)
     draws = {"generator": generator} if name in NOISY else {}
@@ -99,12 +102,24 @@ def by_deep_copies(name: str, generator: Generator, *, iterations: int) -> Tenso
         y = step(eps)
         for _ in range(iterations):
             eps_y = network(scheduler.scale_model_input(y, t), i)
+            if name in ("ddim-v", "ddim-x0"):
+                eps_y = carried(name, eps_y, y, x, scheduler.alphas_cumprod[t].double())
             y = y + STEP_SIZE * (step(eps_y) - y)
             eps = eps + STEP_SIZE * (eps_y - eps)
         taken = scheduler.step(eps, t, x, **draws)[0]
         x = taken if is_linear(scheduler) and iterations else (y if iterations else taken)
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5 * float(y.abs().max()))
     return x
+
+
+def carried(name: str, prediction: Tensor, y: Tensor, x: Tensor, alpha_bar: Tensor) -> Tensor:
+    """What means at x the ε that `prediction` means at y, solved for by hand.
+
+    v: a v' + b x = a v + b y. x_0: (x - a x_0') / b = (y - a x_0) / b.
+    """
+    a, b = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    moved: Tensor = (b / a) * (y - x) if name == "ddim-v" else (x - y) / a
+    return prediction + moved.to(x.dtype)
 
 
 @pytest.fixture

@@ -62,11 +62,19 @@ class OwnLoop:
             y = scheduler.step(prediction, t, x).prev_sample
             for _ in range(0 if self.wrong == "not corrected" else ITERATIONS):
                 at_y, features_at_y = self.predict(before, y, t, None, is_extra=True)
+                if before.config.prediction_type == "v_prediction" and self.wrong != "v as at x_t":
+                    at_y = self.meant(before, at_y, y, x, t)
                 target = copy.deepcopy(before).step(at_y, t, x).prev_sample
                 y = y + STEP_SIZE * (target - y)  # Eq. 10
                 features = features if self.wrong == "features kept" else features_at_y
             x = y
         return x
+
+    def meant(self, scheduler: Any, v: Tensor, y: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The v at x that means the ε that `v` means at y, where the input is not scaled."""
+        signal, noise = scheduler.alphas_cumprod[t].sqrt(), (1 - scheduler.alphas_cumprod[t]).sqrt()
+        eps = signal * v + noise * y
+        return (eps - noise * x) / signal
 
     def predict(
         self, scheduler: Any, x: Tensor, t: Tensor, stored: list[Tensor] | None, *, is_extra: bool = False
@@ -138,7 +146,7 @@ def test_iec_on_a_guided_pipeline(
     ).images
     mistakes = ["not corrected", "features kept", "one half"]
     mistakes += ["not rescaled"] if guidance_rescale else []
-    mistakes += ["unscaled input"] if name == "sdxl" else []
+    mistakes += ["unscaled input"] if name == "sdxl" else ["v as at x_t"]
     wrong = {}
     for mistake in mistakes:
         own.wrong = mistake
