@@ -1,12 +1,39 @@
-"""Reading a frozen dataclass of choices back from plain JSON, strictly."""
+"""Frozen dataclasses as plain JSON, and back, strictly."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Self, cast
 
 from errata.errors import PlanError
+
+
+class StoredDataclass:
+    """Base of a frozen dataclass whose fields are plain JSON values.
+
+    Attributes:
+        VERSION: of its JSON; another one is not read.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value with the keys `type` and `version`; `from_json` reads it back."""
+        return {
+            "type": type(self).__name__,
+            "version": self.VERSION,
+            **dataclasses.asdict(cast(Any, self)),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`.
+
+        Raises:
+            PlanError: another type or version, a missing or an unknown key, a value that the class refuses.
+        """
+        return cls(**fields_of(cls, value, version=cls.VERSION))
 
 
 def fields_of(kind: type, value: Mapping[str, Any], *, version: int) -> dict[str, Any]:

@@ -31,23 +31,21 @@ itself:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct.choices import is_count, is_number, require
-from errata.correct.config_json import fields_of
+from errata.correct.config_json import StoredDataclass
 from errata.correct.corrector import Correction, Corrector, Noise, Rows, Setting, StepView
 from errata.correct.noise_levels import required
 from errata.errors import PlanError
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffIER:
+class DiffIER(StoredDataclass):
     """Iterative error reduction of guided predictions, at every step; no evaluation.
 
     Attributes:
@@ -82,19 +80,6 @@ class DiffIER:
     def corrector(self, setting: Setting) -> Corrector:
         """See `Method.corrector`."""
         return _Descent(self, setting)
-
-    def to_json(self) -> dict[str, Any]:
-        """See `Method.to_json`."""
-        return {"type": "DiffIER", "version": 1, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> DiffIER:
-        """Inverse of `to_json`.
-
-        Raises:
-            PlanError: another type or version, a missing or an unknown key, a value out of range.
-        """
-        return cls(**fields_of(cls, value, version=1))
 
 
 class _Descent(Corrector):

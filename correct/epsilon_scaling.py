@@ -17,22 +17,20 @@ most careful of these; quantization and caches add errors of their own, so searc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct.choices import is_number, require
-from errata.correct.config_json import fields_of
+from errata.correct.config_json import StoredDataclass
 from errata.correct.corrector import Correction, Corrector, Setting, StepView
 from errata.correct.noise_levels import required
 from errata.errors import PlanError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpsilonScaling:
+class EpsilonScaling(StoredDataclass):
     """ε divided by scale + slope i, at every step i; no evaluation.
 
     Attributes:
@@ -73,19 +71,6 @@ class EpsilonScaling:
     def corrector(self, setting: Setting) -> Corrector:
         """See `Method.corrector`."""
         return _Division(self, setting)
-
-    def to_json(self) -> dict[str, Any]:
-        """See `Method.to_json`."""
-        return {"type": "EpsilonScaling", "version": 1, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> EpsilonScaling:
-        """Inverse of `to_json`.
-
-        Raises:
-            PlanError: another type or version, a missing or an unknown key, a value out of range.
-        """
-        return cls(**fields_of(cls, value, version=1))
 
 
 class _Division(Corrector):

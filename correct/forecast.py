@@ -12,19 +12,18 @@ real positions of the full steps, so intervals need not be equal; the option of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct.choices import is_count, is_number, require
-from errata.correct.config_json import fields_of
+from errata.correct.config_json import StoredDataclass
 from errata.correct.corrector import CallView, Corrector, Evaluation, Setting
 from errata.correct.extrapolation import Differences, combined, hermite_basis, newton_basis
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forecast:
+class Forecast(StoredDataclass):
     """Extrapolates the cached feature at cached steps, at no evaluation.
 
     Until enough full steps have passed for `order`, the highest order that the known features allow is taken;
@@ -58,19 +57,6 @@ class Forecast:
     def corrector(self, setting: Setting) -> Corrector:
         """See `Method.corrector`."""
         return _Forecasting(self, setting)
-
-    def to_json(self) -> dict[str, Any]:
-        """See `Method.to_json`."""
-        return {"type": "Forecast", "version": 1, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Forecast:
-        """Inverse of `to_json`.
-
-        Raises:
-            PlanError: another type or version, a missing or an unknown key, a value out of range.
-        """
-        return cls(**fields_of(cls, value, version=1))
 
 
 class _Forecasting(Corrector):

@@ -29,22 +29,20 @@ the error by itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct.choices import is_number, require
-from errata.correct.config_json import fields_of
+from errata.correct.config_json import StoredDataclass
 from errata.correct.corrector import CallView, Correction, Corrector, Evaluation, Setting, StepView
 from errata.correct.noise_levels import required
 from errata.correct.step_rule import require_kept_samples
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hindsight:
+class Hindsight(StoredDataclass):
     """Takes back the error of the cached steps at the full step that follows them, at no evaluation.
 
     It stands behind what decides how cached steps are made: `Plan(Forecast(order=1)) + Plan(Hindsight())`.
@@ -80,19 +78,6 @@ class Hindsight:
     def corrector(self, setting: Setting) -> Corrector:
         """See `Method.corrector`."""
         return _LookingBack(self, setting)
-
-    def to_json(self) -> dict[str, Any]:
-        """See `Method.to_json`."""
-        return {"type": "Hindsight", "version": 1, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Hindsight:
-        """Inverse of `to_json`.
-
-        Raises:
-            PlanError: another type or version, a missing or an unknown key, a value out of range.
-        """
-        return cls(**fields_of(cls, value, version=1))
 
 
 class _LookingBack(Corrector):

@@ -40,16 +40,15 @@ the authors' code differs, and does as it does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct.choices import is_count, is_number, require
-from errata.correct.config_json import fields_of
+from errata.correct.config_json import StoredDataclass
 from errata.correct.corrector import (
     Correction,
     Corrector,
@@ -70,7 +69,7 @@ _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class IEC:
+class IEC(StoredDataclass):
     """Iterative Error Correction, at full steps.
 
     Attributes:
@@ -87,6 +86,8 @@ class IEC:
     Raises:
         PlanError: a value outside these ranges.
     """
+
+    VERSION: ClassVar[int] = 2
 
     step_size: float | tuple[float, ...] = 0.5
     iterations: int = 1
@@ -150,16 +151,7 @@ class IEC:
     def to_json(self) -> dict[str, Any]:
         """See `Method.to_json`."""
         sizes = list(self.step_size) if isinstance(self.step_size, tuple) else self.step_size
-        return {"type": "IEC", "version": 2, **asdict(self), "step_size": sizes}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> IEC:
-        """Inverse of `to_json`.
-
-        Raises:
-            PlanError: another type or version, a missing or an unknown key, a value out of range.
-        """
-        return cls(**fields_of(cls, value, version=2))
+        return {**super().to_json(), "step_size": sizes}
 
 
 class _Refinement(Corrector):

@@ -27,16 +27,14 @@ Readings and deviations:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct.choices import is_count, is_number, require
-from errata.correct.config_json import fields_of
+from errata.correct.config_json import StoredDataclass
 from errata.correct.corrector import Correction, Corrector, Rows, Setting, StepView
 from errata.correct.iec import residual
 from errata.correct.noise_levels import NoiseLevels, required
@@ -44,7 +42,7 @@ from errata.correct.step_rule import require_kept_samples
 
 
 @dataclass(frozen=True, kw_only=True)
-class Langevin:
+class Langevin(StoredDataclass):
     """Langevin steps after every step of the sampler but the last; one full evaluation each.
 
     Attributes:
@@ -85,19 +83,6 @@ class Langevin:
     def corrector(self, setting: Setting) -> Corrector:
         """See `Method.corrector`."""
         return _Diffusion(self, setting)
-
-    def to_json(self) -> dict[str, Any]:
-        """See `Method.to_json`."""
-        return {"type": "Langevin", "version": 1, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Langevin:
-        """Inverse of `to_json`.
-
-        Raises:
-            PlanError: another type or version, a missing or an unknown key, a value out of range.
-        """
-        return cls(**fields_of(cls, value, version=1))
 
 
 class _Diffusion(Corrector):

@@ -16,13 +16,12 @@ Source: this project. Where the features of the last full steps are extrapolated
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct.choices import is_count, is_number, require
-from errata.correct.config_json import fields_of
+from errata.correct.config_json import StoredDataclass
 from errata.correct.corrector import CallView, Corrector, Evaluation, Features, Method, Setting, StepView
 from errata.correct.extrapolation import Differences, combined, newton_basis
 from errata.correct.forecast import Forecast, cached_steps
@@ -31,7 +30,7 @@ from errata.errors import PlanError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lookahead:
+class Lookahead(StoredDataclass):
     """Interpolates the cached feature at cached steps, for one full evaluation an interval.
 
     An interval costs its evaluation when any of its cached steps is selected.
@@ -72,19 +71,6 @@ class Lookahead:
     def corrector(self, setting: Setting) -> Corrector:
         """See `Method.corrector`."""
         return _LookingAhead(self, setting)
-
-    def to_json(self) -> dict[str, Any]:
-        """See `Method.to_json`."""
-        return {"type": "Lookahead", "version": 1, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Lookahead:
-        """Inverse of `to_json`.
-
-        Raises:
-            PlanError: another type or version, a missing or an unknown key, a value out of range.
-        """
-        return cls(**fields_of(cls, value, version=1))
 
 
 class _LookingAhead(Corrector):

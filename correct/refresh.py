@@ -7,18 +7,16 @@ and an error correction that was fitted for the older feature is left out until 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct.config_json import fields_of
+from errata.correct.config_json import StoredDataclass
 from errata.correct.corrector import CallView, Corrector, Evaluation, Setting
 from errata.correct.forecast import cached_steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refresh:
+class Refresh(StoredDataclass):
     """Turns the selected cached steps into full ones; each costs the difference of the two.
 
     `Plan(Refresh(), "middle")` halves every interval; `Plan(Refresh(), "all")` is the artifact with no cache.
@@ -34,19 +32,6 @@ class Refresh:
     def corrector(self, setting: Setting) -> Corrector:
         """See `Method.corrector`."""
         return _Refreshing(setting)
-
-    def to_json(self) -> dict[str, Any]:
-        """See `Method.to_json`."""
-        return {"type": "Refresh", "version": 1}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Refresh:
-        """Inverse of `to_json`.
-
-        Raises:
-            PlanError: another type or version, or an unknown key.
-        """
-        return cls(**fields_of(cls, value, version=1))
 
 
 class _Refreshing(Corrector):

@@ -23,15 +23,14 @@ Source: Karras et al., NeurIPS 2022, Algorithm 1 (Heun in σ); Song et al., ICLR
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct.choices import is_number, require
-from errata.correct.config_json import fields_of
+from errata.correct.config_json import StoredDataclass
 from errata.correct.corrector import Correction, Corrector, Setting, StepView
 from errata.correct.iec import refine, residual
 from errata.correct.noise_levels import required
@@ -39,7 +38,7 @@ from errata.errors import PlanError
 
 
 @dataclass(frozen=True, kw_only=True)
-class SecondOrder:
+class SecondOrder(StoredDataclass):
     """ε averaged over the step, at full steps; one more full evaluation each.
 
     Attributes:
@@ -79,19 +78,6 @@ class SecondOrder:
     def corrector(self, setting: Setting) -> Corrector:
         """See `Method.corrector`."""
         return _Average(self, setting)
-
-    def to_json(self) -> dict[str, Any]:
-        """See `Method.to_json`."""
-        return {"type": "SecondOrder", "version": 1, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> SecondOrder:
-        """Inverse of `to_json`.
-
-        Raises:
-            PlanError: another type or version, a missing or an unknown key, a value out of range.
-        """
-        return cls(**fields_of(cls, value, version=1))
 
 
 class _Average(Corrector):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 from errata.correct.choices import is_number
-from errata.correct.config_json import fields_of
+from errata.correct.config_json import StoredDataclass
 from errata.errors import PlanError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expectation:
+class Expectation(StoredDataclass):
     """A plan's quality and price, measured from noise that the choice of the plan did not see.
 
     Attributes:
@@ -83,19 +81,6 @@ class Expectation:
             f"{self.value:.4g} instead of {self.uncorrected:.4g} ({change}) for {self.overhead:.1%} "
             f"overhead: {measured}. Best of {self.candidates_tried} candidates."
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON value; `from_json` reads it back."""
-        return {"type": "Expectation", "version": 1, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Expectation:
-        """Inverse of `to_json`.
-
-        Raises:
-            PlanError: another type or version, a missing or an unknown key, a value out of range.
-        """
-        return cls(**fields_of(cls, value, version=1))
 
 
 def _printable(text: str) -> str:
