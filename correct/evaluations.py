@@ -65,12 +65,7 @@ class Evaluations:
         self, scaled: Tensor, rows: Rows, call: UNetCall, *, step: int
     ) -> tuple[Tensor, Tensor | None]:
         x = self._guidance.expand(scaled, rows, call)
-        network_rows, batch_size = self._guidance.network_rows(rows, call), call.sample.shape[0]
-        cond = {
-            name: take(value, network_rows) if value.ndim and value.shape[0] == batch_size else value
-            for name, value in call.cond.items()
-        }
-        return self._denoiser.full(x, step, cond)
+        return self._denoiser.full(x, step, self._guidance.conditioning(rows, call))
 
     def _scaled(self, samples: Tensor, step: int | None) -> Tensor:
         if step is None:

@@ -71,6 +71,14 @@ class Guidance:
             return x
         return torch.cat([x, take(call.sample[:, channels:], self.network_rows(rows, call))], dim=1)
 
+    def conditioning(self, rows: Rows, call: UNetCall) -> dict[str, Tensor]:
+        """The network's other arguments for these samples; what is not one entry per row stays as it is."""
+        network_rows, batch_size = self.network_rows(rows, call), call.sample.shape[0]
+        return {
+            name: take(value, network_rows) if value.ndim and value.shape[0] == batch_size else value
+            for name, value in call.cond.items()
+        }
+
     def network_rows(self, rows: Rows, call: UNetCall) -> Rows:
         """The network's rows that belong to these samples of a batch."""
         if rows is None or self.copies == 1:

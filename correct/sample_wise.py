@@ -101,15 +101,11 @@ def row_by_row(function: Callable[..., Any]) -> Callable[..., Any]:
         if rows == 1:
             return function(*args, **kwargs)
 
-        def of(value: Any, row: int) -> Any:
-            is_batch = isinstance(value, Tensor) and value.ndim and len(value) == rows
-            return value[row : row + 1] if is_batch else value
-
         return _joined(
             [
                 function(
-                    *(of(value, row) for value in args),
-                    **{name: of(value, row) for name, value in kwargs.items()},
+                    *(_row_of(value, row, rows) for value in args),
+                    **{name: _row_of(value, row, rows) for name, value in kwargs.items()},
                 )
                 for row in range(rows)
             ]
@@ -136,7 +132,10 @@ def _joined(outputs: Sequence[Any]) -> Any:
 
 
 def _row(cond: Conditioning, row: int, rows: int) -> dict[str, Tensor]:
-    return {
-        name: value[row : row + 1] if value.ndim and value.shape[0] == rows else value
-        for name, value in cond.items()
-    }
+    return {name: _row_of(value, row, rows) for name, value in cond.items()}
+
+
+def _row_of(value: Any, row: int, rows: int) -> Any:
+    """A row of what has one for each image; everything else as it is."""
+    is_batch = isinstance(value, Tensor) and value.ndim and len(value) == rows
+    return value[row : row + 1] if is_batch else value

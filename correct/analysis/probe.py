@@ -17,7 +17,6 @@ from torch import Tensor
 
 from errata.compress.network.denoiser import Denoiser, UNetDenoiser
 from errata.compress.network.run import UNetCall
-from errata.correct.corrector import take
 from errata.correct.guidance import Guidance
 from errata.correct.noise_levels import NoiseLevels
 from errata.errors import ErrataError, PlanError
@@ -124,11 +123,7 @@ class Probe:
         return self.guidance.prediction([raw.to(wide) for raw in raws], x).flatten(1).double()
 
     def _raw(self, full: Full, scaled: Tensor, rows: Tensor, call: UNetCall) -> Tensor:
-        network_rows, batch_size = self.guidance.network_rows(rows, call), call.sample.shape[0]
-        cond = {
-            name: take(value, network_rows) if value.ndim and value.shape[0] == batch_size else value
-            for name, value in call.cond.items()
-        }
+        cond = self.guidance.conditioning(rows, call)
         return full(self.guidance.expand(scaled, rows, call), call.step, cond)
 
     def _full(self, x: Tensor, step: int, cond: Mapping[str, Tensor]) -> Tensor:
