@@ -89,7 +89,8 @@ class Setting:
     """Where a corrector works; known before anything is generated.
 
     Attributes:
-        steps: denoiser calls that the plan selects and the method serves, sorted.
+        steps: denoiser calls that the plan selects and the method serves, sorted; of a sampling step, all of
+            its calls or none.
         schedule: which calls are full, which cached.
         timesteps: of every call.
         levels: how noisy the samples are at every call; None where the scheduler's rule is not known.

@@ -133,13 +133,13 @@ def _judged(setting: Setting) -> frozenset[int]:
     Cached steps after the last scheduled full one have none after them, so those refreshed there are judged
     where that one is selected.
     """
-    calls, full_steps = setting.schedule.calls_per_step, setting.schedule.full_steps
-    selected = {step - step % calls for step in setting.steps}
-    refreshed = {step - step % calls for step in setting.refreshed}
-    closing = {step: min((e for e in full_steps if e > step), default=max(full_steps)) for step in refreshed}
-    return frozenset(
-        selected | {step for step in refreshed if closing[step] - closing[step] % calls in selected}
-    )
+    judged = {step for step in setting.steps if setting.schedule.stream(step) == 0}
+    starts = [start for start, _ in setting.schedule.groups]
+    for step in setting.refreshed:
+        closing = next((start for start in starts if start > step), starts[-1])
+        if setting.schedule.stream(step) == 0 and closing in setting.steps:
+            judged.add(step)
+    return frozenset(judged)
 
 
 def growth(step: int, end: int, reads: tuple[int, ...]) -> float:

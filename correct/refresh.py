@@ -39,10 +39,8 @@ class _Refreshing(Corrector):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        calls = setting.schedule.calls_per_step
-        self._blocks = {step // calls for step in setting.steps}  # whole steps of the sampler
-        self._calls = calls
+        self._steps = self.taps
         self.taps = frozenset()
 
     def before_call(self, view: CallView) -> Evaluation | None:
-        return Evaluation(kind="full") if view.step // self._calls in self._blocks else None
+        return Evaluation(kind="full") if view.step in self._steps else None
