@@ -34,7 +34,7 @@ from errata.correct import (
     Refresh,
     SecondOrder,
 )
-from errata.correct.planner.costs import plain_evaluations
+from errata.correct.costs import plain_evaluations
 from errata.correct.sampling import FloatSampler, PlanSampler, Sampler, batches_of, default_inputs
 from errata.embedded import PIPELINE
 from errata.errors import PlanError

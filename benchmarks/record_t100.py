@@ -23,7 +23,7 @@ from tqdm import tqdm
 from errata import calibration, compress, deploy
 from errata.calibration import CalibrationSet
 from errata.correct import IEC, Plan
-from errata.correct.planner.costs import Costs, measure_costs
+from errata.correct.costs import Costs, measure_costs
 from errata.correct.sampling import FloatSampler, PlanSampler, Sampler, batches_of, default_inputs
 from errata.deploy import DeployedPipeline
 from errata.embedded import PIPELINE

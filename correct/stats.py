@@ -11,6 +11,7 @@ from torch import Tensor
 from errata.compress.network.denoiser import Denoiser
 from errata.compress.recipes.schedule import StepKind
 from errata.correct.corrector import Rows
+from errata.correct.costs import price
 from errata.errors import ErrataError
 
 
@@ -89,9 +90,9 @@ def overhead(stats: RunStats, denoiser: Denoiser) -> float:
 
     Costs are those of `denoiser` at the run's batch size; the first call at a new shape measures them.
     """
-    return _seconds(stats.extra, denoiser, stats.batch_size) / _seconds(
-        stats.base, denoiser, stats.batch_size
-    )
+    kinds = stats.base | stats.extra
+    costs = {kind: denoiser.cost(kind, batch_size=stats.batch_size) for kind in kinds}
+    return price(stats.extra, costs) / price(stats.base, costs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,10 +170,6 @@ class StepRecord:
 def changed_kind(scheduled: StepKind, made: StepKind) -> dict[StepKind, float]:
     """What an evaluation of another kind than scheduled adds and takes away."""
     return {} if scheduled == made else {made: 1.0, scheduled: -1.0}
-
-
-def _seconds(counts: Mapping[StepKind, float], denoiser: Denoiser, batch_size: int) -> float:
-    return sum(count * denoiser.cost(kind, batch_size=batch_size) for kind, count in counts.items())
 
 
 def _sum(*counts: Mapping[StepKind, float]) -> dict[StepKind, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from errata.correct import Plan
-from errata.correct.planner.costs import Costs
+from errata.correct.costs import Costs
 from errata.quality.intervals import Estimate
 from errata.quality.reference import Reference
 from errata.report.results import FLOAT, Row

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from errata.calibration import model_fingerprint
 from errata.correct import Plan
 from errata.correct.corrector import Method
-from errata.correct.planner.costs import Costs, measure_costs
+from errata.correct.costs import Costs, measure_costs
 from errata.correct.sampling import FloatSampler, Inputs, PlanSampler, Sampler, batches_of, default_inputs
 from errata.deploy import DeployedPipeline
 from errata.directories import staged_directory

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from errata.compress.recipes.schedule import StepKind
-from errata.correct.planner.costs import Costs, price
+from errata.correct.costs import Costs, price
 from errata.correct.sampling import Sampled
 from errata.quality.frechet import (
     FeatureStatistics,

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from errata.compress.recipes.schedule import CacheSchedule, StepKind
 from errata.correct.corrector import Method
+from errata.correct.costs import Costs, overhead_of
 from errata.correct.epsilon_scaling import EpsilonScaling
 from errata.correct.forecast import Forecast
 from errata.correct.hindsight import Hindsight
 from errata.correct.iec import IEC
 from errata.correct.lookahead import Lookahead
-from errata.correct.planner.costs import Costs, overhead_of
 from errata.correct.planner.placements import Unit, intervals, placements, sampler_steps
 from errata.correct.plans import Plan
 from errata.correct.refresh import Refresh

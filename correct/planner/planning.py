@@ -10,9 +10,9 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from errata.correct.costs import Costs, measure_costs, overhead_of
 from errata.correct.pipeline import wrap
 from errata.correct.planner.candidates import Candidate, cache_free_plan, candidates_for
-from errata.correct.planner.costs import Costs, measure_costs, overhead_of
 from errata.correct.planner.expectation import Expectation
 from errata.correct.planner.halving import cheapest_of_the_best, kept_of, ranked, round_sizes, total_samples
 from errata.correct.planner.metrics import AgreementMetric, FrechetMetric, Metric

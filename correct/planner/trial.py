@@ -10,8 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from errata.compress.recipes.schedule import CacheSchedule, StepKind
+from errata.correct.costs import Costs, overhead_of, plain_evaluations, price
 from errata.correct.planner.candidates import Candidate
-from errata.correct.planner.costs import Costs, overhead_of, plain_evaluations, price
 from errata.correct.planner.metrics import Metric
 from errata.correct.sampling import Sampled, Sampler
 from errata.errors import PlanError

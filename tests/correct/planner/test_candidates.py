@@ -4,8 +4,8 @@ import pytest
 
 from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import IEC
+from errata.correct.costs import Costs, overhead_of, plain_evaluations
 from errata.correct.planner.candidates import Candidate, cache_free_plan, candidates_for
-from errata.correct.planner.costs import Costs, overhead_of, plain_evaluations
 from errata.correct.plans import Plan
 from errata.correct.sampling import PlanSampler, default_inputs
 from errata.deploy import DeployedPipeline
