@@ -110,7 +110,7 @@ def compressed_of(
 def folder_of(options: argparse.Namespace, kind: str, recipe: str) -> Path:
     """Return where an artifact or a compressed pipeline lies."""
     (options.work / kind).mkdir(exist_ok=True)
-    folder: Path = options.work / kind / recipe.replace(":", "_").replace("=", "_")
+    folder: Path = options.work / kind / recipe.translate(str.maketrans(":=/", "___"))
     return folder
 
 

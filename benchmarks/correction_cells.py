@@ -33,6 +33,7 @@ from errata.correct import (
     Plan,
     Refresh,
     SecondOrder,
+    fit_forecast,
 )
 from errata.correct.costs import plain_evaluations
 from errata.correct.sampling import FloatSampler, PlanSampler, Sampler, batches_of, default_inputs
@@ -43,31 +44,31 @@ from errata.report.assembly import FLOAT_KEY, Key
 from errata.report.tally import Tally
 
 MORE_STEPS = "more-steps"
-# Plans that an artifact cannot serve are left out of its part of the table. These come first, everywhere:
+# Plans that an artifact cannot serve are left out of its part of the table. These come first, everywhere;
+# "fitted" is a forecast that is fitted to the artifact, see `Bench.plan`.
+FITTED = "fitted"
 FIRST = {
     "none": Plan.none(),
+    "hindsight": Plan(Hindsight()),
     "forecast-1": Plan(Forecast(order=1)),
     "forecast-1+hindsight": Plan(Forecast(order=1)) + Plan(Hindsight()),
-    "forecast-1+hindsight-0.7": Plan(Forecast(order=1)) + Plan(Hindsight(gain=0.7)),
-    "hindsight": Plan(Hindsight()),
+    "fitted+hindsight": Plan(Hindsight()),
     "lookahead": Plan(Lookahead()),
-    "lookahead-2+hindsight": Plan(Lookahead(order=2)) + Plan(Hindsight()),
-    "iec": Plan(IEC(), "all"),
     "refresh": Plan(Refresh(), "middle"),
+    "refresh+forecast-1+hindsight": Plan(Refresh(), "middle") + Plan(Forecast(order=1)) + Plan(Hindsight()),
+    "iec": Plan(IEC(), "all"),
 }
 LATER = {
-    "forecast-2": Plan(Forecast(order=2)),
-    "lookahead-2": Plan(Lookahead(order=2)),
-    "forecast-2+iec": Plan(Forecast(order=2)) + Plan(IEC(), "all"),
-    "second-order": Plan(SecondOrder(), "all"),
-    "scaling-1.002": Plan(EpsilonScaling(scale=1.002)),
-    "scaling-1.005": Plan(EpsilonScaling(scale=1.005)),
     "iec-ends-4": Plan(IEC(), "ends:1/4"),
     "iec-ends-10": Plan(IEC(), "ends:1/10"),
     "iec-ends-20": Plan(IEC(), "ends:1/20"),
-    "forecast-3": Plan(Forecast(order=3)),
+    "second-order": Plan(SecondOrder(), "all"),
+    "scaling-1.002": Plan(EpsilonScaling(scale=1.002)),
+    "scaling-1.005": Plan(EpsilonScaling(scale=1.005)),
 }
 PLANS = FIRST | LATER
+# Images that a forecast is fitted to, and the seed of the first: none that any row is measured on.
+FITTED_TO, FITTED_FROM = 32, 1_000_000
 # How much dearer than with IEC a run may be and count as equally dear: its steps are whole.
 LEEWAY = 1.03
 # Calls of each kind that are timed, after others that are not; medians are taken.
@@ -132,13 +133,28 @@ class Bench:
         file.parent.mkdir(parents=True, exist_ok=True)
         save_arrays(file, tally.arrays() | {"made_of": np.asarray(self._made_of(key))})
 
+    def plan(self, key: Key) -> Plan:
+        """Return a row's plan; a forecast is fitted once and kept."""
+        if not key[1].startswith(FITTED):
+            return PLANS.get(key[1], Plan.none())
+        file = self.folder / FITTED / f"{spelled(key[0])}.json"
+        digest = self.digest(key[0])
+        fitted = Plan.load(file) if file.is_file() else None
+        if fitted is None or fitted.artifact != digest:
+            deployed = self.deployed(key[0])
+            method = fit_forecast(deployed, samples=FITTED_TO, seed=FITTED_FROM, progress=False)
+            fitted = Plan(method, artifact=digest)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            fitted.save(file)
+        return fitted + PLANS[key[1]]
+
     def costs(self, artifact: str) -> dict[str, float]:
         """Return seconds of a call of each kind and of the float model's, measured once, in one process."""
         if artifact not in self._costs:
             file = self.folder / "costs" / f"{spelled(artifact)}.json"
-            digest = self._manifest(artifact)["manifest_sha256"]
+            digest = self.digest(artifact)
             if not file.is_file() or json.loads(file.read_text())["artifact"] != digest:
-                measured = call_seconds(self._deployed(artifact, self.options.steps), self.pipe)
+                measured = call_seconds(self.deployed(artifact), self.pipe)
                 write_text(file, json.dumps({"artifact": digest, "seconds": measured}) + "\n")
             self._costs[artifact] = json.loads(file.read_text())["seconds"]
         return self._costs[artifact]
@@ -150,8 +166,7 @@ class Bench:
                 self.pipe, num_inference_steps=steps, calls=steps, seed=part.seed, inputs=default_inputs
             )
         deployed = self._deployed(key[0], self._steps_of(key))
-        plan = PLANS.get(key[1], Plan.none())
-        return PlanSampler(deployed, plan, seed=part.seed, inputs=default_inputs)
+        return PlanSampler(deployed, self.plan(key), seed=part.seed, inputs=default_inputs)
 
     def _float_images(self, part: Part) -> Tensor:
         if self.stored(FLOAT_KEY, part) is None:
@@ -163,6 +178,15 @@ class Bench:
     def more_steps(self, artifact: str) -> int:
         """Return how many sampler steps "more-steps" takes."""
         return more_steps(artifact, self.schedule(artifact), self.costs(artifact), self._comparable)
+
+    def deployed(self, artifact: str) -> deploy.DeployedPipeline:
+        """Return the artifact at the usual number of steps, loaded."""
+        return self._deployed(artifact, self.options.steps)
+
+    def digest(self, artifact: str) -> str:
+        """Return what names the artifact's bytes."""
+        digest: str = self._manifest(artifact)["manifest_sha256"]
+        return digest
 
     def _steps_of(self, key: Key) -> int:
         steps: int = self.options.steps
@@ -194,10 +218,10 @@ class Bench:
     def _made_of(self, key: Key) -> str:
         if key == FLOAT_KEY:
             return json.dumps({"weights": self._weights, "steps": self.options.steps})
-        made_of = {"artifact": self._manifest(key[0])["manifest_sha256"]}
+        made_of = {"artifact": self.digest(key[0])}
         if key[1] == MORE_STEPS:
             return json.dumps(made_of | {"steps": self._steps_of(key)})
-        return json.dumps(made_of | {"plan": PLANS[key[1]].to_json()})
+        return json.dumps(made_of | {"plan": self.plan(key).to_json()})
 
     def _file(self, key: Key, part: Part) -> Path:
         name = f"{key[1]}-seed{part.seed}-samples{part.samples}.npz"
@@ -207,7 +231,7 @@ class Bench:
 
 def spelled(artifact: str) -> str:
     """Return the name of a recipe as that of a folder."""
-    return artifact.replace(":", "_").replace("=", "_")
+    return artifact.translate(str.maketrans(":=/", "___"))
 
 
 @torch.no_grad()
@@ -247,9 +271,10 @@ def served_plans(wanted: Sequence[str], schedule: CacheSchedule) -> list[str]:
     served: dict[object, str] = {}
     for name in wanted:
         try:
-            served.setdefault(PLANS[name].placed(schedule), name)
+            placed = PLANS[name].placed(schedule)
         except PlanError:
             continue
+        served.setdefault((name.startswith(FITTED), placed), name)
     return list(served.values())
 
 

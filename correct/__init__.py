@@ -21,6 +21,8 @@ from errata.correct.corrector import (
 )
 from errata.correct.diffier import DiffIER
 from errata.correct.epsilon_scaling import EpsilonScaling
+from errata.correct.fitted_forecast import FittedForecast
+from errata.correct.fitting import fit_forecast
 from errata.correct.forecast import Forecast
 from errata.correct.hindsight import Hindsight
 from errata.correct.iec import IEC
@@ -49,6 +51,7 @@ __all__ = [
     "EpsilonScaling",
     "Evaluation",
     "Expectation",
+    "FittedForecast",
     "Forecast",
     "Hindsight",
     "Langevin",
@@ -66,6 +69,7 @@ __all__ = [
     "amplification",
     "attach",
     "candidates_for",
+    "fit_forecast",
     "overhead",
     "plan",
     "trajectory_error",

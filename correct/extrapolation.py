@@ -80,6 +80,15 @@ def combined(basis: Sequence[float], differences: Sequence[Tensor]) -> Tensor:
     return total
 
 
+def weighted_sum(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    """Σ_k weights_k values_k, float32 or wider; one pass over memory for each value."""
+    wide = torch.promote_types(values[0].dtype, torch.float32)
+    total = values[0].to(wide) * weights[0]
+    for weight, value in zip(weights[1:], values[1:], strict=True):
+        total = torch.add(total, value.to(wide), alpha=weight)
+    return total
+
+
 def _are_the_same(one: Sequence[tuple[int, Tensor]], other: Sequence[tuple[int, Tensor]]) -> bool:
     return len(one) == len(other) and all(
         a[0] == b[0] and a[1] is b[1] for a, b in zip(one, other, strict=True)

@@ -49,7 +49,7 @@ class Forecast(StoredDataclass):
 
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
         """The cached steps after the second full one; before it there is nothing to extrapolate from."""
-        return cached_steps(schedule, after=schedule.groups[1][0] if len(schedule.groups) > 1 else None)
+        return forecast_steps(schedule)
 
     def check(self, setting: Setting) -> None:
         """See `Method.check`: it works with every scheduler."""
@@ -81,6 +81,11 @@ class _Forecasting(Corrector):
             basis = hermite_basis(positions, view.step, sigma=self._choices.sigma)
         feature = combined(basis, differences).to(view.stored[-1][1].dtype)
         return Evaluation(kind="cached", feature=feature, reads=tuple(step for step, _ in newest_first))
+
+
+def forecast_steps(schedule: CacheSchedule) -> tuple[int, ...]:
+    """Cached steps before which two full ones have passed, sorted."""
+    return cached_steps(schedule, after=schedule.groups[1][0] if len(schedule.groups) > 1 else None)
 
 
 def cached_steps(schedule: CacheSchedule, *, after: int | None = 0) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from errata.correct.choices import is_count, is_number, require
 from errata.correct.config_json import StoredDataclass
 from errata.correct.corrector import CallView, Corrector, Evaluation, Features, Method, Setting, StepView
 from errata.correct.extrapolation import Differences, combined, newton_basis
+from errata.correct.fitted_forecast import FittedForecast
 from errata.correct.forecast import Forecast, cached_steps
 from errata.correct.refresh import Refresh
 from errata.errors import PlanError
@@ -134,7 +135,8 @@ def refuse_idle(placed: Sequence[tuple[Method, tuple[int, ...]]], schedule: Cach
         taken = {
             step
             for other, (rival, rivals_steps) in enumerate(placed)
-            if isinstance(rival, Refresh) or (isinstance(rival, Forecast | Lookahead) and other > place)
+            if isinstance(rival, Refresh)
+            or (isinstance(rival, Forecast | FittedForecast | Lookahead) and other > place)
             for step in rivals_steps
         }
         for start, end in schedule.groups:

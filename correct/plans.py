@@ -13,6 +13,7 @@ from errata.correct.config_json import fields_of
 from errata.correct.corrector import Method
 from errata.correct.diffier import DiffIER
 from errata.correct.epsilon_scaling import EpsilonScaling
+from errata.correct.fitted_forecast import FittedForecast
 from errata.correct.forecast import Forecast
 from errata.correct.hindsight import Hindsight
 from errata.correct.iec import IEC
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _KINDS: tuple[type[Method], ...] = (
     DiffIER,
     EpsilonScaling,
+    FittedForecast,
     Forecast,
     Hindsight,
     IEC,

@@ -87,11 +87,16 @@ def batches_of(samples: int, batch_size: int, *, first: int = 0) -> list[range]:
     return [range(start, min(start + batch_size, samples)) for start in starts]
 
 
+def generators_of(indices: range, seed: int) -> list[torch.Generator]:
+    """One for each image, so that image i starts from the noise of `seed + i` in any batch."""
+    return [torch.Generator().manual_seed(seed + index) for index in indices]
+
+
 def _timed(
     pipeline: Callable[..., Any], arguments: Mapping[str, Any], indices: range, seed: int
 ) -> tuple[Tensor, float]:
     """Images and wall-clock seconds; the copy to the CPU waits for the device, so the clock does too."""
-    generators = [torch.Generator().manual_seed(seed + index) for index in indices]
+    generators = generators_of(indices, seed)
     start = time.perf_counter()
     output = pipeline(**arguments, generator=generators, output_type="np")
     seconds = time.perf_counter() - start

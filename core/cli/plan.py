@@ -70,7 +70,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    check_seeds(args.seed, 2 * args.samples)
+    check_seeds(args.seed, 3 * args.samples)  # of the search, the expectation, and what is fitted
     _check_place(args.out)
 
     from errata import deploy, quality

@@ -13,6 +13,7 @@ from errata.compress.recipes.schedule import CacheSchedule, StepKind
 from errata.correct.corrector import Method
 from errata.correct.costs import Costs, overhead_of
 from errata.correct.epsilon_scaling import EpsilonScaling
+from errata.correct.fitted_forecast import FittedForecast
 from errata.correct.forecast import Forecast
 from errata.correct.hindsight import Hindsight
 from errata.correct.iec import IEC
@@ -58,11 +59,14 @@ class Candidate:
         return Candidate(name=f"{self.name} + {other.name}", plan=self.plan + other.plan, extra=extra)
 
 
-def candidates_for(schedule: CacheSchedule, costs: Costs, max_overhead: float) -> list[Candidate]:
+def candidates_for(
+    schedule: CacheSchedule, costs: Costs, max_overhead: float, *, fitted: FittedForecast | None = None
+) -> list[Candidate]:
     """What the planner tries unless it is told: all within the budget, those that cost nothing first.
 
     A forecast and hindsight cost nothing, so they are also tried with what corrects a cached run for a price.
-    Methods that need guidance or draw noise (DiffIER, Langevin) are not among them.
+    Methods that need guidance or draw noise (DiffIER, Langevin) are not among them. `fitted` is what
+    `fit_forecast` made for this schedule; None leaves it out.
     """
     menu = _Menu(schedule, costs, max_overhead)
     scaled = [menu.free(f"EpsilonScaling {scale}", EpsilonScaling(scale=scale)) for scale in _SCALES]
@@ -74,6 +78,8 @@ def candidates_for(schedule: CacheSchedule, costs: Costs, max_overhead: float) -
     back = menu.free("Hindsight", Hindsight())
     both = forecasts[0] + back
     free = [*scaled, *forecasts, back, both, forecasts[1] + back]
+    if fitted is not None:
+        free += [menu.free("Forecast fitted", fitted), menu.free("Forecast fitted", fitted) + back]
     ahead, refreshed = [*menu.lookaheads(Lookahead())], [*menu.refreshes()]
     combined = [forecasts[0] + each + back for each in ahead]
     combined += [each + both for each in (*refined, *refreshed)]

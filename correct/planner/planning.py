@@ -11,6 +11,9 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from errata.correct.costs import Costs, measure_costs, overhead_of
+from errata.correct.fitted_forecast import FittedForecast
+from errata.correct.fitting import FitChoices, fit_forecast
+from errata.correct.forecast import forecast_steps
 from errata.correct.pipeline import wrap
 from errata.correct.planner.candidates import Candidate, cache_free_plan, candidates_for
 from errata.correct.planner.expectation import Expectation
@@ -54,6 +57,9 @@ def plan(
     activation scales belong to the recorded steps, so the many steps are those. Such a run tells what caching
     costs, not what quantization does; an artifact without a cache would be compared with itself.
 
+    For an artifact with a cache, a forecast is fitted first, to images that neither the search nor the
+    expectation sees (`fit_forecast`).
+
     The costs of denoiser calls are measured at the start; where they are as they were, the plan is, too.
 
     Args:
@@ -63,7 +69,7 @@ def plan(
         samples: images of a finalist; as many again are made for what is expected of the plan.
         batch_size: images per batch; costs are measured at it.
         seed: of image 0; image i has the seed `seed + i`. The search uses images 0 to `samples - 1`, the
-            expectation the `samples` that follow.
+            expectation the `samples` that follow, a fitted forecast a few after those.
         inputs: the pipeline's keyword arguments for a batch of image indices, 0 to `2 * samples - 1`; None
             is right for pipelines that draw from noise alone.
         candidates: what to choose from; None means `candidates_for(deployed.schedule, …)`.
@@ -81,7 +87,11 @@ def plan(
     PlanSampler(deployed, Plan.none(), seed=seed, inputs=used_inputs).sample(range(1))  # shows the shape
     costs = measure_costs(deployed, batch_size=min(batch_size, samples))
     if candidates is None:
-        candidates = _usable(candidates_for(deployed.schedule, costs, max_overhead), deployed)
+        fitted = _fitted(
+            deployed, samples, batch_size, seed=seed + 2 * samples, inputs=used_inputs, progress=progress
+        )
+        offered = candidates_for(deployed.schedule, costs, max_overhead, fitted=fitted)
+        candidates = _usable(offered, deployed)
     search = _Search(deployed, metric, costs, seed=seed, inputs=used_inputs, progress=progress)
     affordable = search.affordable(candidates, max_overhead)
     winner = search.winner(affordable, samples=samples, batch_size=batch_size)
@@ -199,6 +209,22 @@ def _metric(deployed: DeployedPipeline, reference: Reference | None, *, seed: in
         )
     target = PlanSampler(deployed, cache_free_plan(), seed=seed, inputs=inputs)
     return AgreementMetric(target, reference=CACHE_FREE)
+
+
+def _fitted(
+    deployed: DeployedPipeline, samples: int, batch_size: int, *, seed: int, inputs: Inputs, progress: bool
+) -> FittedForecast | None:
+    """A forecast fitted to other noise than any that the search or the expectation starts from."""
+    if not forecast_steps(deployed.schedule):
+        return None
+    return fit_forecast(
+        deployed,
+        samples=min(samples, FitChoices().samples),
+        batch_size=batch_size,
+        seed=seed,
+        inputs=inputs,
+        progress=progress,
+    )
 
 
 def _usable(candidates: Sequence[Candidate], deployed: DeployedPipeline) -> list[Candidate]:

@@ -28,6 +28,7 @@ from errata.correct import (
     SecondOrder,
     Setting,
     StepView,
+    fit_forecast,
     wrap,
 )
 from errata.correct.evaluations import Evaluations
@@ -113,6 +114,24 @@ def expected_extra(method: Any, schedule: CacheSchedule) -> dict[str, float]:
             return {"full": float(served), "cached": -float(served)}
         case _:
             return {}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "sd latent upscale"])  # it has no cache
+def test_a_forecast_is_fitted_to_its_features(
+    name: str, small_pipeline: Build, small_artifact: Artifact
+) -> None:
+    small, deployed = small_pipeline(name), small_artifact(name)
+    plain, every = latents(small, deployed), latents(small, wrap(deployed, Plan(Refresh())))
+    fitted = fit_forecast(
+        deployed, samples=2, batch_size=2, inputs=lambda batch: small.inputs, progress=False
+    )
+    served = Forecast().serves(deployed.schedule)
+    assert [len(row) for row in fitted.weights] == [
+        2 if call in served else 0 for call in range(deployed.schedule.num_steps)
+    ]
+    found = latents(small, wrap(deployed, Plan(fitted)))
+    assert distance(found, plain) > 10 * TOLERANCE
+    assert distance(found, every) < 2 * distance(plain, every)  # no extrapolation gone wild
 
 
 @pytest.mark.parametrize("name", NAMES)

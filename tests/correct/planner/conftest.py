@@ -30,7 +30,11 @@ class ImagePipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def __call__(
-        self, batch_size: int, generator: list[torch.Generator], num_inference_steps: int, output_type: str
+        self,
+        batch_size: int,
+        generator: list[torch.Generator],
+        num_inference_steps: int,
+        output_type: str = "np",
     ) -> SimpleNamespace:
         assert (len(generator), output_type) == (batch_size, "np")
         self.scheduler.set_timesteps(num_inference_steps)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from errata.correct import IEC, Forecast, Plan, Refresh, wrap
+from errata.correct import IEC, FittedForecast, Forecast, Plan, Refresh, fit_forecast, wrap
 from errata.correct.corrector import Method
 from errata.correct.planner.candidates import Candidate
 from errata.correct.planner.planning import CACHE_FREE, plan
@@ -81,6 +81,26 @@ def test_the_plan_keeps_to_the_budget(
         assert corrected.overhead() <= budget + 1e-9
         assert found.expected is not None
         assert found.expected.overhead == pytest.approx(corrected.overhead(), abs=1e-9)
+
+
+def test_a_forecast_is_fitted_to_images_that_nothing_else_uses(
+    deployed: DeployedPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def noted(deployed: DeployedPipeline, **options: Any) -> FittedForecast:
+        asked.append(options)
+        return fit_forecast(deployed, **options)
+
+    monkeypatch.setattr("errata.correct.planner.planning.fit_forecast", noted)
+    found = plan(deployed, 0.0, samples=8, batch_size=4, seed=3, progress=False)
+    assert [(each["seed"], each["samples"], each["batch_size"]) for each in asked] == [(3 + 2 * 8, 8, 4)]
+    assert found.expected is not None
+    tried = found.expected.candidates_tried
+    monkeypatch.setattr("errata.correct.planner.planning.fit_forecast", lambda *args, **options: None)
+    without = plan(deployed, 0.0, samples=8, batch_size=4, seed=3, progress=False).expected
+    assert without is not None
+    assert tried == without.candidates_tried + 2  # alone, and with Hindsight
 
 
 def test_with_budget_enough_a_run_without_a_cache_agrees_entirely(deployed: DeployedPipeline) -> None:
