@@ -146,8 +146,11 @@ class Correction:
         shift: added to the sample that this step returns; shifts of several methods add up.
         features: replace what the cache holds; None keeps it.
         features_step: the call at which they were made, if it was another one than this.
-        residuals: for each iteration, the rows that it refined and the residual of each, `(rows,)`.
-        diverged: which samples kept an earlier iterate because the next one was worse, `(B,)`, bool.
+        residuals: for each iteration, the rows that it refined and the residual of each, `(rows,)`. Where
+            only the device knows which, a mask `(B,)`, bool, takes the place of their indices, with a number
+            for each sample, `(B,)`.
+        diverged: which samples kept an iterate because the next one moved further than the first, `(B,)`,
+            bool.
         notes: further numbers, one for each sample, `(B,)`, by name.
     """
 

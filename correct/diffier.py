@@ -41,6 +41,7 @@ from errata.correct.choices import is_count, is_number, require
 from errata.correct.config_json import StoredDataclass
 from errata.correct.corrector import Correction, Corrector, Noise, Rows, Setting, StepView
 from errata.correct.noise_levels import required
+from errata.correct.waiting import is_free_to_read
 from errata.errors import PlanError
 
 
@@ -112,41 +113,30 @@ def descend(eps: Tensor, noise: Noise, choices: DiffIER) -> tuple[Tensor, list[t
     """The loop, from `eps` `(B, …)`, float32 or wider; `noise` as in `StepView`.
 
     Samples that have converged are masked, not taken out of the batch, so on an accelerator all iterations
-    are queued without waiting for it. It is waited for once, after the loop, to say which samples took how
-    many.
+    are queued without waiting for it.
 
     Returns:
-        ε after the last iteration of each sample; for each iteration the rows that it moved and, of each,
-        |L_k - L_{k-1}| (L_0 at first); how many iterations each sample took, `(B,)`, in the type of `eps`.
+        ε after the last iteration of each sample; for each iteration which samples it moved and, of each,
+        |L_k - L_{k-1}| (L_0 at first), as in `Correction.residuals`; how many iterations each sample took,
+        `(B,)`, in the type of `eps`.
     """
     moves = torch.ones(len(eps), dtype=torch.bool, device=eps.device)
     previous = torch.zeros(len(eps), dtype=eps.dtype, device=eps.device)
-    moved, changes = [], []
+    residuals: list[tuple[Rows, Tensor]] = []
+    iterations = torch.zeros_like(previous)
     for k in range(choices.max_iterations):
         difference = eps - noise(k).to(eps.dtype)
         loss = difference.square().flatten(1).mean(dim=1)
         eps = torch.where(_spread(moves, eps), eps - choices.step_size * 2 * difference, eps)
-        moved.append(moves)
-        changes.append((loss - previous).abs())
+        change = (loss - previous).abs()
+        residuals.append((None if k == 0 else moves, change))
+        iterations += moves
         if k > 0:
-            moves = moves & ~(changes[-1] < choices.threshold)
+            moves = moves & ~(change < choices.threshold)
         previous = loss
-        if moves.device.type == "cpu" and not moves.any():
+        if is_free_to_read(moves) and not moves.any():
             break
-    table = torch.stack(moved)
-    return eps, _by_rows(table, changes), table.sum(dim=0).to(eps.dtype)
-
-
-def _by_rows(moved: Tensor, changes: list[Tensor]) -> list[tuple[Rows, Tensor]]:
-    """Of each iteration, the samples that it moved; iterations that moved none are left out."""
-    residuals: list[tuple[Rows, Tensor]] = []
-    for of_samples, change in zip(moved.cpu(), changes, strict=True):
-        rows = of_samples.nonzero().flatten().to(change.device)
-        if len(rows) == len(change):
-            residuals.append((None, change))
-        elif len(rows):
-            residuals.append((rows, change[rows]))
-    return residuals
+    return eps, residuals, iterations
 
 
 def _spread(per_sample: Tensor, like: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from errata.errors import PlanError
 REFIT = "fit it with errata.correct.fit_forecast(deployed), or let `errata plan` do it"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FittedForecast(StoredDataclass):
     """At cached steps, reads a weighted sum of the last full steps' features, at no evaluation.
 
@@ -52,6 +52,11 @@ class FittedForecast(StoredDataclass):
         rows = self.weights if isinstance(self.weights, tuple) else ()
         if not any(rows) or not all(map(_is_row, rows)):
             raise PlanError(f"FittedForecast needs finite weights for every denoiser call; {REFIT}")
+
+    def __repr__(self) -> str:
+        """Without its numbers, which are many."""
+        fitted = sum(map(bool, self.weights))
+        return f"FittedForecast(order={max(map(len, self.weights)) - 1}, fitted for {fitted} steps)"
 
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
         """The cached steps after the second full one, as `Forecast`."""

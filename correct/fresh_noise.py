@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from errata.correct.waiting import sent
+
 
 class FreshNoise:
     """Standard normal noise of one run, each image's own.
@@ -33,7 +35,7 @@ class FreshNoise:
         """Noise of the shape, type and device of a batch `(B, …)`; drawn on the CPU, so alike everywhere."""
         drawn = f"{step}/{place}/{draw}"
         rows = [self._row(index, like.shape[1:], drawn) for index in range(like.shape[0])]
-        return torch.stack(rows).to(like.device, like.dtype)
+        return sent(torch.stack(rows), like)
 
     def _row(self, index: int, shape: torch.Size, drawn: str) -> Tensor:
         rounds, place = divmod(index, len(self._states))  # more images than generators: from the start again

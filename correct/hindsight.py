@@ -23,22 +23,36 @@ It is added to the next sample, as (a_(e+1)/a_e) Δ_e. The last interval has no 
 its error, unless the plan refreshes a step in it.
 
 Source: this project. It assumes a deterministic sampler; one that adds noise at every step forgets part of
-the error by itself.
+the error by itself. Of a `FittedForecast` it takes the error to grow as that of a polynomial would.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct.choices import is_number, require
 from errata.correct.config_json import StoredDataclass
-from errata.correct.corrector import CallView, Correction, Corrector, Evaluation, Setting, StepView
+from errata.correct.corrector import (
+    CallView,
+    Correction,
+    Corrector,
+    Evaluation,
+    Method,
+    Setting,
+    StepView,
+)
+from errata.correct.fitted_forecast import FittedForecast
+from errata.correct.forecast import Forecast
+from errata.correct.lookahead import Lookahead
 from errata.correct.noise_levels import required
 from errata.correct.step_rule import require_kept_samples
+from errata.errors import PlanError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +118,8 @@ class _LookingBack(Corrector):
         return None
 
     def at_step(self, view: StepView) -> Correction | None:
-        epsilon = self._levels.epsilon(view.sample, view.prediction, view.step)
+        wide = torch.promote_types(view.sample.dtype, torch.float32)
+        epsilon = self._levels.epsilon(view.sample.to(wide), view.prediction, view.step)
         if view.kind == "cached":
             self._cached = [*self._cached, epsilon][-2:]
             return None
@@ -150,3 +165,19 @@ def growth(step: int, end: int, reads: tuple[int, ...]) -> float:
     if end in reads:
         return 0.0
     return math.prod((step - read) / (end - read) for read in reads)
+
+
+def refuse_misled(placed: Sequence[tuple[Method, tuple[int, ...]]]) -> None:
+    """Refuses a plan in which Hindsight stands before what decides how cached steps are made.
+
+    Raises:
+        PlanError: it would judge a reuse that does not take place.
+    """
+    judges = [place for place, (method, _) in enumerate(placed) if isinstance(method, Hindsight)]
+    for method, _ in placed[judges[0] :] if judges else ():
+        if isinstance(method, Forecast | FittedForecast | Lookahead):
+            name = type(method).__name__
+            raise PlanError(
+                f"Hindsight stands before {name}, so it would take back the error of features that are not "
+                f"reused; write it behind: Plan({name}(…)) + Plan(Hindsight()), or {name.lower()}+hindsight"
+            )

@@ -62,6 +62,8 @@ from errata.correct.corrector import (
     take,
 )
 from errata.correct.noise_levels import NoiseLevels
+from errata.correct.waiting import is_free_to_read
+from errata.errors import PlanError
 
 # Of the sample's own size: what two ways to round float32 differ by. A residual below it is noise, and its
 # growth says nothing.
@@ -133,8 +135,14 @@ class IEC(StoredDataclass):
         - There is no guard against divergence.
 
         Deviation: at η > 0 the code draws new noise in each refinement; here it is held fixed.
+
+        Raises:
+            PlanError: another kind.
         """
-        sizes = {"pixel": (0.5,), "latent": (1.0, 0.5)}[kind]
+        known = {"pixel": (0.5,), "latent": (1.0, 0.5)}
+        if kind not in known:
+            raise PlanError(f'IEC.official({kind!r}): kind must be "pixel" or "latent"')
+        sizes = known[kind]
         return cls(step_size=sizes, iterations=len(sizes), stopping="official")
 
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
@@ -186,7 +194,8 @@ def iterate(
     """IEC at one step, from the plain prediction; `preview` and `evaluate` as in `StepView`.
 
     Iterates are accumulated in float32 or wider. On an accelerator the stopping rule waits for the device
-    after every iteration but the last, so not at all where there is one.
+    once, after the first of several iterations: samples that have left by then cost nothing more. Who leaves
+    later is evaluated all the same, and stays as it is.
     """
     wide = torch.promote_types(prediction.dtype, torch.float32)
     iterates = _Iterates(prediction.to(wide), preview(prediction.to(wide)))
@@ -194,15 +203,12 @@ def iterate(
     rows: Rows = None
     for k in range(choices.iterations):
         step_size = choices.step_size[k] if isinstance(choices.step_size, tuple) else choices.step_size
-        eps_rows, features = evaluate(iterates.y, rows)
+        eps_rows, evaluated = evaluate(iterates.y, rows)
+        features = iterates.kept(features, evaluated)
         y_rows = iterates.refined(preview, eps_rows, rows, step_size)
-        if choices.stopping == "official":
-            if not iterates.accept_whole(y_rows, eps_rows, step_size, choices.tolerance):
-                break
-            continue
-        iterates.accept(y_rows, eps_rows, rows, step_size, guard=choices.guard)
-        if k + 1 < choices.iterations:
-            rows = iterates.unconverged(rows, choices.tolerance)
+        iterates.accept(y_rows, eps_rows, rows, step_size, choices)
+        if k + 1 < choices.iterations and (k == 0 or is_free_to_read(iterates.y)):
+            rows = iterates.remaining(rows)
             if rows is not None and len(rows) == 0:
                 break
     return Correction(
@@ -211,62 +217,83 @@ def iterate(
         features=features if features and choices.cache_after == "replace" else None,
         residuals=iterates.residuals,
         diverged=iterates.diverged if choices.iterations > 1 else None,
+        notes={"guarded": iterates.guarded.to(wide)} if choices.iterations > 1 else {},
     )
 
 
 class _Iterates:
-    """y = x^(k) and eps = ε^(k) of all samples, and what their last move was."""
+    """y = x^(k) and eps = ε^(k) of all samples, what their last move was, and who has left."""
 
     def __init__(self, prediction: Tensor, y: Tensor) -> None:
         wide = torch.promote_types(prediction.dtype, torch.float32)
         self.y, self.eps = y.to(wide), prediction.to(wide)
         self.residuals: list[tuple[Rows, Tensor]] = []
         self.diverged = torch.zeros(len(y), dtype=torch.bool, device=y.device)
+        self.guarded = self.diverged
         self._eps_y = self.eps  # the network at the iterates; of rows that left, the latest, never read
-        self._leaves = torch.zeros_like(self.diverged)
+        self._left = torch.zeros_like(self.diverged)
+        self._all_remain = True  # of the rows that are evaluated, nobody has left
         self._moved = torch.full((len(y),), float("inf"), dtype=wide, device=y.device)
         self._first = self._moved
+
+    def kept(self, features: Features, evaluated: Features) -> Features:
+        """The features of the evaluation; of samples that had left before it, those from before."""
+        if self._all_remain:
+            return evaluated
+        # With guidance in one batch, a sample has several rows.
+        left = [self._left.repeat(len(new) // len(self._left)) for new in evaluated]
+        return tuple(
+            torch.where(_spread(mask, new), old, new)
+            for mask, old, new in zip(left, features, evaluated, strict=True)
+        )
 
     def refined(self, preview: Preview, eps_rows: Tensor, rows: Rows, step_size: float) -> Tensor:
         """The next iterate of the rows, given the network at the present one."""
         self._eps_y = put(self._eps_y, rows, eps_rows.to(self._eps_y.dtype))
         return refine(take(self.y, rows), take(preview(self._eps_y), rows).to(self.y.dtype), step_size)
 
-    def accept(self, y_rows: Tensor, eps_rows: Tensor, rows: Rows, step_size: float, *, guard: bool) -> None:
-        """Moves on; under guard, rows that would move further than the time before stay."""
-        y, eps = take(self.y, rows), take(self.eps, rows)
+    def accept(self, y_rows: Tensor, eps_rows: Tensor, rows: Rows, step_size: float, choices: IEC) -> None:
+        """Moves the rows on, but for those that had left, and decides who leaves now."""
+        y, eps, left = take(self.y, rows), take(self.eps, rows), take(self._left, rows)
         moved = residual(y_rows, y)
-        size = torch.linalg.vector_norm(y.flatten(1), dim=1)
-        grew = (moved / step_size > take(self._moved, rows)) & (moved > _ROUNDING * size) & guard
-        self.residuals.append((rows, moved))
-        self.diverged = put(self.diverged, rows, grew & (moved / step_size > take(self._first, rows)))
-        self._leaves = put(self._leaves, rows, grew)
+        self._note(rows, moved, left)
+        if choices.stopping == "official":
+            change = torch.linalg.vector_norm(y_rows - y) / (torch.linalg.vector_norm(y) + 1e-6)
+            stays = leaves = left | (change < choices.tolerance)
+        else:
+            stopped = self._grew(y, moved / step_size, moved, rows) & choices.guard & ~left
+            self.guarded = put(self.guarded, rows, take(self.guarded, rows) | stopped)
+            stays = left | stopped
+            leaves = stays | (moved <= choices.tolerance)  # NaN stays in the batch, and is reported
+            has_diverged = stopped & (moved / step_size > take(self._first, rows))
+            self.diverged = put(self.diverged, rows, take(self.diverged, rows) | has_diverged)
         self._moved = put(self._moved, rows, moved / step_size)
         self._first = torch.where(self._first.isinf(), self._moved, self._first)
-        stays = grew.reshape(-1, *([1] * (y.ndim - 1)))
-        self.y = put(self.y, rows, torch.where(stays, y, y_rows))
-        self.eps = put(
-            self.eps, rows, torch.where(stays, eps, refine(eps, eps_rows.to(eps.dtype), step_size))
-        )
+        self._left = put(self._left, rows, leaves)
+        self._all_remain = False
+        refined = refine(eps, eps_rows.to(eps.dtype), step_size)
+        self.y = put(self.y, rows, torch.where(_spread(stays, y), y, y_rows))
+        self.eps = put(self.eps, rows, torch.where(_spread(stays, eps), eps, refined))
 
-    def accept_whole(self, y_new: Tensor, eps_new: Tensor, step_size: float, tolerance: float) -> bool:
-        """Moves on, unless the whole batch has converged. Waits for the device."""
-        self.residuals.append((None, residual(y_new, self.y)))
-        change = torch.linalg.vector_norm(y_new - self.y) / (torch.linalg.vector_norm(self.y) + 1e-6)
-        if float(change) < tolerance:
-            return False
-        self.y, self.eps = y_new, refine(self.eps, eps_new.to(self.eps.dtype), step_size)
-        return True
-
-    def unconverged(self, rows: Rows, tolerance: float) -> Rows:
-        """Of `rows`, those that moved further than `tolerance`, each decided alone. Waits for the device."""
-        _, moved = self.residuals[-1]
-        leaves = (moved <= tolerance) | take(self._leaves, rows)  # NaN stays, and is reported
-        kept = [index for index, is_done in enumerate(leaves.tolist()) if not is_done]
-        if len(kept) == len(moved):
+    def remaining(self, rows: Rows) -> Rows:
+        """Of `rows`, those that have not left. Waits for the device."""
+        self._all_remain = True
+        chosen = (~take(self._left, rows)).nonzero().flatten()
+        if len(chosen) == len(self._left if rows is None else rows):
             return rows
-        chosen = torch.tensor(kept, dtype=torch.int64, device=moved.device)
         return chosen if rows is None else rows[chosen]
+
+    def _grew(self, y: Tensor, rate: Tensor, moved: Tensor, rows: Rows) -> Tensor:
+        """Whether samples would move further than the time before, `(rows,)`, by more than rounding."""
+        size = torch.linalg.vector_norm(y.flatten(1), dim=1)
+        return (rate > take(self._moved, rows)) & (moved > _ROUNDING * size)
+
+    def _note(self, rows: Rows, moved: Tensor, left: Tensor) -> None:
+        if self._all_remain:
+            self.residuals.append((rows, moved))
+        else:
+            refined = put(torch.zeros_like(self._left), rows, ~left)
+            self.residuals.append((refined, put(torch.zeros_like(self._moved), rows, moved)))
 
 
 def refine(value: Tensor, target: Tensor, step_size: float) -> Tensor:
@@ -277,3 +304,7 @@ def refine(value: Tensor, target: Tensor, step_size: float) -> Tensor:
 def residual(new: Tensor, old: Tensor) -> Tensor:
     """‖new - old‖₂ of each sample, `(B,)`."""
     return torch.linalg.vector_norm((new - old).flatten(1), dim=1)
+
+
+def _spread(per_sample: Tensor, like: Tensor) -> Tensor:
+    return per_sample.reshape(-1, *([1] * (like.ndim - 1)))

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
+from errata.compress.network.denoiser import Denoiser
 from errata.compress.network.pipeline import SteppedPipeline
 from errata.compress.network.run import Run
-from errata.correct.corrector import Corrector, Setting
+from errata.correct.corrector import Corrector, Method, Setting
+from errata.correct.diffier import DiffIER
 from errata.correct.fresh_noise import FreshNoise
 from errata.correct.guidance import asked_scale, scheduler_timesteps
+from errata.correct.hindsight import refuse_misled
+from errata.correct.iec import IEC
 from errata.correct.lookahead import refuse_idle
 from errata.correct.noise_levels import NoiseLevels
 from errata.correct.plans import Plan
@@ -32,12 +37,13 @@ def wrap(deployed: DeployedPipeline, plan: Plan, *, batch_invariant: bool = Fals
         batch_invariant: evaluate the denoiser, text encoders and a VAE image by image. Given a generator for
             each, an image is then bit for bit the same alone and in a batch, at the cost of B small calls in
             place of a large one. Without it a sum in another order makes the last bits differ; no decision of
-            a correction depends on other images either way.
+            a correction depends on other images either way, but for `IEC.official()`, which is refused here.
+            AudioLDM 2 pads prompts to the longest of a batch, so there it holds for prompts of one length.
 
     Raises:
         TypeError: `deployed` is anything but a loaded artifact.
-        PlanError: the plan selects nothing that this artifact has, was made for another artifact, or names a
-            method that cannot work on it.
+        PlanError: the plan selects nothing that this artifact has, was made for another artifact, names a
+            method that cannot work on it, or methods in an order that makes no sense.
     """
     if not isinstance(deployed, DeployedPipeline):
         raise TypeError(_not_deployed(deployed))
@@ -67,11 +73,13 @@ class CorrectedPipeline:
         _check_artifact(plan, deployed)
         self._placed = plan.placed(deployed.schedule)
         refuse_idle(self._placed, deployed.schedule)
+        refuse_misled(self._placed)
+        if batch_invariant:
+            _refuse_shared_decisions(plan)
         self._levels: NoiseLevels | None = None
         self._checked_with: tuple[Any, Any] | None = None
         self._check_scheduler()
         self.steps = tuple(sorted({step for _, steps in self._placed for step in steps}))
-        self._denoiser = SampleWise(deployed.denoiser) if batch_invariant else deployed.denoiser
         self._works_one_by_one = batch_invariant
         self._stats: RunStats | None = None
 
@@ -89,10 +97,13 @@ class CorrectedPipeline:
             ArtifactMismatch: another `num_inference_steps` than recorded.
             PlanError: the pipeline does something between network and scheduler that cannot be reproduced; or
                 its scheduler was replaced since by one that a method of the plan cannot work with.
-            ErrataError: the denoiser returned NaN at a corrected step.
+            ErrataError: the denoiser returned NaN, at whatever step; a plan that corrects nothing does not
+                look.
         """
         arguments = self.deployed.arguments(kwargs, args)
         self._check_scheduler()
+        asked = asked_scale(self.deployed.pipe, arguments)
+        _check_guidance(self._placed, asked)
         correctors = [method.corrector(self._setting(steps)) for method, steps in self._placed]
         run = self._start(correctors)
         if self._works_one_by_one:
@@ -106,13 +117,18 @@ class CorrectedPipeline:
             correctors,
             levels=self._levels,
             noise=FreshNoise(arguments.get("generator")),
-            guidance_scale=asked_scale(run.pipe, arguments),
+            guidance_scale=asked,
         )
         with tap.installed():
             output = run.pipe(**arguments)
         self._stats = run_stats(run, tap.finish())
         _warn_of_divergence(self._stats)
         return output
+
+    @property
+    def _denoiser(self) -> Denoiser:
+        denoiser = self.deployed.denoiser
+        return SampleWise(denoiser) if self._works_one_by_one else denoiser
 
     @property
     def stats(self) -> RunStats:
@@ -189,11 +205,29 @@ def _check_artifact(plan: Plan, deployed: DeployedPipeline) -> None:
         )
 
 
+def _refuse_shared_decisions(plan: Plan) -> None:
+    for method, _ in plan.parts:
+        if isinstance(method, IEC) and method.stopping == "official":
+            raise PlanError(
+                'batch_invariant=True with IEC(stopping="official"), whose residual is that of the whole '
+                'batch, so an image depends on its neighbours; choose "per_sample", or batches of 1'
+            )
+
+
+def _check_guidance(placed: Sequence[tuple[Method, tuple[int, ...]]], asked: float | None) -> None:
+    if asked is not None and asked <= 1 and any(isinstance(method, DiffIER) for method, _ in placed):
+        raise PlanError(
+            f"DiffIER reduces the error of guided predictions, and guidance_scale={asked:g} guides nothing; "
+            "sample with one above 1, or correct with IEC"
+        )
+
+
 def _warn_of_divergence(stats: RunStats) -> None:
     if stats.diverged:
+        # Without the number, so that the same place is warned once; it is in the stats.
         warnings.warn(
-            f"the residual of a correction grew {stats.diverged} times (samples x steps), and the better "
-            "iterate was kept; a smaller step_size converges more surely, see stats.steps[i].diverged",
+            "the residual of a correction grew beyond its first, and the better iterate was kept; a smaller "
+            "step_size converges more surely, see stats.diverged and stats.steps[i].diverged",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -75,7 +75,7 @@ class Plan:
                 f"steps {self.steps!r} without a method; write Plan(IEC(), steps=…) or Plan.none()"
             )
         if self.method is not None and not _is_method(self.method):
-            raise PlanError(f"{self.method!r} is no correction method; write Plan({_offered()}) for instance")
+            raise PlanError(f"{self.method!r} is no correction method; write Plan(IEC()) for instance")
         for name, kind in (("also", Plan), ("artifact", str), ("expected", Expectation)):
             given = getattr(self, name)
             if given is not None and not isinstance(given, kind):
@@ -107,10 +107,13 @@ class Plan:
 
     @classmethod
     def paper(cls, deployed: DeployedPipeline) -> Plan:
-        """IEC where its paper puts it: at every step, or at the full steps of an artifact with a cache.
+        """IEC where its paper puts it: at every step; at the full steps of an artifact with a cache; at the
+        first step of a pipeline that takes text (in the paper, Stable Diffusion).
 
         Source: "Iterative Error Correction", implementation details.
         """
+        if getattr(deployed.pipe, "text_encoder", None) is not None:
+            return cls(IEC.paper(), "first:1")
         return cls(IEC.paper(), "full" if deployed.schedule.has_cache else "all")
 
     @property
@@ -232,7 +235,3 @@ def _method(stored: Any) -> Method | None:
 
 def _is_method(value: object) -> bool:
     return not isinstance(value, type) and hasattr(value, "serves") and hasattr(value, "corrector")
-
-
-def _offered() -> str:
-    return "IEC()"

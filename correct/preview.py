@@ -16,6 +16,7 @@ from diffusers import SchedulerMixin
 from torch import Generator, Tensor
 
 from errata.correct.step_rule import may_draw_noise
+from errata.correct.waiting import on_host
 
 
 class SchedulerStep:
@@ -36,13 +37,15 @@ class SchedulerStep:
         bound: inspect.BoundArguments,
         *,
         timestep: float | None = None,
+        timesteps: Tensor | None = None,
     ) -> None:
-        """`timestep` is that of the step, where it is known without asking the device."""
+        """The step's `timestep`, and all `timesteps`, where they are known without asking the device."""
         bound.arguments["timestep"] = on_host(bound.arguments["timestep"], timestep)
         self._scheduler = scheduler
         self._step = step
         self._bound = bound
-        self._before = snapshot(scheduler)
+        self._timesteps = timesteps
+        self._before = snapshot(scheduler, timesteps=timesteps)
         self._draws_noise = may_draw_noise(scheduler, self._bound.arguments)
         self.model_output: Tensor = self._bound.arguments["model_output"]
         self.sample: Tensor = self._bound.arguments["sample"]
@@ -54,10 +57,12 @@ class SchedulerStep:
 
     def preview(self, prediction: Tensor) -> Tensor:
         """The sample that the step would return for `prediction`."""
-        ahead = snapshot(self._scheduler)
+        ahead = snapshot(self._scheduler, timesteps=self._timesteps)
         if not self._draws_noise:
             return _prev_sample(self._call(ahead.step, model_output=prediction))
         generator = self._bound.arguments.get("generator")
+        if generator is None and "generator" in self._bound.signature.parameters:
+            generator = _default_generator(prediction.device)
         if generator is not None:
             return _prev_sample(self._call(ahead.step, model_output=prediction, generator=_clones(generator)))
         with _forked_rng(prediction.device):
@@ -72,11 +77,12 @@ class SchedulerStep:
         return step(*bound.args, **bound.kwargs)
 
 
-def snapshot(scheduler: Any) -> Any:
+def snapshot(scheduler: Any, *, timesteps: Tensor | None = None) -> Any:
     """A scheduler in the same state that can be stepped without touching `scheduler`.
 
     Shares tables (tensors of one dimension, arrays, the config): steps only read them. Copies containers,
-    whose elements steps replace, and batches, which PNDM adds to in place.
+    whose elements steps replace, and batches, which PNDM adds to in place. `timesteps` takes the place of its
+    own table, with the same values in main memory.
     """
     clone = copy.copy(scheduler)
     state = vars(clone)
@@ -88,17 +94,9 @@ def snapshot(scheduler: Any) -> Any:
             state[name] = value.clone()
         elif isinstance(value, SchedulerMixin):  # UniPC's `solver_p`
             state[name] = snapshot(value)
+    if timesteps is not None:
+        state["timesteps"] = timesteps
     return clone
-
-
-def on_host(timestep: Any, value: float | None) -> Any:
-    """A timestep that a scheduler can look up without waiting for an accelerator, if its value is known.
-
-    Schedulers index tables in main memory with it, once in every preview. On the CPU it stays as it is.
-    """
-    if not isinstance(timestep, Tensor) or timestep.device.type == "cpu":
-        return timestep
-    return timestep.cpu() if value is None else torch.tensor(value, dtype=timestep.dtype)
 
 
 def replaced(output: Any, prev_sample: Tensor) -> Any:
@@ -127,6 +125,21 @@ def _clones(generator: Generator | list[Generator]) -> Generator | list[Generato
         return generator.clone_state()
     clones = {id(each): each.clone_state() for each in generator}
     return [clones[id(each)] for each in generator]
+
+
+def _default_generator(device: torch.device) -> Generator | None:
+    """What draws on a device where a pipeline names no generator; None where that is not known.
+
+    To be cloned, not rewound: other threads draw from it too.
+    """
+    if device.type == "cpu":
+        return torch.default_generator
+    if device.type == "cuda":
+        torch.cuda.init()
+        return torch.cuda.default_generators[
+            torch.cuda.current_device() if device.index is None else device.index
+        ]
+    return None
 
 
 def _forked_rng(device: torch.device) -> AbstractContextManager[None]:

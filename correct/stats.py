@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from errata.compress.network.denoiser import Denoiser
@@ -29,8 +30,10 @@ class StepStats:
             more and one cached evaluation less.
         iterations: refinements of each sample of the batch; empty where there was none to count.
         residuals: of each sample, one number per refinement.
-        diverged: which samples kept an earlier iterate because the next one moved further.
-        notes: what else the method tells, by name, a number for each sample.
+        diverged: which samples the guard stopped at an iterate because the next one moved further than the
+            first one had. Residuals that grow again after they have fallen are rounding, and do not count.
+        notes: what else the method tells, by name, a number for each sample; of IEC, "guarded" is 1 where the
+            guard stopped a sample for whatever growth.
     """
 
     step: int
@@ -81,7 +84,7 @@ class RunStats:
 
     @property
     def diverged(self) -> int:
-        """How often a sample kept an earlier iterate, over all steps."""
+        """How often a sample diverged, over all steps."""
         return sum(map(sum, (step.diverged for step in self.steps)))
 
 
@@ -104,8 +107,8 @@ class StepRecord:
         scheduled: how the plain run makes them.
         made: how they were made.
         extra: further evaluations.
-        residuals: for each iteration of each method, the rows that it refined and their residuals.
-        diverged: for each method that tells, which samples kept an earlier iterate, `(B,)`, bool.
+        residuals: for each iteration of each method, as in `Correction`.
+        diverged: for each method that tells, which samples diverged, `(B,)`, bool.
         notes: further numbers by name, each `(B,)`.
         is_finite: whether each sample's corrected prediction is, `(B,)`, bool; None without a correction.
     """
@@ -148,23 +151,45 @@ class StepRecord:
         refined = self.residuals
         residuals: list[list[float]] = [[] for _ in range(self.batch_size)]
         for rows, values in refined:
-            indices = range(self.batch_size) if rows is None else rows.tolist()
-            for index, value in zip(indices, values.tolist(), strict=True):
+            for index, value in _by_sample(rows, values):
                 residuals[index].append(value)
         return tuple(map(tuple, residuals)) if refined else ()
 
     def _refuse_broken(self) -> None:
         whole = [True] * self.batch_size if self.is_finite is None else self.is_finite.tolist()
         for rows, values in self.residuals:
-            indices = range(self.batch_size) if rows is None else rows.tolist()
-            for index, value in zip(indices, values.tolist(), strict=True):
+            for index, value in _by_sample(rows, values):
                 whole[index] = whole[index] and math.isfinite(value)
-        if not all(whole):
-            raise ErrataError(
-                f"step {self.steps[0]}: the denoiser returned NaN or infinite values for sample "
-                f"{whole.index(False)} ({whole.count(False)} of {self.batch_size} samples were hit); sample "
-                'in float32, or with steps="none" to see whether the artifact alone does it too'
-            )
+        refuse_broken(self.steps[0], whole)
+
+
+def refuse_broken(step: int, whole: Sequence[bool]) -> None:
+    """Refuses a step of which some samples are not `whole`.
+
+    Raises:
+        ErrataError: naming the step and the first such sample.
+    """
+    if not all(whole):
+        raise ErrataError(
+            f"step {step}: the denoiser returned NaN or infinite values for sample {whole.index(False)} "
+            f"({whole.count(False)} of {len(whole)} samples were hit); sample in float32, or with "
+            'steps="none" to see whether the artifact alone does it too'
+        )
+
+
+def is_whole(batch: Tensor) -> Tensor:
+    """Whether all values of each sample are finite, `(B,)`, bool."""
+    return batch.isfinite().flatten(1).all(1)
+
+
+def _by_sample(rows: Rows, values: Tensor) -> Iterable[tuple[int, float]]:
+    """Samples with a number each; `rows` and `values` as in `Correction.residuals`."""
+    numbers = values.tolist()
+    if rows is None:
+        return enumerate(numbers)
+    if rows.dtype == torch.bool:
+        return [each for each, is_in in zip(enumerate(numbers), rows.tolist(), strict=True) if is_in]
+    return zip(rows.tolist(), numbers, strict=True)
 
 
 def changed_kind(scheduled: StepKind, made: StepKind) -> dict[StepKind, float]:

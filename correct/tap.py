@@ -19,11 +19,12 @@ from errata.correct.fresh_noise import FreshNoise
 from errata.correct.guidance import Recogniser, is_timestep_passed_on
 from errata.correct.noise_levels import NoiseLevels
 from errata.correct.preview import SchedulerStep, replaced, shifted
-from errata.correct.stats import RunStats, StepRecord, StepStats, changed_kind
+from errata.correct.stats import RunStats, StepRecord, StepStats, changed_kind, is_whole, refuse_broken
 from errata.correct.step_rule import is_linear
+from errata.correct.waiting import HostTimesteps, is_free_to_read
 from errata.errors import PlanError
 
-__all__ = ["Tap", "run_stats"]
+__all__ = ["Tap", "decide", "run_stats"]
 
 
 def decide(correctors: Sequence[Corrector], view: CallView) -> Evaluation:
@@ -62,7 +63,9 @@ class Tap:
         self._is_linear = is_linear(run.pipe.scheduler)
         self._recogniser = Recogniser(run.pipe, asked=guidance_scale)
         self._has_compared = False
+        self._timesteps = HostTimesteps()
         self._calls_before = 0
+        self._unwatched: list[tuple[int, Tensor]] = []
         self._unfinished: list[StepRecord] = []
         self._finished: dict[int, StepStats] = {}
 
@@ -82,6 +85,8 @@ class Tap:
                 for place, corrector in enumerate(self._correctors)
                 if any(call.step in corrector.taps for call in calls)
             ]
+            bound = signature.bind(*args, **kwargs)
+            self._watch(calls[0].step, bound.arguments["model_output"])
             if not tapping:
                 return step(*args, **kwargs)
             if made != (recorded := self._run.denoiser.schedule.calls_per_step):
@@ -95,7 +100,13 @@ class Tap:
                     f"scheduler, {recorded} were recorded; {way_out}"
                 )
             time = calls[0].timestep if is_timestep_passed_on(self._run.pipe) else None
-            pending = SchedulerStep(scheduler, step, signature.bind(*args, **kwargs), timestep=time)
+            pending = SchedulerStep(
+                scheduler,
+                step,
+                bound,
+                timestep=time,
+                timesteps=self._timesteps.of(scheduler),
+            )
             return self._correct(tapping, calls, pending)
 
         scheduler.step = corrected_step
@@ -105,22 +116,34 @@ class Tap:
             del scheduler.step
 
     def finish(self) -> dict[int, StepStats]:
-        """Stats of the corrected steps so far, by step; waits for the device."""
+        """Stats of the corrected steps so far, by step; waits for the device.
+
+        Raises:
+            ErrataError: a prediction of any step so far is not finite, corrected or not.
+        """
+        for step, whole in self._unwatched:
+            refuse_broken(step, whole.tolist())
+        self._unwatched.clear()
         for record in self._unfinished:
             self._finished |= {stats.step: stats for stats in record.stats()}
         self._unfinished.clear()
         return self._finished
 
+    def _watch(self, step: int, prediction: Tensor) -> None:
+        """Sees to it that NaN is told, whatever a method does here; at once where that is free."""
+        self._unwatched.append((step, is_whole(prediction)))
+        if is_free_to_read(prediction):
+            self.finish()
+
     def _correct(
         self, tapping: Sequence[tuple[int, Corrector]], calls: tuple[UNetCall, ...], pending: SchedulerStep
     ) -> Any:
-        on_cpu = pending.sample.device.type == "cpu"
         guidance = self._recogniser.recognise(
             calls,
             pending.model_output,
             pending.sample,
             pending.scaled(pending.sample),
-            compares_values=on_cpu or not self._has_compared,  # on an accelerator, wait for it once a run
+            compares_values=is_free_to_read(pending.sample) or not self._has_compared,  # else wait once a run
         )
         self._has_compared = True
         evaluations = Evaluations(self._run.denoiser, calls, pending, guidance, self._levels)
@@ -168,10 +191,10 @@ class Tap:
             residuals=[entry for each in corrections for entry in each.residuals],
             diverged=[each.diverged for each in corrections if each.diverged is not None],
             notes={name: values for each in corrections for name, values in each.notes.items()},
-            is_finite=corrections[-1].prediction.isfinite().flatten(1).all(1) if corrections else None,
+            is_finite=is_whole(corrections[-1].prediction) if corrections else None,
         )
         self._unfinished.append(record)
-        if pending.sample.device.type == "cpu":
+        if is_free_to_read(pending.sample):
             self.finish()
 
 
@@ -185,7 +208,7 @@ def _in_turn(
         if correction is None:
             continue
         is_new = correction.prev_sample is not None or correction.prediction is not view.prediction
-        if is_new and corrections and corrections[-1].prev_sample is not None:
+        if is_new and any(earlier.prev_sample is not None for earlier in corrections):
             raise PlanError(
                 f"step {view.step}: two methods correct the sample here, and what the first one made is no "
                 "step of the scheduler that a second one could start from; give them different steps"

@@ -43,6 +43,7 @@ def shallow_view(unet: Any, feature: Tensor, *, branch: int) -> Any:
 
     `unet` must be cacheable and `branch` allowed (`structure.cut_at`); `feature` is `(B, C, H, W)`.
     """
+    unet = uncompiled(unet)
     down, up = _down_blocks(unet, branch - 1), _up_blocks(unet, branch)
     changes = {
         "down_blocks": _shell(unet.down_blocks, _numbered(down)),
@@ -62,6 +63,11 @@ class _StoredFeature(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The stored feature."""
         return self.feature
+
+
+def uncompiled(module: Any) -> Any:
+    """The module itself; of what `torch.compile(module)` returns, the one that was compiled."""
+    return getattr(module, "_orig_mod", module)
 
 
 def _down_blocks(unet: Any, outputs: int) -> list[Any]:
@@ -91,6 +97,7 @@ def _up_blocks(unet: Any, branch: int) -> list[Any]:
 
 def _slice(block: Any, start: int, end: int, changes: Mapping[str, nn.Module | None]) -> Any:
     """The block with its resnets `start` to `end`, and the attentions that follow them."""
+    block = uncompiled(block)
     resnets = list(block.resnets)
     parts = {**block._modules, **changes, "resnets": _shell(block.resnets, _numbered(resnets[start:end]))}
     if (attentions := block._modules.get("attentions")) is not None:
@@ -105,12 +112,13 @@ def _numbered(modules: list[Any]) -> dict[str, Any]:
 
 
 def _shell(module: nn.Module, modules: Mapping[str, nn.Module | None]) -> Any:
-    """A module of the same class, attributes and parameters, with other submodules."""
+    """A module of the same class, attributes and parameters, with other submodules; not compiled itself."""
+    module = uncompiled(module)
     shell = object.__new__(type(module))
     shell.__dict__.update(module.__dict__)
-    # A submodule that was None is a plain attribute, which would hide the new one; and offloading hooks of
-    # accelerate leave a forward there that is bound to the original.
-    for name in ("forward", *modules):
+    # A submodule that was None is a plain attribute, which would hide the new one; offloading hooks of
+    # accelerate leave a forward there that is bound to the original, and `module.compile()` a call.
+    for name in ("forward", "_compiled_call_impl", *modules):
         shell.__dict__.pop(name, None)
     shell.__dict__["_modules"] = dict(modules)
     return shell

@@ -27,6 +27,10 @@ class Denoiser(Protocol):
 
     `x` is the network input `(B, C, H, W)`, `step` the index of the call in the recorded schedule (it picks
     the activation scales), `cond` the network's other tensor arguments (empty for an unconditional model).
+
+    What a call returns is the caller's to keep. A denoiser that writes every answer into the same memory, as
+    replayed CUDA graphs do (`torch.compile(mode="reduce-overhead")` among them), has an attribute
+    `reuses_outputs` that is true; whoever gets it from a pipeline then gets copies (`OwnedOutputs`).
     """
 
     @property
@@ -58,7 +62,12 @@ class UNetDenoiser:
 
     A cached call reads a stored feature through `correction`, where there is one. Calls from several threads
     wait for each other.
+
+    Attributes:
+        reuses_outputs: see `Denoiser`; to be set by whoever makes the network inside replay CUDA graphs.
     """
+
+    reuses_outputs: bool = False
 
     def __init__(
         self,

@@ -16,7 +16,9 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 from errata.compress.network.arguments import is_same_timestep, read_arguments
+from errata.compress.network.branches import uncompiled
 from errata.compress.network.denoiser import Denoiser
+from errata.compress.network.owned_outputs import owned
 from errata.compress.network.unet import BranchedUNet
 from errata.compress.recipes.schedule import StepKind
 from errata.errors import ArtifactMismatch
@@ -86,7 +88,7 @@ class SteppedUNet(nn.Module):
     float32 kernels): they are cast to the network's, and the prediction is cast back.
 
     Args:
-        denoiser: what is evaluated.
+        denoiser: what is evaluated; where it reuses the memory of its outputs, they are copied.
         config: the float network's configuration.
         module: the network inside, as a `BranchedUNet`; None where the denoiser has none, and takes class
             labels at most.
@@ -94,11 +96,20 @@ class SteppedUNet(nn.Module):
 
     def __init__(self, denoiser: Denoiser, config: Any, *, module: BranchedUNet | None = None) -> None:
         super().__init__()
-        self.denoiser = denoiser
+        self._denoiser = denoiser
         self.config = config
         self.module = module
         self._signature = _signature(module)
         self._observer: Callable[[Tensor, float, Mapping[str, Tensor]], Tensor] | None = None
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """What is evaluated; its outputs stay as they are."""
+        return owned(self._denoiser)
+
+    @denoiser.setter
+    def denoiser(self, denoiser: Denoiser) -> None:
+        self._denoiser = denoiser
 
     @property
     def dtype(self) -> torch.dtype:
@@ -186,7 +197,7 @@ class Run:
         remembers: int = 1,
     ) -> None:
         unet = pipe.unet
-        self.denoiser: Denoiser = unet.denoiser if denoiser is None else denoiser
+        self.denoiser: Denoiser = unet.denoiser if denoiser is None else owned(denoiser)
         self.decide = decide
         self.pipe = copy.copy(pipe)
         counted = SteppedUNet(self.denoiser, unet.config, module=unet.module)
@@ -261,6 +272,6 @@ class Run:
 
 def _signature(module: BranchedUNet | None) -> inspect.Signature:
     """What the network that a `SteppedUNet` stands for takes; its class has it, quantized or not."""
-    forward = UNet2DModel.forward if module is None else type(module.unet).forward
+    forward = UNet2DModel.forward if module is None else type(uncompiled(module.unet)).forward
     signature = inspect.signature(forward)
     return signature.replace(parameters=list(signature.parameters.values())[1:])

@@ -85,6 +85,7 @@ class BranchedUNet(nn.Module):
 
         Raises:
             RecipeError: features of this UNet cannot be cached, or not there.
+            RuntimeError: the network was compiled in a call that keeps no feature, and ignores those that do.
         """
         times, arguments = _times(x, timestep), self._arguments(cond)
         if branch == 0:
@@ -92,6 +93,12 @@ class BranchedUNet(nn.Module):
         cut = self._cut(branch)
         with kept_input(self.unet.get_submodule(cut.name), channels=cut.hidden_channels) as kept:
             prediction: Tensor = self.unet(x, times, **arguments)[0]
+        if not kept:  # torch 2.13 does not look for new hooks when it takes what it has compiled
+            raise RuntimeError(
+                f"`{cut.name}` kept no feature: torch.compile compiled it in a call that keeps none, and "
+                "took that for this one; set torch._dynamo.config.skip_nnmodule_hook_guards = False, then "
+                "torch._dynamo.reset()"
+            )
         return prediction, kept[0]
 
     def cached(

@@ -28,6 +28,10 @@ Evaluations = Mapping[StepKind, float]
 # Up as for exposure bias, its smallest published value; and down, which compressed models may need instead.
 _SCALES = (0.998, 1.004)
 
+# Of what the budget allows, the smaller placement: corrections may do most of their good, or least of their
+# harm, at the ends of a run.
+_PART = 4
+
 # The budget is a quotient of floating-point numbers.
 _ROUNDING = 1e-9
 
@@ -122,9 +126,11 @@ class _Menu:
     def _placed(
         self, name: str, method: Method, units: Sequence[Unit], each: Evaluations
     ) -> Iterator[Candidate]:
-        """`each` is what a unit costs."""
+        """`each` is what a unit costs. All of the budget, and a quarter of it, which may buy more by unit."""
         affordable = int(self._budget / overhead_of(each, self._schedule, self._costs) + _ROUNDING)
-        count = min(affordable, len(units))
-        extra = {kind: number * count for kind, number in each.items()}
-        for place, steps in placements(units, affordable).items():
-            yield Candidate(name=f"{name} at {place}", plan=Plan(method, steps), extra=extra)
+        most = min(affordable, len(units))
+        for count in dict.fromkeys((most, most // _PART)):
+            extra = {kind: number * count for kind, number in each.items()}
+            for place, steps in placements(units, count).items():
+                if count == most or place.startswith("ends"):
+                    yield Candidate(name=f"{name} at {place}", plan=Plan(method, steps), extra=extra)

@@ -1,9 +1,11 @@
 """A pipeline that returns its raw sample, a denoiser in closed form, and artifacts made of them."""
 
 import copy
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -143,6 +145,18 @@ def deploy_unet(tiny_pipeline: DDIMPipeline) -> Deploy:
 @pytest.fixture
 def loop_pipeline() -> type[LoopPipeline]:
     return LoopPipeline
+
+
+@pytest.fixture(scope="session")
+def pretended() -> ModuleType:
+    """The module `pretended`, beside this file; under `--import-mode=importlib` no import finds it."""
+    path = Path(__file__).with_name("pretended.py")
+    spec = importlib.util.spec_from_file_location("pretended", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

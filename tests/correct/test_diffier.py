@@ -107,9 +107,8 @@ def of_sample(correction: Correction, index: int) -> list[float]:
     """Residuals of one sample, as the stats read them."""
     values = []
     for rows, residuals in correction.residuals:
-        numbers = list(range(len(residuals))) if rows is None else rows.tolist()
-        if index in numbers:
-            values.append(float(residuals[numbers.index(index)]))
+        if rows is None or rows[index]:
+            values.append(float(residuals[index]))
     return values
 
 

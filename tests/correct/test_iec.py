@@ -148,6 +148,8 @@ def test_a_sample_that_moves_further_keeps_what_it_had() -> None:
     free = iterate(X, ahead, itself, replace(choices, guard=False))
     assert guarded.diverged is not None
     assert guarded.diverged.tolist() == [False, True, True]
+    assert guarded.notes["guarded"].tolist() == [0, 1, 1]
+    assert free.notes["guarded"].tolist() == [0, 0, 0]
     assert [len(values) for _, values in guarded.residuals] == [3, 3, 1, 1]
     assert guarded.prev_sample is not None
     assert free.prev_sample is not None
@@ -167,9 +169,15 @@ def test_what_goes_up_and_down_below_the_first_residual_has_not_diverged() -> No
     correction = iterate(X[:1], lambda prediction: prediction, stumbling, choices)
     assert correction.diverged is not None
     assert correction.diverged.tolist() == [False]
+    assert correction.notes["guarded"].tolist() == [1]  # stopped all the same, and counted
     assert [values.tolist() for _, values in correction.residuals] == [[8.0], [1.0], [2.0]]
     assert correction.prev_sample is not None
     assert correction.prev_sample.item() == 1.0 + 8.0 + 1.0
+
+
+def test_another_kind_of_official_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"IEC\.official\('image'\): kind must be \"pixel\" or \"latent\""):
+        IEC.official("image")  # type: ignore[arg-type]
 
 
 def test_the_paper_s_choices_are_the_defaults() -> None:

@@ -100,9 +100,11 @@ def test_a_cache_under_a_scheduler_that_scales(small_pipeline: Build, tmp_path: 
     compressed = compress.apply(small.pipe, recorded, recipe, tmp_path / "compressed")
     deployed = deployed_from_disk(compressed, tmp_path / "artifact")
     check_images(small, deployed, recipe)
-    corrected = correct.wrap(deployed, correct.Plan.paper(deployed))
+    corrected = correct.wrap(deployed, correct.Plan(correct.IEC.paper(), "full"))
     assert not torch.equal(small.draw(corrected, 0), small.draw(deployed, 0))
     assert corrected.stats.extra == {"full": float(len(deployed.schedule.full_steps))}
+    # Of text-to-image pipelines the paper corrects the first step alone.
+    assert correct.wrap(deployed, correct.Plan.paper(deployed)).steps == (0,)
 
 
 def test_learned_rounding_on_a_guided_pipeline(
