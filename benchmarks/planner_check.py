@@ -150,7 +150,7 @@ def measured(bench: Bench, artifact: str, name: str, chosen: Plan, options: Name
         sampler = PlanSampler(bench.deployed(artifact), chosen, seed=options.seed, inputs=default_inputs)
         tally = Tally(shown=0)
         for batch in tqdm(batches_of(options.samples, BATCH_SIZE), desc=f"{artifact} {name}", leave=False):
-            tally.add(sampler.sample(batch), bench.reference)
+            tally.add(sampler.sample(batch), bench.reference, float_images=None)
         folder.mkdir(parents=True, exist_ok=True)
         save_arrays(file, tally.arrays() | {"made_of": np.asarray(made_of)})
         arrays = load_arrays(file)

@@ -30,7 +30,8 @@ class Forecast(StoredDataclass):
     before the second full step that is plain reuse.
 
     Attributes:
-        order: of the polynomial, 1 to 3; it reads the features of `order + 1` full steps.
+        order: of the polynomial, 1 to 3; it reads the features of `order + 1` full steps. 1 was measured to be
+            the best, above all before Hindsight, see docs/correct.md.
         basis: "newton", or "hermite", which damps.
         sigma: contraction of the Hermite basis, in (0, 1]; "newton" has no use for it.
 
@@ -38,7 +39,7 @@ class Forecast(StoredDataclass):
         PlanError: a value outside these ranges.
     """
 
-    order: int = 2
+    order: int = 1
     basis: Literal["newton", "hermite"] = "newton"
     sigma: float = 0.5
 

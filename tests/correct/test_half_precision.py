@@ -34,7 +34,7 @@ PLANS = {
     "IEC 3": Plan(IEC(iterations=3)),
     "IEC official": Plan(IEC.official("latent")),
     "SecondOrder": Plan(SecondOrder()),
-    "Forecast": Plan(Forecast()),
+    "Forecast": Plan(Forecast(order=2)),
     "FittedForecast": Plan(FittedForecast(weights=((),) * 5 + ((1.4, -0.4),) * 3)),
     "Lookahead": Plan(Lookahead()),
     "Refresh": Plan(Refresh(), "middle"),

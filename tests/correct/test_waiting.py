@@ -44,7 +44,7 @@ NEVER_WAIT = {
     "IEC": Plan(IEC()),
     "IEC official": Plan(IEC.official()),
     "SecondOrder": Plan(SecondOrder(cache_after="replace")),
-    "Forecast": Plan(Forecast()),
+    "Forecast": Plan(Forecast(order=2)),
     "Forecast, Hermite": Plan(Forecast(basis="hermite")),
     "FittedForecast": Plan(FittedForecast(weights=((),) * 5 + ((1.4, -0.4),) * 3)),
     "Lookahead": Plan(Lookahead()),
