@@ -30,8 +30,8 @@ class Forecast(StoredDataclass):
     before the second full step that is plain reuse.
 
     Attributes:
-        order: of the polynomial, 1 to 3; it reads the features of `order + 1` full steps. 1 was measured to be
-            the best, above all before Hindsight, see docs/correct.md.
+        order: of the polynomial, 1 to 3; it reads the features of `order + 1` full steps. 1 was
+            measured to be the best, above all before Hindsight, see docs/correct.md.
         basis: "newton", or "hermite", which damps.
         sigma: contraction of the Hermite basis, in (0, 1]; "newton" has no use for it.
 

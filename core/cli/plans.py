@@ -110,7 +110,7 @@ def add_choices(group: argparse._ArgumentGroup) -> None:
 
 def methods(text: str) -> tuple[str, ...]:
     """An option's value that names methods, joined by `+`."""
-    names = tuple(text.split("+"))
+    names = tuple(name.strip() for name in text.split("+"))
     for name in names:
         if name not in METHODS:
             raise argparse.ArgumentTypeError(f"`{name}` is no method; known are {', '.join(METHODS)}")

@@ -204,8 +204,8 @@ def _metric(deployed: DeployedPipeline, reference: Reference | None, *, seed: in
     if not deployed.schedule.has_cache:
         raise PlanError(
             "without a reference, plans are compared by agreement with a cache-free run of the same "
-            "artifact, and this artifact has no cache to be free of; pass a Reference, such as "
-            "Reference.from_folder(real_images, network)"
+            "artifact, and this artifact has no cache to be free of; give real images, with `errata plan "
+            "--reference DIR` or as a Reference, such as Reference.from_folder(real_images, network)"
         )
     target = PlanSampler(deployed, cache_free_plan(), seed=seed, inputs=inputs)
     return AgreementMetric(target, reference=CACHE_FREE)

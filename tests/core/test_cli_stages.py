@@ -284,7 +284,7 @@ def test_an_uncached_artifact_needs_a_reference(
     answer(capsys, "compress", folder / "pipeline", *recipe, "--out", tmp_path / "compressed")
     answer(capsys, "deploy", tmp_path / "compressed", "--out", tmp_path / "artifact")
     line = complaint(capsys, 1, "plan", tmp_path / "artifact", "--out", tmp_path / "plan.json")
-    assert "has no cache to be free of; pass a Reference" in line
+    assert "has no cache to be free of; give real images, with `errata plan --reference" in line
     assert not (tmp_path / "plan.json").exists()
 
 

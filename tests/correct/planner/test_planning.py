@@ -190,7 +190,9 @@ def test_a_plan_is_bound_to_its_artifact(deployed: DeployedPipeline, uncached: D
 
 
 def test_without_cache_and_reference_there_is_nothing_to_compare_with(uncached: DeployedPipeline) -> None:
-    with pytest.raises(PlanError, match=r"this artifact has no cache to be free of; pass a Reference"):
+    with pytest.raises(
+        PlanError, match="has no cache to be free of; give real images, with `errata plan --ref"
+    ):
         plan(uncached, 1.0, samples=8, progress=False)
 
 
