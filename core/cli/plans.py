@@ -31,7 +31,10 @@ METHODS = {
     "diffier": "DiffIER",
     "langevin": "Langevin",
 }
-METHODS_TOLD = f"{', '.join(METHODS)}; several joined by +, such as forecast+hindsight, the first one first"
+METHODS_TOLD = (
+    f"{', '.join(METHODS)}; several joined by +, the first one first, with @ each at steps of its own: "
+    "forecast+hindsight, refresh@middle+forecast+hindsight"
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help=f"none, {METHODS_TOLD} (default: none)",
     )
-    group.add_argument("--at", metavar="STEPS", help=f"{PLACES} (default: all)")
+    group.add_argument("--at", metavar="STEPS", help=f"{PLACES} (default: all); not of methods with @")
     add_choices(group)
 
 
@@ -109,12 +112,18 @@ def add_choices(group: argparse._ArgumentGroup) -> None:
 
 
 def methods(text: str) -> tuple[str, ...]:
-    """An option's value that names methods, joined by `+`."""
-    names = tuple(name.strip() for name in text.split("+"))
-    for name in names:
+    """An option's value that names methods, joined by `+`, each with `@` and steps or without."""
+    given = tuple(part.strip() for part in text.split("+"))
+    for name, _ in map(placed, given):
         if name not in METHODS:
             raise argparse.ArgumentTypeError(f"`{name}` is no method; known are {', '.join(METHODS)}")
-    return names
+    return given
+
+
+def placed(given: str) -> tuple[str, str | None]:
+    """A method's name, and the steps behind its `@`, if there is one."""
+    name, sign, steps = given.partition("@")
+    return name, steps if sign else None
 
 
 def methods_or_none(text: str) -> tuple[str, ...]:
@@ -128,7 +137,7 @@ def given_choices(args: argparse.Namespace) -> list[Choice]:
 
 
 def methods_at(args: argparse.Namespace, steps: str) -> "Plan":
-    """The methods that the options describe, each where it serves any of `steps`.
+    """The methods that the options describe, each at steps of its own, or where it serves any of `steps`.
 
     Raises:
         UsageError: an option that none of these methods has, or a value that one refuses.
@@ -138,11 +147,11 @@ def methods_at(args: argparse.Namespace, steps: str) -> "Plan":
     from errata import correct
 
     plans = []
-    for name in args.correct:
+    for name, own in map(placed, args.correct):
         chosen = [choice.field for choice in given_choices(args) if name in choice.methods]
         with misuse(PlanError):
             method = getattr(correct, METHODS[name])(**{field: getattr(args, field) for field in chosen})
-            plans.append(correct.Plan(method, steps=steps))
+            plans.append(correct.Plan(method, steps=steps if own is None else own))
     return functools.reduce(operator.add, plans)
 
 
@@ -170,8 +179,9 @@ def plan_from(args: argparse.Namespace) -> "Plan":
 
 
 def _refuse_foreign_choices(args: argparse.Namespace) -> None:
+    names = {name for name, _ in map(placed, args.correct)}
     for choice in given_choices(args):
-        if not set(args.correct) & set(choice.methods):
+        if not names & set(choice.methods):
             needed = " or ".join(f"`--correct {method}`" for method in choice.methods)
             raise UsageError(f"{choice.flag} has no effect without {needed}")
 

@@ -101,7 +101,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["plan", "x", "--out", "y", "--max-overhead", "inf"], "`inf` is not a finite number"),
         (
             ["plan", "x", "--out", "y", "--seed", str(2**63 - 9), "--samples", "5"],
-            "is too large for 10 images",
+            "is too large for 15 images",
         ),
         (
             ["generate", "x", "--out", "y", "--correct", "iec", "--at", "sometimes"],

@@ -295,6 +295,8 @@ def test_an_uncached_artifact_needs_a_reference(
         (["forecast", "--order", "1", "--basis", "newton"], {"full": 2, "cached": 2}),
         (["lookahead", "--position", "1"], {"full": 4, "cached": 2}),
         (["refresh", "--at", "1"], {"full": 3, "cached": 1}),
+        (["refresh@1 + forecast + hindsight"], {"full": 3, "cached": 1}),
+        (["iec@0+refresh", "--at", "3"], {"full": 4, "cached": 1}),
         (["hindsight", "--gain", "0.5"], {"full": 2, "cached": 2}),
         (["lookahead+hindsight", "--position", "0.5", "--gain", "0.5"], {"full": 4, "cached": 2}),
         (["epsilon-scaling", "--scale", "1.2", "--slope", "0.1"], {"full": 2, "cached": 2}),
@@ -314,6 +316,21 @@ def test_every_method_changes_images_at_its_price(
     assert made["evaluations_per_image"] == evaluations
     if options[0] != "forecast":  # it has one step to change here, the last, by less than a grey level
         assert abs(pixels(tmp_path / "plain/grid.png") - pixels(tmp_path / "corrected/grid.png")).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("refresh@second", "'second' is not a selection of steps"),
+        ("refresh@1+forcast", "`forcast` is no method"),
+    ],
+)
+def test_steps_of_a_method_are_checked(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str, message: str
+) -> None:
+    options = ["--out", tmp_path / "out", "--correct", given]
+    assert message in complaint(capsys, 2, "generate", folder / "artifact", *options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_options_are_the_fields_of_the_methods() -> None:
