@@ -18,6 +18,9 @@ from errata.correct.planner.trial import Trial
 # Few enough to be sampled at full length, enough for a cheaper plan to tie with the best.
 _FINALISTS = 3
 
+# Of the best plan's gain. With more, images that seem to be as good as without a cache, and are not, win.
+_NEXT_TO_NOTHING = 0.02
+
 # The first round has no more than this part of all samples, or it would cost more than all others together.
 _LARGEST_FIRST = 4
 
@@ -55,16 +58,20 @@ def ranked(trials: Sequence[Trial], none: Trial, metric: Metric) -> list[Trial]:
     return sorted(trials, key=lambda trial: (metric.projected(trial.kept, plain), trial.overhead))
 
 
-def cheapest_of_the_best(finalists: Sequence[Trial], metric: Metric) -> Trial:
-    """Of those that the paired comparison cannot tell from the best one, the cheapest, and of these the best.
+def cheapest_of_the_best(finalists: Sequence[Trial], none: Trial, metric: Metric) -> Trial:
+    """The cheapest of those that are as good as the best one, as far as is known, and of these the best.
+
+    As good is what the paired comparison cannot tell from the best, and what loses next to nothing of its gain
+    over `none` besides: a comparison of few images can tell little, and the budget is there to be spent.
 
     finalists: best first, all with the same samples.
     """
     leader = finalists[0]
+    gain = metric.change(none.kept, leader.kept).value
     tied = [leader]
     for trial in finalists[1:]:
         if trial.overhead < leader.overhead:  # no other can be preferred to the leader
             worse_by = metric.change(trial.kept, leader.kept)
-            if not worse_by.interval.excludes_zero:
+            if not worse_by.interval.excludes_zero and worse_by.value <= _NEXT_TO_NOTHING * gain:
                 tied.append(trial)
     return min(tied, key=lambda trial: trial.overhead)

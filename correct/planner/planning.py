@@ -50,8 +50,9 @@ def plan(
     """The plan that brings this artifact closest to the reference within a budget, measured here.
 
     Candidates above the budget are never sampled. The others are compared from equal noise by successive
-    halving. The best of them, or a cheaper one that cannot be told from it, is then measured anew from noise
-    that the search did not use; where it is not better than no correction there, the plan is `Plan.none()`.
+    halving. The best of them, or a cheaper one that cannot be told from it and loses next to nothing of its
+    gain, is then measured anew from noise that the search did not use; where it is not better than no
+    correction there, the plan is `Plan.none()`.
 
     Without a reference, quality is agreement with a many-step, cache-free run of the same artifact. Its
     activation scales belong to the recorded steps, so the many steps are those. Such a run tells what caching
@@ -139,7 +140,7 @@ class _Search:
                 self._log_round(alive, none)
                 if size < samples:
                     alive = alive[: kept_of(len(alive))]
-        return cheapest_of_the_best(ranked([*alive, none], none, metric), metric).candidate
+        return cheapest_of_the_best(ranked([*alive, none], none, metric), none, metric).candidate
 
     def expected_of(self, winner: Candidate, *, samples: int, batch_size: int, tried: int) -> Plan:
         """The winner, if it is better than nothing on the `samples` images that follow; and its worth."""

@@ -45,15 +45,26 @@ def test_a_tie_within_noise_goes_to_the_cheapest() -> None:
     best = trial("best", base, 0.15)
     tied = trial("tied", base + noise - noise.mean() + 0.01, 0.10)  # 0.01 worse, give or take 0.2
     worse = trial("worse", base + 0.01, 0.0)  # as much, but on every single image
-    assert cheapest_of_the_best([best, tied, worse], METRIC).candidate.name == "tied"
-    assert cheapest_of_the_best([best, worse], METRIC).candidate.name == "best"
+    none = trial("none", base + 1, 0.0)
+    assert cheapest_of_the_best([best, tied, worse], none, METRIC).candidate.name == "tied"
+    assert cheapest_of_the_best([best, worse], none, METRIC).candidate.name == "best"
+
+
+def test_what_loses_a_part_of_the_gain_is_no_tie() -> None:
+    """Few images tell little apart: not to be told from the best is not enough."""
+    generator = torch.Generator().manual_seed(0)
+    base, noise = torch.randn(2, 100, generator=generator, dtype=torch.float64)
+    best, none = trial("best", base, 0.15), trial("none", base + 1, 0.0)
+    cheaper = trial("cheaper", base + noise - noise.mean() + 0.05, 0.10)  # 0.05 worse, give or take 0.2
+    assert cheapest_of_the_best([best, cheaper], none, METRIC).candidate.name == "best"
 
 
 def test_what_is_dearer_than_the_best_is_never_taken() -> None:
     base = torch.zeros(10).double()
     noise = torch.tensor([1.0, -1.0]).double().repeat(5)
     dear = trial("dear", base + noise + 0.001, 0.2)
-    assert cheapest_of_the_best([trial("best", base, 0.1), dear], METRIC).candidate.name == "best"
+    finalists, none = [trial("best", base, 0.1), dear], trial("none", base + 1, 0.0)
+    assert cheapest_of_the_best(finalists, none, METRIC).candidate.name == "best"
 
 
 def test_corrects_nothing_costs_nothing() -> None:
