@@ -61,8 +61,8 @@ def ranked(trials: Sequence[Trial], none: Trial, metric: Metric) -> list[Trial]:
 def cheapest_of_the_best(finalists: Sequence[Trial], none: Trial, metric: Metric) -> Trial:
     """The cheapest of those that are as good as the best one, as far as is known, and of these the best.
 
-    As good is what the paired comparison cannot tell from the best, and what loses next to nothing of its gain
-    over `none` besides: a comparison of few images can tell little, and the budget is there to be spent.
+    As good is what the paired comparison cannot tell from the best, and what loses next to nothing of its
+    gain over `none` besides: a comparison of few images can tell little, and the budget is there to be spent.
 
     finalists: best first, all with the same samples.
     """
