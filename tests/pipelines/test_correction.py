@@ -142,9 +142,7 @@ def test_every_method_that_serves_it(
     schedule, plain = deployed.schedule, latents(small, deployed)
     for method in METHODS:
         if isinstance(method, DiffIER) and name not in GUIDED:
-            with pytest.raises(
-                PlanError, match="step 0 was not guided; sample with a guidance_scale above 1"
-            ):
+            with pytest.raises(PlanError, match="(step 0 was not guided|=1 guides nothing); sample with"):
                 latents(small, wrap(deployed, Plan(method)))
             continue
         if isinstance(method, NEED_A_CACHE) and not schedule.has_cache:
