@@ -59,6 +59,8 @@ FIRST = {
     "iec": Plan(IEC(), "all"),
 }
 LATER = {
+    "forecast-2": Plan(Forecast(order=2)),
+    "forecast-2+hindsight": Plan(Forecast(order=2)) + Plan(Hindsight()),
     "iec-ends-4": Plan(IEC(), "ends:1/4"),
     "iec-ends-10": Plan(IEC(), "ends:1/10"),
     "iec-ends-20": Plan(IEC(), "ends:1/20"),

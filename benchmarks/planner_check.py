@@ -105,20 +105,17 @@ def screened_rows(bench: Bench, artifact: str) -> Sequence[Numbers]:
 def judge(bench: Bench, artifact: str, budget: float, rows: Sequence[Numbers], options: Namespace) -> Verdict:
     """Plan within a budget, and measure the plan and its rivals on other images."""
     found = planned(bench, artifact, budget, options)
-    assert found.expected is not None  # the planner measured it
-    dearest = found.expected.overhead + LEEWAY
-    affordable = [row for row in rows if row.overhead <= dearest and row.plan not in ("none", MORE_STEPS)]
-    rivals = [row.plan for row in sorted(affordable, key=lambda row: row.fd)[: options.rivals]]
     folder, target = bench.folder / "resampled", bench.reference.statistics
     tally = measured(bench, artifact, f"plan-{budget:g}", found, options)
-    own = resampled([tally], target, folder)
     plain = measured(bench, artifact, "none", Plan.none(), options)
-    none = resampled([plain], target, folder)
+    own, none = resampled([tally], target, folder), resampled([plain], target, folder)
+    overhead = tally.overhead(plain.seconds, bench.costs(artifact))  # at the prices of the table's rows
+    affordable = [row for row in rows if row.overhead <= overhead.defined + LEEWAY]
+    affordable = [row for row in affordable if row.plan not in ("none", MORE_STEPS)]
     changes = {}
-    for name in rivals:
-        rival = measured(bench, artifact, name, bench.plan((artifact, name)), options)
-        changes[name] = estimate(own - resampled([rival], target, folder))
-    overhead = tally.overhead(plain.seconds, bench.costs(artifact))
+    for row in sorted(affordable, key=lambda row: row.fd)[: options.rivals]:
+        rival = measured(bench, artifact, row.plan, bench.plan((artifact, row.plan)), options)
+        changes[row.plan] = estimate(own - resampled([rival], target, folder))
     return Verdict(artifact, budget, found, overhead, float(own[0]), float(none[0]), changes)
 
 
