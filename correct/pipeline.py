@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from errata.compress.network.denoiser import Denoiser
 from errata.compress.network.pipeline import SteppedPipeline
 from errata.compress.network.run import Run
+from errata.correct.conflicts import refuse_conflicts
 from errata.correct.corrector import Corrector, Method, Setting
 from errata.correct.diffier import DiffIER
 from errata.correct.fresh_noise import FreshNoise
@@ -22,7 +24,7 @@ from errata.correct.plans import Plan
 from errata.correct.refresh import Refresh
 from errata.correct.sample_wise import SampleWise, works_one_by_one
 from errata.correct.stats import RunStats, overhead
-from errata.correct.step_rule import keeps_samples
+from errata.correct.step_rule import is_linear, keeps_samples
 from errata.correct.tap import Tap, decide, run_stats
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError
@@ -74,6 +76,7 @@ class CorrectedPipeline:
         self._placed = plan.placed(deployed.schedule)
         refuse_idle(self._placed, deployed.schedule)
         refuse_misled(self._placed)
+        _refuse_unguided(self._placed, deployed.pipe)
         if batch_invariant:
             _refuse_shared_decisions(plan)
         self._levels: NoiseLevels | None = None
@@ -159,6 +162,7 @@ class CorrectedPipeline:
         self._levels = _levels_of(self.deployed)
         for method, steps in self._placed:
             method.check(self._setting(steps))
+        refuse_conflicts(self._placed, is_linear=is_linear(scheduler))
         self._checked_with = scheduler, config
 
     def _setting(self, steps: tuple[int, ...]) -> Setting:
@@ -212,6 +216,17 @@ def _refuse_shared_decisions(plan: Plan) -> None:
                 'batch_invariant=True with IEC(stopping="official"), whose residual is that of the whole '
                 'batch, so an image depends on its neighbours; choose "per_sample", or batches of 1'
             )
+
+
+def _refuse_unguided(placed: Sequence[tuple[Method, tuple[int, ...]]], pipe: Any) -> None:
+    """Whether a call is guided shows when it is made; without a guidance scale none ever is."""
+    names = [*inspect.signature(type(pipe).__call__).parameters, *dir(type(pipe))]
+    can_guide = any("guidance" in name for name in names)
+    if not can_guide and any(isinstance(method, DiffIER) for method, _ in placed):
+        raise PlanError(
+            f"DiffIER reduces the error of guided predictions, and {type(pipe).__name__} has no guidance "
+            "scale; correct with IEC"
+        )
 
 
 def _check_guidance(placed: Sequence[tuple[Method, tuple[int, ...]]], asked: float | None) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from errata.compress.network.run import CallView, Evaluation, Run, UNetCall
 from errata.compress.recipes.schedule import StepKind
+from errata.correct.conflicts import conflict
 from errata.correct.corrector import Correction, Corrector, StepView
 from errata.correct.evaluations import Evaluations
 from errata.correct.fresh_noise import FreshNoise
@@ -209,10 +210,7 @@ def _in_turn(
             continue
         is_new = correction.prev_sample is not None or correction.prediction is not view.prediction
         if is_new and any(earlier.prev_sample is not None for earlier in corrections):
-            raise PlanError(
-                f"step {view.step}: two methods correct the sample here, and what the first one made is no "
-                "step of the scheduler that a second one could start from; give them different steps"
-            )
+            raise conflict(view.step)
         corrections.append(correction)
         features = view.features if correction.features is None else correction.features
         view = replace(view, prediction=correction.prediction, features=features)

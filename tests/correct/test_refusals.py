@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import (
     IEC,
+    DiffIER,
     EpsilonScaling,
     Forecast,
     Hindsight,
@@ -69,7 +70,35 @@ def test_two_methods_that_set_the_sample_do_not_share_a_step(
     deployed = deploy_closed_form(network, ddim, STEPS, schedule=schedule)
     plan = Plan(Langevin(), "4") + between + Plan(SecondOrder(), "4")
     with pytest.raises(PlanError, match="step 4: two methods correct the sample here.*different steps"):
-        wrap(deployed, plan)(latents=latents(2))
+        wrap(deployed, plan)
+    wrap(deployed, Plan(Langevin(), "4") + between + Plan(SecondOrder(), "2"))(latents=latents(2))
+
+
+def test_a_pipeline_that_never_guides_is_refused_before_it_samples(
+    deploy_closed_form: Deploy, ddim: DDIMScheduler
+) -> None:
+    deployed = deploy_closed_form(network, ddim, STEPS)
+    with pytest.raises(PlanError, match="LoopPipeline has no guidance scale; correct with IEC"):
+        wrap(deployed, Plan(DiffIER()))
+
+
+def test_iec_sets_the_sample_where_the_scheduler_is_not_linear(deploy_closed_form: Deploy) -> None:
+    plan = Plan(EpsilonScaling(scale=1.01)) + Plan(IEC()) + Plan(EpsilonScaling(scale=1.01), "2")
+    clipping, plain = (DDIMScheduler(clip_sample=clips, set_alpha_to_one=False) for clips in (True, False))
+    wrap(deploy_closed_form(network, plain, STEPS), plan)(latents=latents(2))
+    with pytest.raises(PlanError, match="step 2: two methods correct the sample here"):
+        wrap(deploy_closed_form(network, clipping, STEPS), plan)
+
+
+def test_what_only_the_call_bends_is_refused_at_its_step(deploy_closed_form: Deploy) -> None:
+    """The tap's own refusal, where `wrap` could not know: here the scheduler's class is taken for linear."""
+    clipping = DDIMScheduler(clip_sample=True, set_alpha_to_one=False)
+    plan = Plan(IEC(), "2") + Plan(EpsilonScaling(scale=1.01), "2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("errata.correct.pipeline.is_linear", lambda scheduler: True)
+        corrected = wrap(deploy_closed_form(network, clipping, STEPS), plan)
+    with pytest.raises(PlanError, match="step 2: two methods correct the sample here"):
+        corrected(latents=latents(2))
 
 
 def test_a_batch_decision_is_no_part_of_batch_invariance(
