@@ -20,6 +20,7 @@ from errata.deploy.allowed import component_class
 from errata.deploy.backends import BackendRow, check_backend, install
 from errata.deploy.components import load_component
 from errata.deploy.composition import DENOISER, SCHEDULER, check_composition
+from errata.deploy.cpu.fusion import fuse
 from errata.deploy.manifest import Manifest
 from errata.deploy.tensors import float_parameters
 from errata.deploy.verification import DENOISER_FILE, empty_unet, verify
@@ -100,6 +101,8 @@ def load(
     assert not unexpected  # `verify` has compared the names; what is missing are the layers installed above
     _restore_buffers(unet)
     branched = BranchedUNet(unet.eval().requires_grad_(False).to(chosen))
+    if any(row.backend == "onednn" for row in report):
+        fuse(unet, clock)
     correction = FeatureCorrection.of(manifest.scheme, tensors)
     denoiser = UNetDenoiser(
         branched, clock, manifest.schedule, manifest.sampler.timesteps, correction=correction
