@@ -7,6 +7,7 @@ Packed layouts are made at load and never stored.
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -163,11 +164,17 @@ class _Product:
         self._zero_point = torch.zeros(weight.shape[0], dtype=torch.int64)
         self._packed: Tensor | None = None
         self._is_matrix = not geometry.is_conv
+        self._packing = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Product:
+        """Itself: nothing but its weight's layout ever changes, and clones of an artifact share weights."""
+        return self
 
     def __call__(self, codes: Tensor, scale: float, zero_point: int, bias: Tensor | None) -> Tensor:
         """Of codes, `(B, I, H, W)` or `(…, I)`; float32."""
         if self._packed is None:
-            self._pack(codes)
+            with self._packing:
+                self._pack(codes)
         inputs = (scale, zero_point, self._packed, self._scale, self._zero_point, bias)
         if not self._is_matrix:
             return self._convolved(codes, inputs)
@@ -179,18 +186,19 @@ class _Product:
         return _matrix_product(rows, inputs).permute(0, 3, 1, 2)
 
     def _pack(self, codes: Tensor) -> None:
-        assert self._weight is not None  # until it is packed
-        weight, self._weight = self._weight, None
+        if self._weight is None:  # another thread was faster
+            return
+        weight = self._weight
         if self._geometry.is_conv:
             self._is_matrix = self._is_better_as_matrix(codes)
         if not self._is_matrix:
             self._packed = torch.ops.onednn.qconv_prepack(
                 weight.contiguous(), self._scale, 1.0, 0, *self._shape(), None
             )
-            return
-        if self._geometry.is_conv:
-            weight = weight.permute(0, 2, 3, 1).flatten(1)
-        self._packed = torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
+        else:
+            rows = weight.permute(0, 2, 3, 1).flatten(1) if self._geometry.is_conv else weight
+            self._packed = torch.ops.onednn.qlinear_prepack(rows.contiguous(), None)
+        self._weight = None
 
     def _is_better_as_matrix(self, codes: Tensor) -> bool:
         geometry = self._geometry

@@ -3,7 +3,7 @@
 - Normalization, activation and quantization are one operation (`norms`); the codes that the shortcut reads
   are made with it.
 - The time embedding's projection is added by the first convolution, as its bias. Where the embedding depends
-  on the time alone, that bias is kept for each sampling step.
+  on the time alone, that bias is kept for every time that was evaluated.
 - Nearest-neighbour upsampling and zero padding are done on the codes, a quarter of the bytes: they commute
   with quantization, padded zeros being the zero point.
 """
@@ -30,8 +30,8 @@ class FusedResnet(nn.Module):
 
     Args:
         block: one that `is_fusible`.
-        clock: tells the step that is evaluated.
-        keeps_biases: whether the time embedding of a step is the same for all rows, whenever it is evaluated.
+        clock: tells the time that is evaluated.
+        keeps_biases: whether the time embedding follows from that time, for all rows alike.
     """
 
     def __init__(self, block: Any, clock: StepClock, *, keeps_biases: bool) -> None:
@@ -44,7 +44,7 @@ class FusedResnet(nn.Module):
         self.output_scale_factor: float = block.output_scale_factor
         self._clock = clock
         self._keeps_biases = keeps_biases
-        self._biases: dict[int, Tensor] = {}
+        self._biases: dict[float, Tensor] = {}
 
     @staticmethod
     def is_fusible(block: nn.Module) -> bool:
@@ -76,18 +76,17 @@ class FusedResnet(nn.Module):
     def _first(self, codes: Sequence[Tensor], temb: Tensor | None) -> Tensor:
         if temb is None:
             return _product(self.conv1, codes)
-        if self._keeps_biases and not _is_corrected(self.conv1):
+        time = self._clock.time
+        if self._keeps_biases and time is not None and not _is_corrected(self.conv1):
             layer = _inner(self.conv1)
-            return layer.product(codes, self._bias(layer, temb))
+            return layer.product(codes, self._bias(layer, temb, time))
         return _product(self.conv1, codes).add_(self._projected(temb)[:, :, None, None])
 
-    def _bias(self, layer: OneDNNLayer, temb: Tensor) -> Tensor:
-        step = self._clock.step
-        assert isinstance(step, int)  # an artifact evaluates one step at a time
-        if step not in self._biases:
+    def _bias(self, layer: OneDNNLayer, temb: Tensor, time: float) -> Tensor:
+        if time not in self._biases:
             projected = self._projected(temb[:1])[0]
-            self._biases[step] = projected if layer.bias is None else projected + layer.bias
-        return self._biases[step]
+            self._biases[time] = projected if layer.bias is None else projected + layer.bias
+        return self._biases[time]
 
     def _projected(self, temb: Tensor) -> Tensor:
         projected: Tensor = self.time_emb_proj(temb if self.skip_time_act else functional.silu(temb))

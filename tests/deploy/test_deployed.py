@@ -228,11 +228,11 @@ def all_children(event: Any) -> list[Any]:
     [
         ({"backend": "tensorrt"}, "unknown backend 'tensorrt'; allowed are auto, reference, onednn"),
         ({"device": "quantum"}, "device 'quantum' cannot be used"),
-        ({"on_mismatch": "guess"}, "on_mismatch='guess' is not supported"),
+        ({"on_mismatch": "guess"}, "unknown on_mismatch 'guess'; allowed are 'error' and 'nearest'"),
     ],
 )
 def test_unusable_arguments_are_refused(
-    arguments: dict[str, str], message: str, tiny_artifact: Artifact
+    arguments: dict[str, Any], message: str, tiny_artifact: Artifact
 ) -> None:
     with pytest.raises(ArtifactError, match=message):
         deploy.load(tiny_artifact("w8a8"), **arguments)

@@ -1,7 +1,7 @@
 """Blocks rewritten around int8 layers do what diffusers' blocks do around the same layers."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -32,7 +32,7 @@ ZERO_POINTS = torch.tensor([100, 120, 140], dtype=torch.uint8)
 BOUND = 4e-3
 
 
-def make_int8(block: nn.Module, clock: StepClock, widths: dict[str, tuple[int, ...]] | None = None) -> None:
+def make_int8(block: Any, clock: StepClock, widths: Mapping[str, tuple[int, ...]] | None = None) -> None:
     """Puts int8 layers with random codes into the place of all convolutions and linear layers of `block`."""
     for name, module in list(block.named_modules()):
         if not isinstance(module, nn.Conv2d | nn.Linear) or name == "time_emb_proj":
@@ -73,7 +73,7 @@ def rms(x: Tensor) -> float:
 def at(clock: StepClock, block: nn.Module, *args: Any, kind: Any = "full") -> Callable[[int], Tensor]:
     @torch.no_grad()
     def call(step: int) -> Tensor:
-        with clock.at(step, kind=kind):
+        with clock.at(step, kind=kind, time=float(step)):
             output: Tensor = block(*(arg[step] if isinstance(arg, list) else arg.clone() for arg in args))
         return output
 

@@ -1,5 +1,6 @@
 """Normalization, activation and quantization in one pass, against float64 and against tensor operations."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,7 @@ def test_extremes_saturate() -> None:
 
 
 @pytest.fixture
-def fresh() -> None:
+def fresh() -> Iterator[None]:
     """Asks for the native code anew, before the test and after it."""
 
     def forget() -> None:
