@@ -18,6 +18,7 @@ from errata.compress.quantize.scheme import AttentionScheme, LayerScheme, Scheme
 from errata.deploy.cpu import int8
 from errata.deploy.cpu.attention import CPUAttention
 from errata.deploy.cpu.int8 import OneDNNLayer, OneDNNQuantizer, StepTable
+from errata.deploy.cpu.weight_only import WeightOnlyLayer
 from errata.deploy.reference import ReferenceLayer, ReferenceQuantizer
 from errata.deploy.tensors import read_codes
 from errata.errors import ArtifactError
@@ -83,10 +84,12 @@ def install(
 def _choose(
     layer: LayerScheme, module: nn.Conv2d | nn.Linear, backend: str, device: torch.device
 ) -> tuple[str, str]:
-    if layer.activation_bits is None:
-        return "reference", "the scheme keeps this input in floating point"
     if backend == "reference":
         return "reference", "asked for"
+    if layer.activation_bits is None:
+        kept = "the scheme keeps this input in floating point"
+        is_here = device.type == "cpu"
+        return ("weight only", f"{kept}; codes dequantized at each call") if is_here else ("reference", kept)
     if obstacle := _onednn_obstacle(device):
         return "reference", obstacle
     if backend == "onednn":
@@ -122,6 +125,8 @@ def _runtime_layer(
     if backend == "onednn":
         tables = [_step_table(name, tensors, clock) for name in names]
         return OneDNNLayer(layer, Geometry(module), codes, weight_scale, bias, tables)
+    if backend == "weight only":
+        return WeightOnlyLayer(layer, Geometry(module), codes, weight_scale, bias)
     quantizers = [_reference_quantizer(name, tensors, clock) for name in names]
     return ReferenceLayer(layer, Geometry(module), codes, weight_scale, bias, quantizers).to(device)
 

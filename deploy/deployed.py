@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from errata.compress.cache.corrected import FeatureCorrection
 from errata.compress.network.clock import StepClock
@@ -182,7 +183,7 @@ def load(
     root = Path(path)
     manifest = verify(root)
     unet, clock = empty_unet(root, manifest), StepClock()
-    tensors = load_file(root / DENOISER_FILE)
+    tensors = _without_mapping(load_file(root / DENOISER_FILE), manifest)
     kept = tuple(float_parameters(unet, manifest.scheme))
     report = install(unet, manifest.scheme, tensors, clock=clock, backend=backend, device=chosen)
     parameters = {name: tensors[name] for name in kept}
@@ -191,7 +192,11 @@ def load(
     _restore_buffers(unet)
     branched = BranchedUNet(unet.eval().requires_grad_(False).to(chosen))
     if any(row.backend == "onednn" for row in report):
-        fuse(unet, clock)
+        fused = fuse(unet, clock)
+        report = [
+            replace(row, reason=f"{row.reason}; {fused[row.layer]}") if row.layer in fused else row
+            for row in report
+        ]
     correction = FeatureCorrection.of(manifest.scheme, tensors)
     denoiser = UNetDenoiser(
         branched, clock, manifest.schedule, manifest.sampler.timesteps, correction=correction
@@ -201,6 +206,13 @@ def load(
     return DeployedPipeline(
         pipe, num_inference_steps=steps, manifest=manifest, report=report, on_mismatch=on_mismatch
     )
+
+
+def _without_mapping(tensors: dict[str, Tensor], manifest: Manifest) -> dict[str, Tensor]:
+    """All but codes as copies: kernels drop the codes, and one small tensor would keep the file in memory."""
+    if not manifest.is_quantized:
+        return tensors
+    return {name: value if name.endswith(".codes") else value.clone() for name, value in tensors.items()}
 
 
 def _device(device: str | torch.device | None) -> torch.device:

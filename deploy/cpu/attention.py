@@ -50,6 +50,18 @@ class CPUAttention(QuantizedAttention):
             output.add_(hidden_states)
         return output if attn.rescale_output_factor == 1 else output.div_(attn.rescale_output_factor)
 
+    def _quantized_inputs(
+        self, attn: Attention, hidden_states: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if attn.norm_cross or attn.norm_q is not None or attn.norm_k is not None:
+            return super()._quantized_inputs(attn, hidden_states, context)
+        if context is None:
+            query, key, value = _projected(hidden_states, attn.to_q, attn.to_k, attn.to_v)
+        else:
+            (query,) = _projected(hidden_states, attn.to_q)
+            key, value = _projected(context, attn.to_k, attn.to_v)
+        return query, key, value
+
     def _attend(
         self, attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> Tensor:
@@ -74,6 +86,15 @@ def _is_of_pixels(attn: Attention) -> bool:
         and attn.norm_k is None
         and _share_an_input(attn.to_q, attn.to_k, attn.to_v)
     )
+
+
+def _projected(x: Tensor, *layers: nn.Module) -> list[Tensor]:
+    """`x` through each of the layers, quantized once where they quantize alike."""
+    first = layers[0]
+    if not isinstance(first, OneDNNLayer) or not _share_an_input(*layers):
+        return [layer(x) for layer in layers]
+    codes = first.quantized([x])
+    return [layer.product(codes, layer.bias) for layer in layers if isinstance(layer, OneDNNLayer)]
 
 
 def _share_an_input(*layers: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from errata.compress import CompressedPipeline
 from errata.deploy import DeployedPipeline
 from errata.deploy.cpu import int8
 from errata.deploy.cpu.int8 import OneDNNLayer
+from errata.deploy.cpu.weight_only import WeightOnlyLayer
 from errata.deploy.reference import ReferenceLayer
 from errata.errors import ArtifactError, ArtifactMismatch
 
@@ -192,7 +193,8 @@ def test_without_vnni_nothing_saturates_silently(
 def test_each_layer_runs_the_kernel_that_the_report_names(
     recipe: str, tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for kind, method in ((OneDNNLayer, "product"), (ReferenceLayer, "forward")):
+    runtime_layers = ((OneDNNLayer, "product"), (ReferenceLayer, "forward"), (WeightOnlyLayer, "forward"))
+    for kind, method in runtime_layers:
         monkeypatch.setattr(kind, method, told_to_the_profiler(getattr(kind, method)))
     deployed = deploy.load(tiny_artifact(recipe))
     with torch.profiler.profile() as profile:
@@ -207,8 +209,8 @@ def test_each_layer_runs_the_kernel_that_the_report_names(
     for layer, backend in rows.items():
         is_int8 = any(name.startswith("onednn::q") for name in kernels[layer])
         is_float = bool(kernels[layer] & {"aten::conv2d", "aten::linear"})
-        assert (is_int8, is_float) == (backend == "onednn", backend == "reference"), layer
-    assert {"onednn", "reference"} == set(rows.values())
+        assert (is_int8, is_float) == (backend == "onednn", backend != "onednn"), layer
+    assert {"onednn", "reference", "weight only"} == set(rows.values())
 
 
 def told_to_the_profiler(method: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

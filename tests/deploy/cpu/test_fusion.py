@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -208,15 +209,26 @@ def test_attention_over_pixels(heads: int, has_bfloat16: bool, norms: None) -> N
         assert min(rms(found - w) for o, w in enumerate(wanted) if o != step) > 10 * rms(found - wanted[step])
 
 
-def test_attention_between_sequences_is_that_of_the_base_class() -> None:
-    attn = Attention(query_dim=64, cross_attention_dim=48, heads=4, dim_head=16).eval()
+@pytest.mark.parametrize("crosses", [True, False])
+@pytest.mark.parametrize("quantizes_alike", [True, False])
+def test_attention_between_sequences_quantizes_each_input_once(
+    crosses: bool, quantizes_alike: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attn = Attention(query_dim=64, cross_attention_dim=48 if crosses else None, heads=4, dim_head=16).eval()
     clock = StepClock()
     make_int8(attn, clock)
-    x, context = torch.randn(2, 10, 64), torch.randn(2, 5, 48)
+    if not quantizes_alike:
+        attn.to_v.tables = [StepTable(SCALES * 2, ZERO_POINTS, clock)]
+    x, context = torch.randn(2, 10, 64), torch.randn(2, 5, 48) if crosses else None
+    arguments = (x,) if context is None else (x, context)
     attn.set_processor(QuantizedAttention(query=_same, key=_same, value=_same, probabilities=None))
-    wanted = at(clock, attn, x, context)(1)
+    wanted = at(clock, attn, *arguments)(1)
     attn.set_processor(CPUAttention())
-    assert torch.equal(at(clock, attn, x, context)(1), wanted)
+    quantize = Mock(wraps=int8.quantize_to_uint8)
+    monkeypatch.setattr(int8, "quantize_to_uint8", quantize)
+    assert torch.equal(at(clock, attn, *arguments)(1), wanted)
+    projections = {(True, True): 2, (False, True): 1}.get((crosses, quantizes_alike), 3)
+    assert quantize.call_count == projections + 1  # and the output's
 
 
 def _same(x: Tensor) -> Tensor:
