@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import load_file
 from torch import nn
 
 from errata.compress.cache.corrected import FeatureCorrection
@@ -21,8 +20,9 @@ from errata.deploy.backends import BackendRow, check_backend, install
 from errata.deploy.components import load_component
 from errata.deploy.composition import DENOISER, SCHEDULER, check_composition
 from errata.deploy.manifest import Manifest
+from errata.deploy.sharding import read_tensors
 from errata.deploy.tensors import float_parameters
-from errata.deploy.verification import DENOISER_FILE, empty_unet, verify
+from errata.deploy.verification import empty_unet, verify
 from errata.errors import ArtifactCorrupt, ArtifactError
 
 # On a diffusers pipeline that is an artifact's: what was loaded beside it.
@@ -92,7 +92,7 @@ def load(
     root = Path(path)
     manifest = verify(root)
     unet, clock = empty_unet(root, manifest), StepClock()
-    tensors = load_file(root / DENOISER_FILE)
+    tensors = read_tensors(root, manifest)
     kept = tuple(float_parameters(unet, manifest.scheme))
     report = install(unet, manifest.scheme, tensors, clock=clock, backend=backend, device=chosen)
     parameters = {name: tensors[name] for name in kept}
