@@ -51,7 +51,10 @@ def _settings(file: Path, largest: int) -> Any:
         raise ArtifactCorrupt(
             f"{file} has a setting of {str(number)[:40]}; whole numbers there are at most {largest:,}"
         )
-    return from_plain(settings)
+    try:
+        return from_plain(settings)
+    except ValueError as error:  # a `$float` that is none
+        raise ArtifactCorrupt(f"{file} is not readable: {error}; it was not written by errata") from error
 
 
 def _check_diffusers_model(folder: Path, kind: type[Any]) -> None:

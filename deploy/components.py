@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ _PLACES = {
     "use_kernels",
 }  # fmt: skip
 _PLACE_SUFFIX = "_file"
+_VERSION = "_diffusers_version"
+_VERSION_NUMBER = re.compile(r"\d{1,9}(\.\d{1,9}){0,4}((\.dev|rc|\.post)\d{1,9})?(\+[a-z0-9.]{1,40})?")
 _FOREIGN_FORMAT = "quantization_config"
 
 
@@ -79,6 +83,20 @@ def _check_settings(settings: dict[str, Any], file: Path) -> None:
     if _FOREIGN_FORMAT in settings or settings != _without_places(settings):
         raise ArtifactCorrupt(
             f"{file} has a setting that names a file, a model or a program; it was not written by errata"
+        )
+    check_version(settings, file)
+
+
+def check_version(settings: Mapping[str, Any], file: Path) -> None:
+    """Refuses a version of diffusers that diffusers could not read.
+
+    Raises:
+        ArtifactCorrupt: naming it.
+    """
+    stated = settings.get(_VERSION, "0")
+    if not isinstance(stated, str) or not _VERSION_NUMBER.fullmatch(stated):
+        raise ArtifactCorrupt(
+            f"{file} has {_VERSION}={str(stated)[:80]!r}, which is no version; deploy again"
         )
 
 

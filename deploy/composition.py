@@ -11,6 +11,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from errata.deploy.allowed import component_class, pipeline_class
+from errata.deploy.components import check_version
 from errata.deploy.manifest import MANIFEST_FILE, Manifest
 from errata.deploy.sharding import is_denoiser_file
 from errata.deploy.strict_json import json_object
@@ -66,6 +67,7 @@ def check_composition(root: Path, manifest: Manifest) -> Composition:
 
 def _read(file: Path) -> Composition:
     index = json_object(file)
+    check_version(index, file)
     name = index.get("_class_name")
     if not isinstance(name, str):
         raise ArtifactCorrupt(f"{file} names no pipeline class; it was not written by errata")

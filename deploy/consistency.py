@@ -15,6 +15,7 @@ from errata.deploy.manifest import MANIFEST_FILE, Manifest
 from errata.deploy.strict_json import json_object
 from errata.errors import ArtifactCorrupt, RecipeError
 
+UNET_CONFIG = "unet/config.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 MODEL_INDEX = "model_index.json"
 
@@ -46,6 +47,7 @@ def check_consistency(root: Path, unet: nn.Module, manifest: Manifest) -> None:
         "float32_weight_bytes": manifest.float32_weight_bytes == float32_bytes,
         "scheduler_config": manifest.scheduler_config == scheduler,
         "scheduler_class": scheduler.get("_class_name") == sampler.scheduler_class,
+        "unet_class": json_object(root / UNET_CONFIG).get("_class_name") == manifest.unet_class,
         "pipeline_class": index.get("_class_name") == manifest.pipeline_class,
     }
     for name, holds in agrees.items():

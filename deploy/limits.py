@@ -17,7 +17,11 @@ DEEPEST_JSON = 64
 LARGEST_HEADER = 16 * 2**20
 MOST_DIMENSIONS = 8
 # Modules and parameters of one network, together.
-MOST_MODULES = 50_000
+MOST_MODULES = 20_000
+# Stride, padding and dilation of a convolution, in pixels.
+LARGEST_STRIDE = 64
+# Side of an image or latent that a network is made for, in pixels.
+LARGEST_SAMPLE = 2**16
 # Denoiser calls of one run; 4,000 steps with a second-order sampler make 8,000.
 MOST_CALLS = 10_000
 # Patterns of a recipe times modules of the network: each is compared with each.

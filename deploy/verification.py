@@ -12,8 +12,8 @@ from errata.deploy.allowed import component_class
 from errata.deploy.component_check import check_fit, network_settings
 from errata.deploy.components import check_component
 from errata.deploy.composition import DENOISER, check_composition
-from errata.deploy.consistency import MODEL_INDEX, SCHEDULER_CONFIG, check_consistency
-from errata.deploy.construction import without_memory
+from errata.deploy.consistency import MODEL_INDEX, SCHEDULER_CONFIG, UNET_CONFIG, check_consistency
+from errata.deploy.construction import check_geometry, without_memory
 from errata.deploy.denoiser_check import check_denoiser
 from errata.deploy.inventory import check_files
 from errata.deploy.manifest import Manifest, read_manifest
@@ -22,7 +22,6 @@ from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactVersionError
 
 __all__ = ["DENOISER_FILE", "empty_unet", "verify"]
 
-_UNET_CONFIG = "unet/config.json"
 # Denoisers that an artifact may name, and where they are; a name is never resolved by import path.
 _UNETS = {
     "AudioLDM2UNet2DConditionModel": "audioldm2",
@@ -65,7 +64,7 @@ def verify(path: str | Path) -> Manifest:
 def _check_contents(root: Path, manifest: Manifest) -> None:
     """What the digests say is unaltered is also what an artifact may hold."""
     tensor_files = denoiser_files(root, manifest)
-    for name in (_UNET_CONFIG, MODEL_INDEX, SCHEDULER_CONFIG):
+    for name in (UNET_CONFIG, MODEL_INDEX, SCHEDULER_CONFIG):
         if name not in manifest.files:
             raise ArtifactCorrupt(f"{root} has no {name}; every artifact needs it")
     unet = empty_unet(root, manifest)
@@ -85,10 +84,10 @@ def empty_unet(root: Path, manifest: Manifest) -> nn.Module:
     """The float network of the artifact on the meta device: shapes, no memory."""
     if manifest.unet_class not in _UNETS:
         raise ArtifactVersionError(
-            f"{root} needs denoiser class {manifest.unet_class!r}; this version runs {sorted(_UNETS)}"
+            f"{root} needs denoiser class {manifest.unet_class[:80]!r}; this version runs {sorted(_UNETS)}"
         )
     unet_class = component_class(_UNETS[manifest.unet_class], manifest.unet_class)
-    file = root / _UNET_CONFIG
+    file = root / UNET_CONFIG
     settings = network_settings(file)
     try:
         with without_memory():
@@ -97,4 +96,5 @@ def empty_unet(root: Path, manifest: Manifest) -> nn.Module:
             float_layer(unet, layer.name)
     except Exception as error:  # diffusers raises whatever it likes
         raise ArtifactCorrupt(f"{file} does not describe the denoiser: {repr(error)[:500]}") from error
+    check_geometry(file, unet, settings)
     return unet
