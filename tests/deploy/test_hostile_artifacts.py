@@ -328,6 +328,9 @@ HEADERS: dict[str, Any] = {
     "a header of 2^63 bytes": (harm.declared(2**63), "it declares a header of 9,223,372,036,854,775,808 byt"),
     "a header of 2^40 bytes": (harm.declared(2**40), "it declares a header of 1,099,511,627,776 bytes"),
     "a header beyond the end": (harm.declared(2**20), "it declares a header of 1,048,576 bytes, and has"),
+    "a header of 17 megabytes": (
+        harm.header(lambda value: json.dumps(value).encode() + b" " * 17 * 2**20), "it declares a header of 17,"
+    ),
     "a header of nothing": (harm.declared(0), "its header starts with b''"),
     "a header of one byte": (harm.declared(1), "its header is not valid JSON"),
     "7 bytes": (harm.file(WHOLE, b"\1\0\0\0\0\0\0"), "7 bytes cannot hold the length of a header"),
@@ -413,12 +416,16 @@ def artifact(tiny_artifact: Callable[[str], Path], tmp_path: Path, monkeypatch: 
     return Path(shutil.copytree(tiny_artifact("w4a8+cachequant-2"), tmp_path / "artifact"))
 
 
+class TooSlow(BaseException):
+    """No `Exception`, which the code under test might turn into one of its own."""
+
+
 @contextmanager
 def at_little_cost() -> Iterator[None]:
     """No more than so much time, and where it can be limited, memory, on top of what is in use."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"not done after {SECONDS} seconds")
+        raise TooSlow(f"not done after {SECONDS} seconds")
 
     limits, handler = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGALRM, stop)
     if sys.platform == "linux":
