@@ -329,7 +329,7 @@ HEADERS: dict[str, Any] = {
     "a header of 2^40 bytes": (harm.declared(2**40), "it declares a header of 1,099,511,627,776 bytes"),
     "a header beyond the end": (harm.declared(2**20), "it declares a header of 1,048,576 bytes, and has"),
     "a header of 17 megabytes": (
-        harm.header(lambda value: json.dumps(value).encode() + b" " * 17 * 2**20), "it declares a header of 17,"
+        harm.header(lambda value: json.dumps(value).encode() + b" " * 17 * 2**20), "declares a header of 17,"
     ),
     "a header of nothing": (harm.declared(0), "its header starts with b''"),
     "a header of one byte": (harm.declared(1), "its header is not valid JSON"),
