@@ -40,7 +40,7 @@ class LayerRow:
 def layer_rows(root: Path, manifest: Manifest) -> list[LayerRow]:
     """A row for each layer of the scheme, then for each attention; the artifact has been verified."""
     scheme = manifest.scheme
-    names = [entry.name for entry in (*scheme.layers, *scheme.attentions)]
+    names = [layer.name for layer in scheme.layers] + [attention.name for attention in scheme.attentions]
     sizes = _sizes(denoiser_files(root, manifest), names)
     corrected = {layer.name for layer in scheme.correction.layers} if scheme.correction else set()
     unet = empty_unet(root, manifest)

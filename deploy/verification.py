@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import nn
 
+from errata.canonical_json import file_digest
 from errata.compress.network.unet import float_layer
 from errata.deploy.allowed import component_class
 from errata.deploy.component_check import check_fit, network_settings
@@ -16,8 +17,9 @@ from errata.deploy.consistency import MODEL_INDEX, SCHEDULER_CONFIG, UNET_CONFIG
 from errata.deploy.construction import check_geometry, without_memory
 from errata.deploy.denoiser_check import check_denoiser
 from errata.deploy.inventory import check_files
-from errata.deploy.manifest import Manifest, read_manifest
+from errata.deploy.manifest import MANIFEST_FILE, Manifest, read_manifest
 from errata.deploy.sharding import DENOISER_FILE, denoiser_files
+from errata.deploy.signature_check import check_signature
 from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactVersionError
 
 __all__ = ["DENOISER_FILE", "empty_unet", "verify"]
@@ -30,7 +32,9 @@ _UNETS = {
 }
 
 
-def verify(path: str | Path) -> Manifest:
+def verify(
+    path: str | Path, *, signature: str | Path | None = None, public_key: str | Path | None = None
+) -> Manifest:
     """Checks an artifact from its manifest down to every value, and returns the manifest.
 
     Checked are the manifest's own digest; that exactly the listed files are there, as plain files, with
@@ -40,11 +44,18 @@ def verify(path: str | Path) -> Manifest:
     weight of a quantized layer is inside; that codes are in range, scales positive, and float parameters
     finite. The directory must not change meanwhile, nor until `load` has returned.
 
+    Digests tell damage; only a signature tells who made the artifact. With `signature`, a file that `sign`
+    wrote, and `public_key`, its maker's, nothing is read but the manifest until the signature holds.
+
     Raises:
-        ArtifactError: there is no artifact at `path`, or it cannot be read.
+        ArtifactError: there is no artifact at `path`, or it cannot be read; or the signature was made with
+            another key, or cannot be checked here.
         ArtifactVersionError: another format version, or a denoiser class that this version does not know.
-        ArtifactCorrupt: a file or tensor is missing, extra or altered.
+        ArtifactCorrupt: a file or tensor is missing, extra or altered; or the signature is damaged, or of
+            another artifact.
     """
+    if (signature is None) != (public_key is None):
+        raise ArtifactError("signature and public_key belong together; give both, or neither")
     root = Path(path)
     if not root.is_dir():
         raise ArtifactError(
@@ -53,6 +64,10 @@ def verify(path: str | Path) -> Manifest:
     try:
         manifest = read_manifest(root)
         check_files(root, manifest)
+        if signature is not None and public_key is not None:
+            digests = {name: record.sha256 for name, record in manifest.files.items()}
+            digests[MANIFEST_FILE] = file_digest(root / MANIFEST_FILE)
+            check_signature(root, digests, Path(signature), Path(public_key))
         _check_contents(root, manifest)
     except OSError as error:
         raise ArtifactError(
