@@ -22,7 +22,7 @@ def check_files(root: Path, manifest: Manifest) -> None:
         ArtifactCorrupt: naming the file.
         OSError: it cannot be read.
     """
-    _check_names(root, manifest)
+    check_names(root, manifest)
     present = set()
     for path in _walk(root):
         name = path.relative_to(root).as_posix()
@@ -40,7 +40,12 @@ def check_files(root: Path, manifest: Manifest) -> None:
         _check_digest(root / name, record)
 
 
-def _check_names(root: Path, manifest: Manifest) -> None:
+def check_names(root: Path, manifest: Manifest) -> None:
+    """Refuses names that lead outside the artifact, or that not every system takes for the same file.
+
+    Raises:
+        ArtifactCorrupt: naming the file.
+    """
     file = root / MANIFEST_FILE
     folded: dict[str, str] = {MANIFEST_FILE: MANIFEST_FILE}
     for name in manifest.files:
