@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from errata.deploy.manifest import Manifest
+from errata.deploy.manifest import FORMAT, Manifest
 
 CARD_FILE = "README.md"
 _PAGE = """\
@@ -16,14 +16,16 @@ tags:
 
 # {title}
 
-A frozen diffusion pipeline: {summary}. It is an artifact of
-format `errata-artifact/1`; every byte is checked when it is fetched, and again when it is loaded.
+A frozen diffusion pipeline, an artifact of format `{format}`: every byte is checked when it is fetched, and
+again when it is loaded.
+
+    {summary}
 
 ```python
 from errata import deploy
 
 deployed = deploy.load(deploy.from_hub("{repo_id}"))
-images = deployed(…).images  # takes what diffusers' {pipeline} takes
+images = deployed(...).images  # takes what diffusers' {pipeline} takes
 ```
 
 Or on the command line:
@@ -45,6 +47,7 @@ def model_card(manifest: Manifest, repo_id: str) -> str:
     return _PAGE.format(
         tags="\n".join(f"- {tag}" for tag in tags),
         title=repo_id.rpartition("/")[2],
+        format=FORMAT,
         summary=manifest.summary(),
         repo_id=repo_id,
         pipeline=manifest.pipeline_class,
