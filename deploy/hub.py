@@ -7,6 +7,7 @@ fetched, each of the size that it says.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from errata.directories import refuse_taken, staged_directory
 from errata.errors import ArtifactError
 
 _OF_THE_HUB = ".gitattributes"
+_COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
 def push_to_hub(
@@ -106,6 +108,10 @@ def from_hub(
     with hub_errors(f"fetch {repo_id!r}" + ("" if revision is None else f" at {revision!r}")):
         info = api.model_info(repo_id, revision=revision, files_metadata=True)
         commit, sizes = str(info.sha), {item.rfilename: item.size for item in info.siblings or ()}
+    if not _COMMIT.fullmatch(commit):  # it becomes a directory's name
+        raise ArtifactError(
+            f"the hub names the commit {commit[:80]!r} of {repo_id!r}, which is none; try again"
+        )
     source = HubSource(api, repo_id, commit, sizes)
     if out is None:
         return _from_cache(source, public_key)

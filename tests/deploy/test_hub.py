@@ -240,6 +240,17 @@ def test_what_the_hub_refuses_is_one_line(
         deploy.push_to_hub(artifact, "a/b")
 
 
+def test_a_commit_that_is_a_path(
+    hub: Hub, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path / "cache"))
+    answer = SimpleNamespace(sha="../../outside", siblings=[])
+    monkeypatch.setattr(hub, "model_info", lambda *args, **options: answer)
+    with pytest.raises(ArtifactError, match="the hub names the commit '../../outside' .* which is none"):
+        deploy.from_hub(REPO)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_directory_in_use_is_refused_before_anything_is_asked(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
     with pytest.raises(ArtifactError, match="exists and is not empty"):

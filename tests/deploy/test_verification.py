@@ -63,6 +63,11 @@ def test_an_untouched_copy_is_accepted(artifact: Path) -> None:
     assert deploy.verify(artifact).recipe.name == "w4a8"
 
 
+def test_the_path_to_an_artifact_may_lead_through_a_link(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(artifact)
+    assert deploy.verify(tmp_path / "current").sha256 == deploy.verify(artifact).sha256
+
+
 def test_altered_bytes_all_over_every_file_are_refused(artifact: Path) -> None:
     for file in [path for path in artifact.rglob("*") if path.is_file()]:
         data = file.read_bytes()
