@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from errata.compress.cache.corrected import FeatureCorrection
@@ -26,8 +25,9 @@ from errata.deploy.composition import DENOISER, SCHEDULER, check_composition
 from errata.deploy.cpu.fusion import fuse
 from errata.deploy.manifest import Manifest
 from errata.deploy.other_steps import nearest_steps, schedule_at, timesteps_at
+from errata.deploy.sharding import read_tensors
 from errata.deploy.tensors import float_parameters
-from errata.deploy.verification import DENOISER_FILE, empty_unet, verify
+from errata.deploy.verification import empty_unet, verify
 from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactMismatch
 
 OnMismatch = Literal["error", "nearest"]
@@ -183,7 +183,7 @@ def load(
     root = Path(path)
     manifest = verify(root)
     unet, clock = empty_unet(root, manifest), StepClock()
-    tensors = _without_mapping(load_file(root / DENOISER_FILE), manifest)
+    tensors = _without_mapping(read_tensors(root, manifest), manifest)
     kept = tuple(float_parameters(unet, manifest.scheme))
     report = install(unet, manifest.scheme, tensors, clock=clock, backend=backend, device=chosen)
     parameters = {name: tensors[name] for name in kept}
