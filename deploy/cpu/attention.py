@@ -30,6 +30,7 @@ class CPUAttention(QuantizedAttention):
         super().__init__(query=_as_it_is, key=_as_it_is, value=_as_it_is, probabilities=None)
         self._has_bfloat16 = multiplies_bfloat16()
 
+    @torch.compiler.disable
     def forward(
         self,
         attn: Attention,

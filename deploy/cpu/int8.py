@@ -78,6 +78,7 @@ class OneDNNQuantizer(nn.Module):
         super().__init__()
         self.table = table
 
+    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         """`x` on the grid of the current step."""
         scale, zero_point = self.table.now()
@@ -117,6 +118,7 @@ class OneDNNLayer(nn.Module):
             for part, scale in zip(parts, weight_scale, strict=True)
         ]
 
+    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         """Same shapes as the float layer; float32, channels_last from a convolution."""
         return self.product(self.quantized(self.split(x)), self.bias)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
@@ -59,6 +60,7 @@ class FusedResnet(nn.Module):
             and isinstance(_inner(block.conv2), OneDNNLayer)
         )
 
+    @torch.compiler.disable
     def forward(self, input_tensor: Tensor, temb: Tensor | None = None) -> Tensor:
         """`(B, C, H, W)` and `(B, D)` to `(B, C', H, W)`, as the block."""
         shortcut = _inner(self.conv_shortcut)
@@ -111,6 +113,7 @@ class FusedUpsample(nn.Module):
             and isinstance(getattr(block, "conv", None), OneDNNLayer)
         )
 
+    @torch.compiler.disable
     def forward(self, hidden_states: Tensor, output_size: int | None = None) -> Tensor:
         """`(B, C, H, W)` to `(B, C', 2H, 2W)`, or to `output_size`."""
         size: dict[str, Any] = {"scale_factor": 2.0} if output_size is None else {"size": output_size}
@@ -137,6 +140,7 @@ class FusedDownsample(nn.Module):
             and isinstance(block.conv, OneDNNLayer)
         )
 
+    @torch.compiler.disable
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(B, C, H, W)` to `(B, C', H // 2, W // 2)`."""
         codes = self.conv.quantized(self.conv.split(hidden_states))

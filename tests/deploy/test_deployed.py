@@ -213,6 +213,19 @@ def test_each_layer_runs_the_kernel_that_the_report_names(
     assert {"onednn", "reference", "weight only"} == set(rows.values())
 
 
+@needs_vnni
+def test_compiled_blocks_are_compiled_once_for_all_steps(tiny_artifact: Artifact) -> None:
+    plain, compiled = (deploy.load(tiny_artifact("w8a8")) for _ in range(2))
+    network = compiled.pipe.unet.module.unet
+    for block in (*network.down_blocks, network.mid_block, *network.up_blocks):
+        block.compile(backend="eager")
+    x = torch.randn(2, 1, 8, 8)
+    compiled.denoiser.full(x, 0, {})
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for step in range(1, 6):
+            assert torch.equal(compiled.denoiser.full(x, step, {})[0], plain.denoiser.full(x, step, {})[0])
+
+
 def told_to_the_profiler(method: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def told(layer: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         with torch.profiler.record_function(f"layer {layer.scheme.name}"):
