@@ -207,6 +207,13 @@ def _check_artifact(plan: Plan, deployed: DeployedPipeline) -> None:
             f"{digest[:12]}…; its steps and its expected quality belong to that one: make a plan for this "
             "one with errata.correct.plan(deployed, …)"
         )
+    recorded, taken = deployed.manifest.sampler.num_inference_steps, deployed.num_inference_steps
+    if taken != recorded:
+        raise PlanError(
+            f"this plan was made for {recorded} sampling steps, this pipeline takes {taken}: its steps and "
+            "its expected quality do not hold here; sample with the recorded number, or write a plan that "
+            "names no artifact"
+        )
 
 
 def _refuse_shared_decisions(plan: Plan) -> None:

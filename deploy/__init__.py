@@ -3,7 +3,19 @@
 from errata.deploy.backends import BackendRow
 from errata.deploy.deployed import DeployedPipeline, load
 from errata.deploy.exporting import export
+from errata.deploy.hub import from_hub, push_to_hub
 from errata.deploy.manifest import Manifest
+from errata.deploy.signing import sign
 from errata.deploy.verification import verify
 
-__all__ = ["BackendRow", "DeployedPipeline", "Manifest", "export", "load", "verify"]
+__all__ = [
+    "BackendRow",
+    "DeployedPipeline",
+    "Manifest",
+    "export",
+    "from_hub",
+    "load",
+    "push_to_hub",
+    "sign",
+    "verify",
+]

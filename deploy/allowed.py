@@ -25,8 +25,8 @@ def pipeline_class(name: str) -> type[DiffusionPipeline]:
     found = pipelines.PIPELINES.get(name) or (getattr(diffusers, name, None) if name.isidentifier() else None)
     if not isinstance(found, type) or not issubclass(found, DiffusionPipeline):
         raise ArtifactVersionError(
-            f"{name!r} is no DiffusionPipeline of diffusers {diffusers.__version__} or errata; update them, "
-            "and install `errata[text]` if it reads text"
+            f"{name[:80]!r} is no DiffusionPipeline of diffusers {diffusers.__version__} or errata; update "
+            "them, and install `errata[text]` if it reads text"
         )
     return found
 

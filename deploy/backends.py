@@ -15,8 +15,10 @@ from errata.compress.network.unet import float_layer, replace_module
 from errata.compress.quantize.layers import Geometry
 from errata.compress.quantize.observation import layer_sites
 from errata.compress.quantize.scheme import AttentionScheme, LayerScheme, Scheme
-from errata.deploy import onednn
-from errata.deploy.onednn import OneDNNLayer, OneDNNQuantizer, StepTable
+from errata.deploy.cpu import int8
+from errata.deploy.cpu.attention import CPUAttention
+from errata.deploy.cpu.int8 import OneDNNLayer, OneDNNQuantizer, StepTable
+from errata.deploy.cpu.weight_only import WeightOnlyLayer
 from errata.deploy.reference import ReferenceLayer, ReferenceQuantizer
 from errata.deploy.tensors import read_codes
 from errata.errors import ArtifactError
@@ -82,10 +84,12 @@ def install(
 def _choose(
     layer: LayerScheme, module: nn.Conv2d | nn.Linear, backend: str, device: torch.device
 ) -> tuple[str, str]:
-    if layer.activation_bits is None:
-        return "reference", "the scheme keeps this input in floating point"
     if backend == "reference":
         return "reference", "asked for"
+    if layer.activation_bits is None:
+        kept = "the scheme keeps this input in floating point"
+        is_here = device.type == "cpu"
+        return ("weight only", f"{kept}; codes dequantized at each call") if is_here else ("reference", kept)
     if obstacle := _onednn_obstacle(device):
         return "reference", obstacle
     if backend == "onednn":
@@ -101,7 +105,7 @@ def _choose(
 def _onednn_obstacle(device: torch.device) -> str:
     if device.type != "cpu":
         return f"no int8 kernel for {device.type} in this version"
-    if not onednn.is_available():
+    if not int8.is_available():
         return "this CPU has no VNNI instructions: int8 products would saturate"
     return ""
 
@@ -121,6 +125,8 @@ def _runtime_layer(
     if backend == "onednn":
         tables = [_step_table(name, tensors, clock) for name in names]
         return OneDNNLayer(layer, Geometry(module), codes, weight_scale, bias, tables)
+    if backend == "weight only":
+        return WeightOnlyLayer(layer, Geometry(module), codes, weight_scale, bias)
     quantizers = [_reference_quantizer(name, tensors, clock) for name in names]
     return ReferenceLayer(layer, Geometry(module), codes, weight_scale, bias, quantizers).to(device)
 
@@ -145,8 +151,8 @@ def _install_attention(
     processor = QuantizedAttention(query=query, key=key, value=value, probabilities=probabilities)
     if chosen == "float" and backend == "auto":
         chosen = "fused float"
-        reason = "query, key, value on the 8-bit grid; softmax output in float32, above the scheme"
-        processor = QuantizedAttention(query=query, key=key, value=value, probabilities=None)
+        reason = "query, key, value and softmax output in floating point, above the scheme"
+        processor = CPUAttention()
     set_attention(unet, attention.name, processor)
     return BackendRow(
         layer=f"{attention.name} (matmuls)",

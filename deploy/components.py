@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from errata.calibration.plain_json import from_plain, to_plain
-from errata.canonical_json import loads_strict
 from errata.deploy.allowed import is_tokenizer, is_transformers_model
+from errata.deploy.limits import LARGEST_JSON
+from errata.deploy.safetensors_header import read_header
+from errata.deploy.strict_json import json_object, json_value
 from errata.deploy.tokenizer_files import forget_use
 from errata.errors import ArtifactCorrupt, ArtifactError
 
 # One file a model, whatever its size: an index beside several would name files.
 _ONE_FILE = "100000GB"
 _CONFIG = "config.json"
-_WEIGHTS = {True: "diffusion_pytorch_model.safetensors", False: "model.safetensors"}
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+TRANSFORMERS_WEIGHTS = "model.safetensors"
 # Settings that name a place, a program, or a kernel to be fetched (transformers 5): an artifact has none.
 _PLACES = {
     "_attn_implementation", "_attn_implementation_internal", "_commit_hash", "_name_or_path",
@@ -30,8 +34,9 @@ _PLACES = {
     "use_kernels",
 }  # fmt: skip
 _PLACE_SUFFIX = "_file"
+_VERSION = "_diffusers_version"
+_VERSION_NUMBER = re.compile(r"\d{1,9}(\.\d{1,9}){0,4}((\.dev|rc|\.post)\d{1,9})?(\+[a-z0-9.]{1,40})?")
 _FOREIGN_FORMAT = "quantization_config"
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def write_component(component: Any, folder: Path) -> None:
@@ -59,35 +64,40 @@ def write_json(file: Path, value: Any) -> None:
     file.write_text(text + "\n", encoding="utf-8")
 
 
-def json_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file; diffusers would take a text for a path or a hub name, and fetch it.
-
-    Raises:
-        ArtifactCorrupt: it holds something else.
-    """
-    try:
-        value = loads_strict(file.read_bytes())
-    except ValueError as error:
-        raise ArtifactCorrupt(f"{file} is not valid JSON: {error}; it was not written by errata") from error
-    if not isinstance(value, dict):
-        raise ArtifactCorrupt(
-            f"{file} holds a {type(value).__name__}, not an object; it was not written by errata"
-        )
-    return value
-
-
 def check_component(folder: Path) -> None:
-    """Refuses settings that would make a loader look elsewhere.
+    """Refuses JSON and safetensors that are none, and settings that would make a loader look elsewhere.
 
     Raises:
-        ArtifactCorrupt: naming the setting.
+        ArtifactCorrupt: naming the file.
     """
-    for file in _settings_files(folder):
-        settings = json_object(file)
-        if _FOREIGN_FORMAT in settings or settings != _without_places(settings):
-            raise ArtifactCorrupt(
-                f"{file} has a setting that names a file, a model or a program; it was not written by errata"
-            )
+    for file in sorted(folder.glob("*.json")):
+        if file.name.endswith(_CONFIG):
+            _check_settings(json_object(file), file)
+        else:
+            json_value(file, largest=LARGEST_JSON)
+    for file in sorted(folder.glob("*.safetensors")):
+        read_header(file)
+
+
+def _check_settings(settings: dict[str, Any], file: Path) -> None:
+    if _FOREIGN_FORMAT in settings or settings != _without_places(settings):
+        raise ArtifactCorrupt(
+            f"{file} has a setting that names a file, a model or a program; it was not written by errata"
+        )
+    check_version(settings, file)
+
+
+def check_version(settings: Mapping[str, Any], file: Path) -> None:
+    """Refuses a version of diffusers that diffusers could not read.
+
+    Raises:
+        ArtifactCorrupt: naming it.
+    """
+    stated = settings.get(_VERSION, "0")
+    if not isinstance(stated, str) or not _VERSION_NUMBER.fullmatch(stated):
+        raise ArtifactCorrupt(
+            f"{file} has {_VERSION}={str(stated)[:80]!r}, which is no version; deploy again"
+        )
 
 
 def load_component(folder: Path, kind: type[Any]) -> Any:
@@ -108,13 +118,13 @@ def load_component(folder: Path, kind: type[Any]) -> Any:
 
 def _diffusers_model(folder: Path, kind: type[Any]) -> nn.Module:
     model: nn.Module = kind.from_config(from_plain(json_object(folder / _CONFIG)))
-    model.load_state_dict(load_file(folder / _WEIGHTS[True]), strict=True, assign=True)
+    model.load_state_dict(load_file(folder / DIFFUSERS_WEIGHTS), strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
 
 def _transformers_model(folder: Path, kind: type[Any]) -> nn.Module:
     """Transformers takes one type for the whole model; a mixed one (T5's) is narrowed afterwards."""
-    stored = _float_types(folder / _WEIGHTS[False])
+    stored = _float_types(folder / TRANSFORMERS_WEIGHTS)
     widest = functools.reduce(torch.promote_types, stored.values())
     model, told = kind.from_pretrained(
         str(folder),
@@ -135,9 +145,8 @@ def _transformers_model(folder: Path, kind: type[Any]) -> nn.Module:
 
 
 def _float_types(file: Path) -> dict[str, torch.dtype]:
-    with safe_open(file, framework="pt") as tensors:
-        types = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
-    return {name: _FLOATS[kind] for name, kind in types.items() if kind in _FLOATS}
+    tensors = read_header(file).tensors.items()
+    return {name: tensor.dtype for name, tensor in tensors if tensor.dtype.is_floating_point}
 
 
 def _settings_files(folder: Path) -> list[Path]:

@@ -10,9 +10,11 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from errata.canonical_json import loads_strict
 from errata.deploy.allowed import component_class, pipeline_class
+from errata.deploy.components import check_version
 from errata.deploy.manifest import MANIFEST_FILE, Manifest
+from errata.deploy.sharding import is_denoiser_file
+from errata.deploy.strict_json import json_object
 from errata.errors import ArtifactCorrupt
 
 MODEL_INDEX = "model_index.json"
@@ -24,7 +26,7 @@ _SUFFIXES = (".json", ".safetensors", ".txt", ".model")
 _REDIRECTIONS = ("adapter_config.json",)
 _REDIRECTING_SUFFIX = ".index.json"
 _OWN_FILES = {
-    DENOISER: {"config.json", "errata.safetensors"},
+    DENOISER: {"config.json"},  # and the denoiser's tensors, see `is_denoiser_file`
     SCHEDULER: {"scheduler_config.json"},
 }
 
@@ -64,11 +66,9 @@ def check_composition(root: Path, manifest: Manifest) -> Composition:
 
 
 def _read(file: Path) -> Composition:
-    try:
-        index = loads_strict(file.read_bytes())
-    except ValueError as error:
-        raise ArtifactCorrupt(f"{file} is not valid JSON: {error}; it was not written by errata") from error
-    name = index.get("_class_name") if isinstance(index, dict) else None
+    index = json_object(file)
+    check_version(index, file)
+    name = index.get("_class_name")
     if not isinstance(name, str):
         raise ArtifactCorrupt(f"{file} names no pipeline class; it was not written by errata")
     components: dict[str, tuple[str, str] | None] = {}
@@ -128,7 +128,8 @@ def _check_files(root: Path, composition: Composition, manifest: Manifest) -> No
             raise ArtifactCorrupt(f"{root / file} belongs to no component of {MODEL_INDEX}; remove it")
         name = rest[0]
         is_redirection = name in _REDIRECTIONS or name.endswith(_REDIRECTING_SUFFIX)
-        if not name.endswith(_SUFFIXES) or is_redirection or name not in _OWN_FILES.get(folder, {name}):
+        is_own = name in _OWN_FILES.get(folder, {name}) or is_denoiser_file(file)
+        if not name.endswith(_SUFFIXES) or is_redirection or not is_own:
             raise ArtifactCorrupt(
                 f"{root / file} is not allowed: a component holds {', '.join(_SUFFIXES)} files that refer to "
                 "no others, never pickles or programs; deploy again"

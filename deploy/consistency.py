@@ -7,12 +7,15 @@ from pathlib import Path
 from torch import nn
 
 from errata.calibration.streams import calls_per_step
+from errata.canonical_json import dumps
 from errata.compress.network.unet import BranchedUNet
 from errata.compress.quantize.scheme import Scheme
-from errata.deploy.components import json_object
+from errata.deploy.limits import MOST_MATCHES
 from errata.deploy.manifest import MANIFEST_FILE, Manifest
+from errata.deploy.strict_json import json_object
 from errata.errors import ArtifactCorrupt, RecipeError
 
+UNET_CONFIG = "unet/config.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 MODEL_INDEX = "model_index.json"
 
@@ -26,7 +29,8 @@ def check_consistency(root: Path, unet: nn.Module, manifest: Manifest) -> None:
     Raises:
         ArtifactCorrupt: naming what does not fit.
     """
-    recipe, sampler, steps = manifest.recipe, manifest.sampler, manifest.schedule.num_steps
+    recipe, sampler = manifest.recipe, manifest.sampler
+    _check_sizes(root, unet, manifest)
     _check_streams(root, manifest)
     index, scheduler = json_object(root / MODEL_INDEX), json_object(root / SCHEDULER_CONFIG)
     try:
@@ -37,21 +41,39 @@ def check_consistency(root: Path, unet: nn.Module, manifest: Manifest) -> None:
         raise ArtifactCorrupt(f"{root}: {error}; it was not written by errata") from error
     float32_bytes = 4 * sum(value.numel() for value in unet.state_dict().values())
     agrees = {
-        "scheme": manifest.scheme == scheme,
+        "scheme": dumps(manifest.scheme.to_json()) == dumps(scheme.to_json()),  # where 1 is not true
         "schedule": is_schedule_allowed and manifest.schedule.branch <= branched.max_branch,
-        "timesteps": len(sampler.timesteps) == steps,
-        "num_inference_steps": 1 <= sampler.num_inference_steps <= steps,
+        "num_inference_steps": 1 <= sampler.num_inference_steps <= len(sampler.timesteps),
         "float32_weight_bytes": manifest.float32_weight_bytes == float32_bytes,
         "scheduler_config": manifest.scheduler_config == scheduler,
         "scheduler_class": scheduler.get("_class_name") == sampler.scheduler_class,
+        "unet_class": json_object(root / UNET_CONFIG).get("_class_name") == manifest.unet_class,
         "pipeline_class": index.get("_class_name") == manifest.pipeline_class,
     }
     for name, holds in agrees.items():
         if not holds:
-            raise ArtifactCorrupt(
-                f"{root / MANIFEST_FILE}: {name} does not fit the recipe {recipe.name}, the network or the "
-                "artifact's other files; it was not written by errata"
-            )
+            raise _contradiction(root, manifest, name)
+
+
+def _contradiction(root: Path, manifest: Manifest, name: str) -> ArtifactCorrupt:
+    return ArtifactCorrupt(
+        f"{root / MANIFEST_FILE}: {name} does not fit the recipe {manifest.recipe.name[:200]}, the network "
+        "or the artifact's other files; it was not written by errata"
+    )
+
+
+def _check_sizes(root: Path, unet: nn.Module, manifest: Manifest) -> None:
+    """What the derivations below cost, before they are made."""
+    if len(manifest.sampler.timesteps) != manifest.schedule.num_steps:
+        raise _contradiction(root, manifest, "timesteps")
+    quantization = manifest.recipe.quantization
+    patterns = 0 if quantization is None else len(quantization.patterns)
+    modules = sum(1 for _ in unet.modules())
+    if patterns * modules > MOST_MATCHES:
+        raise ArtifactCorrupt(
+            f"{root / MANIFEST_FILE}: {patterns:,} patterns for {modules:,} modules are too many to compare; "
+            f"allowed are {MOST_MATCHES:,} pairs"
+        )
 
 
 def _check_streams(root: Path, manifest: Manifest) -> None:

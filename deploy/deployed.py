@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from errata.compress.cache.corrected import FeatureCorrection
 from errata.compress.network.clock import StepClock
@@ -20,10 +22,15 @@ from errata.deploy.allowed import component_class
 from errata.deploy.backends import BackendRow, check_backend, install
 from errata.deploy.components import load_component
 from errata.deploy.composition import DENOISER, SCHEDULER, check_composition
+from errata.deploy.cpu.fusion import fuse
 from errata.deploy.manifest import Manifest
+from errata.deploy.other_steps import nearest_steps, schedule_at, timesteps_at
+from errata.deploy.sharding import read_tensors
 from errata.deploy.tensors import float_parameters
-from errata.deploy.verification import DENOISER_FILE, empty_unet, verify
-from errata.errors import ArtifactCorrupt, ArtifactError
+from errata.deploy.verification import empty_unet, verify
+from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactMismatch
+
+OnMismatch = Literal["error", "nearest"]
 
 # On a diffusers pipeline that is an artifact's: what was loaded beside it.
 _FACTS = "_errata_facts"
@@ -36,7 +43,10 @@ class DeployedPipeline(SteppedPipeline):
         pipe: that diffusers pipeline with the low-bit UNet in place. Called directly it makes full calls
             only; call the `DeployedPipeline` itself to use the cache schedule.
         manifest: what the artifact says of itself.
+        on_mismatch: what a call with another number of steps than recorded does, see `load`.
     """
+
+    _way_out = ", sample or correct deployed.at_steps(…)"
 
     def __init__(
         self,
@@ -45,10 +55,13 @@ class DeployedPipeline(SteppedPipeline):
         num_inference_steps: int,
         manifest: Manifest,
         report: list[BackendRow],
+        on_mismatch: OnMismatch = "error",
     ) -> None:
         super().__init__(pipe, num_inference_steps=num_inference_steps)
         self.manifest = manifest
+        self.on_mismatch = on_mismatch
         self._report = report
+        self._at_steps: dict[int, DeployedPipeline] = {}
         # Not `self`: a circle would keep the weights in memory until it is collected.
         setattr(pipe, _FACTS, (num_inference_steps, manifest, report))
 
@@ -61,6 +74,82 @@ class DeployedPipeline(SteppedPipeline):
         num_inference_steps, manifest, report = facts
         return cls(pipe, num_inference_steps=num_inference_steps, manifest=manifest, report=report)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Sample; arguments are those of the diffusers pipeline.
+
+        Raises:
+            ArtifactMismatch: another `num_inference_steps` than recorded, unless `on_mismatch` is "nearest".
+        """
+        named = self.named(kwargs, args)
+        asked = named.get("num_inference_steps", self.num_inference_steps)
+        if self.on_mismatch == "nearest" and asked != self.num_inference_steps:
+            return self.at_steps(asked)(**named)
+        return super().__call__(**named)
+
+    def at_steps(self, num_inference_steps: int) -> DeployedPipeline:
+        """The same artifact at another number of sampling steps than recorded; it shares the weights.
+
+        Every call takes the ranges and corrections of the recorded step that is nearest in time; its own time
+        is what the network is told. The feature is refreshed once in each of the recorded intervals. What
+        that costs in quality was never measured when the artifact was made, hence a warning.
+
+        Raises:
+            ArtifactMismatch: the timesteps of that number are not known.
+        """
+        if num_inference_steps == self.manifest.sampler.num_inference_steps == self.num_inference_steps:
+            return self
+        if num_inference_steps not in self._at_steps:
+            self._at_steps[num_inference_steps] = self._mapped(num_inference_steps)
+        return self._at_steps[num_inference_steps]
+
+    def clone(self) -> DeployedPipeline:
+        """Another one that shares the weights and nothing else.
+
+        Calls of one loaded artifact take turns, even in several threads; those of a clone run beside them.
+        """
+        pipe = copy.copy(self.pipe)
+        stepped: SteppedUNet = pipe.unet
+        shared = {id(value): value for value in (*stepped.parameters(), *stepped.buffers())}
+        pipe.unet = copy.deepcopy(stepped, shared)
+        pipe.scheduler = copy.deepcopy(pipe.scheduler)
+        return DeployedPipeline(
+            pipe,
+            num_inference_steps=self.num_inference_steps,
+            manifest=self.manifest,
+            report=self._report,
+            on_mismatch=self.on_mismatch,
+        )
+
+    def _mapped(self, num_inference_steps: int) -> DeployedPipeline:
+        denoiser, sampler = self.denoiser, self.manifest.sampler
+        calls = denoiser.schedule.calls_per_step
+        if not isinstance(denoiser, UNetDenoiser):
+            raise ArtifactMismatch(
+                f"num_inference_steps={num_inference_steps}: only an artifact's own network can be mapped to "
+                f"other steps; sample with {self.num_inference_steps}"
+            )
+        timesteps = timesteps_at(
+            self.pipe.scheduler, sampler, calls_per_step=calls, steps=num_inference_steps
+        )
+        nearest = nearest_steps(timesteps, sampler.timesteps, calls_per_step=calls)
+        off = max(abs(time - sampler.timesteps[step]) for time, step in zip(timesteps, nearest, strict=True))
+        warnings.warn(
+            f"sampling with {num_inference_steps} steps; {sampler.num_inference_steps} were recorded. Each "
+            f"takes the activation ranges of the nearest recorded step, at most {off:g} in time away; for "
+            f"ranges of its own, calibrate with num_inference_steps={num_inference_steps}",
+            UserWarning,
+            stacklevel=4,
+        )
+        schedule = schedule_at(self.manifest.schedule, nearest)
+        pipe = copy.copy(self.pipe)
+        pipe.unet = SteppedUNet(
+            denoiser.at(schedule, timesteps, nearest), pipe.unet.config, module=pipe.unet.module
+        )
+        pipe.scheduler = copy.deepcopy(pipe.scheduler)
+        return DeployedPipeline(
+            pipe, num_inference_steps=num_inference_steps, manifest=self.manifest, report=self._report
+        )
+
     def backend_report(self) -> list[BackendRow]:
         """For each quantized layer, which kernel runs it and why."""
         return list(self._report)
@@ -70,7 +159,7 @@ def load(
     path: str | Path,
     device: str | torch.device | None = None,
     backend: str = "auto",
-    on_mismatch: str = "error",
+    on_mismatch: OnMismatch = "error",
 ) -> DeployedPipeline:
     """Verifies the artifact at `path` and loads it.
 
@@ -80,19 +169,21 @@ def load(
         backend: "auto" picks per layer what is fastest, and computes attention in one fused kernel whose
             softmax output is not quantized; "onednn" uses int8 wherever the scheme allows and keeps to the
             scheme; "reference" keeps to the scheme in floating point.
-        on_mismatch: what a request for another number of steps than recorded does; so far only "error".
+        on_mismatch: what a request for another number of steps than recorded does: "error" refuses it,
+            "nearest" serves it with the ranges of the nearest recorded steps, and warns; see
+            `DeployedPipeline.at_steps`.
 
     Raises:
         ArtifactError: and its subclasses as in `verify`; or an unknown backend or device.
     """
-    if on_mismatch != "error":
-        raise ArtifactError(f"on_mismatch={on_mismatch!r} is not supported; allowed is 'error'")
+    if on_mismatch not in get_args(OnMismatch):
+        raise ArtifactError(f"unknown on_mismatch {on_mismatch!r}; allowed are 'error' and 'nearest'")
     chosen = _device(device)
     check_backend(backend, chosen)
     root = Path(path)
     manifest = verify(root)
     unet, clock = empty_unet(root, manifest), StepClock()
-    tensors = load_file(root / DENOISER_FILE)
+    tensors = _without_mapping(read_tensors(root, manifest), manifest)
     kept = tuple(float_parameters(unet, manifest.scheme))
     report = install(unet, manifest.scheme, tensors, clock=clock, backend=backend, device=chosen)
     parameters = {name: tensors[name] for name in kept}
@@ -100,13 +191,28 @@ def load(
     assert not unexpected  # `verify` has compared the names; what is missing are the layers installed above
     _restore_buffers(unet)
     branched = BranchedUNet(unet.eval().requires_grad_(False).to(chosen))
+    if any(row.backend == "onednn" for row in report):
+        fused = fuse(unet, clock)
+        report = [
+            replace(row, reason=f"{row.reason}; {fused[row.layer]}") if row.layer in fused else row
+            for row in report
+        ]
     correction = FeatureCorrection.of(manifest.scheme, tensors)
     denoiser = UNetDenoiser(
         branched, clock, manifest.schedule, manifest.sampler.timesteps, correction=correction
     )
     pipe = _pipeline(root, manifest, SteppedUNet(denoiser, unet.config, module=branched), chosen)
     steps = manifest.sampler.num_inference_steps
-    return DeployedPipeline(pipe, num_inference_steps=steps, manifest=manifest, report=report)
+    return DeployedPipeline(
+        pipe, num_inference_steps=steps, manifest=manifest, report=report, on_mismatch=on_mismatch
+    )
+
+
+def _without_mapping(tensors: dict[str, Tensor], manifest: Manifest) -> dict[str, Tensor]:
+    """All but codes as copies: kernels drop the codes, and one small tensor would keep the file in memory."""
+    if not manifest.is_quantized:
+        return tensors
+    return {name: value if name.endswith(".codes") else value.clone() for name, value in tensors.items()}
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -10,7 +10,6 @@ from pathlib import Path
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import save_file
 
 import errata
 from errata.calibration.fingerprint import public_config
@@ -20,32 +19,42 @@ from errata.deploy.allowed import entry_of, is_pipeline
 from errata.deploy.components import write_component, write_json
 from errata.deploy.composition import DENOISER, MODEL_INDEX
 from errata.deploy.manifest import MANIFEST_FILE, FileRecord, Manifest
+from errata.deploy.sharding import MAX_SHARD_SIZE, size_in_bytes, write_tensors
 from errata.deploy.tensors import stored_tensors
-from errata.deploy.verification import DENOISER_FILE, verify
+from errata.deploy.verification import verify
 from errata.directories import staged_directory
 from errata.errors import ArtifactError
 
 
-def export(compressed: CompressedPipeline, out: str | Path) -> Path:
+def export(
+    compressed: CompressedPipeline, out: str | Path, *, max_shard_size: int | str = MAX_SHARD_SIZE
+) -> Path:
     """Writes the artifact directory `out`, verifies it, and returns its path.
 
     The same input gives the same bytes on the same machine, versions and thread count.
 
+    Args:
+        compressed: what to freeze.
+        out: a new directory.
+        max_shard_size: where the denoiser's tensors take more than this, in bytes or as a text such as
+            `"5GB"`, they are written to several files of at most so much each. Other components stay whole.
+
     Raises:
         TypeError: not a `CompressedPipeline`.
-        ArtifactError: `out` exists or cannot be written, or a class or component of the pipeline is none that
-            an artifact may hold.
+        ArtifactError: `out` exists or cannot be written, `max_shard_size` is no size, or a class or component
+            of the pipeline is none that an artifact may hold.
     """
     if not isinstance(compressed, CompressedPipeline):
         raise TypeError(
             f"export takes a CompressedPipeline, got {type(compressed).__name__}; "
             "make one with errata.compress.apply(…) or open one with errata.compress.load(path)"
         )
+    shard_bytes = size_in_bytes(max_shard_size)
     pipe = compressed.float_pipe
     _check_pipeline(pipe)
     with staged_directory(Path(out), error=ArtifactError) as staging:
         _write_components(compressed, staging)
-        _write_denoiser(compressed, staging)
+        _write_denoiser(compressed, staging, shard_bytes)
         _manifest(compressed, staging).write(staging)
         verify(staging)
     return Path(out)
@@ -81,14 +90,15 @@ def _write_components(compressed: CompressedPipeline, root: Path) -> None:
     write_json(root / MODEL_INDEX, index)
 
 
-def _write_denoiser(compressed: CompressedPipeline, root: Path) -> None:
+def _write_denoiser(compressed: CompressedPipeline, root: Path, max_shard_size: int) -> None:
     unet = compressed.float_pipe.unet
     (root / "unet").mkdir()
     # Without diffusers' private notes: one of them is a list in the order of a set, another in every process.
     config = {"_class_name": type(unet).__name__, "_diffusers_version": diffusers.__version__}
     write_json(root / "unet" / "config.json", {**config, **public_config(unet.config)})
     compression = compressed.compression
-    save_file(stored_tensors(unet, compression.scheme, compression.table), root / DENOISER_FILE)
+    tensors = stored_tensors(unet, compression.scheme, compression.table)
+    write_tensors(tensors, root, max_shard_size=max_shard_size)
 
 
 def _manifest(compressed: CompressedPipeline, root: Path) -> Manifest:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from errata.canonical_json import digest, dumps, loads_strict
+from errata.canonical_json import digest, dumps
 from errata.compress.compressed import Sampler
 from errata.compress.quantize.scheme import Scheme
 from errata.compress.recipes.recipe import Recipe
 from errata.compress.recipes.schedule import CacheSchedule
+from errata.deploy.limits import LARGEST_MANIFEST, LONGEST_PATTERN, MOST_CALLS
+from errata.deploy.strict_json import bounded_json
 from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactVersionError, RecipeError
 
 FORMAT = "errata-artifact/1"
@@ -21,8 +24,9 @@ _KEYS = {
     "format", "made_by", "pipeline_class", "unet_class", "recipe", "scheme", "schedule", "sampler",
     "scheduler_config", "calibration", "float32_weight_bytes", "files",
 }  # fmt: skip
-# A manifest is a few hundred kilobytes for the largest UNets; more is no manifest.
-_LARGEST_MANIFEST = 64 * 2**20
+_FILE_KEYS = {"bytes", "sha256"}
+# What is told of an artifact goes to terminals and web pages.
+_PLAIN_TEXT = re.compile(r"[ -~]{1,200}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,10 @@ class FileRecord:
 
     def __post_init__(self) -> None:
         if type(self.bytes) is not int or self.bytes < 0 or type(self.sha256) is not str:
-            raise ValueError(f"a file record needs a size and a digest, got {self.bytes!r}, {self.sha256!r}")
+            raise ValueError(
+                "a file record needs a size and a digest, "
+                f"got {str(self.bytes)[:80]}, {str(self.sha256)[:80]}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,15 +134,9 @@ def read_manifest(root: Path) -> Manifest:
         ArtifactCorrupt: not canonical, altered, or not a manifest.
     """
     file = root / MANIFEST_FILE
-    if not file.is_file():
-        raise ArtifactError(
-            f"{root} is no artifact: it has no {MANIFEST_FILE}; make one with `errata deploy`"
-        )
-    if file.is_symlink() or file.stat().st_size > _LARGEST_MANIFEST:
-        raise ArtifactCorrupt(f"{file} is a link or larger than {_LARGEST_MANIFEST:,} bytes; deploy again")
-    data = file.read_bytes()
+    data = _read(root, file)
     try:
-        value = loads_strict(data)
+        value = bounded_json(data)
     except ValueError as error:
         raise ArtifactCorrupt(f"{file} is not valid JSON ({error}); copy the artifact again") from error
     if not isinstance(value, dict):
@@ -144,44 +145,108 @@ def read_manifest(root: Path) -> Manifest:
         )
     if value.get("format") != FORMAT:
         raise ArtifactVersionError(
-            f"{file} has format {value.get('format')!r}; this version reads {FORMAT!r}"
+            f"{file} has format {str(value.get('format'))[:80]!r}; this version reads {FORMAT!r}"
         )
     stated = value.pop(_DIGEST_KEY, None)
     try:
         is_intact = stated == digest(value) and data == dumps({**value, _DIGEST_KEY: stated})
-    except (ValueError, TypeError, RecursionError):  # text that no canonical JSON can hold, for instance
+    except ValueError:  # text that no canonical JSON can hold
         is_intact = False
     if not is_intact:
         raise ArtifactCorrupt(f"{file} was altered: its own digest does not match; copy the artifact again")
     return _parse(value, file)
 
 
-def _parse(value: dict[str, Any], file: Path) -> Manifest:
-    if set(value) != _KEYS:
-        odd = sorted(set(value) ^ _KEYS)
-        raise ArtifactCorrupt(f"{file} has missing or unknown keys: {odd}; it was not written by errata")
-    try:
-        return Manifest(
-            made_by=value["made_by"],
-            pipeline_class=str(value["pipeline_class"]),
-            unet_class=str(value["unet_class"]),
-            recipe=Recipe.from_json(value["recipe"]),
-            scheme=Scheme.from_json(value["scheme"]),
-            schedule=_schedule(value["schedule"]),
-            sampler=Sampler.from_json(value["sampler"]),
-            scheduler_config=value["scheduler_config"],
-            calibration=value["calibration"],
-            float32_weight_bytes=int(value["float32_weight_bytes"]),
-            files={path: FileRecord(**record) for path, record in value["files"].items()},
+def _read(root: Path, file: Path) -> bytes:
+    if file.is_symlink():
+        raise ArtifactCorrupt(f"{file} is a link or special file; an artifact holds plain files only")
+    if not file.is_file():
+        raise ArtifactError(
+            f"{root} is no artifact: it has no {MANIFEST_FILE}; make one with `errata deploy`"
         )
+    if (size := file.stat().st_size) > LARGEST_MANIFEST:
+        raise ArtifactCorrupt(f"{file} has {size:,} bytes; a manifest has at most {LARGEST_MANIFEST:,}")
+    return file.read_bytes()
+
+
+def _parse(value: dict[str, Any], file: Path) -> Manifest:
+    if missing := sorted(_KEYS - set(value)):
+        raise ArtifactCorrupt(f"{file} lacks the keys {missing}; it was not written by errata")
+    if extra := sorted(set(value) - _KEYS):
+        raise ArtifactCorrupt(f"{file} has unknown keys: {str(extra)[:200]}; it was not written by errata")
+    try:
+        manifest = _typed(value)
+        _refuse_other_spellings(value, manifest)
     except (KeyError, TypeError, ValueError, AttributeError, RecipeError) as error:
         raise ArtifactCorrupt(
-            f"{file} is not a readable manifest: {error}; it was not written by errata"
+            f"{file} is not a readable manifest: {str(error)[:500]}; it was not written by errata"
         ) from error
+    return manifest
+
+
+def _typed(value: dict[str, Any]) -> Manifest:
+    for key in ("made_by", "calibration", "scheduler_config", "files"):
+        if not isinstance(value[key], dict):
+            raise TypeError(f"{key} is a {type(value[key]).__name__}, not an object")
+    return Manifest(
+        made_by=_plain_texts("made_by", value["made_by"]),
+        pipeline_class=value["pipeline_class"],
+        unet_class=value["unet_class"],
+        recipe=_recipe(value["recipe"]),
+        scheme=Scheme.from_json(value["scheme"]),
+        schedule=_schedule(value["schedule"]),
+        sampler=Sampler.from_json(value["sampler"]),
+        scheduler_config=value["scheduler_config"],
+        calibration=_plain_texts("calibration", value["calibration"]),
+        float32_weight_bytes=value["float32_weight_bytes"],
+        files={path: _file_record(path, record) for path, record in value["files"].items()},
+    )
+
+
+def _refuse_other_spellings(value: dict[str, Any], manifest: Manifest) -> None:
+    """Whatever was read would be written the same way; a recipe may leave out what has a default.
+
+    Raises:
+        ValueError: naming what would not.
+    """
+    for key in ("pipeline_class", "unet_class"):
+        if type(value[key]) is not str:
+            raise ValueError(f"{key} is {str(value[key])[:80]!r}, not a text")
+    if type(value["float32_weight_bytes"]) is not int:
+        raise ValueError("float32_weight_bytes is no whole number")
+    for key, written in manifest.to_json().items():
+        if key != "recipe" and dumps(written) != dumps(value[key]):
+            raise ValueError(f"its {key} would be written as {str(written)[:200]}")
+
+
+def _plain_texts(key: str, value: dict[str, Any]) -> dict[str, Any]:
+    for name, item in value.items():
+        is_plain = type(item) is int or (isinstance(item, str) and _PLAIN_TEXT.fullmatch(item))
+        if not (is_plain and _PLAIN_TEXT.fullmatch(name)):
+            raise ValueError(f"{key} says {name[:80]!r}: {str(item)[:80]!r}, which is no short plain text")
+    return value
+
+
+def _file_record(path: str, record: Any) -> FileRecord:
+    if not isinstance(record, dict) or set(record) != _FILE_KEYS:
+        raise ValueError(f"file {path[:80]!r} does not have exactly the keys {sorted(_FILE_KEYS)}")
+    return FileRecord(**record)
+
+
+def _recipe(value: Any) -> Recipe:
+    recipe = Recipe.from_json(value)
+    patterns = () if recipe.quantization is None else recipe.quantization.patterns
+    longest = max(patterns, key=len, default="")
+    if len(longest) > LONGEST_PATTERN:
+        raise ValueError(
+            f"the pattern {longest[:40]!r}… has {len(longest):,} characters; allowed are {LONGEST_PATTERN}"
+        )
+    return recipe
 
 
 def _schedule(value: Any) -> CacheSchedule:
-    schedule = CacheSchedule.from_json(value)
-    if (written := schedule.to_json()) != value:
-        raise ValueError(f"its schedule would be written as {written}")
-    return schedule
+    for key in ("num_steps", "calls_per_step"):  # before lists of such lengths are made
+        number = value.get(key, 1)
+        if type(number) is not int or not 0 < number <= MOST_CALLS:
+            raise ValueError(f"{key}={str(number)[:40]}; allowed are whole numbers from 1 to {MOST_CALLS:,}")
+    return CacheSchedule.from_json(value)

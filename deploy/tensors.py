@@ -68,6 +68,15 @@ def read_codes(layer: LayerScheme, tensors: Mapping[str, Tensor], shape: torch.S
     return unpack_int4(codes, shape) if layer.weight_bits == 4 else codes
 
 
+def odd_packed_codes(unet: nn.Module, scheme: Scheme) -> set[str]:
+    """Names of the packed codes whose last byte holds one code only."""
+    return {
+        f"{layer.name}.codes"
+        for layer in scheme.layers
+        if layer.weight_bits == 4 and float_layer(unet, layer.name).weight.numel() % 2
+    }
+
+
 def _in_float32(value: Tensor) -> Tensor:
     return value.float() if value.is_floating_point() else value
 

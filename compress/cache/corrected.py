@@ -70,8 +70,15 @@ class CorrectedOutput(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shapes as in the layer."""
         output: Tensor = self.layer(x)
-        if self.clock.kind == "full":
-            return output
+        return self.corrected(output) if self.acts else output
+
+    @property
+    def acts(self) -> bool:
+        """Whether the evaluation under way is a cached one."""
+        return self.clock.kind != "full"
+
+    def corrected(self, output: Tensor) -> Tensor:
+        """`gain ⊙ output + shift` of the current step."""
         return output * self.gain[self.clock.step] + self.shift[self.clock.step]
 
 

@@ -23,6 +23,7 @@ class StepClock:
     def __init__(self) -> None:
         self._step: int | Tensor | None = None
         self._kind: StepKind = "full"
+        self._time: float | None = None
         self._turn = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -50,8 +51,13 @@ class StepClock:
         """Whether the evaluation under way is full or reads the cache."""
         return self._kind
 
+    @property
+    def time(self) -> float | None:
+        """The training time of the evaluation under way, where one serves all rows and was told."""
+        return self._time
+
     @contextmanager
-    def at(self, step: int | Tensor, kind: StepKind = "full") -> Iterator[None]:
+    def at(self, step: int | Tensor, kind: StepKind = "full", *, time: float | None = None) -> Iterator[None]:
         """Set the step for the body, when the evaluations of other threads are over.
 
         Raises:
@@ -60,11 +66,11 @@ class StepClock:
         with self._turn:
             if self._step is not None:
                 raise RuntimeError(f"step {self._step} is still being evaluated; evaluations do not nest")
-            self._step, self._kind = step, kind
+            self._step, self._kind, self._time = step, kind, time
             try:
                 yield
             finally:
-                self._step, self._kind = None, "full"
+                self._step, self._kind, self._time = None, "full", None
 
 
 def at_step(values: Tensor, step: int | Tensor, x: Tensor) -> Tensor:

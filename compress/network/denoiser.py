@@ -63,6 +63,14 @@ class UNetDenoiser:
     A cached call reads a stored feature through `correction`, where there is one. Calls from several threads
     wait for each other.
 
+    Args:
+        unet: the network.
+        clock: what its layers read.
+        schedule: of the calls of a run.
+        timesteps: of those calls.
+        correction: of the feature that cached calls read.
+        ranges_of: for each call, the recorded step whose ranges and corrections it takes; None is its own.
+
     Attributes:
         reuses_outputs: see `Denoiser`; to be set by whoever makes the network inside replay CUDA graphs.
     """
@@ -77,6 +85,7 @@ class UNetDenoiser:
         timesteps: tuple[float, ...],
         *,
         correction: FeatureCorrection | None = None,
+        ranges_of: tuple[int, ...] | None = None,
     ) -> None:
         if len(timesteps) != schedule.num_steps:
             raise ValueError(f"{len(timesteps)} timesteps for a schedule of {schedule.num_steps} steps")
@@ -85,6 +94,7 @@ class UNetDenoiser:
         self._schedule = schedule
         self._timesteps = timesteps
         self._correction = correction
+        self._ranges_of = ranges_of
         self._latest: tuple[torch.Size, torch.dtype, torch.device, dict[str, Tensor]] | None = None
         self._costs: dict[tuple[StepKind, tuple[int, ...]], float] = {}
 
@@ -107,7 +117,7 @@ class UNetDenoiser:
     def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
         """See `Denoiser.full`."""
         timestep = self._timestep(step)
-        with self._clock.at(step):
+        with self._clock.at(self._ranges(step), time=timestep):
             self._latest = (x.shape, x.dtype, x.device, dict(cond))
             return self._unet.full(x, timestep, cond, branch=self._schedule.branch)
 
@@ -126,10 +136,21 @@ class UNetDenoiser:
             raise ValueError(f"the cached feature holds {feature.shape[0]} samples, the input {x.shape[0]}")
         timestep = self._timestep(step)
         if self._correction is not None and not is_extrapolated:
-            feature = self._correction(feature, step)
-        with self._clock.at(step, kind="cached"):
+            feature = self._correction(feature, self._ranges(step))
+        with self._clock.at(self._ranges(step), kind="cached", time=timestep):
             self._latest = (x.shape, x.dtype, x.device, dict(cond))
             return self._unet.cached(x, timestep, cond, feature, branch=self._schedule.branch)
+
+    def at(
+        self, schedule: CacheSchedule, timesteps: tuple[float, ...], ranges_of: tuple[int, ...]
+    ) -> UNetDenoiser:
+        """The same network at other calls; see the class for the arguments."""
+        return UNetDenoiser(
+            self._unet, self._clock, schedule, timesteps, correction=self._correction, ranges_of=ranges_of
+        )
+
+    def _ranges(self, step: int) -> int:
+        return step if self._ranges_of is None else self._ranges_of[step]
 
     def _timestep(self, step: int) -> float:
         if not 0 <= step < self._schedule.num_steps:

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffusers import DiffusionPipeline
 
 from errata.compress.network.denoiser import Denoiser
 from errata.compress.network.run import CallView, Evaluation, Run
-from errata.compress.recipes.schedule import CacheSchedule
+from errata.compress.recipes.schedule import CacheSchedule, StepKind
 from errata.errors import ArtifactMismatch
+
+
+class CacheInfo(NamedTuple):
+    """Denoiser calls so far: `hits` read a cached feature, `misses` were full."""
+
+    hits: int
+    misses: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of calls that read a cached feature; 0 before the first call."""
+        return self.hits / max(1, self.hits + self.misses)
 
 
 class SteppedPipeline:
@@ -21,9 +34,13 @@ class SteppedPipeline:
     Calling `.pipe` itself makes full calls only.
     """
 
+    _way_out = ""  # where there is another one: what else to do about another number of steps
+
     def __init__(self, pipe: DiffusionPipeline, *, num_inference_steps: int) -> None:
         self.pipe = pipe
         self.num_inference_steps = num_inference_steps
+        self._counts: dict[StepKind, int] = {"full": 0, "cached": 0}
+        self._counting = threading.Lock()
 
     @property
     def denoiser(self) -> Denoiser:
@@ -52,7 +69,19 @@ class SteppedPipeline:
         remembers: int = 1,
     ) -> Run:
         """A fresh run, see `Run`; call `run.pipe(**pipeline.arguments(kwargs))` to sample with it, once."""
-        return Run(self.pipe, denoiser=denoiser, decide=decide, remembers=remembers)
+        return Run(self.pipe, denoiser=denoiser, decide=decide, remembers=remembers, count=self._count)
+
+    def cache_info(self) -> CacheInfo:
+        """Calls of all runs so far, corrected ones and interrupted ones included.
+
+        Evaluations that a correction adds to a step read no cache, and are not counted.
+        """
+        with self._counting:
+            return CacheInfo(hits=self._counts["cached"], misses=self._counts["full"])
+
+    def _count(self, kind: StepKind) -> None:
+        with self._counting:
+            self._counts[kind] += 1
 
     def arguments(self, kwargs: Mapping[str, Any], args: Sequence[Any] = ()) -> dict[str, Any]:
         """The call's arguments by name, with the recorded number of steps filled in and checked.
@@ -61,14 +90,23 @@ class SteppedPipeline:
             ArtifactMismatch: another `num_inference_steps` than recorded.
             TypeError: `args` are more than the pipeline takes, or repeat what `kwargs` name.
         """
-        if args:
-            bound = inspect.signature(type(self.pipe).__call__).bind_partial(self.pipe, *args, **kwargs)
-            kwargs = dict(list(bound.arguments.items())[1:])
+        kwargs = self.named(kwargs, args)
         asked = kwargs.get("num_inference_steps", self.num_inference_steps)
         if asked != self.num_inference_steps:
             raise ArtifactMismatch(
                 f"num_inference_steps={asked}, but {self.num_inference_steps} were recorded, and the "
-                f"activation scales belong to them; leave it out, or calibrate again "
+                f"activation scales belong to them; leave it out{self._way_out}, or calibrate again "
                 f"with num_inference_steps={asked}"
             )
         return {**kwargs, "num_inference_steps": self.num_inference_steps}
+
+    def named(self, kwargs: Mapping[str, Any], args: Sequence[Any]) -> dict[str, Any]:
+        """All arguments of a call by name.
+
+        Raises:
+            TypeError: `args` are more than the pipeline takes, or repeat what `kwargs` name.
+        """
+        if not args:
+            return dict(kwargs)
+        bound = inspect.signature(type(self.pipe).__call__).bind_partial(self.pipe, *args, **kwargs)
+        return dict(list(bound.arguments.items())[1:])

@@ -178,7 +178,11 @@ class Run:
     """State of one sampling run on a private copy of the pipeline.
 
     `pipe` shares weights with the pipeline that it was made from, but has its own scheduler and its own
-    call counter, so nothing of a run (patches included) outlives it or reaches another one.
+    call counter, so nothing of a run (patches included) outlives it or reaches another one. Neither does a
+    cached feature, which within the run belongs to a stream and to the shape, type and device of a sample.
+
+    Args:
+        count: is told the kind of every call that was made.
 
     Attributes:
         pipe: the diffusers pipeline to call.
@@ -195,6 +199,7 @@ class Run:
         denoiser: Denoiser | None = None,
         decide: Callable[[CallView], Evaluation] | None = None,
         remembers: int = 1,
+        count: Callable[[StepKind], None] | None = None,
     ) -> None:
         unet = pipe.unet
         self.denoiser: Denoiser = unet.denoiser if denoiser is None else owned(denoiser)
@@ -208,6 +213,8 @@ class Run:
         streams = self.denoiser.schedule.calls_per_step
         self.latest: deque[UNetCall] = deque(maxlen=streams)
         self._stored = [deque[tuple[int, Tensor]](maxlen=remembers) for _ in range(streams)]
+        self._stored_for: list[_Place | None] = [None] * streams
+        self._count = count
 
     def replace_features(self, features: tuple[Tensor, ...], *, step: int | None = None) -> None:
         """Puts these in the place of the latest stored features, one for each stream.
@@ -232,9 +239,13 @@ class Run:
             prediction, feature = self.denoiser.full(sample, step, cond)
             if feature is not None:
                 stored.append((step, feature))
+                self._stored_for[stream] = _place(sample)
         else:
+            self._refuse_other_place(step, stream, sample)
             prediction = self._cached(sample, step, cond, asked.feature, stored)
         self.kinds.append(asked.kind)
+        if self._count is not None:
+            self._count(asked.kind)
         feature = stored[-1][1] if stored else None
         self.latest.append(UNetCall(step, asked.kind, sample, timestep, cond, prediction, feature))
         return prediction
@@ -254,6 +265,15 @@ class Run:
         used = latest if feature is None else feature
         return self.denoiser.cached(sample, step, cond, used, is_extrapolated=True)
 
+    def _refuse_other_place(self, step: int, stream: int, sample: Tensor) -> None:
+        """A feature belongs to the shape, type and device of the sample that it was made from."""
+        place, here = self._stored_for[stream], _place(sample)
+        if place != here:
+            raise ArtifactMismatch(
+                f"step {step} would read the cached feature of a sample {place}, but its own is {here}; keep "
+                "shape, type and device for the whole of a run, or take an artifact without a cache"
+            )
+
     def _check(self, step: int, timestep: float) -> None:
         recorded = self.denoiser.timesteps
         if step >= len(recorded):
@@ -268,6 +288,13 @@ class Run:
                 f"step {step} is at timestep {timestep:g}, recorded was {recorded[step]:g}; "
                 f"sample with the recorded scheduler and number of steps ({len(recorded)}){hint}"
             )
+
+
+_Place = tuple[torch.Size, torch.dtype, torch.device]
+
+
+def _place(sample: Tensor) -> _Place:
+    return sample.shape, sample.dtype, sample.device
 
 
 def _signature(module: BranchedUNet | None) -> inspect.Signature:

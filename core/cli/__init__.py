@@ -15,13 +15,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from errata import __version__
-from errata.cli import calibrate, compress, demo, deploy, generate, inspect, plan, quiet, report, verify
+from errata.cli import (
+    calibrate,
+    compress,
+    demo,
+    deploy,
+    generate,
+    inspect,
+    plan,
+    pull,
+    push,
+    quiet,
+    report,
+    sign,
+    verify,
+)
 from errata.cli.usage import OneLineParser, UsageError
 from errata.errors import ErrataError
 
 __all__ = ["main"]
 
-COMMANDS = (demo, calibrate, compress, deploy, verify, inspect, plan, generate, report)
+COMMANDS = (demo, calibrate, compress, deploy, verify, inspect, sign, push, pull, plan, generate, report)
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 EXTRA_OF = {"accelerate": "text", "jinja2": "report", "matplotlib": "report", "transformers": "text"}
 

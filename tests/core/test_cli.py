@@ -17,7 +17,18 @@ from errata.cli import columns, demo, output, pictures, plans, quiet, usage
 from errata.directories import staged_directory
 from errata.errors import ErrataError, PlanError, RecipeError
 
-COMMANDS = ["demo", "calibrate", "compress", "deploy", "verify", "inspect", "plan", "generate", "report"]
+COMMANDS = [
+    "demo",
+    "calibrate",
+    "compress",
+    "deploy",
+    "verify",
+    "inspect",
+    "sign",
+    "plan",
+    "generate",
+    "report",
+]
 
 
 def fail_with(problem: BaseException, monkeypatch: pytest.MonkeyPatch, *options: str) -> int:

@@ -102,7 +102,8 @@ def test_components_are_listed(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "components   scheduler " in text
     assert ", unet " in text
     assert ", vae " in text
-    assert "cache        Fc (a cached step, c, recomputes the last resnet of the up path)" in text
+    assert "1 of 2 calls are full, F; a cached one, c, recomputes the last resnet of the up path" in text
+    assert "\n             Fc\n" in text
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,49 @@ def test_inspect_counts_each_byte_once(folder: Path, capsys: pytest.CaptureFixtu
     assert 0.5 * stored < sum(row["bytes"] for row in layers.values()) < stored
 
 
+def test_inspect_says_what_an_engineer_asks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = answer(capsys, "inspect", folder / "artifact")
+    assert cli.main(["inspect", f"{folder}/artifact"]) == 0
+    text = capsys.readouterr().out
+    facts = {line[:12].strip(): line[13:] for line in text.split("\n\n")[0].splitlines()}
+    assert facts["digest"] == found["manifest_sha256"]
+    assert facts["sampler"] == f"DDIMScheduler, {STEPS} steps, {STEPS} denoiser calls at timesteps 750 to 0"
+    assert facts["cache"].startswith(
+        "2 of 4 calls are full, F; a cached one, c, recomputes the last 3 resnets"
+    )
+    assert "errata" in facts["made by"]
+    assert "fingerprint" in text
+    rows = {row["layer"]: row for row in found["layers"]}
+    assert rows["conv_in"]["shape"] == [16, 1, 3, 3]
+    assert (rows["conv_in"]["weight_bits"], rows["conv_in"]["input_bits"]) == (8, 8)
+    assert rows["time_embedding.linear_1"]["input_bits"] is None
+    assert rows["mid_block.attentions.0"]["kind"] == "attention"
+    weights = sum(np.prod(row["shape"]) for row in found["layers"] if row["shape"])
+    assert f"  {weights:,}  " in text.split("\n\n")[1]
+
+
+def test_inspect_loads_only_to_tell_kernels(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from errata import deploy
+
+    found = answer(capsys, "inspect", folder / "artifact", "--backends", "--backend", "reference")
+    assert {row["backend"] for row in found["layers"]} == {"reference"}
+    assert all(row["reason"] for row in found["layers"])
+    for option in ("--device", "--backend"):
+        line = complaint(capsys, 2, "inspect", folder / "artifact", option, "reference")
+        assert f"{option} has no effect without --backends" in line
+    monkeypatch.delattr(deploy, "load")
+    assert "backend" not in answer(capsys, "inspect", folder / "artifact")["layers"][0]
+
+
+def test_a_long_schedule_is_drawn_in_numbered_lines() -> None:
+    from errata.cli.inspect import _picture
+
+    numbers = "".join(f"{number:<10}" for number in range(100, 130, 10)).rstrip()
+    assert _picture("F" + "c" * 128)[1:] == ["F" + "c" * 99, numbers, "c" * 29]
+
+
 def test_an_image_depends_on_its_seed_alone(folder: Path, tmp_path: Path) -> None:
     for name, options in {
         "three": ["--images", "3"],
@@ -162,6 +205,22 @@ def test_bad_input_is_refused_by_each_stage(
     ]:
         assert message in complaint(capsys, 1, *command)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_deploy_in_shards(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["deploy", folder / "compressed", "--out", tmp_path / "artifact"]
+    line = complaint(capsys, 2, *command, "--max-shard-size", "some")
+    assert "max_shard_size='some'; allowed are a number of bytes above zero" in line
+    assert list(tmp_path.iterdir()) == []
+    answer(capsys, *command, "--max-shard-size", "50KB")
+    names = sorted(path.name for path in (tmp_path / "artifact" / "unet").glob("*.safetensors"))
+    assert names[0] == f"errata-00001-of-{len(names):05d}.safetensors"
+    assert len(names) > 1
+    whole, shards = (
+        {row["layer"]: row["bytes"] for row in answer(capsys, "inspect", root)["layers"]}
+        for root in (folder / "artifact", tmp_path / "artifact")
+    )
+    assert shards == whole
 
 
 def test_verify_refuses_a_truncated_file(

@@ -13,7 +13,8 @@ from errata.compress import CompressedPipeline, Recipe
 from errata.compress.cache.corrected import CorrectedOutput
 from errata.compress.quantize.scheme import Scheme
 from errata.compress.recipes.caching import CacheQuant
-from errata.deploy import DeployedPipeline, onednn
+from errata.deploy import DeployedPipeline
+from errata.deploy.cpu import int8
 from errata.deploy.tensors import expected_tensors
 
 Make = Callable[[str], CompressedPipeline]
@@ -54,7 +55,7 @@ def test_the_reference_backend_is_the_simulation_bit_for_bit(
     assert torch.equal(images(deployed), images(compressed))
 
 
-@pytest.mark.skipif(not onednn.is_available(), reason="this CPU has no VNNI instructions")
+@pytest.mark.skipif(not int8.is_available(), reason="this CPU has no VNNI instructions")
 @pytest.mark.parametrize("recipe", BOTH_PARTS)
 def test_int8_kernels_are_corrected_alike(
     recipe: str, tiny_compressed: Make, tiny_artifact: Artifact, tiny_calibration: CalibrationSet

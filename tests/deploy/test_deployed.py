@@ -3,6 +3,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,11 @@ from diffusers import DDIMPipeline, DDIMScheduler, LDMPipeline, VQModel
 from errata import calibration, compress, deploy
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline
-from errata.deploy import DeployedPipeline, onednn
+from errata.deploy import DeployedPipeline
+from errata.deploy.cpu import int8
+from errata.deploy.cpu.int8 import OneDNNLayer
+from errata.deploy.cpu.weight_only import WeightOnlyLayer
+from errata.deploy.reference import ReferenceLayer
 from errata.errors import ArtifactError, ArtifactMismatch
 
 Make = Callable[[str], CompressedPipeline]
@@ -19,7 +24,7 @@ Artifact = Callable[[str], Path]
 RECIPES = ["w8a8", "w4a8", "w8a8+deepcache-3", "w4a8+deepcache-2:branch=1", "deepcache-3"]
 # Relative RMS of a prediction to the reference's: codes on a tie round either way, later layers amplify it.
 INT8_BOUND = 0.015
-needs_vnni = pytest.mark.skipif(not onednn.is_available(), reason="this CPU has no VNNI instructions")
+needs_vnni = pytest.mark.skipif(not int8.is_available(), reason="this CPU has no VNNI instructions")
 
 
 def images(pipeline: DeployedPipeline | CompressedPipeline, batch_size: int = 4) -> torch.Tensor:
@@ -93,7 +98,7 @@ def test_int8_kernels_agree_within_rounding_flips(
 def test_fused_attention_differs_from_the_scheme_by_one_rounding(
     tiny_artifact: Artifact, tiny_calibration: CalibrationSet
 ) -> None:
-    """ "auto" leaves the softmax output in float32, which the report says."""
+    """ "auto" leaves query, key, value and the softmax output in floating point, which the report says."""
     int8, auto = (deploy.load(tiny_artifact("w8a8"), backend=name) for name in ("onednn", "auto"))
     matmuls = [row for row in auto.backend_report() if row.kind == "attention"]
     assert {row.backend for row in matmuls} == {"fused float"}
@@ -175,7 +180,7 @@ def test_a_cache_only_artifact_keeps_half_precision(tiny_pipeline: DDIMPipeline,
 def test_without_vnni_nothing_saturates_silently(
     tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onednn, "is_available", lambda: False)
+    monkeypatch.setattr(int8, "is_available", lambda: False)
     rows = deploy.load(tiny_artifact("w8a8")).backend_report()
     assert {row.backend for row in rows if row.scheme == "w8a8"} == {"reference"}
     assert any("no VNNI" in row.reason for row in rows)
@@ -184,18 +189,53 @@ def test_without_vnni_nothing_saturates_silently(
 
 
 @needs_vnni
-def test_the_report_names_the_kernels_that_run(tiny_artifact: Artifact) -> None:
-    deployed = deploy.load(tiny_artifact("w8a8"), backend="onednn")
+@pytest.mark.parametrize("recipe", ["w8a8", "w4a8"])
+def test_each_layer_runs_the_kernel_that_the_report_names(
+    recipe: str, tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime_layers = ((OneDNNLayer, "product"), (ReferenceLayer, "forward"), (WeightOnlyLayer, "forward"))
+    for kind, method in runtime_layers:
+        monkeypatch.setattr(kind, method, told_to_the_profiler(getattr(kind, method)))
+    deployed = deploy.load(tiny_artifact(recipe))
     with torch.profiler.profile() as profile:
         deployed.denoiser.full(torch.randn(1, 1, 8, 8), 0, {})
-    calls = {event.key: event.count for event in profile.key_averages()}
-    convs = [row for row in deployed.backend_report() if row.backend == "onednn" and row.kind == "conv2d"]
-    splits = sum(
-        ".resnets." in row.layer and row.layer.startswith("up_") for row in convs if "conv2" not in row.layer
-    )
-    ran = calls["onednn::qconv_pointwise"] + calls.get("onednn::qconv2d_pointwise", 0)
-    assert ran == len(convs) + splits
-    assert "aten::mkldnn_convolution" not in calls
+    kernels = {
+        event.name.removeprefix("layer "): {child.name for child in all_children(event)}
+        for event in profile.events()
+        if event.name.startswith("layer ")
+    }
+    rows = {row.layer: row.backend for row in deployed.backend_report() if row.kind != "attention"}
+    assert set(rows) == set(kernels)
+    for layer, backend in rows.items():
+        is_int8 = any(name.startswith("onednn::q") for name in kernels[layer])
+        is_float = bool(kernels[layer] & {"aten::conv2d", "aten::linear"})
+        assert (is_int8, is_float) == (backend == "onednn", backend != "onednn"), layer
+    assert {"onednn", "reference", "weight only"} == set(rows.values())
+
+
+@needs_vnni
+def test_compiled_blocks_are_compiled_once_for_all_steps(tiny_artifact: Artifact) -> None:
+    plain, compiled = (deploy.load(tiny_artifact("w8a8")) for _ in range(2))
+    network = compiled.pipe.unet.module.unet
+    for block in (*network.down_blocks, network.mid_block, *network.up_blocks):
+        block.compile(backend="eager")
+    x = torch.randn(2, 1, 8, 8)
+    compiled.denoiser.full(x, 0, {})
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for step in range(1, 6):
+            assert torch.equal(compiled.denoiser.full(x, step, {})[0], plain.denoiser.full(x, step, {})[0])
+
+
+def told_to_the_profiler(method: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def told(layer: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with torch.profiler.record_function(f"layer {layer.scheme.name}"):
+            return method(layer, *args, **kwargs)
+
+    return told
+
+
+def all_children(event: Any) -> list[Any]:
+    return [found for child in event.cpu_children for found in (child, *all_children(child))]
 
 
 @pytest.mark.parametrize(
@@ -203,11 +243,11 @@ def test_the_report_names_the_kernels_that_run(tiny_artifact: Artifact) -> None:
     [
         ({"backend": "tensorrt"}, "unknown backend 'tensorrt'; allowed are auto, reference, onednn"),
         ({"device": "quantum"}, "device 'quantum' cannot be used"),
-        ({"on_mismatch": "guess"}, "on_mismatch='guess' is not supported"),
+        ({"on_mismatch": "guess"}, "unknown on_mismatch 'guess'; allowed are 'error' and 'nearest'"),
     ],
 )
 def test_unusable_arguments_are_refused(
-    arguments: dict[str, str], message: str, tiny_artifact: Artifact
+    arguments: dict[str, Any], message: str, tiny_artifact: Artifact
 ) -> None:
     with pytest.raises(ArtifactError, match=message):
         deploy.load(tiny_artifact("w8a8"), **arguments)

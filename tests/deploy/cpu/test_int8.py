@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from errata.compress.network.clock import StepClock
 from errata.compress.quantize.layers import Geometry
 from errata.compress.quantize.scheme import LayerScheme
-from errata.deploy import onednn
-from errata.deploy.onednn import OneDNNLayer, OneDNNQuantizer, StepTable, quantize_to_uint8
+from errata.deploy.cpu import int8
+from errata.deploy.cpu.int8 import OneDNNLayer, OneDNNQuantizer, StepTable, quantize_to_uint8
 from errata.deploy.packing import dequantize_weight
 
-pytestmark = pytest.mark.skipif(not onednn.is_available(), reason="this CPU has no VNNI instructions")
+pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this CPU has no VNNI instructions")
 
 SCALES = torch.tensor([0.004, 0.02, 0.1])  # differ 25-fold between steps
 ZERO_POINTS = torch.tensor([0, 90, 255], dtype=torch.uint8)
@@ -78,7 +78,7 @@ def dequantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
 def test_the_fused_quantizer_agrees_with_tensor_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(4, 8, 9, 9).to(memory_format=torch.channels_last) * 3
     fused = quantize_to_uint8(x, 0.03, 100)
-    monkeypatch.delattr(torch, "quantize_per_tensor")
+    monkeypatch.setattr(int8, "_has_fused_quantizer", lambda: False)
     plain = quantize_to_uint8(x, 0.03, 100)
     assert fused.dtype is plain.dtype is torch.uint8
     difference = (fused.int() - plain.int()).abs()

@@ -1,0 +1,351 @@
+"""The CPU runtime at the size of DDPM-CIFAR10 (35.7 million parameters, random weights), against float32.
+
+    OMP_NUM_THREADS=1 python benchmarks/cpu_runtime.py --work runs/cpu_runtime
+    OMP_NUM_THREADS=1 python benchmarks/cpu_runtime.py --work runs/cpu_runtime --only calls --openvino
+
+    calls     one full denoiser evaluation: float32 eager and channels_last, bfloat16, the artifact; with
+              `--openvino` also OpenVINO in float32 and quantized by NNCF (packages openvino and nncf)
+    kinds     where the time of an evaluation goes, by kind of layer
+    sampling  a whole run with a cache against a whole float32 run, and what the int8 gain and the saved
+              multiply-adds together promise
+    memory    resident memory that a loaded pipeline adds, in fresh processes (glibc)
+    loading   seconds of `deploy.load`, verification included, and bytes on disk
+
+Variants are timed in turn, round by round, so that a drift of the machine's speed cancels in the ratios; each
+ratio is the median over rounds of float32's time to the variant's in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from compress_cifar import cifar_pipeline
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from errata import calibration, compress, deploy
+from errata.compress.network.branches import shallow_view
+from errata.compress.network.unet import BranchedUNet
+from errata.deploy import DeployedPipeline
+from errata.deploy.cpu import native, norms
+from errata.report.machine import describe_machine
+
+PLAIN = "w8a8"
+CACHED = ("w8a8+deepcache-10", "w8a8+deepcache-10:branch=1")
+SIZES = ("w8a8", "w4a8")
+TRAJECTORIES = 2
+WARM_UP_ROUNDS = 2
+Call = Callable[[], object]
+# Names of the profiler's events, by what they are called in the table.
+KINDS = {
+    "int8 convolutions": ("onednn::qconv",),
+    "int8 products of matrices": ("onednn::qlinear",),
+    "normalization, activation, quantization": ("errata::norm_quantize", "aten::native_group_norm"),
+    "attention": ("aten::bmm", "aten::_softmax", "aten::_scaled_dot_product"),
+    "float layers": ("aten::mkldnn_convolution", "aten::addmm"),
+    "additions": ("aten::add",),
+    "copies and concatenations": ("aten::copy_", "aten::cat", "aten::fill_"),
+}
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description="The CPU runtime at the size of DDPM-CIFAR10.")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the artifacts; kept")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--steps", type=int, default=100, help="of a whole run")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 1])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--runs", type=int, default=3, help="whole runs of each variant")
+    parser.add_argument("--openvino", action="store_true")
+    parser.add_argument("--resident", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    if options.resident is not None:
+        print(added_memory(options, options.resident))
+        return
+    print(f"{describe_machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for part in options.only:
+        PARTS[part](options)
+
+
+def artifact(options: argparse.Namespace, recipe: str) -> Path:
+    """The artifact's folder, made unless it is there; recipes with a cache share its quantization."""
+    name = f"{recipe.replace(':', '_').replace('=', '_')}-{options.steps}"
+    out: Path = options.work / "artifacts" / name
+    if not out.exists():
+        out.parent.mkdir(exist_ok=True)
+        deploy.export(compressed(options, recipe, name), out)
+    return out
+
+
+def compressed(options: argparse.Namespace, recipe: str, name: str) -> compress.CompressedPipeline:
+    """The compressed pipeline, made unless it is there."""
+    folder = options.work / "compressed" / name
+    if folder.exists():
+        return compress.load(folder)
+    folder.parent.mkdir(exist_ok=True)
+    reuse = None
+    if recipe in CACHED:
+        reuse = compressed(options, PLAIN, f"{PLAIN}-{options.steps}")
+    pipe = cifar_pipeline()
+    return compress.apply(pipe, recording(options, pipe), recipe, folder, reuse=reuse)
+
+
+def recording(options: argparse.Namespace, pipe: Any) -> calibration.CalibrationSet:
+    """A few trajectories, recorded unless they are there: only times matter here, not images."""
+    folder = options.work / f"calibration-{options.steps}"
+    if (folder / "calibration.json").exists():
+        return calibration.load(folder)
+    return calibration.collect(
+        pipe, folder, num_inference_steps=options.steps, num_samples=TRAJECTORIES, batch_size=TRAJECTORIES
+    )
+
+
+@torch.no_grad()
+def calls(options: argparse.Namespace) -> None:
+    """One full evaluation, by batch size."""
+    unet = cifar_pipeline().unet.eval()
+    deployed = deploy.load(artifact(options, PLAIN))
+    for batch_size in options.batch_sizes:
+        x = noise(batch_size)
+        variants = float_variants(unet, deployed, x)
+        if options.openvino:
+            variants |= openvino_variants(unet, x, deployed.denoiser.timesteps[0])
+        variants["errata w8a8"] = lambda x=x: deployed.denoiser.full(x, 0, {})
+        print(f"\none evaluation, batch {batch_size}, {options.rounds} rounds")
+        print_ratios(timed(variants, options.rounds))
+
+
+def float_variants(unet: nn.Module, deployed: DeployedPipeline, x: Tensor) -> dict[str, Call]:
+    """The float network as it is, in the memory format that convolutions like best, and in half precision."""
+    moment = torch.full((len(x),), deployed.denoiser.timesteps[0])
+    last = cifar_pipeline().unet.eval().to(memory_format=torch.channels_last)
+    half = cifar_pipeline().unet.eval().to(torch.bfloat16, memory_format=torch.channels_last)
+    x_last = x.to(memory_format=torch.channels_last)
+    return {
+        "float32 eager": lambda: unet(x, moment),
+        "float32 channels_last": lambda: last(x_last, moment),
+        "bfloat16 channels_last": lambda: half(x_last.bfloat16(), moment),
+    }
+
+
+def openvino_variants(unet: nn.Module, x: Tensor, moment: float) -> dict[str, Call]:
+    """OpenVINO's float32 and NNCF's post-training int8, of one static shape."""
+    import nncf
+    import openvino
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unet = unet
+
+        def forward(self, x: Tensor) -> Tensor:
+            prediction: Tensor = self.unet(x, torch.full((len(x),), moment), return_dict=False)[0]
+            return prediction
+
+    converted = openvino.convert_model(Plain().eval(), example_input=x, input=[tuple(x.shape)])
+    data = nncf.Dataset([noise(len(x), seed=seed).numpy() for seed in range(8)])
+    quantized = nncf.quantize(converted, data, model_type=None)
+    threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    plain = openvino.compile_model(converted, "CPU", {**threads, "INFERENCE_PRECISION_HINT": "f32"})
+    int8 = openvino.compile_model(quantized, "CPU", threads)
+    array = x.numpy()
+    return {"OpenVINO float32": lambda: plain(array), "OpenVINO NNCF int8": lambda: int8(array)}
+
+
+@torch.no_grad()
+def kinds(options: argparse.Namespace) -> None:
+    """Where the time goes; the pass in C is told to the profiler here, which else would not see it."""
+    deployed = deploy.load(artifact(options, PLAIN))
+    known = norms.native.norm_quantize
+
+    def told(*args: Any, **kwargs: Any) -> Any:
+        with torch.profiler.record_function("errata::norm_quantize"):
+            return known(*args, **kwargs)
+
+    for batch_size in options.batch_sizes:
+        x = noise(batch_size)
+        for _ in range(WARM_UP_ROUNDS):
+            deployed.denoiser.full(x, 0, {})
+        native.norm_quantize = told
+        try:
+            with torch.profiler.profile() as profile:
+                for _ in range(options.rounds):
+                    deployed.denoiser.full(x, 0, {})
+        finally:
+            native.norm_quantize = known
+        print(f"\nwhere the time goes, batch {batch_size}")
+        spent = by_kind(profile)
+        for kind, microseconds in spent.most_common():
+            share = microseconds / spent.total()
+            print(f"{kind:<42} {microseconds / options.rounds / 1000:>8.2f} ms {share:>7.1%}")
+
+
+def by_kind(profile: torch.profiler.profile) -> Counter[str]:
+    """Microseconds by kind; the rest is called "other"."""
+    spent: Counter[str] = Counter()
+    for event in profile.key_averages():
+        names = (kind for kind, starts in KINDS.items() if event.key.startswith(starts))
+        spent[next(names, "other")] += event.self_cpu_time_total
+    return spent
+
+
+def sampling(options: argparse.Namespace) -> None:
+    """Whole runs, with the gain that int8 and the cache promise together."""
+    batch_size = options.batch_sizes[0]
+    pipe = cifar_pipeline()
+    plain = deploy.load(artifact(options, PLAIN))
+    runs: dict[str, Call] = {"float32": lambda: sample(pipe, options.steps, batch_size)}
+    runs[PLAIN] = lambda: sample(plain, options.steps, batch_size)
+    artifacts = {recipe: deploy.load(artifact(options, recipe)) for recipe in CACHED}
+    for recipe, deployed in artifacts.items():
+        runs[recipe] = lambda deployed=deployed: sample(deployed, options.steps, batch_size)
+    print(f"\n{options.steps} steps, batch {batch_size}, {options.runs} runs of each")
+    ratios = timed(runs, options.runs, warm_up=0)
+    print_ratios(ratios)
+    int8_gain = ratios[PLAIN][1]
+    for recipe, deployed in artifacts.items():
+        saved = multiply_add_gain(pipe.unet, deployed)
+        gain = ratios[recipe][1]
+        print(
+            f"{recipe}: int8 {int8_gain:.2f} x multiply-adds {saved:.2f} promise {int8_gain * saved:.2f}; "
+            f"measured {gain:.2f}, {gain / (int8_gain * saved):.0%} of it"
+        )
+
+
+def sample(pipeline: Any, steps: int, batch_size: int) -> None:
+    """One batch."""
+    generator = torch.Generator().manual_seed(0)
+    pipeline(batch_size=batch_size, generator=generator, num_inference_steps=steps, output_type="np")
+
+
+@torch.no_grad()
+def multiply_add_gain(unet: nn.Module, deployed: DeployedPipeline) -> float:
+    """Multiply-adds of a run without the cache over those with it."""
+    schedule = deployed.schedule
+    x, moment = noise(1), torch.ones(1)
+    _, feature = BranchedUNet(unet).full(x, 1.0, {}, branch=schedule.branch)
+    assert feature is not None  # these artifacts have a cache
+    full = multiply_adds(lambda: unet(x, moment))
+    cached = multiply_adds(lambda: shallow_view(unet, feature, branch=schedule.branch)(x, moment))
+    steps, refreshed = schedule.num_steps, len(schedule.full_steps)
+    return steps * full / (refreshed * full + (steps - refreshed) * cached)
+
+
+def multiply_adds(call: Call) -> int:
+    """Of convolutions and products of matrices."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() // 2
+
+
+def memory(options: argparse.Namespace) -> None:
+    """Resident memory, a process for each measurement."""
+    artifact(options, PLAIN)
+    found: dict[str, list[int]] = {"float32": [], PLAIN: []}
+    for _ in range(options.runs):
+        for kind, values in found.items():
+            command = [sys.executable, *sys.argv, "--resident", kind]
+            values.append(int(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.split()[-1]))
+    medians = {kind: statistics.median(values) for kind, values in found.items()}
+    print("\nresident memory that a pipeline adds, after one evaluation of one image")
+    for kind, value in medians.items():
+        print(f"{kind:<42} {value / 1e6:>8.1f} MB {value / medians['float32']:>7.2f}")
+
+
+def added_memory(options: argparse.Namespace, kind: str) -> int:
+    """Bytes that this process grows by when it loads and uses a pipeline."""
+    x, moment = noise(1), torch.ones(1)
+    torch.conv2d(x, torch.ones(8, 3, 3, 3))  # libraries allocate at their first use
+    if kind == "float32":
+        folder = options.work / "float32"
+        if not folder.exists():
+            subprocess.run([sys.executable, "-c", SAVE, str(folder)], check=True, cwd=Path(__file__).parent)
+        before = resident()
+        unet = calibration.load_pipeline(str(folder)).unet.eval()
+        with torch.no_grad():
+            unet(x, moment)
+    else:
+        before = resident()
+        deployed = deploy.load(artifact(options, kind))
+        deployed.denoiser.full(x, 0, {})
+    return resident() - before
+
+
+SAVE = "import sys; from compress_cifar import cifar_pipeline; cifar_pipeline().save_pretrained(sys.argv[1])"
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory, without what its allocator holds free."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(fields["VmRSS"].split()[0])
+
+
+def loading(options: argparse.Namespace) -> None:
+    """Seconds from a folder to a pipeline, and what the folder holds."""
+    print("\nloading, verification included; bytes of the denoiser on disk over float32's")
+    for recipe in SIZES:
+        folder = artifact(options, recipe)
+        seconds = []
+        for _ in range(options.runs + 1):
+            start = time.perf_counter()
+            deployed = deploy.load(folder)
+            seconds.append(time.perf_counter() - start)
+        ratio = deployed.manifest.denoiser_bytes / deployed.manifest.float32_weight_bytes
+        print(f"{recipe:<42} {statistics.median(seconds[1:]):>8.2f} s {ratio:>9.3f}")
+
+
+def noise(batch_size: int, *, seed: int = 0) -> Tensor:
+    """An input of the network, (B, 3, 32, 32)."""
+    return torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def timed(
+    variants: Mapping[str, Call], rounds: int, *, warm_up: int = WARM_UP_ROUNDS
+) -> dict[str, tuple[float, float]]:
+    """Median seconds of each variant, and the median ratio of the first one's time to it."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(warm_up + rounds):
+        for name, call in variants.items():
+            start = time.perf_counter()
+            call()
+            if turn >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    first = next(iter(seconds.values()))
+    return {
+        name: (
+            statistics.median(times),
+            statistics.median(base / one for base, one in zip(first, times, strict=True)),
+        )
+        for name, times in seconds.items()
+    }
+
+
+def print_ratios(ratios: Mapping[str, tuple[float, float]]) -> None:
+    """One line each."""
+    for name, (seconds, ratio) in ratios.items():
+        print(f"{name:<42} {1000 * seconds:>10.1f} ms {ratio:>6.2f} x")
+
+
+PARTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
+    "calls": calls,
+    "kinds": kinds,
+    "sampling": sampling,
+    "memory": memory,
+    "loading": loading,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Attention between int8 projections, whose inputs alone are codes: above the scheme's precision."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from errata.compress.network.attention import QuantizedAttention
+from errata.deploy.cpu.int8 import OneDNNLayer
+from errata.deploy.cpu.norms import normed_codes
+
+# Width of a head from which two products in bfloat16 are faster than the fused kernel in float32.
+_WIDE_HEAD = 128
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for it; emulated, it would be slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+class CPUAttention(QuantizedAttention):
+    """Query, key, value and the softmax output stay in floating point.
+
+    One quantization serves all projections that read the same input. Wide heads are multiplied in bfloat16,
+    which rounds to 2^-9 of a value; the 8-bit grids of the scheme round to 2^-9 of a range.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(query=_as_it_is, key=_as_it_is, value=_as_it_is, probabilities=None)
+        self._has_bfloat16 = multiplies_bfloat16()
+
+    @torch.compiler.disable
+    def forward(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """See `QuantizedAttention.forward`."""
+        if encoder_hidden_states is not None or attention_mask is not None or not _is_of_pixels(attn):
+            return super().forward(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        codes, _ = normed_codes(hidden_states, attn.group_norm, attn.to_q, silu=False)
+        rows = codes[0].permute(0, 2, 3, 1).flatten(1, 2)
+        query, key, value = (layer.product([rows], layer.bias) for layer in (attn.to_q, attn.to_k, attn.to_v))
+        output = attn.to_out[0](self._attend(attn, query, key, value, None))
+        output = output.transpose(1, 2).unflatten(2, hidden_states.shape[2:])
+        if attn.residual_connection:
+            output.add_(hidden_states)
+        return output if attn.rescale_output_factor == 1 else output.div_(attn.rescale_output_factor)
+
+    def _quantized_inputs(
+        self, attn: Attention, hidden_states: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if attn.norm_cross or attn.norm_q is not None or attn.norm_k is not None:
+            return super()._quantized_inputs(attn, hidden_states, context)
+        if context is None:
+            query, key, value = _projected(hidden_states, attn.to_q, attn.to_k, attn.to_v)
+        else:
+            (query,) = _projected(hidden_states, attn.to_q)
+            key, value = _projected(context, attn.to_k, attn.to_v)
+        return query, key, value
+
+    def _attend(
+        self, attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        is_wide = query.shape[-1] // attn.heads >= _WIDE_HEAD
+        if mask is not None or not (self._has_bfloat16 and is_wide):
+            return super()._attend(attn, query, key, value, mask)
+        query, key, value = (
+            attn.head_to_batch_dim(x)
+            for x in ((query * attn.scale).bfloat16(), key.bfloat16(), value.bfloat16())
+        )
+        scores = torch.bmm(query, key.transpose(1, 2))
+        output = torch.bmm(scores.softmax(dim=-1), value)
+        return attn.batch_to_head_dim(output).float()
+
+
+def _is_of_pixels(attn: Attention) -> bool:
+    """Whether it attends over an image, normalized by groups, with projections that quantize it alike."""
+    return (
+        isinstance(attn.group_norm, nn.GroupNorm)
+        and attn.spatial_norm is None
+        and attn.norm_q is None
+        and attn.norm_k is None
+        and _share_an_input(attn.to_q, attn.to_k, attn.to_v)
+    )
+
+
+def _projected(x: Tensor, *layers: nn.Module) -> list[Tensor]:
+    """`x` through each of the layers, quantized once where they quantize alike."""
+    first = layers[0]
+    if not isinstance(first, OneDNNLayer) or not _share_an_input(*layers):
+        return [layer(x) for layer in layers]
+    codes = first.quantized([x])
+    return [layer.product(codes, layer.bias) for layer in layers if isinstance(layer, OneDNNLayer)]
+
+
+def _share_an_input(*layers: nn.Module) -> bool:
+    """Whether all are int8 layers that quantize their input, of one part, alike at every step."""
+    first = layers[0]
+    return isinstance(first, OneDNNLayer) and all(
+        isinstance(layer, OneDNNLayer) and len(layer.tables) == 1 and layer.tables[0].equals(first.tables[0])
+        for layer in layers
+    )
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x

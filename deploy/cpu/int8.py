@@ -1,0 +1,244 @@
+"""oneDNN convolutions and linear layers: uint8 activations by int8 symmetric weights, int32 sums.
+
+One packed weight serves every sampling step: scale and zero point of the activation are given at run time.
+Packed layouts are made at load and never stored.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from errata.compress.network.clock import StepClock
+from errata.compress.quantize.layers import Geometry
+from errata.compress.quantize.scheme import LayerScheme
+
+_NO_POST_OP: tuple[str, list[Any], str] = ("none", [], "")
+# Output pixels of a batch up to which a convolution is done as a product of matrices.
+_FEW_PIXELS = 512
+
+
+def is_available() -> bool:
+    """Whether this CPU multiplies uint8 by int8 without saturating (AVX512-VNNI or AVX-VNNI)."""
+    return bool(torch.cpu._is_vnni_supported()) and hasattr(torch.ops.onednn, "qconv_pointwise")
+
+
+def quantize_to_uint8(x: Tensor, scale: float, zero_point: int) -> Tensor:
+    """Codes of `x`, uint8, same shape and memory format: one fused pass.
+
+    `torch.quantize_per_tensor` is deprecated (torch 2.13 still has it) but faster than tensor operations,
+    which take its place where it is gone. NaN has no code: unlike the reference, int8 does not pass it on.
+    """
+    if not _has_fused_quantizer():
+        return x.div(scale).add_(zero_point).round_().clamp_(0, 255).to(torch.uint8)
+    codes = torch.quantize_per_tensor(x, scale, zero_point, torch.quint8)
+    # The bytes of the quantized tensor, seen as uint8: `int_repr` would copy them.
+    return torch.empty(0, dtype=torch.uint8).set_(codes.untyped_storage(), 0, codes.size(), codes.stride())
+
+
+@functools.cache
+def _has_fused_quantizer() -> bool:
+    """Asked once, because torch warns of the deprecation once."""
+    if not hasattr(torch, "quantize_per_tensor"):
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
+    return True
+
+
+class StepTable:
+    """Scale and zero point of one activation quantizer by step, as Python numbers."""
+
+    def __init__(self, scale: Tensor, zero_point: Tensor, clock: StepClock) -> None:
+        self._scale: list[float] = scale.tolist()
+        self._zero_point: list[int] = zero_point.tolist()
+        self._clock = clock
+
+    def now(self) -> tuple[float, int]:
+        """The pair of the current step."""
+        return self._scale[self._clock.step], self._zero_point[self._clock.step]
+
+    def equals(self, other: StepTable) -> bool:
+        """Whether both quantize alike at every step."""
+        return (self._scale, self._zero_point) == (other._scale, other._zero_point)
+
+
+class OneDNNQuantizer(nn.Module):
+    """Quantizes and dequantizes an activation (query, key and value of an attention)."""
+
+    def __init__(self, table: StepTable) -> None:
+        super().__init__()
+        self.table = table
+
+    @torch.compiler.disable
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` on the grid of the current step."""
+        scale, zero_point = self.table.now()
+        codes = quantize_to_uint8(x, scale, zero_point)
+        return (codes.to(x.dtype) - zero_point) * scale
+
+
+class OneDNNLayer(nn.Module):
+    """Convolution or linear layer on oneDNN int8 kernels.
+
+    A convolution of few pixels, or of kernel 1, is done as a product of matrices, with the same result to
+    the last bit: oneDNN's convolutions take up to four times as long there. The weight is packed at the first
+    call, when its pixels are known, and once: where a later call has more or fewer, the same kernel serves.
+
+    Attributes:
+        bias: float32 `(O,)`, or None.
+        tables: scale and zero point by step, of each part of the input.
+    """
+
+    def __init__(
+        self,
+        scheme: LayerScheme,
+        geometry: Geometry,
+        codes: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None,
+        tables: list[StepTable],
+    ) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.geometry = geometry
+        self.tables = tables
+        self.bias = bias
+        parts = codes.split(list(scheme.input_widths), dim=1)
+        self._products = [
+            _Product(geometry, part, scale.contiguous())
+            for part, scale in zip(parts, weight_scale, strict=True)
+        ]
+
+    @torch.compiler.disable
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shapes as the float layer; float32, channels_last from a convolution."""
+        return self.product(self.quantized(self.split(x)), self.bias)
+
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The parts of an input."""
+        return self.geometry.split(x, self.scheme.input_widths)
+
+    def quantizers(self) -> list[tuple[float, int]]:
+        """Scale and zero point of each part, of the current step."""
+        return [table.now() for table in self.tables]
+
+    def quantized(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Codes of the parts of an input, with the scales of the current step."""
+        return [
+            quantize_to_uint8(part, *quantizer)
+            for part, quantizer in zip(parts, self.quantizers(), strict=True)
+        ]
+
+    def product(self, codes: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+        """The layer on the codes of its parts, with any bias; float32, free to be changed."""
+        inputs = zip(self._products, codes, self.quantizers(), strict=True)
+        first, *others = inputs
+        output = _multiplied(*first, bias)
+        for other in others:
+            # oneDNN would add in its epilogue (post-op "sum"), but torch 2.13 then copies the whole result.
+            output.add_(_multiplied(*other, None))
+        return output
+
+
+def _multiplied(
+    product: _Product, codes: Tensor, quantizer: tuple[float, int], bias: Tensor | None
+) -> Tensor:
+    return product(codes, *quantizer, bias)
+
+
+class _Product:
+    """Multiplies by the weight of one part, int8 `(O, I)` or `(O, I, kh, kw)`, a scale for each output."""
+
+    def __init__(self, geometry: Geometry, weight: Tensor, scale: Tensor) -> None:
+        self._geometry = geometry
+        self._weight: Tensor | None = weight
+        self._kernel = tuple(weight.shape[2:])
+        self._scale = scale
+        self._zero_point = torch.zeros(weight.shape[0], dtype=torch.int64)
+        self._packed: Tensor | None = None
+        self._is_matrix = not geometry.is_conv
+        self._packing = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Product:
+        """Itself: nothing but its weight's layout ever changes, and clones of an artifact share weights."""
+        return self
+
+    def __call__(self, codes: Tensor, scale: float, zero_point: int, bias: Tensor | None) -> Tensor:
+        """Of codes, `(B, I, H, W)` or `(…, I)`; float32."""
+        if self._packed is None:
+            with self._packing:
+                self._pack(codes)
+        inputs = (scale, zero_point, self._packed, self._scale, self._zero_point, bias)
+        if not self._is_matrix:
+            return self._convolved(codes, inputs)
+        if not self._geometry.is_conv:
+            return _matrix_product(codes, inputs)
+        rows = codes.permute(0, 2, 3, 1)
+        if self._kernel != (1, 1):
+            rows = self._windows(codes, zero_point)
+        return _matrix_product(rows, inputs).permute(0, 3, 1, 2)
+
+    def _pack(self, codes: Tensor) -> None:
+        if self._weight is None:  # another thread was faster
+            return
+        weight = self._weight
+        if self._geometry.is_conv:
+            self._is_matrix = self._is_better_as_matrix(codes)
+        if not self._is_matrix:
+            self._packed = torch.ops.onednn.qconv_prepack(
+                weight.contiguous(), self._scale, 1.0, 0, *self._shape(), None
+            )
+        else:
+            rows = weight.permute(0, 2, 3, 1).flatten(1) if self._geometry.is_conv else weight
+            self._packed = torch.ops.onednn.qlinear_prepack(rows.contiguous(), None)
+        self._weight = None
+
+    def _is_better_as_matrix(self, codes: Tensor) -> bool:
+        geometry = self._geometry
+        if self._kernel == (1, 1):
+            return tuple(geometry.stride) == (1, 1) and tuple(geometry.padding) == (0, 0)
+        height, width = self._output_size(codes)
+        return tuple(geometry.dilation) == (1, 1) and len(codes) * height * width <= _FEW_PIXELS
+
+    def _convolved(self, codes: Tensor, inputs: tuple[Any, ...]) -> Tensor:
+        output: Tensor = torch.ops.onednn.qconv_pointwise(
+            codes, *inputs, *self._shape(), 1.0, 0, torch.float32, *_NO_POST_OP
+        )
+        return output
+
+    def _windows(self, codes: Tensor, zero_point: int) -> Tensor:
+        """What each output pixel reads, `(B, H', W', kh kw I)`; padding is real zero, the zero point."""
+        (top, left), (down, right) = self._geometry.padding, self._geometry.stride
+        height, width = self._output_size(codes)
+        padded = functional.pad(codes, (left, left, top, top), value=zero_point)
+        padded = padded.contiguous(memory_format=torch.channels_last)
+        batch, channels, _, row = padded.shape
+        image, line = padded.shape[2] * row * channels, row * channels
+        windows = padded.as_strided(
+            (batch, height, width, *self._kernel, channels),
+            (image, down * line, right * channels, line, channels, 1),
+        )
+        return windows.reshape(batch, height, width, -1)
+
+    def _output_size(self, codes: Tensor) -> tuple[int, int]:
+        sizes = zip(codes.shape[2:], self._kernel, self._geometry.padding, self._geometry.stride, strict=True)
+        height, width = ((size + 2 * pad - kernel) // stride + 1 for size, kernel, pad, stride in sizes)
+        return height, width
+
+    def _shape(self) -> tuple[list[int], list[int], list[int], int]:
+        geometry = self._geometry
+        return list(geometry.stride), list(geometry.padding), list(geometry.dilation), 1
+
+
+def _matrix_product(codes: Tensor, inputs: tuple[Any, ...]) -> Tensor:
+    output: Tensor = torch.ops.onednn.qlinear_pointwise(codes, *inputs, 1.0, 0, torch.float32, *_NO_POST_OP)
+    return output

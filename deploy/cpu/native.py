@@ -1,0 +1,163 @@
+"""Element-wise passes in C, compiled for the very CPU when they are first needed.
+
+Between two int8 products lie group normalization, SiLU and quantization. As tensor operations each is a pass
+over memory; `norm_quantize.c` does them in two. The compiler is the machine's own; where there is none, or it
+fails, tensor operations take its place, and `obstacle` says why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_SOURCE = Path(__file__).with_name("norm_quantize.c")
+# OpenMP's functions are those of the runtime that torch has loaded; one of its own would have other threads.
+_COMPILE = ("-std=c11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-ffast-math", "-fno-finite-math-only",
+            "-fno-associative-math")  # fmt: skip
+_LINK = ("-shared",)
+_PATIENCE = 60  # seconds
+
+
+@functools.cache
+def obstacle() -> str:
+    """Why there is no native code; empty where there is."""
+    try:
+        _library()
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
+def norm_quantize(
+    x: Tensor,
+    norm: nn.GroupNorm,
+    quantizers: Sequence[tuple[float, int]],
+    widths: Sequence[int],
+    *,
+    silu: bool,
+    raw: Sequence[tuple[float, int]] = (),
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Codes of the normalized (and activated) parts of `x`, and of its raw parts where `raw` asks for them.
+
+    Args:
+        x: `(B, C, H, W)`, float32, channels_last.
+        norm: over its channels, with weight and bias.
+        quantizers: scale and zero point of each part.
+        widths: channels of each part.
+        silu: whether the normalized values pass through SiLU.
+        raw: scale and zero point of each part of `x` itself.
+
+    Returns:
+        uint8, channels_last, `(B, width, H, W)` each.
+    """
+    assert x.dtype is torch.float32
+    x = x.contiguous(memory_format=torch.channels_last)
+    batch, channels, height, width = x.shape
+    normed_codes, raw_codes = _Codes(x, widths, quantizers), _Codes(x, widths, raw)
+    failed = _library().errata_norm_quantize(
+        x.data_ptr(), batch, height * width, channels, norm.num_groups,
+        norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps, int(silu),
+        len(widths), (ctypes.c_int64 * len(widths))(*widths),
+        ctypes.byref(normed_codes.pointers), ctypes.byref(raw_codes.pointers) if raw else None,
+    )  # fmt: skip
+    if failed:
+        raise MemoryError(f"no memory for the sums of a group normalization of {tuple(x.shape)}")
+    return normed_codes.tensors, raw_codes.tensors
+
+
+class _Quantizers(ctypes.Structure):
+    """As in the C source."""
+
+    _fields_ = [("scales", ctypes.c_void_p), ("zero_points", ctypes.c_void_p), ("codes", ctypes.c_void_p)]
+
+
+class _Codes:
+    """Memory for the codes of all parts, and what C needs to fill it; empty where there are no quantizers."""
+
+    def __init__(self, x: Tensor, widths: Sequence[int], quantizers: Sequence[tuple[float, int]]) -> None:
+        batch, _, height, width = x.shape
+        self.tensors = [
+            torch.empty((batch, part, height, width), dtype=torch.uint8, memory_format=torch.channels_last)
+            for part, _ in zip(widths, quantizers, strict=bool(quantizers))
+        ]
+        count = len(quantizers)
+        self._scales = (ctypes.c_float * count)(*(scale for scale, _ in quantizers))
+        self._zero_points = (ctypes.c_int32 * count)(*(zero for _, zero in quantizers))
+        self._addresses = (ctypes.c_void_p * count)(*(codes.data_ptr() for codes in self.tensors))
+        self.pointers = _Quantizers(
+            *(ctypes.addressof(array) for array in (self._scales, self._zero_points, self._addresses))
+        )
+
+
+@functools.cache
+def _library() -> Any:
+    """The compiled source.
+
+    Raises:
+        OSError: no compiler, or no place for its product.
+        SubprocessError: the compiler failed.
+    """
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise OSError("no C compiler (cc, gcc or clang) on the PATH")
+    folder = _cache_directory()
+    file = folder / f"norm_quantize-{_identity(compiler)}.so"
+    if not file.is_file():
+        _compile(compiler, file)
+    library = ctypes.CDLL(str(file))
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    library.errata_norm_quantize.argtypes = [
+        pointer, *[integer] * 4, pointer, pointer, ctypes.c_float, ctypes.c_int, integer, *[pointer] * 3
+    ]  # fmt: skip
+    return library
+
+
+def _compile(compiler: str, file: Path) -> None:
+    """Makes `file`, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=file.parent) as work:
+        compiled, linked = Path(work) / "code.o", Path(work) / "code.so"
+        for command in (
+            [compiler, *_COMPILE, "-c", str(_SOURCE), "-o", str(compiled)],
+            [compiler, *_LINK, str(compiled), "-o", str(linked)],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+            if done.returncode != 0:
+                reason = (done.stderr.strip().splitlines() or ["no message"])[0]
+                raise OSError(f"{compiler} failed: {reason}")
+        linked.replace(file)
+
+
+def _identity(compiler: str) -> str:
+    """Of everything that the product depends on: source, options, compiler, CPU."""
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, text=True, timeout=_PATIENCE, check=True
+    ).stdout
+    parts = (_SOURCE.read_text(), *_COMPILE, *_LINK, version, platform.machine(), _cpu())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _cpu() -> str:
+    """The CPU's features, where the system tells: a home directory may be shared by several machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(("flags", "model name"))))
+
+
+def _cache_directory() -> Path:
+    chosen = os.environ.get("ERRATA_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "errata"

@@ -1,0 +1,165 @@
+/* Group normalization, SiLU and quantization of a channels-last tensor, in two passes over it.
+ *
+ *   symbol     here              meaning
+ *   x          x                 (batch, pixels, channels), float32
+ *   mu, var    mean, variance    over the pixels and channels of a group, of one sample
+ *   y          y                 gamma (x - mu) / sqrt(var + eps) + beta, then y / (1 + exp(-y)) if `silu`
+ *   q          codes             clamp(round(y / s) + z, 0, 255), round to nearest even
+ *
+ * The channels are split into parts, each with a scale s, a zero point z and a dense output of its own. The
+ * codes of x itself, which a shortcut reads, are written in the same pass where they are asked for.
+ *
+ * Sums are taken over blocks of fixed size, about the first pixel of a sample, in float32 within a block and
+ * in float64 across blocks: neither the number of threads nor a large mean changes a result noticeably.
+ */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BLOCK 64 /* pixels */
+#define LOG2_E 1.44269504f
+
+typedef struct {
+    const float *scales;        /* s of each part */
+    const int32_t *zero_points; /* z of each part */
+    uint8_t *const *codes;      /* (batch, pixels, width of the part) */
+} Quantizers;
+
+/* 2^u, as 2^n 2^f with |f| <= 1/2: the polynomial is that of Cephes' exp2f, relative error below 2e-7. */
+static inline float power_of_two(float u)
+{
+    u = u < -126.0f ? -126.0f : u > 126.0f ? 126.0f : u;
+    union { float value; int32_t bits; } shifted = { u + 12582912.0f }; /* 1.5 * 2^23: n in the low bits */
+    float f = u - (shifted.value - 12582912.0f);
+    float p = 1.535336188319500e-4f;
+    p = p * f + 1.339887440266574e-3f;
+    p = p * f + 9.618437357674640e-3f;
+    p = p * f + 5.550332471162809e-2f;
+    p = p * f + 2.402264791363012e-1f;
+    p = p * f + 6.931472028550421e-1f;
+    p = p * f + 1.0f;
+    union { float value; int32_t bits; } power = { p };
+    power.bits += (int32_t)((uint32_t)shifted.bits << 23);
+    return power.value;
+}
+
+static inline uint8_t code(float y, float inverse_scale, float zero_point)
+{
+    float q = rintf(y * inverse_scale) + zero_point;
+    q = q > 0.0f ? q : 0.0f; /* NaN too becomes 0 */
+    q = q < 255.0f ? q : 255.0f;
+    return (uint8_t)(int32_t)q;
+}
+
+/* sum and sum of squares about `origin`, by channel, over `count` pixels. */
+static void block_sums(const float *restrict x, const float *restrict origin, int64_t count, int64_t channels,
+                       float *restrict sum, float *restrict square)
+{
+    memset(sum, 0, channels * sizeof(float));
+    memset(square, 0, channels * sizeof(float));
+    for (int64_t pixel = 0; pixel < count; pixel++, x += channels)
+        for (int64_t c = 0; c < channels; c++) {
+            float d = x[c] - origin[c];
+            sum[c] += d;
+            square[c] += d * d;
+        }
+}
+
+/* y = gain x + shift, by channel, from the sums of all blocks of a sample. */
+static void affine_of(const float *sums, int64_t blocks, const float *origin, int64_t pixels, int64_t channels,
+                      int64_t groups, const float *gamma, const float *beta, float eps, float *gain, float *shift)
+{
+    int64_t width = channels / groups;
+    for (int64_t group = 0; group < groups; group++) {
+        double mean = 0, scatter = 0;
+        for (int64_t c = group * width; c < (group + 1) * width; c++) {
+            double sum = 0;
+            for (int64_t block = 0; block < blocks; block++)
+                sum += sums[2 * block * channels + c];
+            mean += (origin[c] + sum / pixels) / width;
+        }
+        for (int64_t c = group * width; c < (group + 1) * width; c++) {
+            double sum = 0, square = 0;
+            for (int64_t block = 0; block < blocks; block++) {
+                sum += sums[2 * block * channels + c];
+                square += sums[(2 * block + 1) * channels + c];
+            }
+            double off = origin[c] + sum / pixels - mean;
+            scatter += square - sum * sum / pixels + pixels * off * off;
+        }
+        double inverse = 1 / sqrt(scatter / ((double)width * pixels) + eps);
+        for (int64_t c = group * width; c < (group + 1) * width; c++) {
+            gain[c] = (float)(gamma[c] * inverse);
+            shift[c] = (float)(beta[c] - gamma[c] * inverse * mean);
+        }
+    }
+}
+
+static void quantize_row(const float *restrict x, const float *restrict gain, const float *restrict shift,
+                         int64_t width, int silu, float inverse_scale, float zero_point, uint8_t *restrict codes)
+{
+    if (silu)
+        for (int64_t c = 0; c < width; c++) {
+            float y = gain[c] * x[c] + shift[c];
+            codes[c] = code(y / (1.0f + power_of_two(-LOG2_E * y)), inverse_scale, zero_point);
+        }
+    else
+        for (int64_t c = 0; c < width; c++)
+            codes[c] = code(gain[c] * x[c] + shift[c], inverse_scale, zero_point);
+}
+
+static void quantize_raw_row(const float *restrict x, int64_t width, float inverse_scale, float zero_point,
+                             uint8_t *restrict codes)
+{
+    for (int64_t c = 0; c < width; c++)
+        codes[c] = code(x[c], inverse_scale, zero_point);
+}
+
+/* Returns 0, or 1 where memory is missing. `raw` may be NULL. */
+int errata_norm_quantize(const float *x, int64_t batch, int64_t pixels, int64_t channels, int64_t groups,
+                         const float *gamma, const float *beta, float eps, int silu, int64_t parts,
+                         const int64_t *widths, const Quantizers *normed, const Quantizers *raw)
+{
+    int64_t blocks = (pixels + BLOCK - 1) / BLOCK;
+    float *sums = malloc((size_t)(batch * (2 * blocks + 2) * channels) * sizeof(float));
+    if (sums == NULL)
+        return 1;
+    float *affine = sums + batch * 2 * blocks * channels;
+
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int64_t b = 0; b < batch; b++)
+        for (int64_t block = 0; block < blocks; block++) {
+            int64_t first = block * BLOCK, count = pixels - first < BLOCK ? pixels - first : BLOCK;
+            const float *sample = x + b * pixels * channels;
+            float *own = sums + (b * blocks + block) * 2 * channels;
+            block_sums(sample + first * channels, sample, count, channels, own, own + channels);
+        }
+
+#pragma omp parallel for schedule(static)
+    for (int64_t b = 0; b < batch; b++)
+        affine_of(sums + b * blocks * 2 * channels, blocks, x + b * pixels * channels, pixels, channels, groups,
+                  gamma, beta, eps, affine + b * 2 * channels, affine + (b * 2 + 1) * channels);
+
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int64_t b = 0; b < batch; b++)
+        for (int64_t block = 0; block < blocks; block++) {
+            int64_t first = b * pixels + block * BLOCK, end = (b + 1) * pixels;
+            int64_t last = first + BLOCK < end ? first + BLOCK : end;
+            const float *gain = affine + b * 2 * channels, *shift = gain + channels;
+            for (int64_t pixel = first; pixel < last; pixel++) {
+                const float *row = x + pixel * channels;
+                for (int64_t part = 0, start = 0; part < parts; start += widths[part++]) {
+                    int64_t width = widths[part];
+                    quantize_row(row + start, gain + start, shift + start, width, silu, 1 / normed->scales[part],
+                                 (float)normed->zero_points[part], normed->codes[part] + pixel * width);
+                    if (raw != NULL)
+                        quantize_raw_row(row + start, width, 1 / raw->scales[part],
+                                         (float)raw->zero_points[part], raw->codes[part] + pixel * width);
+                }
+            }
+        }
+    free(sums);
+    return 0;
+}

@@ -1,0 +1,264 @@
+"""Blocks rewritten around int8 layers do what diffusers' blocks do around the same layers."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+from errata.compress.cache.corrected import CorrectedOutput
+from errata.compress.network.attention import QuantizedAttention
+from errata.compress.network.clock import StepClock
+from errata.compress.network.unet import replace_module
+from errata.compress.quantize.layers import Geometry
+from errata.compress.quantize.scheme import LayerScheme
+from errata.deploy.cpu import int8, native
+from errata.deploy.cpu.attention import CPUAttention
+from errata.deploy.cpu.fusion import embeds_time_only, fuse
+from errata.deploy.cpu.int8 import OneDNNLayer, StepTable
+from errata.deploy.cpu.resnet import FusedDownsample, FusedResnet, FusedUpsample
+
+pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this CPU has no VNNI instructions")
+STEPS = 3
+SCALES = torch.tensor([0.002, 0.01, 0.05])  # differ 25-fold between steps
+ZERO_POINTS = torch.tensor([100, 120, 140], dtype=torch.uint8)
+# Relative to the size of the output: rounding in float32, and codes that flip on a tie.
+BOUND = 4e-3
+
+
+def make_int8(block: Any, clock: StepClock, widths: Mapping[str, tuple[int, ...]] | None = None) -> None:
+    """Puts int8 layers with random codes into the place of all convolutions and linear layers of `block`."""
+    for name, module in list(block.named_modules()):
+        if not isinstance(module, nn.Conv2d | nn.Linear) or name == "time_emb_proj":
+            continue
+        inputs = module.weight.shape[1]
+        parts = (widths or {}).get(name, (inputs,))
+        fan_in = module.weight[0].numel()
+        codes = torch.randint(-127, 128, module.weight.shape, dtype=torch.int8)
+        scales = torch.rand(len(parts), len(codes)) * 0.03 / fan_in**0.5 + 0.003 / fan_in**0.5
+        scheme = LayerScheme(
+            name=name,
+            kind="conv2d" if isinstance(module, nn.Conv2d) else "linear",
+            weight_bits=8,
+            activation_bits=8,
+            input_widths=parts,
+        )
+        tables = [StepTable(SCALES * (part + 1), ZERO_POINTS, clock) for part in range(len(parts))]
+        bias = None if module.bias is None else torch.randn(len(codes))
+        layer = OneDNNLayer(scheme, Geometry(module), codes, scales, bias, tables)
+        replace_module(block, name, layer)
+
+
+def compare(found: Callable[[int], Tensor], wanted: Callable[[int], Tensor]) -> None:
+    """At every step the same, and at every other step something else."""
+    outputs = [wanted(step) for step in range(STEPS)]
+    for step in range(STEPS):
+        got = found(step)
+        bound = BOUND * rms(outputs[step])
+        assert rms(got - outputs[step]) <= bound
+        others = (rms(got - output) for other, output in enumerate(outputs) if other != step)
+        assert min(others) > 10 * bound
+
+
+def rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())
+
+
+def at(clock: StepClock, block: nn.Module, *args: Any, kind: Any = "full") -> Callable[[int], Tensor]:
+    @torch.no_grad()
+    def call(step: int) -> Tensor:
+        with clock.at(step, kind=kind, time=float(step)):
+            output: Tensor = block(*(arg[step] if isinstance(arg, list) else arg.clone() for arg in args))
+        return output
+
+    return call
+
+
+def channels_last(*shape: int) -> Tensor:
+    return torch.randn(shape).to(memory_format=torch.channels_last)
+
+
+@pytest.fixture(params=["native", "tensor operations"])
+def norms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the compiled pass, and with what takes its place where there is no compiler."""
+    if request.param == "tensor operations":
+        monkeypatch.setattr(native, "obstacle", lambda: "switched off")
+    elif native.obstacle():
+        pytest.skip(native.obstacle())
+
+
+RESNETS: dict[str, dict[str, Any]] = {
+    "the same width": {"in_channels": 32, "out_channels": 32},
+    "wider": {"in_channels": 32, "out_channels": 48},
+    "of a concatenation": {"in_channels": 48, "out_channels": 32},
+    "scaled": {"in_channels": 32, "out_channels": 32, "output_scale_factor": 1.5},
+    "active embedding": {"in_channels": 32, "out_channels": 32, "skip_time_act": True},
+    "without time": {"in_channels": 32, "out_channels": 32, "temb_channels": None},
+}
+
+
+@pytest.mark.parametrize("keeps_biases", [True, False])
+@pytest.mark.parametrize("name", RESNETS)
+def test_a_resnet(name: str, keeps_biases: bool, norms: None) -> None:
+    settings = {"temb_channels": 20, "groups": 8, **RESNETS[name]}
+    block, clock = ResnetBlock2D(**settings).eval(), StepClock()
+    parts = {"conv1": (32, 16), "conv_shortcut": (32, 16)} if name == "of a concatenation" else None
+    make_int8(block, clock, parts)
+    assert FusedResnet.is_fusible(block)
+    fused = FusedResnet(block, clock, keeps_biases=keeps_biases)
+    x = channels_last(2, settings["in_channels"], 12, 12)
+    embeddings = None if settings["temb_channels"] is None else embeddings_of(rows_differ=not keeps_biases)
+    arguments = (x, [None] * STEPS if embeddings is None else embeddings)
+    before = x.clone()
+    compare(at(clock, fused, *arguments), at(clock, block, *arguments))
+    compare(at(clock, fused, *arguments), at(clock, block, *arguments))  # with the biases that were kept
+    assert torch.equal(x, before)
+
+
+def embeddings_of(*, rows_differ: bool) -> list[Tensor]:
+    """The time embedding of every step, `(2, 20)`."""
+    return [torch.randn(2 if rows_differ else 1, 20).expand(2, -1) * 3 for _ in range(STEPS)]
+
+
+def test_an_input_that_is_still_needed_is_not_overwritten(norms: None) -> None:
+    """A skip connection reads it later."""
+    block, clock = ResnetBlock2D(in_channels=32, temb_channels=None, groups=8).eval(), StepClock()
+    make_int8(block, clock)
+    fused, x = FusedResnet(block, clock, keeps_biases=False), channels_last(1, 32, 8, 8)
+    before = x.clone()
+    with torch.no_grad(), clock.at(0):
+        fused(x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("kind", ["full", "cached"])
+@pytest.mark.parametrize("name", ["conv1", "conv2", "conv_shortcut"])
+def test_a_resnet_whose_output_is_corrected_in_cached_calls(name: str, kind: str, norms: None) -> None:
+    block, clock = (
+        ResnetBlock2D(in_channels=32, out_channels=48, temb_channels=20, groups=8).eval(),
+        StepClock(),
+    )
+    make_int8(block, clock)
+    plain = copy.copy(block)
+    plain._modules = dict(block._modules)
+    gain, shift = torch.rand(STEPS, 48) + 0.5, torch.randn(STEPS, 48) * 3
+    layer = CorrectedOutput(block.get_submodule(name), gain, shift, clock, is_conv=True)
+    setattr(block, name, layer)
+    fused = FusedResnet(block, clock, keeps_biases=True)
+    arguments = channels_last(2, 32, 10, 10), embeddings_of(rows_differ=False)
+    compare(at(clock, fused, *arguments, kind=kind), at(clock, block, *arguments, kind=kind))
+    uncorrected = at(clock, plain, *arguments, kind=kind)(1)
+    distance = rms(at(clock, fused, *arguments, kind=kind)(1) - uncorrected) / rms(uncorrected)
+    assert (distance > 10 * BOUND) == (kind == "cached")
+
+
+@pytest.mark.parametrize("output_size", [None, (17, 13)])
+def test_upsampling_repeats_codes_exactly(output_size: tuple[int, int] | None) -> None:
+    block, clock = Upsample2D(32, use_conv=True).eval(), StepClock()
+    make_int8(block, clock)
+    assert FusedUpsample.is_fusible(block)
+    x = channels_last(2, 32, 8, 6)
+    for step in range(STEPS):
+        with clock.at(step):
+            found, wanted = FusedUpsample(block)(x, output_size), block(x, output_size)
+        assert torch.equal(found, wanted)
+
+
+def test_downsampling_pads_with_the_zero_point() -> None:
+    block, clock = Downsample2D(32, use_conv=True, padding=0, name="op").eval(), StepClock()
+    make_int8(block, clock)
+    assert FusedDownsample.is_fusible(block)
+    x = channels_last(2, 32, 8, 6)
+    for step in range(STEPS):
+        with clock.at(step):
+            assert torch.equal(FusedDownsample(block)(x), block(x))
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_attention_over_pixels(heads: int, has_bfloat16: bool, norms: None) -> None:
+    width = 128  # of a head: wide enough for bfloat16
+    attn = Attention(
+        query_dim=128,
+        heads=heads,
+        dim_head=width // heads,
+        norm_num_groups=8,
+        bias=True,
+        residual_connection=True,
+    ).eval()
+    clock = StepClock()
+    make_int8(attn, clock)
+    x = channels_last(2, 128, 6, 6)
+    plain = QuantizedAttention(query=lambda x: x, key=lambda x: x, value=lambda x: x, probabilities=None)
+    fused = CPUAttention()
+    fused._has_bfloat16 = has_bfloat16
+    attn.set_processor(plain)
+    wanted = [at(clock, attn, x)(step) for step in range(STEPS)]
+    attn.set_processor(fused)
+    for step in range(STEPS):
+        found = at(clock, attn, x)(step)
+        error = rms(found - wanted[step]) / rms(wanted[step] - x)
+        assert error <= (2e-2 if heads == 1 and has_bfloat16 else 5e-3)
+        assert min(rms(found - w) for o, w in enumerate(wanted) if o != step) > 10 * rms(found - wanted[step])
+
+
+@pytest.mark.parametrize("crosses", [True, False])
+@pytest.mark.parametrize("quantizes_alike", [True, False])
+def test_attention_between_sequences_quantizes_each_input_once(
+    crosses: bool, quantizes_alike: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attn = Attention(query_dim=64, cross_attention_dim=48 if crosses else None, heads=4, dim_head=16).eval()
+    clock = StepClock()
+    make_int8(attn, clock)
+    if not quantizes_alike:
+        attn.to_v.tables = [StepTable(SCALES * 2, ZERO_POINTS, clock)]
+    x, context = torch.randn(2, 10, 64), torch.randn(2, 5, 48) if crosses else None
+    arguments = (x,) if context is None else (x, context)
+    attn.set_processor(QuantizedAttention(query=_same, key=_same, value=_same, probabilities=None))
+    wanted = at(clock, attn, *arguments)(1)
+    attn.set_processor(CPUAttention())
+    quantize = Mock(wraps=int8.quantize_to_uint8)
+    monkeypatch.setattr(int8, "quantize_to_uint8", quantize)
+    assert torch.equal(at(clock, attn, *arguments)(1), wanted)
+    projections = {(True, True): 2, (False, True): 1}.get((crosses, quantizes_alike), 3)
+    assert quantize.call_count == projections + 1  # and the output's
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def test_what_is_replaced_and_what_stays() -> None:
+    clock = StepClock()
+    whole = nn.Module()
+    whole.time_embedding = nn.Identity()
+    whole.plain = ResnetBlock2D(in_channels=32, temb_channels=20, groups=8)
+    whole.int8 = ResnetBlock2D(in_channels=32, temb_channels=20, groups=8)
+    whole.up = ResnetBlock2D(in_channels=32, temb_channels=20, groups=8, up=True)
+    whole.shifted = ResnetBlock2D(
+        in_channels=32, temb_channels=20, groups=8, time_embedding_norm="scale_shift"
+    )
+    whole.resampled = Downsample2D(32, use_conv=True, padding=1, name="op")
+    for block in (whole.int8, whole.up, whole.shifted, whole.resampled):
+        make_int8(block, clock)
+    fuse(whole, clock)
+    kinds = {name: type(block).__name__ for name, block in whole.named_children()}
+    assert kinds["int8"] == "FusedResnet"
+    assert kinds["plain"] == kinds["up"] == kinds["shifted"] == "ResnetBlock2D"
+    assert kinds["resampled"] == "Downsample2D"
+
+
+@pytest.mark.parametrize("condition", ["class_embedding", "add_embedding", "cond_proj"])
+def test_biases_are_kept_for_embeddings_of_time_alone(condition: str) -> None:
+    unet = nn.Module()
+    unet.time_embedding = nn.Module()
+    assert embeds_time_only(unet)
+    setattr(unet.time_embedding if condition == "cond_proj" else unet, condition, nn.Identity())
+    assert not embeds_time_only(unet)
