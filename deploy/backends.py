@@ -15,13 +15,13 @@ from errata.compress.network.unet import float_layer, replace_module
 from errata.compress.quantize.layers import Geometry
 from errata.compress.quantize.observation import layer_sites
 from errata.compress.quantize.scheme import AttentionScheme, LayerScheme, Scheme
-from errata.deploy import onednn
+from errata.deploy import cuda, onednn
 from errata.deploy.onednn import OneDNNLayer, OneDNNQuantizer, StepTable
 from errata.deploy.reference import ReferenceLayer, ReferenceQuantizer
 from errata.deploy.tensors import read_codes
 from errata.errors import ArtifactError
 
-BACKENDS = ("auto", "reference", "onednn")
+BACKENDS = ("auto", "reference", "onednn", "triton")
 # The first and last convolution: with 1 to 4 channels the int8 product has too little to do, and quantizing
 # the input costs more than it saves.
 _FEWEST_CHANNELS = 16
@@ -48,6 +48,8 @@ def check_backend(backend: str, device: torch.device) -> None:
         raise ArtifactError(f"unknown backend {backend!r}; allowed are {', '.join(BACKENDS)}")
     if backend == "onednn" and (obstacle := _onednn_obstacle(device)):
         raise ArtifactError(f"backend 'onednn' cannot run: {obstacle}; use backend='auto' or 'reference'")
+    if backend == "triton" and (obstacle := cuda.obstacle(device, backend)):
+        raise ArtifactError(f"backend 'triton' cannot run: {obstacle}; use backend='auto' or 'reference'")
 
 
 def install(
@@ -71,12 +73,14 @@ def install(
     for attention in scheme.attentions:
         rows.append(_install_attention(unet, attention, tensors, clock, backend, device))
     corrected = correct_outputs(unet, scheme, tensors, clock=clock, device=device)
-    return [
+    rows = [
         replace(row, reason=f"{row.reason}; output corrected in cached calls")
         if row.layer in corrected
         else row
         for row in rows
     ]
+    cuda.follow_choices(unet, rows)
+    return rows
 
 
 def _choose(
@@ -86,6 +90,8 @@ def _choose(
         return "reference", "the scheme keeps this input in floating point"
     if backend == "reference":
         return "reference", "asked for"
+    if _is_on_cuda_kernels(backend, device):
+        return ("triton", "asked for") if backend == "triton" else ("cuda", cuda.UNCHOSEN)
     if obstacle := _onednn_obstacle(device):
         return "reference", obstacle
     if backend == "onednn":
@@ -96,6 +102,10 @@ def _choose(
     if layer.weight_bits == 4:
         return "onednn", "int4 weights are unpacked to int8 at load"
     return "onednn", "int8 kernel available"
+
+
+def _is_on_cuda_kernels(backend: str, device: torch.device) -> bool:
+    return backend in ("auto", "triton") and not cuda.obstacle(device, backend)
 
 
 def _onednn_obstacle(device: torch.device) -> str:
@@ -121,6 +131,9 @@ def _runtime_layer(
     if backend == "onednn":
         tables = [_step_table(name, tensors, clock) for name in names]
         return OneDNNLayer(layer, Geometry(module), codes, weight_scale, bias, tables)
+    if backend in ("cuda", "triton"):
+        asked = "auto" if backend == "cuda" else backend
+        return cuda.runtime_layer(module, layer, codes, tensors, clock=clock, backend=asked, device=device)
     quantizers = [_reference_quantizer(name, tensors, clock) for name in names]
     return ReferenceLayer(layer, Geometry(module), codes, weight_scale, bias, quantizers).to(device)
 
@@ -133,7 +146,8 @@ def _install_attention(
     backend: str,
     device: torch.device,
 ) -> BackendRow:
-    if backend == "reference" or _onednn_obstacle(device):
+    is_fused = backend == "auto" and (_is_on_cuda_kernels(backend, device) or not _onednn_obstacle(device))
+    if backend in ("reference", "triton") or _onednn_obstacle(device):
         chosen, reason = "reference", "inputs on the 8-bit grid, float products"
         quantizers: list[nn.Module] = [
             _reference_quantizer(name, tensors, clock).to(device) for name in attention.sites
@@ -143,7 +157,7 @@ def _install_attention(
         quantizers = [OneDNNQuantizer(_step_table(name, tensors, clock)) for name in attention.sites]
     query, key, value, probabilities = quantizers
     processor = QuantizedAttention(query=query, key=key, value=value, probabilities=probabilities)
-    if chosen == "float" and backend == "auto":
+    if is_fused:
         chosen = "fused float"
         reason = "query, key, value on the 8-bit grid; softmax output in float32, above the scheme"
         processor = QuantizedAttention(query=query, key=key, value=value, probabilities=None)
