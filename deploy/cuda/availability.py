@@ -20,7 +20,7 @@ def triton_obstacle(device: torch.device) -> str:
     On a CPU they run in Triton's interpreter, if `TRITON_INTERPRET=1` was set before triton was imported: for
     tests, thousands of times slower.
     """
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "triton is not installed (CUDA builds of torch bring it along)"
     if device.type == "cpu":
         return "" if os.environ.get("TRITON_INTERPRET") == "1" else "Triton's kernels need a CUDA device"
@@ -43,8 +43,12 @@ def describe(device: torch.device) -> Key:
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": str(torch.__version__),
-        "triton": None if importlib.util.find_spec("triton") is None else _triton_version(),
+        "triton": _triton_version() if _has_triton() else None,
     }
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _triton_version() -> str:

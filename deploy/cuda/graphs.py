@@ -34,16 +34,10 @@ class GraphedUNet(BranchedUNet):
     graph, because the correction takes its row by a Python number.
 
     Args:
-        branched: the network, on a CUDA device.
-
-    Raises:
-        ValueError: it is elsewhere.
+        branched: the network, on a CUDA device; anywhere else its first call is a ValueError.
     """
 
     def __init__(self, branched: BranchedUNet) -> None:
-        device = next(branched.parameters()).device
-        if device.type != "cuda":
-            raise ValueError(f"CUDA graphs need a network on a CUDA device, this one is on {device}")
         super().__init__(branched.unet)
         self._captured: dict[_Signature, _Captured] = {}
         self._is_corrected = any(isinstance(part, CorrectedOutput) for part in self.modules())
@@ -95,6 +89,8 @@ class GraphedUNet(BranchedUNet):
 @torch.no_grad()
 def _capture(inputs: dict[str, Tensor], call: Callable[[dict[str, Tensor]], Any]) -> _Captured:
     """Calls that measure and compile first, on a stream of their own, then the one that is recorded."""
+    if not inputs["x"].is_cuda:
+        raise ValueError(f"CUDA graphs need a network on a CUDA device, this one is on {inputs['x'].device}")
     own = {name: value.to(inputs["x"].device, copy=True) for name, value in inputs.items()}
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
