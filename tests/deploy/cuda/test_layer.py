@@ -1,5 +1,6 @@
 """Layers on `torch._int_mm` and in half precision; how a layer chooses; one program for all steps."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from errata.compress.network.clock import StepClock
 from errata.deploy.cuda.candidates import INT_MM, candidates
 from errata.deploy.cuda.chooser import Chooser
-from errata.deploy.cuda.selection import Fixed, Measured
+from errata.deploy.cuda.selection import Fixed, LayerShape, Measured
 from errata.deploy.cuda.tiles import TILES, tile_for
 from errata.deploy.cuda.weights import pack_groups, unpack_groups
 from errata.deploy.reference import ReferenceQuantizer
@@ -174,6 +175,19 @@ def test_a_new_shape_in_a_recording_is_refused(make_case: Make, monkeypatch: pyt
         case.layer(torch.randn(20, 16))
 
 
+def test_tracing_takes_the_kernel_that_suits_unmeasured(
+    make_case: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    selection = measured(has_triton=True)
+    layer = make_case(*CASES[6][:2], selection).layer
+    assert set(layer.products) == set(TILES)  # made before: nothing can be while tracing
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    parts = [torch.randn(20, 1, 1, 16)]
+    shape = LayerShape.of(layer, parts, torch.randn(20, 16), None)
+    assert selection.pick(layer, shape, parts, None) == "triton 64x64"
+    assert selection.choices == {}
+
+
 def test_a_chosen_way_is_compiled_once_for_all_steps(make_case: Make) -> None:
     torch._dynamo.reset()
     case = make_case(*CASES[0][:2], measured(1.0, 2.0))
@@ -231,3 +245,7 @@ def test_a_clock_shows_its_step_on_a_device() -> None:
     late = StepClock()
     with late.at(2):
         assert late.step_on(cpu).tolist() == [2]
+    twin = copy.deepcopy(late)
+    with twin.at(5):
+        assert twin.step_on(cpu).tolist() == [5]
+        assert late.follow(cpu).tolist() == [2]  # each has its own
