@@ -20,15 +20,15 @@ def test_an_artifact_agrees_with_the_reference_within_rounding_flips(
     rows = [row for row in int8.backend_report() if row.scheme in ("w8a8", "w4a8")]
     assert {row.backend for row in rows} == {"triton"}
     assert len([part for part in int8.pipe.unet.module.modules() if isinstance(part, CudaLayer)]) == len(rows)
-    for step in (0, 5):
-        x = next(tiny_calibration.batches(step)).sample[:2]
-        expected, _ = reference.denoiser.full(x, step, {})
-        found, feature = int8.denoiser.full(x, step, {})
-        # Codes on a tie may round either way; later layers amplify that.
-        assert rms(found - expected) <= 0.015 * rms(expected)
-        if feature is not None:
-            cached = int8.denoiser.cached(x, step, {}, feature)
-            assert rms(cached - found) <= 0.015 * rms(expected)
+    step = 5
+    x = next(tiny_calibration.batches(step)).sample[:1]
+    expected, _ = reference.denoiser.full(x, step, {})
+    found, feature = int8.denoiser.full(x, step, {})
+    # Codes on a tie may round either way; later layers amplify that.
+    assert rms(found - expected) <= 0.015 * rms(expected)
+    if feature is not None:
+        cached = int8.denoiser.cached(x, step, {}, feature)
+        assert rms(cached - found) <= 0.015 * rms(expected)
 
 
 def rms(x: torch.Tensor) -> float:
