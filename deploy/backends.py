@@ -15,6 +15,7 @@ from errata.compress.network.unet import float_layer, replace_module
 from errata.compress.quantize.layers import Geometry
 from errata.compress.quantize.observation import layer_sites
 from errata.compress.quantize.scheme import AttentionScheme, LayerScheme, Scheme
+from errata.deploy import cuda
 from errata.deploy.cpu import int8
 from errata.deploy.cpu.attention import CPUAttention
 from errata.deploy.cpu.int8 import OneDNNLayer, OneDNNQuantizer, StepTable
@@ -23,7 +24,7 @@ from errata.deploy.reference import ReferenceLayer, ReferenceQuantizer
 from errata.deploy.tensors import read_codes
 from errata.errors import ArtifactError
 
-BACKENDS = ("auto", "reference", "onednn")
+BACKENDS = ("auto", "reference", "onednn", "triton")
 # The first and last convolution: with 1 to 4 channels the int8 product has too little to do, and quantizing
 # the input costs more than it saves.
 _FEWEST_CHANNELS = 16
@@ -50,6 +51,8 @@ def check_backend(backend: str, device: torch.device) -> None:
         raise ArtifactError(f"unknown backend {backend!r}; allowed are {', '.join(BACKENDS)}")
     if backend == "onednn" and (obstacle := _onednn_obstacle(device)):
         raise ArtifactError(f"backend 'onednn' cannot run: {obstacle}; use backend='auto' or 'reference'")
+    if backend == "triton" and (obstacle := cuda.obstacle(device, backend)):
+        raise ArtifactError(f"backend 'triton' cannot run: {obstacle}; use backend='auto' or 'reference'")
 
 
 def install(
@@ -73,12 +76,14 @@ def install(
     for attention in scheme.attentions:
         rows.append(_install_attention(unet, attention, tensors, clock, backend, device))
     corrected = correct_outputs(unet, scheme, tensors, clock=clock, device=device)
-    return [
+    rows = [
         replace(row, reason=f"{row.reason}; output corrected in cached calls")
         if row.layer in corrected
         else row
         for row in rows
     ]
+    cuda.follow_choices(unet, rows)
+    return rows
 
 
 def _choose(
@@ -90,6 +95,8 @@ def _choose(
         kept = "the scheme keeps this input in floating point"
         is_here = device.type == "cpu"
         return ("weight only", f"{kept}; codes dequantized at each call") if is_here else ("reference", kept)
+    if _is_on_cuda_kernels(backend, device):
+        return ("triton", "asked for") if backend == "triton" else ("cuda", cuda.UNCHOSEN)
     if obstacle := _onednn_obstacle(device):
         return "reference", obstacle
     if backend == "onednn":
@@ -100,6 +107,10 @@ def _choose(
     if layer.weight_bits == 4:
         return "onednn", "int4 weights are unpacked to int8 at load"
     return "onednn", "int8 kernel available"
+
+
+def _is_on_cuda_kernels(backend: str, device: torch.device) -> bool:
+    return backend in ("auto", "triton") and not cuda.obstacle(device, backend)
 
 
 def _onednn_obstacle(device: torch.device) -> str:
@@ -127,6 +138,9 @@ def _runtime_layer(
         return OneDNNLayer(layer, Geometry(module), codes, weight_scale, bias, tables)
     if backend == "weight only":
         return WeightOnlyLayer(layer, Geometry(module), codes, weight_scale, bias)
+    if backend in ("cuda", "triton"):
+        asked = "auto" if backend == "cuda" else backend
+        return cuda.runtime_layer(module, layer, codes, tensors, clock=clock, backend=asked, device=device)
     quantizers = [_reference_quantizer(name, tensors, clock) for name in names]
     return ReferenceLayer(layer, Geometry(module), codes, weight_scale, bias, quantizers).to(device)
 
@@ -139,7 +153,8 @@ def _install_attention(
     backend: str,
     device: torch.device,
 ) -> BackendRow:
-    if backend == "reference" or _onednn_obstacle(device):
+    is_fused = backend == "auto" and (_is_on_cuda_kernels(backend, device) or not _onednn_obstacle(device))
+    if backend in ("reference", "triton") or _onednn_obstacle(device):
         chosen, reason = "reference", "inputs on the 8-bit grid, float products"
         quantizers: list[nn.Module] = [
             _reference_quantizer(name, tensors, clock).to(device) for name in attention.sites
@@ -149,10 +164,14 @@ def _install_attention(
         quantizers = [OneDNNQuantizer(_step_table(name, tensors, clock)) for name in attention.sites]
     query, key, value, probabilities = quantizers
     processor = QuantizedAttention(query=query, key=key, value=value, probabilities=probabilities)
-    if chosen == "float" and backend == "auto":
+    if is_fused and device.type == "cpu":
         chosen = "fused float"
         reason = "query, key, value and softmax output in floating point, above the scheme"
         processor = CPUAttention()
+    elif is_fused:
+        chosen = "fused float"
+        reason = "query, key, value on the 8-bit grid; softmax output in floating point, above the scheme"
+        processor = QuantizedAttention(query=query, key=key, value=value, probabilities=None)
     set_attention(unet, attention.name, processor)
     return BackendRow(
         layer=f"{attention.name} (matmuls)",

@@ -167,8 +167,8 @@ def load(
         path: directory made by `export`.
         device: None means CUDA where there is one, else CPU.
         backend: "auto" picks per layer what is fastest, and computes attention in one fused kernel whose
-            softmax output is not quantized; "onednn" uses int8 wherever the scheme allows and keeps to the
-            scheme; "reference" keeps to the scheme in floating point.
+            softmax output is not quantized; "onednn" (CPU) and "triton" (CUDA) use int8 wherever the scheme
+            allows and keep to the scheme; "reference" keeps to it in floating point.
         on_mismatch: what a request for another number of steps than recorded does: "error" refuses it,
             "nearest" serves it with the ranges of the nearest recorded steps, and warns; see
             `DeployedPipeline.at_steps`.

@@ -16,7 +16,8 @@ from errata.deploy.packing import dequantize_weight
 class ReferenceQuantizer(nn.Module):
     """Quantizes and dequantizes an activation with the scale and zero point of the current step.
 
-    The arithmetic is that of the simulation (`errata.compress.quantize.ranges`), operation by operation.
+    The arithmetic is that of the simulation (`errata.compress.quantize.ranges`), operation by operation. The
+    step is read from the clock's tensor, so that what is compiled or captured serves every step.
     """
 
     def __init__(self, scale: Tensor, zero_point: Tensor, *, bits: int, clock: StepClock) -> None:
@@ -30,7 +31,11 @@ class ReferenceQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` on the grid of the current step, same shape and dtype."""
-        scale, zero_point = self.scale[self.clock.step], self.zero_point[self.clock.step]
+        step = self.clock.step_on(x.device)
+        # Scalars without a dimension: with one they would turn half precision into float32.
+        scale, zero_point = (
+            table.index_select(0, step).squeeze(0) for table in (self.scale, self.zero_point)
+        )
         return dequantize(quantize(x, scale, zero_point, bits=self.bits), scale, zero_point)
 
 

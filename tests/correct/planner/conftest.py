@@ -149,7 +149,7 @@ def reference(uncached: DeployedPipeline) -> Reference:
 def _bound(deploy: Callable[..., DeployedPipeline], schedule: CacheSchedule) -> DeployedPipeline:
     scheduler = DDIMScheduler(clip_sample=False)
     artifact = deploy(_epsilon, scheduler, STEPS, schedule=schedule, pipeline=ImagePipeline)
-    manifest: Any = SimpleNamespace(sha256="f" * 64)
+    manifest: Any = SimpleNamespace(sha256="f" * 64, sampler=SimpleNamespace(num_inference_steps=STEPS))
     artifact.manifest = manifest
     return artifact
 

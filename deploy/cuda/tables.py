@@ -1,0 +1,36 @@
+"""Scale and zero point of an activation at every step, on the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from errata.compress.network.clock import StepClock
+
+
+class DeviceStepTable(nn.Module):
+    """Buffers `scale`, float32, and `zero_point`, int32, both `(T,)`, and the step of a clock.
+
+    The step is looked up on the device, so neither the host waits nor a program depends on it.
+    """
+
+    def __init__(self, scale: Tensor, zero_point: Tensor, clock: StepClock) -> None:
+        super().__init__()
+        self.scale: Tensor
+        self.zero_point: Tensor
+        self.register_buffer("scale", scale.float().contiguous())
+        self.register_buffer("zero_point", zero_point.to(torch.int32).contiguous())
+        self.clock = clock
+
+    def step(self) -> Tensor:
+        """The step under way, `(1,)`, int64.
+
+        Raises:
+            RuntimeError: outside an evaluation.
+        """
+        return self.clock.step_on(self.scale.device)
+
+    def now(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of the step under way, each `(1,)`."""
+        step = self.step()
+        return self.scale.index_select(0, step), self.zero_point.index_select(0, step)

@@ -1,0 +1,60 @@
+"""Weight codes of one part of a layer, in the order in which the kernels read them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Codes that the int4 kernel takes at a time, and how many bytes they are.
+GROUP = 64
+GROUP_BYTES = GROUP // 2
+
+
+class PartWeight(nn.Module):
+    """The codes that one part of an input is multiplied by.
+
+    Buffers: `codes`, int8, `(O, taps, C)`, or int4 in groups, `(O, taps, groups, 32)`; `column_sum`, int32,
+    `(O,)`, the sum of the codes of an output channel; `scale`, float32, `(O,)`.
+
+    Args:
+        codes: int8, `(O, C)` or `(O, C, kh, kw)`.
+        scale: `(O,)`.
+        bits: 4 keeps two codes to a byte.
+    """
+
+    def __init__(self, codes: Tensor, scale: Tensor, *, bits: int) -> None:
+        super().__init__()
+        self.codes: Tensor
+        self.column_sum: Tensor
+        self.scale: Tensor
+        self.bits = bits
+        self.channels = codes.shape[1]
+        by_tap = codes.flatten(2).transpose(1, 2) if codes.ndim == 4 else codes[:, None, :]
+        self.register_buffer("codes", pack_groups(by_tap) if bits == 4 else by_tap.contiguous())
+        self.register_buffer("column_sum", by_tap.sum(dim=(1, 2), dtype=torch.int32))
+        self.register_buffer("scale", scale.float().contiguous())
+
+    def unpacked(self) -> Tensor:
+        """The codes, int8, `(O, taps, C)`; the buffer itself where it is that already."""
+        return unpack_groups(self.codes, self.channels) if self.bits == 4 else self.codes
+
+
+def pack_groups(codes: Tensor) -> Tensor:
+    """Four-bit codes `(O, taps, C)` two to a byte, as the kernel unpacks them without moving any.
+
+    Channels are filled up with zeros to groups of 64. Byte `j` of a group holds code `j` in the low nibble
+    and code `j + 32` in the high one: so each half of a group is a tile of its own.
+
+    Returns:
+        int8, `(O, taps, groups, 32)`.
+    """
+    filled = functional.pad(codes, (0, -codes.shape[-1] % GROUP))
+    low, high = filled.unflatten(-1, (-1, 2, GROUP_BYTES)).view(torch.uint8).unbind(dim=-2)
+    return ((low & 0xF) | (high << 4)).contiguous().view(torch.int8)
+
+
+def unpack_groups(packed: Tensor, channels: int) -> Tensor:
+    """Inverse of `pack_groups`: int8, `(O, taps, channels)`."""
+    low, high = (packed << 4) >> 4, packed >> 4
+    return torch.stack([low, high], dim=-2).flatten(2)[..., :channels].contiguous()
