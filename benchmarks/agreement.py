@@ -20,6 +20,7 @@ from errata import calibration, compress, deploy
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline
 from errata.deploy import DeployedPipeline
+from errata.errors import ArtifactError
 
 
 def main() -> None:
@@ -36,7 +37,11 @@ def main() -> None:
     print(f"{options.artifact.name}: {trajectories.num_steps} steps, {options.images} images")
     print(f"{'backend':<10} {'step: max':>10} {'step: RMS':>10} {'image: max':>11} {'image: RMS':>11}")
     for backend in deploy.backends.BACKENDS:
-        deployed = deploy.load(options.artifact, backend=backend)
+        try:
+            deployed = deploy.load(options.artifact, backend=backend)
+        except ArtifactError as error:
+            print(f"{backend:<10} {error}")
+            continue
         pairs = list(predictions(simulated, deployed, trajectories))
         found = images_of(deployed, options.images)
         print(

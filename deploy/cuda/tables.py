@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from errata.compress.network.clock import StepClock
+from errata.deploy.cuda.exact import Exact
 
 
-class DeviceStepTable(nn.Module):
+class DeviceStepTable(Exact):
     """Buffers `scale`, float32, and `zero_point`, int32, both `(T,)`, and the step of a clock.
 
     The step is looked up on the device, so neither the host waits nor a program depends on it.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
+
+from errata.deploy.cuda.exact import Exact
 
 # Codes that the int4 kernel takes at a time, and how many bytes they are.
 GROUP = 64
 GROUP_BYTES = GROUP // 2
 
 
-class PartWeight(nn.Module):
+class PartWeight(Exact):
     """The codes that one part of an input is multiplied by.
 
     Buffers: `codes`, int8, `(O, taps, C)`, or int4 in groups, `(O, taps, groups, 32)`; `column_sum`, int32,

@@ -56,6 +56,24 @@ def test_int_mm_equals_float64_arithmetic_on_the_codes(
 
 
 @pytest.mark.parametrize(("module", "widths", "shape"), CASES)
+def test_scales_stay_exact_when_the_network_is_converted_to_half_precision(
+    module: nn.Conv2d | nn.Linear, widths: tuple[int, ...], shape: tuple[int, ...], make_case: Make
+) -> None:
+    case = make_case(module, widths, Fixed(INT_MM))
+    x = (torch.randn(shape) * 2).bfloat16()
+    with case.clock.at(1):
+        before = case.layer(x)
+        case.layer.to(torch.bfloat16)
+        for name in ("weights", "tables"):
+            for part in getattr(case.layer, name):
+                assert part.scale.dtype is torch.float32
+                assert not torch.equal(part.scale, part.scale.bfloat16().float())  # rounding would show
+        after = case.layer(x)
+    # All that is rounded is the bias.
+    assert (after - before).abs().max() <= 2**-7 * before.abs().max()
+
+
+@pytest.mark.parametrize(("module", "widths", "shape"), CASES)
 def test_half_precision_is_the_layer_without_rounding_of_its_input(
     module: nn.Conv2d | nn.Linear, widths: tuple[int, ...], shape: tuple[int, ...], make_case: Make
 ) -> None:
