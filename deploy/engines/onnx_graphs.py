@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from errata.compress.network.clock import StepClock
 from errata.compress.network.unet import BranchedUNet
+from errata.deploy.engines.runtime import needed
 from errata.deploy.manifest import Manifest
 
 # The oldest that onnxruntime's int8 products need nothing newer than, so that old runtimes can read it.
@@ -109,6 +110,22 @@ def _write(graph: nn.Module, inputs: Mapping[str, Tensor], outputs: Mapping[str,
             # With it, torch 2.13 fails to trace a function that uses the same argument twice.
             autograd_inlining=False,
         )
+    _state_sizes(file, outputs, rows)
+
+
+def _state_sizes(file: Path, outputs: Mapping[str, Tensor], rows: int) -> None:
+    """The exporter leaves the sizes of outputs open, because it knows them of no node of another domain."""
+    onnx = needed("onnx")
+    model = onnx.load(str(file), load_external_data=False)
+    for end in model.graph.output:
+        value, sizes = outputs[end.name], end.type.tensor_type.shape
+        sizes.ClearField("dim")
+        for axis, size in enumerate(value.shape):
+            if axis == 0 and has_rows(value, rows):
+                sizes.dim.add(dim_param="batch")
+            else:
+                sizes.dim.add(dim_value=size)
+    onnx.save(model, str(file))
 
 
 def has_rows(value: Tensor, rows: int) -> bool:

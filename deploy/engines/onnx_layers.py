@@ -22,7 +22,7 @@ from errata.deploy.tensors import read_codes
 def install_engine_layers(
     unet: nn.Module, scheme: Scheme, tensors: Mapping[str, Tensor], clock: StepClock
 ) -> None:
-    """Puts them into `unet` (in place) in the place of its float ones; `tensors` are those of the artifact."""
+    """Puts them into `unet`, in place, for its float ones; `tensors` are those of the artifact."""
     for layer in scheme.layers:
         module = float_layer(unet, layer.name)
         codes = read_codes(layer, tensors, module.weight.shape)
@@ -32,9 +32,7 @@ def install_engine_layers(
             made = EngineLayer(layer, Geometry(module), codes, tensors, clock)
         replace_module(unet, layer.name, made)
     for attention in scheme.attentions:
-        query, key, value, probabilities = (
-            EngineQuantizer(name, tensors, clock) for name in attention.sites
-        )
+        query, key, value, probabilities = (EngineQuantizer(name, tensors, clock) for name in attention.sites)
         processor = EngineAttention(query=query, key=key, value=value, probabilities=probabilities)
         set_attention(unet, attention.name, processor)
     correct_outputs(unet, scheme, tensors, clock=clock, device=torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Quantized arithmetic as ONNX nodes that onnxruntime runs in int8, with the scale of a step given at run time.
+"""Quantized arithmetic as ONNX nodes that onnxruntime runs in int8, the scales of a step told at run time.
 
 Each function computes in torch what its nodes compute: torch's exporter calls `forward` when it traces a
 network, and `symbolic` when it writes the graph. Scales and zero points are tables, one entry for each step,
@@ -27,7 +27,7 @@ _UINT8_BITS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """What each output pixel of a convolution reads: `kernel`, `stride`, `padding`, `dilation`, each (y, x)."""
+    """What each output pixel of a convolution reads; `kernel`, `stride`, `padding`, `dilation` are (y, x)."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
