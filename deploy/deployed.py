@@ -189,7 +189,7 @@ def load(
     parameters = {name: tensors[name] for name in kept}
     unexpected = unet.load_state_dict(parameters, strict=False, assign=True).unexpected_keys
     assert not unexpected  # `verify` has compared the names; what is missing are the layers installed above
-    _restore_buffers(unet)
+    restore_buffers(unet)
     branched = BranchedUNet(unet.eval().requires_grad_(False).to(chosen))
     if any(row.backend == "onednn" for row in report):
         fused = fuse(unet, clock)
@@ -201,7 +201,7 @@ def load(
     denoiser = UNetDenoiser(
         branched, clock, manifest.schedule, manifest.sampler.timesteps, correction=correction
     )
-    pipe = _pipeline(root, manifest, SteppedUNet(denoiser, unet.config, module=branched), chosen)
+    pipe = assembled(root, manifest, SteppedUNet(denoiser, unet.config, module=branched), chosen)
     steps = manifest.sampler.num_inference_steps
     return DeployedPipeline(
         pipe, num_inference_steps=steps, manifest=manifest, report=report, on_mismatch=on_mismatch
@@ -229,7 +229,12 @@ def _device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def _pipeline(root: Path, manifest: Manifest, unet: SteppedUNet, device: torch.device) -> DiffusionPipeline:
+def assembled(root: Path, manifest: Manifest, unet: SteppedUNet, device: torch.device) -> DiffusionPipeline:
+    """The diffusers pipeline of a verified artifact around its denoiser.
+
+    Raises:
+        ArtifactCorrupt: its components do not make one.
+    """
     composition = check_composition(root, manifest)
     name = composition.pipeline.__name__
     components: dict[str, Any] = {DENOISER: unet}
@@ -249,7 +254,7 @@ def _pipeline(root: Path, manifest: Manifest, unet: SteppedUNet, device: torch.d
     return pipe if device.type == "cpu" else pipe.to(device)
 
 
-def _restore_buffers(unet: nn.Module) -> None:
+def restore_buffers(unet: nn.Module) -> None:
     """Buffers that no file holds because they follow from the configuration (the K-blocks' blur kernels)."""
     stored = set(unet.state_dict())
     if all(not value.is_meta or name in stored for name, value in unet.named_buffers()):

@@ -15,18 +15,18 @@ from errata.errors import ArtifactCorrupt
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 
 
-def check_files(root: Path, manifest: Manifest) -> None:
-    """Compares the directory with the manifest: names, kinds, sizes and digests.
+def check_files(root: Path, manifest: Manifest, *, manifest_file: str = MANIFEST_FILE) -> None:
+    """Compares the directory with the manifest, a file of that name: names, kinds, sizes and digests.
 
     Raises:
         ArtifactCorrupt: naming the file.
         OSError: it cannot be read.
     """
-    check_names(root, manifest)
+    check_names(root, manifest, manifest_file=manifest_file)
     present = set()
     for path in _walk(root):
         name = path.relative_to(root).as_posix()
-        if name not in manifest.files and name != MANIFEST_FILE:
+        if name not in manifest.files and name != manifest_file:
             raise ArtifactCorrupt(
                 f"{path} is not listed in the manifest; remove it or copy the artifact again"
             )
@@ -40,14 +40,14 @@ def check_files(root: Path, manifest: Manifest) -> None:
         _check_digest(root / name, record)
 
 
-def check_names(root: Path, manifest: Manifest) -> None:
+def check_names(root: Path, manifest: Manifest, *, manifest_file: str = MANIFEST_FILE) -> None:
     """Refuses names that lead outside the artifact, or that not every system takes for the same file.
 
     Raises:
         ArtifactCorrupt: naming the file.
     """
-    file = root / MANIFEST_FILE
-    folded: dict[str, str] = {MANIFEST_FILE: MANIFEST_FILE}
+    file = root / manifest_file
+    folded: dict[str, str] = {manifest_file: manifest_file}
     for name in manifest.files:
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or pure.as_posix() != name or "\\" in name:

@@ -19,7 +19,7 @@ from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactVersionError, 
 
 FORMAT = "errata-artifact/1"
 MANIFEST_FILE = "errata.json"
-_DIGEST_KEY = "manifest_sha256"
+DIGEST_KEY = "manifest_sha256"
 _KEYS = {
     "format", "made_by", "pipeline_class", "unet_class", "recipe", "scheme", "schedule", "sampler",
     "scheduler_config", "calibration", "float32_weight_bytes", "files",
@@ -122,7 +122,7 @@ class Manifest:
 
     def write(self, root: Path) -> None:
         """Writes `errata.json`, canonical, with its own digest."""
-        (root / MANIFEST_FILE).write_bytes(dumps({**self.to_json(), _DIGEST_KEY: self.sha256}))
+        (root / MANIFEST_FILE).write_bytes(dumps({**self.to_json(), DIGEST_KEY: self.sha256}))
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -133,7 +133,18 @@ def read_manifest(root: Path) -> Manifest:
         ArtifactVersionError: another format version.
         ArtifactCorrupt: not canonical, altered, or not a manifest.
     """
-    file = root / MANIFEST_FILE
+    return parse_manifest(read_sealed(root, MANIFEST_FILE, FORMAT), root / MANIFEST_FILE)
+
+
+def read_sealed(root: Path, name: str, form: str) -> dict[str, Any]:
+    """The content of a canonical JSON file of that format, without the digest of itself that it carries.
+
+    Raises:
+        ArtifactError: there is no such file.
+        ArtifactVersionError: another format version.
+        ArtifactCorrupt: not canonical, or altered.
+    """
+    file = root / name
     data = _read(root, file)
     try:
         value = bounded_json(data)
@@ -143,33 +154,36 @@ def read_manifest(root: Path) -> Manifest:
         raise ArtifactCorrupt(
             f"{file} holds a {type(value).__name__}, not a manifest; copy the artifact again"
         )
-    if value.get("format") != FORMAT:
+    if value.get("format") != form:
         raise ArtifactVersionError(
-            f"{file} has format {str(value.get('format'))[:80]!r}; this version reads {FORMAT!r}"
+            f"{file} has format {str(value.get('format'))[:80]!r}; this version reads {form!r}"
         )
-    stated = value.pop(_DIGEST_KEY, None)
+    stated = value.pop(DIGEST_KEY, None)
     try:
-        is_intact = stated == digest(value) and data == dumps({**value, _DIGEST_KEY: stated})
+        is_intact = stated == digest(value) and data == dumps({**value, DIGEST_KEY: stated})
     except ValueError:  # text that no canonical JSON can hold
         is_intact = False
     if not is_intact:
         raise ArtifactCorrupt(f"{file} was altered: its own digest does not match; copy the artifact again")
-    return _parse(value, file)
+    return value
 
 
 def _read(root: Path, file: Path) -> bytes:
     if file.is_symlink():
         raise ArtifactCorrupt(f"{file} is a link or special file; an artifact holds plain files only")
     if not file.is_file():
-        raise ArtifactError(
-            f"{root} is no artifact: it has no {MANIFEST_FILE}; make one with `errata deploy`"
-        )
+        raise ArtifactError(f"{root} is no artifact: it has no {file.name}; make one with `errata deploy`")
     if (size := file.stat().st_size) > LARGEST_MANIFEST:
         raise ArtifactCorrupt(f"{file} has {size:,} bytes; a manifest has at most {LARGEST_MANIFEST:,}")
     return file.read_bytes()
 
 
-def _parse(value: dict[str, Any], file: Path) -> Manifest:
+def parse_manifest(value: dict[str, Any], file: Path) -> Manifest:
+    """The manifest that this content of a file, without its digest, is.
+
+    Raises:
+        ArtifactCorrupt: it is none.
+    """
     if missing := sorted(_KEYS - set(value)):
         raise ArtifactCorrupt(f"{file} lacks the keys {missing}; it was not written by errata")
     if extra := sorted(set(value) - _KEYS):
@@ -189,7 +203,7 @@ def _typed(value: dict[str, Any]) -> Manifest:
         if not isinstance(value[key], dict):
             raise TypeError(f"{key} is a {type(value[key]).__name__}, not an object")
     return Manifest(
-        made_by=_plain_texts("made_by", value["made_by"]),
+        made_by=plain_texts("made_by", value["made_by"]),
         pipeline_class=value["pipeline_class"],
         unet_class=value["unet_class"],
         recipe=_recipe(value["recipe"]),
@@ -197,9 +211,9 @@ def _typed(value: dict[str, Any]) -> Manifest:
         schedule=_schedule(value["schedule"]),
         sampler=Sampler.from_json(value["sampler"]),
         scheduler_config=value["scheduler_config"],
-        calibration=_plain_texts("calibration", value["calibration"]),
+        calibration=plain_texts("calibration", value["calibration"]),
         float32_weight_bytes=value["float32_weight_bytes"],
-        files={path: _file_record(path, record) for path, record in value["files"].items()},
+        files=file_records(value["files"]),
     )
 
 
@@ -219,12 +233,26 @@ def _refuse_other_spellings(value: dict[str, Any], manifest: Manifest) -> None:
             raise ValueError(f"its {key} would be written as {str(written)[:200]}")
 
 
-def _plain_texts(key: str, value: dict[str, Any]) -> dict[str, Any]:
+def plain_texts(key: str, value: dict[str, Any]) -> dict[str, Any]:
+    """`value`, whose names and values are short and plain.
+
+    Raises:
+        ValueError: naming one that is not.
+    """
     for name, item in value.items():
         is_plain = type(item) is int or (isinstance(item, str) and _PLAIN_TEXT.fullmatch(item))
         if not (is_plain and _PLAIN_TEXT.fullmatch(name)):
             raise ValueError(f"{key} says {name[:80]!r}: {str(item)[:80]!r}, which is no short plain text")
     return value
+
+
+def file_records(value: dict[str, Any]) -> dict[str, FileRecord]:
+    """The records of files by path.
+
+    Raises:
+        ValueError: naming one that is none.
+    """
+    return {path: _file_record(path, record) for path, record in value.items()}
 
 
 def _file_record(path: str, record: Any) -> FileRecord:

@@ -90,16 +90,24 @@ class SteppedUNet(nn.Module):
     Args:
         denoiser: what is evaluated; where it reuses the memory of its outputs, they are copied.
         config: the float network's configuration.
-        module: the network inside, as a `BranchedUNet`; None where the denoiser has none, and takes class
-            labels at most.
+        module: the network inside, as a `BranchedUNet`; None where the denoiser has none.
+        stands_for: class of the float network, whose arguments are taken; with a `module` it is that one's.
     """
 
-    def __init__(self, denoiser: Denoiser, config: Any, *, module: BranchedUNet | None = None) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        config: Any,
+        *,
+        module: BranchedUNet | None = None,
+        stands_for: type[nn.Module] = UNet2DModel,
+    ) -> None:
         super().__init__()
         self._denoiser = denoiser
         self.config = config
         self.module = module
-        self._signature = _signature(module)
+        self.stands_for = stands_for if module is None else type(uncompiled(module.unet))
+        self._signature = _signature(self.stands_for)
         self._observer: Callable[[Tensor, float, Mapping[str, Tensor]], Tensor] | None = None
 
     @property
@@ -205,7 +213,7 @@ class Run:
         self.denoiser: Denoiser = unet.denoiser if denoiser is None else owned(denoiser)
         self.decide = decide
         self.pipe = copy.copy(pipe)
-        counted = SteppedUNet(self.denoiser, unet.config, module=unet.module)
+        counted = SteppedUNet(self.denoiser, unet.config, module=unet.module, stands_for=unet.stands_for)
         counted._observer = self._on_call
         self.pipe.unet = counted
         self.pipe.scheduler = copy.deepcopy(pipe.scheduler)
@@ -297,8 +305,7 @@ def _place(sample: Tensor) -> _Place:
     return sample.shape, sample.dtype, sample.device
 
 
-def _signature(module: BranchedUNet | None) -> inspect.Signature:
-    """What the network that a `SteppedUNet` stands for takes; its class has it, quantized or not."""
-    forward = UNet2DModel.forward if module is None else type(uncompiled(module.unet)).forward
-    signature = inspect.signature(forward)
+def _signature(network: type[nn.Module]) -> inspect.Signature:
+    """What a network of that class takes, quantized or not."""
+    signature = inspect.signature(network.forward)
     return signature.replace(parameters=list(signature.parameters.values())[1:])

@@ -1,0 +1,141 @@
+"""`export_onnx`: an artifact becomes an engine directory, compared with the artifact's reference backend."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import errata
+from errata.canonical_json import file_digest
+from errata.compress.cache.corrected import FEATURE as FEATURE_TABLES
+from errata.compress.network.clock import StepClock
+from errata.compress.network.unet import BranchedUNet
+from errata.deploy.deployed import load, restore_buffers
+from errata.deploy.engines.agreement import check_agreement
+from errata.deploy.engines.example import example_inputs
+from errata.deploy.engines.graph_check import LARGEST_GRAPH, graph_spec
+from errata.deploy.engines.loading import make_denoiser
+from errata.deploy.engines.manifest import EngineManifest
+from errata.deploy.engines.onnx_graphs import CACHED, FULL, write_graphs
+from errata.deploy.engines.onnx_layers import install_engine_layers
+from errata.deploy.engines.runtime import needed
+from errata.deploy.engines.verification import FEATURE_FILE, verify
+from errata.deploy.manifest import FileRecord, Manifest
+from errata.deploy.sharding import is_denoiser_file, read_tensors
+from errata.deploy.tensors import float_parameters
+from errata.deploy.verification import empty_unet
+from errata.directories import refuse_taken, staged_directory
+from errata.errors import ArtifactError
+
+
+def export_onnx(artifact: str | Path, out: str | Path, *, example: Mapping[str, Any] | None = None) -> Path:
+    """Writes the engine directory `out` of an artifact, and returns its path.
+
+    Before the directory is there, the engine is compared with the artifact's reference backend at the first,
+    middle and last step, in full and cached, see `agreement.BOUND`. Height, width and lengths are those of
+    the call that the inputs are taken from; the number of samples is free.
+
+    Args:
+        artifact: directory made by `deploy.export`.
+        out: a new directory.
+        example: arguments of a call of the pipeline, whose first denoiser call says which inputs the graphs
+            have; None calls it for two samples, with a prompt or labels where it takes them.
+
+    Raises:
+        ArtifactError: and its subclasses as in `deploy.verify`; `out` exists or cannot be written; the
+            network cannot be exported, or the engine does not agree with it; onnx or onnxruntime is missing.
+    """
+    for package in ("onnx", "onnxruntime"):
+        needed(package)
+    root, target = Path(artifact), Path(out)
+    refuse_taken(target, error=ArtifactError)
+    deployed = load(root, device="cpu", backend="reference")  # verified
+    manifest = deployed.manifest
+    tensors = read_tensors(root, manifest)
+    _refuse_half_precision(tensors)
+    sample, cond = example_inputs(deployed, example)
+    with staged_directory(target, error=ArtifactError) as staging:
+        _copy_shared(root, manifest, staging)
+        _write_feature_tables(manifest, tensors, staging)
+        _write_graphs(root, manifest, tensors, sample, cond, staging)
+        _engine_manifest(manifest, staging).write(staging)
+        engine = make_denoiser(staging, verify(staging))
+        check_agreement(engine, deployed.denoiser, sample, cond, rounds=manifest.is_quantized)
+    return target
+
+
+def _refuse_half_precision(tensors: Mapping[str, Tensor]) -> None:
+    for name, value in tensors.items():
+        if value.is_floating_point() and value.dtype is not torch.float32:
+            raise ArtifactError(
+                f"the artifact keeps {name!r} in {value.dtype}, and an ONNX engine on the CPU computes in "
+                "float32; compress the pipeline in float32 and export that"
+            )
+
+
+def _copy_shared(root: Path, manifest: Manifest, staging: Path) -> None:
+    for name in manifest.files:
+        if not is_denoiser_file(name):
+            (staging / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(root / name, staging / name)
+
+
+def _write_feature_tables(manifest: Manifest, tensors: Mapping[str, Tensor], staging: Path) -> None:
+    if manifest.scheme.correction is not None:
+        save_file({name: tensors[name] for name in FEATURE_TABLES}, staging / FEATURE_FILE)
+
+
+def _write_graphs(
+    root: Path,
+    manifest: Manifest,
+    tensors: Mapping[str, Tensor],
+    sample: Tensor,
+    cond: Mapping[str, Tensor],
+    staging: Path,
+) -> None:
+    unet, clock = empty_unet(root, manifest), StepClock()
+    parameters = {name: tensors[name] for name in float_parameters(unet, manifest.scheme)}
+    install_engine_layers(unet, manifest.scheme, tensors, clock)
+    unet.load_state_dict(parameters, strict=False, assign=True)
+    restore_buffers(unet)
+    size = sum(value.nbytes for value in unet.state_dict().values())
+    if size > LARGEST_GRAPH:
+        raise ArtifactError(
+            f"the network takes {size:,} bytes as a graph; one ONNX file holds at most {LARGEST_GRAPH:,}"
+        )
+    network = BranchedUNet(unet.eval().requires_grad_(False))
+    try:
+        write_graphs(network, clock, manifest, sample, cond, staging)
+    except (RuntimeError, TypeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ArtifactError(
+            f"{manifest.unet_class} cannot be written as ONNX by torch {torch.__version__}: {first[:300]}; "
+            "deploy it without an engine"
+        ) from error
+
+
+def _engine_manifest(manifest: Manifest, staging: Path) -> EngineManifest:
+    files = sorted(path for path in staging.rglob("*") if path.is_file())
+    versions = {"errata": errata.__version__, "torch": torch.__version__}
+    versions |= {name: needed(name).__version__ for name in ("onnx", "onnxruntime")}
+    try:
+        graphs = {name: graph_spec(staging / name) for name in (FULL, CACHED) if (staging / name).exists()}
+    except ValueError as error:
+        raise ArtifactError(f"the graph has an input that an engine cannot have: {error}") from error
+    return EngineManifest.of(
+        manifest,
+        made_by=versions,
+        graphs=graphs,
+        files={
+            path.relative_to(staging).as_posix(): FileRecord(
+                bytes=path.stat().st_size, sha256=file_digest(path)
+            )
+            for path in files
+        },
+    )

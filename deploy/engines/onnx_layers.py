@@ -1,0 +1,169 @@
+"""The layers that stand in a network while it is written as ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from errata.compress.cache.corrected import correct_outputs
+from errata.compress.network.attention import QuantizedAttention, set_attention
+from errata.compress.network.clock import StepClock
+from errata.compress.network.unet import float_layer, replace_module
+from errata.compress.quantize.layers import Geometry
+from errata.compress.quantize.observation import layer_sites
+from errata.compress.quantize.scheme import LayerScheme, Scheme
+from errata.deploy.engines.onnx_nodes import Dequantized, OnGrid, QuantizedProduct, Windows
+from errata.deploy.tensors import read_codes
+
+
+def install_engine_layers(
+    unet: nn.Module, scheme: Scheme, tensors: Mapping[str, Tensor], clock: StepClock
+) -> None:
+    """Puts them into `unet`, in place, for its float ones; `tensors` are those of the artifact."""
+    for layer in scheme.layers:
+        module = float_layer(unet, layer.name)
+        codes = read_codes(layer, tensors, module.weight.shape)
+        if layer.activation_bits is None:
+            made: nn.Module = WeightOnlyEngineLayer(layer, Geometry(module), codes, tensors)
+        else:
+            made = EngineLayer(layer, Geometry(module), codes, tensors, clock)
+        replace_module(unet, layer.name, made)
+    for attention in scheme.attentions:
+        query, key, value, probabilities = (EngineQuantizer(name, tensors, clock) for name in attention.sites)
+        processor = EngineAttention(query=query, key=key, value=value, probabilities=probabilities)
+        set_attention(unet, attention.name, processor)
+    correct_outputs(unet, scheme, tensors, clock=clock, device=torch.device("cpu"))
+
+
+class EngineQuantizer(nn.Module):
+    """Quantizes and dequantizes an activation with the scale of the current step."""
+
+    def __init__(self, site: str, tensors: Mapping[str, Tensor], clock: StepClock) -> None:
+        super().__init__()
+        self.scale: Tensor
+        self.zero_point: Tensor
+        self.register_buffer("scale", tensors[f"{site}.scale"])
+        self.register_buffer("zero_point", tensors[f"{site}.zero_point"])
+        self.clock = clock
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` on the grid of the current step, same shape."""
+        result: Tensor = OnGrid.apply(x, self.clock.step, self.scale, self.zero_point, _sizes(x))
+        return result
+
+
+class _Part(nn.Module):
+    """The product of one part of an input, `(B, I, H, W)` or `(…, I)`, with the weight of that part."""
+
+    def __init__(
+        self, geometry: Geometry, codes: Tensor, weight_scale: Tensor, quantizer: EngineQuantizer
+    ) -> None:
+        super().__init__()
+        self.codes: Tensor
+        self.weight_scale: Tensor
+        self.windows: Windows | None = None
+        rows = codes.T if codes.ndim == 2 else codes.permute(2, 3, 1, 0).flatten(0, 2)
+        if geometry.is_conv:
+            self.windows = Windows(
+                kernel=(codes.shape[2], codes.shape[3]),
+                stride=tuple(geometry.stride),
+                padding=tuple(geometry.padding),
+                dilation=tuple(geometry.dilation),
+            )
+        self.register_buffer("codes", rows.contiguous())
+        self.register_buffer("weight_scale", weight_scale.contiguous())
+        self.quantizer = quantizer
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Of the current step."""
+        quantizer = self.quantizer
+        result: Tensor = QuantizedProduct.apply(
+            x,
+            quantizer.clock.step,
+            quantizer.scale,
+            quantizer.zero_point,
+            self.codes,
+            self.weight_scale,
+            bias,
+            self.windows,
+            _sizes(x),
+        )
+        return result
+
+
+class EngineLayer(nn.Module):
+    """Convolution or linear layer on uint8 inputs and int8 weights; a concatenated input has two parts."""
+
+    def __init__(
+        self,
+        scheme: LayerScheme,
+        geometry: Geometry,
+        codes: Tensor,
+        tensors: Mapping[str, Tensor],
+        clock: StepClock,
+    ) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.geometry = geometry
+        self.bias: Tensor | None
+        self.register_buffer("bias", tensors.get(f"{scheme.name}.bias"))
+        of_parts = zip(
+            codes.split(list(scheme.input_widths), dim=1),
+            tensors[f"{scheme.name}.weight_scale"],
+            (EngineQuantizer(site.name, tensors, clock) for site in layer_sites(scheme)),
+            strict=True,
+        )
+        self.parts = nn.ModuleList(_Part(geometry, *part) for part in of_parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shapes as the float layer."""
+        inputs = self.geometry.split(x, self.scheme.input_widths) if len(self.parts) > 1 else (x,)
+        (first, given), *others = zip(self.parts, inputs, strict=True)
+        output: Tensor = first(given, self.bias)
+        for part, given in others:
+            output = output + part(given, None)
+        return output
+
+
+class WeightOnlyEngineLayer(nn.Module):
+    """Convolution or linear layer with int8 weights, dequantized at each call, and float inputs."""
+
+    def __init__(
+        self, scheme: LayerScheme, geometry: Geometry, codes: Tensor, tensors: Mapping[str, Tensor]
+    ) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.codes: Tensor
+        self.scale: Tensor
+        self.bias: Tensor | None
+        (scale,) = tensors[f"{scheme.name}.weight_scale"]  # only concatenated inputs have two parts
+        self.register_buffer("codes", codes.contiguous())
+        self.register_buffer("scale", scale.contiguous())
+        self.register_buffer("bias", tensors.get(f"{scheme.name}.bias"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shapes as the float layer."""
+        return self.geometry.apply(x, Dequantized.apply(self.codes, self.scale), self.bias)
+
+
+class EngineAttention(QuantizedAttention):
+    """The same attention without the empty matrix that `baddbmm` reads, which a graph would fill and add."""
+
+    def _attend(
+        self, attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        assert self.probabilities is not None  # a scheme quantizes all four
+        query, key, value = (attn.head_to_batch_dim(x) for x in (query, key, value))
+        scores = torch.bmm(query, key.transpose(1, 2)) * attn.scale
+        if mask is not None:
+            scores = scores + mask
+        probabilities = self.probabilities(scores.softmax(dim=-1))
+        return attn.batch_to_head_dim(torch.bmm(probabilities, value))
+
+
+def _sizes(x: Tensor) -> tuple[int, ...]:
+    """Plain numbers, also while a network is traced."""
+    return tuple(int(size) for size in x.shape)
