@@ -5,6 +5,7 @@
 
     calls     one full denoiser evaluation: float32 eager and channels_last, bfloat16, the artifact; with
               `--openvino` also OpenVINO in float32 and quantized by NNCF (packages openvino and nncf)
+    onnx      one full evaluation in onnxruntime: the float32 network, and the artifact's engine (extra `export`)
     kinds     where the time of an evaluation goes, by kind of layer
     sampling  a whole run with a cache against a whole float32 run, and what the int8 gain and the saved
               multiply-adds together promise
@@ -62,7 +63,9 @@ def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description="The CPU runtime at the size of DDPM-CIFAR10.")
     parser.add_argument("--work", type=Path, required=True, help="folder of the artifacts; kept")
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument(
+        "--only", nargs="+", choices=list(PARTS), default=[part for part in PARTS if part != "onnx"]
+    )
     parser.add_argument("--steps", type=int, default=100, help="of a whole run")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 1])
     parser.add_argument("--rounds", type=int, default=11)
@@ -162,6 +165,53 @@ def openvino_variants(unet: nn.Module, x: Tensor, moment: float) -> dict[str, Ca
     int8 = openvino.compile_model(quantized, "CPU", threads)
     array = x.numpy()
     return {"OpenVINO float32": lambda: plain(array), "OpenVINO NNCF int8": lambda: int8(array)}
+
+
+@torch.no_grad()
+def onnx(options: argparse.Namespace) -> None:
+    """The engine against the float32 network, both in onnxruntime, and what errata's own kernels take."""
+    import onnxruntime
+
+    from errata.deploy import engines
+
+    source, folder = artifact(options, PLAIN), options.work / f"engine-{options.steps}"
+    if not folder.exists():
+        engines.export_onnx(source, folder)
+    plain = options.work / "float.onnx"
+    if not plain.exists():
+        write_plain(cifar_pipeline().unet, plain)
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(plain), settings, providers=["CPUExecutionProvider"])
+    engine, own = engines.load(folder).denoiser, deploy.load(source).denoiser
+    for batch_size in options.batch_sizes:
+        x = noise(batch_size)
+        array = {"sample": x.numpy()}
+        print(f"\none evaluation in onnxruntime, batch {batch_size}; ratio to float32 there")
+        variants: dict[str, Call] = {
+            "onnxruntime float32": lambda array=array: session.run(None, array),
+            "onnxruntime, the engine": lambda x=x: engine.full(x, 0, {}),
+            "the artifact's own kernels": lambda x=x: own.full(x, 0, {}),
+        }
+        print_ratios(timed(variants, options.rounds))
+
+
+def write_plain(unet: nn.Module, file: Path) -> None:
+    """The float32 network as ONNX, for any number of samples at one time."""
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unet = unet
+
+        def forward(self, x: Tensor) -> Tensor:
+            prediction: Tensor = self.unet(x, 500, return_dict=False)[0]
+            return prediction
+
+    torch.onnx.export(
+        Plain().eval(), (noise(2),), str(file), input_names=["sample"], output_names=["prediction"],
+        dynamic_axes={"sample": {0: "batch"}}, opset_version=17, dynamo=False,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -341,6 +391,7 @@ def print_ratios(ratios: Mapping[str, tuple[float, float]]) -> None:
 
 PARTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "calls": calls,
+    "onnx": onnx,
     "kinds": kinds,
     "sampling": sampling,
     "memory": memory,

@@ -20,6 +20,7 @@ from errata.cli import (
     compress,
     demo,
     deploy,
+    export,
     generate,
     inspect,
     plan,
@@ -35,7 +36,9 @@ from errata.errors import ErrataError
 
 __all__ = ["main"]
 
-COMMANDS = (demo, calibrate, compress, deploy, verify, inspect, sign, push, pull, plan, generate, report)
+COMMANDS = (
+    demo, calibrate, compress, deploy, verify, inspect, export, sign, push, pull, plan, generate, report,
+)  # fmt: skip
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 EXTRA_OF = {"accelerate": "text", "jinja2": "report", "matplotlib": "report", "transformers": "text"}
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from errata.compress import CacheSchedule
     from errata.deploy import Manifest
     from errata.deploy.contents import LayerRow
+    from errata.deploy.engines.manifest import TensorSpec
 
 DETAILS = """\
 Verifies an artifact and shows its size, the sampler that its scales belong to, the cache schedule, one
@@ -48,7 +49,10 @@ def run(args: argparse.Namespace) -> int:
 
     from errata import deploy
     from errata.deploy.contents import layer_rows
+    from errata.deploy.opening import is_engine
 
+    if is_engine(args.artifact):
+        return _inspect_engine(args)
     manifest = deploy.verify(args.artifact)
     rows = layer_rows(args.artifact, manifest)
     kernels = _kernels(args) if args.backends else None
@@ -65,6 +69,36 @@ def run(args: argparse.Namespace) -> int:
     }
     emit(args, payload, "\n\n".join(parts))
     return 0
+
+
+def _inspect_engine(args: argparse.Namespace) -> int:
+    """Its layers are inside the graphs, so what is shown in their place is what the graphs take and give."""
+    if args.backends:
+        raise UsageError("--backends is for artifacts; every layer of an engine runs in the engine's runtime")
+
+    from errata.deploy.engines import verify
+
+    manifest = verify(args.artifact)
+    lines = [
+        [name, megabytes(manifest.files[name].bytes), _ends(graph.inputs), _ends(graph.outputs)]
+        for name, graph in sorted(manifest.graphs.items())
+    ]
+    payload = {
+        "manifest": manifest.to_json(),
+        "manifest_sha256": manifest.sha256,
+        "cache": cache_row(manifest.schedule),
+    }
+    facts = f"{_facts(args.artifact, manifest)}\n{'engine of':<12} {manifest.artifact.sha256}"
+    emit(args, payload, f"{facts}\n\n{table(('graph', 'size', 'inputs', 'outputs'), lines)}")
+    return 0
+
+
+def _ends(specs: "Sequence[TensorSpec]") -> str:
+    """Names and sizes; B is the number of samples."""
+    return " ".join(
+        f"{spec.name}[{','.join('B' if size is None else str(size) for size in spec.shape)}]"
+        for spec in specs
+    )
 
 
 def _kernels(args: argparse.Namespace) -> dict[str, dict[str, str]]:

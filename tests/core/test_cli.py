@@ -24,6 +24,7 @@ COMMANDS = [
     "deploy",
     "verify",
     "inspect",
+    "export",
     "sign",
     "plan",
     "generate",

@@ -1,0 +1,259 @@
+"""Engines compute what their artifact computes, are corrected like it, and are refused where damaged."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from errata import cli, correct, deploy
+from errata.correct import IEC, Forecast, Plan
+from errata.deploy import DeployedPipeline
+from errata.deploy.engines.agreement import relative_distance
+from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactMismatch
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+from errata.deploy import engines
+from errata.deploy.engines.onnx_graphs import CACHED, FULL
+
+Artifact = Callable[[str], Path]
+Engine = Callable[[str], Path]
+RECIPES = ["w8a8", "w4a8+deepcache-2:branch=1", "w8a8+cachequant-2", "deepcache-3"]
+STEPS = 6
+# As in test_deployed.py: codes on a tie round either way, and later layers amplify it.
+INT8_BOUND, FLOAT_BOUND = 0.015, 1e-4
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """`tiny_engine("w8a8")`: that artifact exported, once a session."""
+    made: dict[str, Path] = {}
+    root = tmp_path_factory.mktemp("engines")
+
+    def make(recipe: str) -> Path:
+        if recipe not in made:
+            made[recipe] = engines.export_onnx(tiny_artifact(recipe), root / recipe.replace(":", "_"))
+        return made[recipe]
+
+    return make
+
+
+@pytest.fixture
+def copied(tiny_engine: Engine, tmp_path: Path) -> Path:
+    """A W8A8 engine with a cache, free to be damaged."""
+    return Path(shutil.copytree(tiny_engine("w4a8+deepcache-2:branch=1"), tmp_path / "engine"))
+
+
+def images(pipeline: object, batch_size: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    output = pipeline(batch_size=batch_size, generator=generator, output_type="np")  # type: ignore[operator]
+    return torch.as_tensor(output.images)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_engine_computes_what_its_artifact_computes_at_every_step(
+    recipe: str, tiny_artifact: Artifact, tiny_engine: Engine
+) -> None:
+    reference = deploy.load(tiny_artifact(recipe), backend="reference").denoiser
+    engine = deploy.load(tiny_engine(recipe)).denoiser
+    bound = FLOAT_BOUND if recipe.startswith("deepcache") else INT8_BOUND
+    for batch_size, step in ((1, 0), (2, 1), (3, 2), (4, 3), (5, 4), (2, 5)):
+        x = torch.randn(batch_size, 1, 8, 8)
+        expected, feature = reference.full(x, step, {})
+        found, found_feature = engine.full(x, step, {})
+        assert relative_distance(found, expected) <= bound
+        other = engine.full(x, (step + 3) % STEPS, {})[0]
+        assert relative_distance(other, expected) > 10 * bound  # a wrong step's scales and time
+        assert (feature is None) == (found_feature is None)
+        if feature is None or found_feature is None:
+            continue
+        assert relative_distance(found_feature, feature) <= bound
+        for is_extrapolated in (False, True):
+            expected = reference.cached(x, step, {}, feature, is_extrapolated=is_extrapolated)
+            found = engine.cached(x, step, {}, feature, is_extrapolated=is_extrapolated)
+            assert relative_distance(found, expected) <= bound
+            elsewhere = engine.cached(x, step, {}, feature.flip(0) + 1, is_extrapolated=is_extrapolated)
+            assert relative_distance(elsewhere, expected) > 10 * bound  # the feature is read
+
+
+def test_runs_through_an_engine_are_those_of_its_artifact(
+    tiny_artifact: Artifact, tiny_engine: Engine
+) -> None:
+    recipe = "deepcache-3"
+    expected, found = images(deploy.load(tiny_artifact(recipe))), images(deploy.load(tiny_engine(recipe)))
+    assert (found - expected).abs().max() <= 1e-4
+    assert (found - images(deploy.load(tiny_engine("w8a8")))).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "plan", [Plan(IEC(), "full"), Plan(Forecast(order=1), "all")], ids=["iec", "forecast"]
+)
+def test_an_engine_is_corrected_like_its_artifact(
+    plan: Plan, tiny_artifact: Artifact, tiny_engine: Engine
+) -> None:
+    recipe = "deepcache-3"
+    artifact = correct.wrap(deploy.load(tiny_artifact(recipe)), plan)
+    engine = correct.wrap(deploy.load(tiny_engine(recipe)), plan)
+    expected, found = images(artifact), images(engine)
+    assert (found - expected).abs().max() <= 1e-4
+    assert (found - images(engine.deployed)).abs().max() > 1e-3
+    assert engine.stats.evaluations == artifact.stats.evaluations
+
+
+def test_every_layer_runs_in_the_engine(tiny_engine: Engine) -> None:
+    rows = deploy.load(tiny_engine("w8a8")).backend_report()
+    assert {row.backend for row in rows} == {"onnxruntime int8", "onnxruntime float"}
+    products = engine_operators(tiny_engine("w8a8") / FULL).count("MatMulIntegerToFloat")
+    # a concatenated input has two products, so there are more products than layers
+    assert products >= sum(row.backend == "onnxruntime int8" for row in rows) > 10
+
+
+def engine_operators(file: Path) -> list[str]:
+    import onnx
+
+    return [node.op_type for node in onnx.load(str(file)).graph.node]
+
+
+def test_the_same_artifact_gives_the_same_engine(
+    tiny_artifact: Artifact, tiny_engine: Engine, tmp_path: Path
+) -> None:
+    again = engines.export_onnx(tiny_artifact("w8a8"), tmp_path / "again")
+    assert (again / engines.ENGINE_FILE).read_bytes() == (
+        tiny_engine("w8a8") / engines.ENGINE_FILE
+    ).read_bytes()
+
+
+def test_other_sizes_and_conditions_are_refused(tiny_engine: Engine) -> None:
+    engine: DeployedPipeline = deploy.load(tiny_engine("w8a8"))
+    with pytest.raises(ArtifactMismatch, match=r"takes 'sample' as \[None, 1, 8, 8\].*got \[2, 1, 16, 16\]"):
+        engine.denoiser.full(torch.randn(2, 1, 16, 16), 0, {})
+    with pytest.raises(ArtifactMismatch, match="does not take the input 'class_labels'"):
+        engine.denoiser.full(torch.randn(2, 1, 8, 8), 0, {"class_labels": torch.tensor([0, 1])})
+    with pytest.raises(ValueError, match="step 6 was not recorded"):
+        engine.denoiser.full(torch.randn(2, 1, 8, 8), STEPS, {})
+    with pytest.raises(ArtifactMismatch, match="num_inference_steps"):
+        engine.at_steps(3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"device": "cuda"}, "device='cuda'"),
+        ({"backend": "onednn"}, "backend='onednn'"),
+        ({"on_mismatch": "nearest"}, "on_mismatch='nearest'"),
+    ],
+)
+def test_what_an_engine_does_not_have_is_refused(
+    arguments: dict[str, str], words: str, tiny_engine: Engine
+) -> None:
+    with pytest.raises(ArtifactError, match=f"{words}.*is an engine"):
+        deploy.load(tiny_engine("w8a8"), **arguments)  # type: ignore[arg-type]
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda root: flip(root / FULL), "full.onnx"),
+        (lambda root: (root / CACHED).unlink(), "cached.onnx"),
+        (lambda root: (root / "more.onnx").write_bytes(b"x"), "more.onnx.*not listed"),
+        (lambda root: flip(root / engines.ENGINE_FILE), "errata-engine.json"),
+        (lambda root: flip(root / "scheduler" / "scheduler_config.json"), "scheduler_config.json"),
+    ],
+    ids=["graph", "missing", "extra", "manifest", "scheduler"],
+)
+def test_a_damaged_engine_is_refused(harm: Callable[[Path], object], words: str, copied: Path) -> None:
+    engines.verify(copied)
+    harm(copied)
+    with pytest.raises(ArtifactCorrupt, match=words):
+        deploy.load(copied)
+
+
+def reseal(root: Path, change: Callable[[object], None]) -> None:
+    """Changes the full graph and writes a manifest that says so: what a forger would do."""
+    import dataclasses
+
+    import onnx
+
+    from errata.canonical_json import file_digest
+    from errata.deploy.engines.manifest import read_engine_manifest
+    from errata.deploy.manifest import FileRecord
+
+    model = onnx.load(str(root / FULL))
+    change(model)
+    onnx.save(model, str(root / FULL))
+    manifest = read_engine_manifest(root)
+    record = FileRecord(bytes=(root / FULL).stat().st_size, sha256=file_digest(root / FULL))
+    dataclasses.replace(manifest, files={**manifest.files, FULL: record}).write(root)
+
+
+def foreign_node(model: object) -> None:
+    model.graph.node[0].domain = "com.microsoft"  # type: ignore[attr-defined]
+    model.graph.node[0].op_type = "EPContext"  # type: ignore[attr-defined]
+
+
+def outside_data(model: object) -> None:
+    tensor = model.graph.initializer[0]  # type: ignore[attr-defined]
+    tensor.data_location = 1
+    tensor.external_data.add(key="location", value="../../secret")
+
+
+def other_input(model: object) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 16  # type: ignore[attr-defined]
+
+
+def own_domain(model: object) -> None:
+    model.opset_import.add(domain="evil", version=1)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (foreign_node, "node 'EPContext' of 'com.microsoft'"),
+        (outside_data, "in another file"),
+        (other_input, "the manifest says"),
+        (own_domain, "imports operators of 'evil'"),
+    ],
+)
+def test_a_forged_graph_is_refused(change: Callable[[object], None], words: str, copied: Path) -> None:
+    reseal(copied, lambda model: None)
+    engines.verify(copied)  # a resealed manifest alone is no reason to refuse
+    reseal(copied, change)
+    with pytest.raises(ArtifactCorrupt, match=words):
+        engines.verify(copied)
+
+
+def test_an_engine_that_disagrees_is_not_written(
+    tiny_artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "errata.deploy.engines.denoiser.EngineDenoiser._inputs",
+        lambda self, x, step, cond: {"sample": x, "step": torch.tensor((step + 3) % STEPS), **cond},
+    )
+    with pytest.raises(ArtifactError, match="full prediction at step 0"):
+        engines.export_onnx(tiny_artifact("w8a8"), tmp_path / "engine")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_exports_verifies_inspects_and_generates(
+    tiny_artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = tmp_path / "engine"
+    assert cli.main(["export", str(tiny_artifact("deepcache-3")), "--out", str(engine)]) == 0
+    assert "cached.onnx and full.onnx" in capsys.readouterr().out
+    assert cli.main(["verify", str(engine)]) == 0
+    assert cli.main(["inspect", str(engine)]) == 0
+    assert "sample[B,1,8,8] step[] feature[B," in capsys.readouterr().out
+    made = ["generate", str(engine), "--images", "2", "--correct", "iec", "--at", "full"]
+    assert cli.main([*made, "--out", str(tmp_path / "images")]) == 0
+    assert (tmp_path / "images" / "00001.png").exists()
+    assert cli.main(["export", str(engine), "--out", str(tmp_path / "again")]) == 1
+    assert "errata.json" in capsys.readouterr().err
