@@ -5,7 +5,7 @@
 
     calls     one full denoiser evaluation: float32 eager and channels_last, bfloat16, the artifact; with
               `--openvino` also OpenVINO in float32 and quantized by NNCF (packages openvino and nncf)
-    onnx      one full evaluation in onnxruntime: the float32 network, and the artifact's engine (extra `export`)
+    onnx      one full evaluation in onnxruntime: the float32 network, and the engine (extra `export`)
     kinds     where the time of an evaluation goes, by kind of layer
     sampling  a whole run with a cache against a whole float32 run, and what the int8 gain and the saved
               multiply-adds together promise

@@ -10,9 +10,9 @@ from torch import Tensor
 from errata.compress.network.denoiser import Conditioning, Denoiser
 from errata.errors import ArtifactError
 
-# Root mean square of the difference to that of the reference's prediction. Both compute the same codes but
-# for values half way between two, which float sums of another order round the other way; later layers amplify
-# that. A DDPM-CIFAR10 network with random weights is 0.03 away in W8A8 (oneDNN's kernels are as far).
+# Of `distance`. Both compute the same codes but for values half way between two, which float sums of another
+# order round the other way; later layers amplify that. In a small network most samples meet no such value,
+# and are 1e-6 away; a DDPM-CIFAR10 network with random weights is 0.03 away in W8A8, as oneDNN's kernels are.
 BOUND = 0.06
 # Features and predictions that nothing rounds differ by the order of sums alone.
 FLOAT_BOUND = 1e-4
@@ -27,7 +27,7 @@ def check_agreement(
     Args:
         engine: what was exported.
         reference: the artifact on its reference backend.
-        sample: an input, `(B, C, H, W)`.
+        sample: an input, `(B, C, H, W)`; of few samples, one that meets a rounding on a tie decides.
         cond: its conditions.
         rounds: whether anything is quantized.
 
@@ -37,10 +37,10 @@ def check_agreement(
     bound = BOUND if rounds else FLOAT_BOUND
     for step in checked_steps(reference.schedule.num_steps):
         for what, found, expected in _answers(engine, reference, sample, cond, step):
-            distance = relative_distance(found, expected)
-            if not distance <= bound:  # NaN is no agreement
+            away = distance(found, expected)
+            if not away <= bound:  # NaN is no agreement
                 raise ArtifactError(
-                    f"the engine's {what} at step {step} is {distance:.2g} of its size away from the "
+                    f"the engine's {what} at step {step} is {away:.2g} of its size away from the "
                     f"reference backend's; allowed is {bound:g}: onnxruntime, or torch's exporter, computes "
                     "something else in this version; install another, or deploy without an engine"
                 )
@@ -51,9 +51,13 @@ def checked_steps(num_steps: int) -> tuple[int, ...]:
     return tuple(sorted({0, num_steps // 2, num_steps - 1}))
 
 
-def relative_distance(found: Tensor, expected: Tensor) -> float:
-    """Root mean square of the difference to that of `expected`."""
-    return float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Root mean square of the difference to that of `expected`: of each sample, and the median of them.
+
+    A wrong graph is wrong for every sample; a value that is rounded the other way is met by some.
+    """
+    away = (found - expected).flatten(1).square().mean(dim=1).sqrt()
+    return float((away / expected.flatten(1).square().mean(dim=1).sqrt()).median())
 
 
 def _answers(

@@ -14,8 +14,8 @@ from errata.compress.recipes.schedule import CacheSchedule, StepKind
 from errata.deploy.deployed import DeployedPipeline
 from errata.errors import ArtifactError
 
-# Two, so that what is there once is told from what is there once for each sample.
-_SAMPLES = 2
+# More than one tells what is there once from what is there for each sample; four have a median.
+_SAMPLES = 4
 
 
 class _SeenError(Exception):
@@ -50,7 +50,7 @@ def example_inputs(
 
     Args:
         deployed: the artifact.
-        example: arguments of a call of the pipeline; None finds some that draw two samples.
+        example: arguments of a call of the pipeline; None finds some that draw four samples.
 
     Raises:
         ArtifactError: the pipeline refuses them, or needs some that cannot be guessed.

@@ -45,7 +45,7 @@ def export_onnx(artifact: str | Path, out: str | Path, *, example: Mapping[str, 
         artifact: directory made by `deploy.export`.
         out: a new directory.
         example: arguments of a call of the pipeline, whose first denoiser call says which inputs the graphs
-            have; None calls it for two samples, with a prompt or labels where it takes them.
+            have; None calls it for four samples, with a prompt or labels where it takes them.
 
     Raises:
         ArtifactError: and its subclasses as in `deploy.verify`; `out` exists or cannot be written; the

@@ -64,8 +64,9 @@ class Session:
         if odd := sorted(set(expected) ^ set(tensors)):
             trouble = "needs" if odd[0] in expected else "does not take"
             raise ArtifactMismatch(
-                f"this engine {trouble} the input {odd[0]!r}; it was exported for {', '.join(expected)}: call "
-                "the pipeline as it was called for the export, or export again with such a call as `example`"
+                f"this engine {trouble} the input {odd[0]!r}; it was exported for {', '.join(expected)}: "
+                "call the pipeline as it was called for the export, or export again with such a call as "
+                "`example`"
             )
         rows = len(tensors[self.spec.inputs[0].name])
         arrays = {name: _array(tensors[name], spec, rows) for name, spec in expected.items()}

@@ -11,7 +11,7 @@ from torch import Tensor
 from errata import cli, correct, deploy
 from errata.correct import IEC, Forecast, Plan
 from errata.deploy import DeployedPipeline
-from errata.deploy.engines.agreement import relative_distance
+from errata.deploy.engines.agreement import distance
 from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactMismatch
 
 pytest.importorskip("onnx")
@@ -23,8 +23,8 @@ Artifact = Callable[[str], Path]
 Engine = Callable[[str], Path]
 RECIPES = ["w8a8", "w4a8+deepcache-2:branch=1", "w8a8+cachequant-2", "deepcache-3"]
 STEPS = 6
-# As in test_deployed.py: codes on a tie round either way, and later layers amplify it.
-INT8_BOUND, FLOAT_BOUND = 0.015, 1e-4
+# Of the median sample, which meets no code on a tie here; a wrong step is 0.06 away and more.
+BOUND = 1e-5
 
 
 @pytest.fixture(scope="session")
@@ -59,24 +59,23 @@ def test_an_engine_computes_what_its_artifact_computes_at_every_step(
 ) -> None:
     reference = deploy.load(tiny_artifact(recipe), backend="reference").denoiser
     engine = deploy.load(tiny_engine(recipe)).denoiser
-    bound = FLOAT_BOUND if recipe.startswith("deepcache") else INT8_BOUND
-    for batch_size, step in ((1, 0), (2, 1), (3, 2), (4, 3), (5, 4), (2, 5)):
+    for batch_size, step in ((8, 0), (9, 1), (10, 2), (11, 3), (12, 4), (13, 5)):
         x = torch.randn(batch_size, 1, 8, 8)
         expected, feature = reference.full(x, step, {})
         found, found_feature = engine.full(x, step, {})
-        assert relative_distance(found, expected) <= bound
+        assert distance(found, expected) <= BOUND
         other = engine.full(x, (step + 3) % STEPS, {})[0]
-        assert relative_distance(other, expected) > 10 * bound  # a wrong step's scales and time
+        assert distance(other, expected) > 1000 * BOUND  # a wrong step's scales and time
         assert (feature is None) == (found_feature is None)
         if feature is None or found_feature is None:
             continue
-        assert relative_distance(found_feature, feature) <= bound
+        assert distance(found_feature, feature) <= BOUND
         for is_extrapolated in (False, True):
             expected = reference.cached(x, step, {}, feature, is_extrapolated=is_extrapolated)
             found = engine.cached(x, step, {}, feature, is_extrapolated=is_extrapolated)
-            assert relative_distance(found, expected) <= bound
+            assert distance(found, expected) <= BOUND
             elsewhere = engine.cached(x, step, {}, feature.flip(0) + 1, is_extrapolated=is_extrapolated)
-            assert relative_distance(elsewhere, expected) > 10 * bound  # the feature is read
+            assert distance(elsewhere, expected) > 1000 * BOUND  # the feature is read
 
 
 def test_runs_through_an_engine_are_those_of_its_artifact(
@@ -189,7 +188,7 @@ def reseal(root: Path, change: Callable[[object], None]) -> None:
 
     model = onnx.load(str(root / FULL))
     change(model)
-    onnx.save(model, str(root / FULL))
+    (root / FULL).write_bytes(model.SerializeToString())
     manifest = read_engine_manifest(root)
     record = FileRecord(bytes=(root / FULL).stat().st_size, sha256=file_digest(root / FULL))
     dataclasses.replace(manifest, files={**manifest.files, FULL: record}).write(root)
