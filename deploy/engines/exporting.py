@@ -38,8 +38,8 @@ def export_onnx(artifact: str | Path, out: str | Path, *, example: Mapping[str, 
     """Writes the engine directory `out` of an artifact, and returns its path.
 
     Before the directory is there, the engine is compared with the artifact's reference backend at the first,
-    middle and last step, in full and cached, see `agreement.BOUND`. Height, width and lengths are those of
-    the call that the inputs are taken from; the number of samples is free.
+    middle and last step, in full and cached, see `agreement.check_agreement`. Height, width and lengths are
+    those of the call that the inputs are taken from; the number of samples is free.
 
     Args:
         artifact: directory made by `deploy.export`.
@@ -66,7 +66,7 @@ def export_onnx(artifact: str | Path, out: str | Path, *, example: Mapping[str, 
         _write_graphs(root, manifest, tensors, sample, cond, staging)
         _engine_manifest(manifest, staging).write(staging)
         engine = make_denoiser(staging, verify(staging))
-        check_agreement(engine, deployed.denoiser, sample, cond, rounds=manifest.is_quantized)
+        check_agreement(engine, deployed, sample, cond)
     return target
 
 

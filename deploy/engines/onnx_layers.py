@@ -6,7 +6,10 @@ from collections.abc import Mapping
 
 import torch
 from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import KDownsample2D
+from diffusers.models.upsampling import KUpsample2D
 from torch import Tensor, nn
+from torch.nn import functional
 
 from errata.compress.cache.corrected import correct_outputs
 from errata.compress.network.attention import QuantizedAttention, set_attention
@@ -36,6 +39,9 @@ def install_engine_layers(
         processor = EngineAttention(query=query, key=key, value=value, probabilities=probabilities)
         set_attention(unet, attention.name, processor)
     correct_outputs(unet, scheme, tensors, clock=clock, device=torch.device("cpu"))
+    for name, module in list(unet.named_modules()):
+        if isinstance(module, KDownsample2D | KUpsample2D):
+            replace_module(unet, name, EngineResampling(module))
 
 
 class EngineQuantizer(nn.Module):
@@ -162,6 +168,34 @@ class EngineAttention(QuantizedAttention):
             scores = scores + mask
         probabilities = self.probabilities(scores.softmax(dim=-1))
         return attn.batch_to_head_dim(torch.bmm(probabilities, value))
+
+
+class EngineResampling(nn.Module):
+    """A K-block's change of resolution, channel by channel, as `KDownsample2D` and `KUpsample2D` compute it.
+
+    They build a weight for all channels at each call, which a graph cannot hold.
+    """
+
+    def __init__(self, module: KDownsample2D | KUpsample2D) -> None:
+        super().__init__()
+        self.kernel: Tensor
+        self.register_buffer("kernel", module.kernel, persistent=False)
+        self.pad, self.pad_mode = module.pad, module.pad_mode
+        self.is_up = isinstance(module, KUpsample2D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, H, W)` at half or twice the height and width."""
+        channels, height, width = _sizes(x)[1:]
+        border = (self.pad + 1) // 2 if self.is_up else self.pad
+        padded = functional.pad(x, (border,) * 4, self.pad_mode)
+        each = padded.reshape(-1, 1, height + 2 * border, width + 2 * border)
+        if self.is_up:
+            output = functional.conv_transpose2d(
+                each, self.kernel[None, None], stride=2, padding=2 * self.pad + 1
+            )
+        else:
+            output = functional.conv2d(each, self.kernel[None, None], stride=2)
+        return output.reshape(-1, channels, *_sizes(output)[2:])
 
 
 def _sizes(x: Tensor) -> tuple[int, ...]:

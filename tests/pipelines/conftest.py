@@ -19,6 +19,7 @@ from diffusers import (
 )
 
 from errata import calibration, compress, deploy
+from errata.compress import CompressedPipeline
 from errata.deploy import DeployedPipeline
 from errata.pipelines import ClassConditionalLDMPipeline, ClassEmbedder
 
@@ -294,6 +295,21 @@ def small_pipeline() -> Callable[[str], Small]:
         return small
 
     return build
+
+
+@pytest.fixture(scope="session")
+def small_compressed(
+    small_pipeline: Callable[[str], Small], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], CompressedPipeline]:
+    """`small_compressed("sdxl")`: that pipeline in W8A8, with five steps; once a session."""
+
+    @functools.cache
+    def make(name: str) -> CompressedPipeline:
+        small, root = small_pipeline(name), tmp_path_factory.mktemp("w8a8")
+        recorded = small.collect(root / "set", steps=5, batches=2)
+        return compress.apply(small.pipe, recorded, "w8a8", root / "compressed")
+
+    return make
 
 
 @pytest.fixture(scope="session")
