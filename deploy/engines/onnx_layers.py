@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -18,7 +19,7 @@ from errata.compress.network.unet import float_layer, replace_module
 from errata.compress.quantize.layers import Geometry
 from errata.compress.quantize.observation import layer_sites
 from errata.compress.quantize.scheme import LayerScheme, Scheme
-from errata.deploy.engines.onnx_nodes import Dequantized, OnGrid, QuantizedProduct, Windows
+from errata.deploy.engines.onnx_nodes import Dequantized, QuantizedMatMul, QuantizedProduct, Windows
 from errata.deploy.tensors import read_codes
 
 
@@ -35,7 +36,7 @@ def install_engine_layers(
             made = EngineLayer(layer, Geometry(module), codes, tensors, clock)
         replace_module(unet, layer.name, made)
     for attention in scheme.attentions:
-        query, key, value, probabilities = (EngineQuantizer(name, tensors, clock) for name in attention.sites)
+        query, key, value, probabilities = (StepTables(name, tensors, clock) for name in attention.sites)
         processor = EngineAttention(query=query, key=key, value=value, probabilities=probabilities)
         set_attention(unet, attention.name, processor)
     correct_outputs(unet, scheme, tensors, clock=clock, device=torch.device("cpu"))
@@ -44,8 +45,8 @@ def install_engine_layers(
             replace_module(unet, name, EngineResampling(module))
 
 
-class EngineQuantizer(nn.Module):
-    """Quantizes and dequantizes an activation with the scale of the current step."""
+class StepTables(nn.Module):
+    """Scale and zero point of an activation at every step, `(T,)` each, and the clock that tells the step."""
 
     def __init__(self, site: str, tensors: Mapping[str, Tensor], clock: StepClock) -> None:
         super().__init__()
@@ -55,18 +56,11 @@ class EngineQuantizer(nn.Module):
         self.register_buffer("zero_point", tensors[f"{site}.zero_point"])
         self.clock = clock
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` on the grid of the current step, same shape."""
-        result: Tensor = OnGrid.apply(x, self.clock.step, self.scale, self.zero_point, _sizes(x))
-        return result
-
 
 class _Part(nn.Module):
     """The product of one part of an input, `(B, I, H, W)` or `(…, I)`, with the weight of that part."""
 
-    def __init__(
-        self, geometry: Geometry, codes: Tensor, weight_scale: Tensor, quantizer: EngineQuantizer
-    ) -> None:
+    def __init__(self, geometry: Geometry, codes: Tensor, weight_scale: Tensor, tables: StepTables) -> None:
         super().__init__()
         self.codes: Tensor
         self.weight_scale: Tensor
@@ -81,16 +75,16 @@ class _Part(nn.Module):
             )
         self.register_buffer("codes", rows.contiguous())
         self.register_buffer("weight_scale", weight_scale.contiguous())
-        self.quantizer = quantizer
+        self.tables = tables
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Of the current step."""
-        quantizer = self.quantizer
+        tables = self.tables
         result: Tensor = QuantizedProduct.apply(
             x,
-            quantizer.clock.step,
-            quantizer.scale,
-            quantizer.zero_point,
+            tables.clock.step,
+            tables.scale,
+            tables.zero_point,
             self.codes,
             self.weight_scale,
             bias,
@@ -119,7 +113,7 @@ class EngineLayer(nn.Module):
         of_parts = zip(
             codes.split(list(scheme.input_widths), dim=1),
             tensors[f"{scheme.name}.weight_scale"],
-            (EngineQuantizer(site.name, tensors, clock) for site in layer_sites(scheme)),
+            (StepTables(site.name, tensors, clock) for site in layer_sites(scheme)),
             strict=True,
         )
         self.parts = nn.ModuleList(_Part(geometry, *part) for part in of_parts)
@@ -156,18 +150,42 @@ class WeightOnlyEngineLayer(nn.Module):
 
 
 class EngineAttention(QuantizedAttention):
-    """The same attention without the empty matrix that `baddbmm` reads, which a graph would fill and add."""
+    """The same attention, its two products in int8."""
+
+    def __init__(
+        self, *, query: StepTables, key: StepTables, value: StepTables, probabilities: StepTables
+    ) -> None:
+        # The products quantize what they read.
+        unchanged = nn.Identity()
+        super().__init__(query=unchanged, key=unchanged, value=unchanged, probabilities=unchanged)
+        self.tables: Any = nn.ModuleDict(
+            {"query": query, "key": key, "value": value, "probabilities": probabilities}
+        )
 
     def _attend(
         self, attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> Tensor:
-        assert self.probabilities is not None  # a scheme quantizes all four
         query, key, value = (attn.head_to_batch_dim(x) for x in (query, key, value))
-        scores = torch.bmm(query, key.transpose(1, 2)) * attn.scale
+        scores = self._product("query", query, "key", key, is_transposed=True) * attn.scale
         if mask is not None:
             scores = scores + mask
-        probabilities = self.probabilities(scores.softmax(dim=-1))
-        return attn.batch_to_head_dim(torch.bmm(probabilities, value))
+        output = self._product("probabilities", scores.softmax(dim=-1), "value", value, is_transposed=False)
+        return attn.batch_to_head_dim(output)
+
+    def _product(self, left: str, x: Tensor, right: str, y: Tensor, *, is_transposed: bool) -> Tensor:
+        of_x, of_y = self.tables[left], self.tables[right]
+        result: Tensor = QuantizedMatMul.apply(
+            x,
+            y,
+            of_x.clock.step,
+            of_x.scale,
+            of_x.zero_point,
+            of_y.scale,
+            of_y.zero_point,
+            is_transposed,
+            (_sizes(x)[1], _sizes(y)[1 if is_transposed else 2]),
+        )
+        return result
 
 
 class EngineResampling(nn.Module):

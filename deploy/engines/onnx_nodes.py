@@ -92,8 +92,7 @@ class QuantizedProduct(torch.autograd.Function):
             windows: of a convolution; None for a linear layer.
             sizes: of `x`, as plain numbers: the exporter does not tell them.
         """
-        at, zero = scale[step], zero_point[step].float()
-        read = dequantize(quantize(x, at, zero, bits=_UINT8_BITS), at, zero)
+        read = _on_grid(x, step, scale, zero_point)
         weight = codes.float() * weight_scale
         if windows is None:
             return functional.linear(read, weight.T, bias)
@@ -130,22 +129,59 @@ class QuantizedProduct(torch.autograd.Function):
         return _typed(output, weight_scale, [None, outputs, height, width])
 
 
-class OnGrid(torch.autograd.Function):
-    """An activation quantized and dequantized with the scale of a step; same shape."""
+class QuantizedMatMul(torch.autograd.Function):
+    """The product of two activations, each on its uint8 codes of the step; float32 out."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, step: Tensor, scale: Tensor, zero_point: Tensor, sizes: tuple[int, ...]
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        step: Tensor,
+        x_scale: Tensor,
+        x_zero_point: Tensor,
+        y_scale: Tensor,
+        y_zero_point: Tensor,
+        is_transposed: bool,
+        sizes: tuple[int, int],
     ) -> Tensor:
-        """`x` on the grid; arguments as in `QuantizedProduct`."""
-        at, zero = scale[step], zero_point[step].float()
-        return dequantize(quantize(x, at, zero, bits=_UINT8_BITS), at, zero)
+        """`x y`, or `x yᵀ`.
+
+        Args:
+            ctx: unused, there is no backward.
+            x: `(B, L, I)`, float32.
+            y: `(B, I, K)`, or `(B, K, I)` if it is transposed; float32.
+            step: int64, a scalar.
+            x_scale: float32, `(T,)`.
+            x_zero_point: uint8, `(T,)`.
+            y_scale: float32, `(T,)`.
+            y_zero_point: uint8, `(T,)`.
+            is_transposed: whether `y` is.
+            sizes: L and K.
+        """
+        left, right = _on_grid(x, step, x_scale, x_zero_point), _on_grid(y, step, y_scale, y_zero_point)
+        return torch.bmm(left, right.transpose(1, 2) if is_transposed else right)
 
     @staticmethod
-    def symbolic(g: Any, x: Any, step: Any, scale: Any, zero_point: Any, sizes: tuple[int, ...]) -> Any:
+    def symbolic(
+        g: Any,
+        x: Any,
+        y: Any,
+        step: Any,
+        x_scale: Any,
+        x_zero_point: Any,
+        y_scale: Any,
+        y_zero_point: Any,
+        is_transposed: bool,
+        sizes: tuple[int, int],
+    ) -> Any:
         """The same as nodes."""
-        at, zero, quantized = _quantized(g, x, step, scale, zero_point)
-        return _typed(g.op("DequantizeLinear", quantized, at, zero), scale, [None, *sizes[1:]])
+        at, zero, left = _quantized(g, x, step, x_scale, x_zero_point)
+        other_at, other_zero, right = _quantized(g, y, step, y_scale, y_zero_point)
+        if is_transposed:
+            right = g.op("Transpose", right, perm_i=[0, 2, 1])
+        product = g.op(_PRODUCT, left, right, at, other_at, zero, other_zero)
+        return _typed(product, x_scale, [None, *sizes])
 
 
 class Dequantized(torch.autograd.Function):
@@ -160,6 +196,12 @@ class Dequantized(torch.autograd.Function):
     def symbolic(g: Any, codes: Any, scale: Any) -> Any:
         """The same as one node."""
         return _typed(g.op("DequantizeLinear", codes, scale, axis_i=0), scale, codes.type().sizes())
+
+
+def _on_grid(x: Tensor, step: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """An activation quantized and dequantized with the scale of a step."""
+    at, zero = scale[step], zero_point[step].float()
+    return dequantize(quantize(x, at, zero, bits=_UINT8_BITS), at, zero)
 
 
 def _quantized(g: Any, x: Any, step: Any, scale: Any, zero_point: Any) -> tuple[Any, Any, Any]:
