@@ -6,8 +6,9 @@
  *   y          y                 gamma (x - mu) / sqrt(var + eps) + beta, then y / (1 + exp(-y)) if `silu`
  *   q          codes             clamp(round(y / s) + z, 0, 255), round to nearest even
  *
- * The channels are split into parts, each with a scale s, a zero point z and a dense output of its own. The
- * codes of x itself, which a shortcut reads, are written in the same pass where they are asked for.
+ * Parts are ranges of channels, each with a scale s, a zero point z and a dense output of its own; they may
+ * overlap, where several layers read the same values. The codes of x itself, which a shortcut reads, are written
+ * in the same pass where they are asked for.
  *
  * Sums are taken over blocks of fixed size, about the first pixel of a sample, in float32 within a block and
  * in float64 across blocks: neither the number of threads nor a large mean changes a result noticeably.
@@ -120,7 +121,8 @@ static void quantize_raw_row(const float *restrict x, int64_t width, float inver
 /* Returns 0, or 1 where memory is missing. `raw` may be NULL. */
 int errata_norm_quantize(const float *x, int64_t batch, int64_t pixels, int64_t channels, int64_t groups,
                          const float *gamma, const float *beta, float eps, int silu, int64_t parts,
-                         const int64_t *widths, const Quantizers *normed, const Quantizers *raw)
+                         const int64_t *starts, const int64_t *widths, const Quantizers *normed,
+                         const Quantizers *raw)
 {
     int64_t blocks = (pixels + BLOCK - 1) / BLOCK;
     float *sums = malloc((size_t)(batch * (2 * blocks + 2) * channels) * sizeof(float));
@@ -150,8 +152,8 @@ int errata_norm_quantize(const float *x, int64_t batch, int64_t pixels, int64_t 
             const float *gain = affine + b * 2 * channels, *shift = gain + channels;
             for (int64_t pixel = first; pixel < last; pixel++) {
                 const float *row = x + pixel * channels;
-                for (int64_t part = 0, start = 0; part < parts; start += widths[part++]) {
-                    int64_t width = widths[part];
+                for (int64_t part = 0; part < parts; part++) {
+                    int64_t start = starts[part], width = widths[part];
                     quantize_row(row + start, gain + start, shift + start, width, silu, 1 / normed->scales[part],
                                  (float)normed->zero_points[part], normed->codes[part] + pixel * width);
                     if (raw != NULL)
