@@ -21,11 +21,13 @@
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
 #include <immintrin.h>
+#include <omp.h>
 
 #define PIXELS 6
 #define LANES 16
 #define VECTORS 4
 #define MOST_TAPS 64
+#define CACHED (640 * 1024) /* bytes of a core's second cache, which has 1 MiB or more on such CPUs, for weights */
 
 typedef struct {
     const uint8_t *codes;
@@ -134,6 +136,16 @@ static void write(const Product *product, const Tile *tile, int64_t first, int64
     }
 }
 
+/* How many panels a tile is multiplied by before the next one: their weights stay in the second cache. One,
+ * where there are few tiles, so that every thread has work. */
+static int64_t panels_at_once(int64_t panels, int64_t tiles, int64_t depth)
+{
+    int64_t fitting = CACHED / (VECTORS * LANES * depth);
+    if (fitting < 1 || tiles < 4 * (int64_t)omp_get_max_threads())
+        return 1;
+    return fitting < panels ? fitting : panels;
+}
+
 /* Returns 0, or 1 where memory is missing. `added` may be `out`. */
 int errata_int8_product(const Product *product)
 {
@@ -145,22 +157,25 @@ int errata_int8_product(const Product *product)
     int64_t pixels = product->batch * product->out_height * product->out_width;
     int64_t vectors = (product->outputs + LANES - 1) / LANES;
     int64_t panels = (vectors + VECTORS - 1) / VECTORS, tiles = (pixels + PIXELS - 1) / PIXELS;
+    int64_t together = panels_at_once(panels, tiles, depth);
 
 #pragma omp parallel for collapse(2) schedule(static)
-    for (int64_t panel = 0; panel < panels; panel++)
+    for (int64_t start = 0; start < panels; start += together)
         for (int64_t t = 0; t < tiles; t++) {
             Tile tile;
             int64_t first = t * PIXELS, count = pixels - first < PIXELS ? pixels - first : PIXELS;
-            int wide = vectors - panel * VECTORS < VECTORS ? (int)(vectors - panel * VECTORS) : VECTORS;
-            const int8_t *weight = product->weight + panel * VECTORS * LANES * depth;
             find_rows(product, first, count, outside, &tile);
-            switch (wide) {
-            case 1: multiply(&tile, taps, product->channels, weight, 1); break;
-            case 2: multiply(&tile, taps, product->channels, weight, 2); break;
-            case 3: multiply(&tile, taps, product->channels, weight, 3); break;
-            default: multiply(&tile, taps, product->channels, weight, 4); break;
+            for (int64_t panel = start; panel < panels && panel < start + together; panel++) {
+                int wide = vectors - panel * VECTORS < VECTORS ? (int)(vectors - panel * VECTORS) : VECTORS;
+                const int8_t *weight = product->weight + panel * VECTORS * LANES * depth;
+                switch (wide) {
+                case 1: multiply(&tile, taps, product->channels, weight, 1); break;
+                case 2: multiply(&tile, taps, product->channels, weight, 2); break;
+                case 3: multiply(&tile, taps, product->channels, weight, 3); break;
+                default: multiply(&tile, taps, product->channels, weight, 4); break;
+                }
+                write(product, &tile, first, count, panel * VECTORS * LANES, wide);
             }
-            write(product, &tile, first, count, panel * VECTORS * LANES, wide);
         }
     free(outside);
     return 0;

@@ -119,7 +119,7 @@ def int8_product(product: Product) -> None:
 
 def _told_to_profiler(name: str) -> AbstractContextManager[object]:
     """A profiler sees torch's operators alone; one that runs is told of these."""
-    return record_function(name) if torch.autograd._profiler_enabled() else nullcontext()
+    return record_function(name) if torch._C._autograd._profiler_enabled() else nullcontext()
 
 
 def _integers(values: Sequence[int]) -> Any:
