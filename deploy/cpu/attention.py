@@ -44,8 +44,9 @@ class CPUAttention(QuantizedAttention):
             return super().forward(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         layers = (attn.to_q, attn.to_k, attn.to_v)
         codes = normed_codes_of_each(hidden_states, attn.group_norm, layers)
+        dtype = torch.bfloat16 if self._rounds(attn.inner_dim // attn.heads) else torch.float32
         query, key, value = (
-            layer.product([read.permute(0, 2, 3, 1).flatten(1, 2)], layer.bias)
+            layer.product([read.permute(0, 2, 3, 1).flatten(1, 2)], layer.bias, dtype=dtype)
             for layer, read in zip(layers, codes, strict=True)
         )
         output = self._attend(attn, query, key, value, None)
@@ -53,6 +54,10 @@ class CPUAttention(QuantizedAttention):
         output = _plus(attn.to_out[0], output, residual)
         output = output.transpose(1, 2).unflatten(2, hidden_states.shape[2:])
         return output if attn.rescale_output_factor == 1 else output.div_(attn.rescale_output_factor)
+
+    def _rounds(self, width: int) -> bool:
+        """Whether heads of that width are multiplied in bfloat16."""
+        return self._has_bfloat16 and width >= _WIDE_HEAD
 
     def _quantized_inputs(
         self, attn: Attention, hidden_states: Tensor, context: Tensor | None
@@ -69,8 +74,7 @@ class CPUAttention(QuantizedAttention):
     def _attend(
         self, attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> Tensor:
-        is_wide = query.shape[-1] // attn.heads >= _WIDE_HEAD
-        if mask is not None or not (self._has_bfloat16 and is_wide):
+        if mask is not None or not self._rounds(query.shape[-1] // attn.heads):
             return super()._attend(attn, query, key, value, mask)
         query, key, value = (
             attn.head_to_batch_dim(x) for x in (query.bfloat16(), key.bfloat16(), value.bfloat16())

@@ -144,12 +144,23 @@ class Int8Layer(nn.Module):
             for part, quantizer in zip(parts, self.quantizers(), strict=True)
         ]
 
-    def product(self, codes: Sequence[Tensor], bias: Tensor | None, added: Tensor | None = None) -> Tensor:
-        """The layer on the codes of its parts, with any bias, plus `added`; float32, free to be changed."""
-        for product, part, quantizer in zip(self._products, codes, self.quantizers(), strict=True):
-            added, bias = product(part, *quantizer, bias, added), None
-        assert added is not None  # a layer has a part
-        return added
+    def product(
+        self,
+        codes: Sequence[Tensor],
+        bias: Tensor | None,
+        added: Tensor | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """The layer on the codes of its parts, with any bias, plus `added`, float32; free to be changed.
+
+        `dtype` is that of the result, float32 or bfloat16.
+        """
+        *firsts, last = zip(self._products, codes, self.quantizers(), strict=True)
+        for product, part, quantizer in firsts:
+            added, bias = product(part, *quantizer, bias, added, torch.float32), None
+        product, part, quantizer = last
+        return product(part, *quantizer, bias, added, dtype)
 
 
 class OneDNNProduct:
@@ -175,12 +186,22 @@ class OneDNNProduct:
         return self
 
     def __call__(
-        self, codes: Tensor, scale: float, zero_point: int, bias: Tensor | None, added: Tensor | None
+        self,
+        codes: Tensor,
+        scale: float,
+        zero_point: int,
+        bias: Tensor | None,
+        added: Tensor | None,
+        dtype: torch.dtype,
     ) -> Tensor:
-        """Of codes, `(B, I, H, W)` or `(…, I)`, plus `added`, which has the shape of the result; float32."""
+        """Of codes, `(B, I, H, W)` or `(…, I)`, plus `added`, float32 of the shape of the result.
+
+        `dtype` is that of the result, float32 or bfloat16.
+        """
         output = self._multiplied(codes, scale, zero_point, bias)
         # oneDNN would add in its epilogue (post-op "sum"), but torch 2.13 then copies the whole result.
-        return output if added is None else output.add_(added)
+        output = output if added is None else output.add_(added)
+        return output.to(dtype)
 
     def _multiplied(self, codes: Tensor, scale: float, zero_point: int, bias: Tensor | None) -> Tensor:
         if self._packed is None:

@@ -5,7 +5,8 @@
  *   w          weight            int8, packed as told below; sums has each output's sum over w
  *   s_x, z     scale, zero_point of the codes
  *   s_w        scales            of each output channel
- *   y          out               s_x s_w (sum q w - z sum w) + bias + added; (batch, out_height, out_width, outputs)
+ *   y          out               s_x s_w (sum q w - z sum w) + bias + added; (batch, out_height, out_width, outputs),
+ *                                float32, or rounded to bfloat16
  *
  * The sums are exact. Nothing is copied: the rows that a tile of output pixels reads are found as addresses, and
  * what lies outside the image is a row of zero points.
@@ -19,7 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
 #include <immintrin.h>
 #include <omp.h>
 
@@ -36,7 +37,7 @@ typedef struct {
     const int32_t *sums;
     const float *bias;  /* or NULL */
     const float *added; /* or NULL; of the shape of out */
-    float *out;
+    void *out;
     int64_t batch, height, width, channels; /* channels: a multiple of four */
     int64_t out_height, out_width, outputs;
     int64_t kernel_height, kernel_width; /* at most MOST_TAPS together */
@@ -44,6 +45,7 @@ typedef struct {
     int64_t spread_y, spread_x;          /* dilation */
     float scale;
     int32_t zero_point;
+    int32_t is_bfloat16; /* of out */
 } Product;
 
 typedef struct {
@@ -112,6 +114,15 @@ static void find_rows(const Product *product, int64_t first, int64_t count, cons
     }
 }
 
+/* The upper halves, rounded to nearest even; for finite numbers. */
+static inline __m256i bfloat16_of(__m512 y)
+{
+    __m512i bits = _mm512_castps_si512(y);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
+}
+
 /* y of a tile's `count` pixels, for the outputs from `output`. */
 static void write(const Product *product, const Tile *tile, int64_t first, int64_t count, int64_t output, int wide)
 {
@@ -131,7 +142,10 @@ static void write(const Product *product, const Tile *tile, int64_t first, int64
             __m512 y = _mm512_fmadd_ps(sum, gain, bias);
             if (product->added != NULL)
                 y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, product->added + at));
-            _mm512_mask_storeu_ps(product->out + at, mask, y);
+            if (product->is_bfloat16)
+                _mm256_mask_storeu_epi16((uint16_t *)product->out + at, mask, bfloat16_of(y));
+            else
+                _mm512_mask_storeu_ps((float *)product->out + at, mask, y);
         }
     }
 }

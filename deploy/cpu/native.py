@@ -78,12 +78,13 @@ def norm_quantize(
     assert x.dtype is torch.float32
     x = x.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = x.shape
+    starts = (0, *itertools.accumulate(widths[:-1])) if starts is None else tuple(starts)
     normed_codes, raw_codes = _Codes(x, widths, quantizers), _Codes(x, widths, raw)
     with _told_to_profiler("errata::norm_quantize"):
         failed = _library().errata_norm_quantize(
             x.data_ptr(), batch, height * width, channels, norm.num_groups,
             norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps, int(silu),
-            len(widths), _integers(starts or [0, *itertools.accumulate(widths[:-1])]), _integers(widths),
+            len(widths), _integers(starts), _integers(tuple(widths)),
             ctypes.byref(normed_codes.pointers), ctypes.byref(raw_codes.pointers) if raw else None,
         )  # fmt: skip
     if failed:
@@ -102,6 +103,7 @@ class Product(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("down", "right", "spread_y", "spread_x")),
         ("scale", ctypes.c_float),
         ("zero_point", ctypes.c_int32),
+        ("is_bfloat16", ctypes.c_int32),
     ]
 
 
@@ -122,7 +124,8 @@ def _told_to_profiler(name: str) -> AbstractContextManager[object]:
     return record_function(name) if torch._C._autograd._profiler_enabled() else nullcontext()
 
 
-def _integers(values: Sequence[int]) -> Any:
+@functools.lru_cache(maxsize=1 << 12)
+def _integers(values: tuple[int, ...]) -> Any:
     return (ctypes.c_int64 * len(values))(*values)
 
 
@@ -141,13 +144,20 @@ class _Codes:
             torch.empty((batch, part, height, width), dtype=torch.uint8, memory_format=torch.channels_last)
             for part, _ in zip(widths, quantizers, strict=bool(quantizers))
         ]
-        count = len(quantizers)
-        self._scales = (ctypes.c_float * count)(*(scale for scale, _ in quantizers))
-        self._zero_points = (ctypes.c_int32 * count)(*(zero for _, zero in quantizers))
-        self._addresses = (ctypes.c_void_p * count)(*(codes.data_ptr() for codes in self.tensors))
+        self._constants = _constants(tuple(quantizers))
+        self._addresses = (ctypes.c_void_p * len(quantizers))(*(codes.data_ptr() for codes in self.tensors))
         self.pointers = _Quantizers(
-            *(ctypes.addressof(array) for array in (self._scales, self._zero_points, self._addresses))
+            *(ctypes.addressof(array) for array in (*self._constants, self._addresses))
         )
+
+
+# Of each layer and step.
+@functools.lru_cache(maxsize=1 << 16)
+def _constants(quantizers: tuple[tuple[float, int], ...]) -> tuple[Any, Any]:
+    """Scales and zero points, as C reads them."""
+    count = len(quantizers)
+    scales = (ctypes.c_float * count)(*(scale for scale, _ in quantizers))
+    return scales, (ctypes.c_int32 * count)(*(zero for _, zero in quantizers))
 
 
 @functools.cache

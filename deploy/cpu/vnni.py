@@ -60,19 +60,28 @@ class VNNIProduct:
         return self
 
     def __call__(
-        self, codes: Tensor, scale: float, zero_point: int, bias: Tensor | None, added: Tensor | None
+        self,
+        codes: Tensor,
+        scale: float,
+        zero_point: int,
+        bias: Tensor | None,
+        added: Tensor | None,
+        dtype: torch.dtype,
     ) -> Tensor:
-        """Of codes, `(B, I, H, W)` or `(…, I)`, plus `added`, which has the shape of the result; float32."""
+        """Of codes, `(B, I, H, W)` or `(…, I)`, plus `added`, float32 of the shape of the result.
+
+        `dtype` is that of the result, float32 or bfloat16.
+        """
         if not self._is_conv:
             rows = codes.contiguous()
-            output = torch.empty((*rows.shape[:-1], self._outputs), dtype=torch.float32)
+            output = torch.empty((*rows.shape[:-1], self._outputs), dtype=dtype)
             added = None if added is None else added.contiguous()
             sizes = (1, 1, rows.numel() // rows.shape[-1], rows.shape[-1])
         else:
             rows = codes.contiguous(memory_format=torch.channels_last)
             batch, channels, height, width = rows.shape
             shape = (batch, self._outputs, *self._output_size((height, width)))
-            output = torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
+            output = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
             added = None if added is None else added.contiguous(memory_format=torch.channels_last)
             sizes = (batch, height, width, channels)
         assert added is None or (added.shape == output.shape and added.dtype is torch.float32)
@@ -82,7 +91,7 @@ class VNNIProduct:
                 rows.data_ptr(), self._packed.data_ptr(), self._scale.data_ptr(), self._sums.data_ptr(),
                 None if bias is None else bias.data_ptr(), None if added is None else added.data_ptr(),
                 output.data_ptr(), *sizes, *out_size, self._outputs, *self._kernel, *self._padding,
-                *self._stride, *self._dilation, scale, zero_point,
+                *self._stride, *self._dilation, scale, zero_point, dtype is torch.bfloat16,
             )
         )  # fmt: skip
         return output

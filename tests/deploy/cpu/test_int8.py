@@ -95,6 +95,8 @@ def test_what_is_added_is_added(
         added = torch.randn(plain.shape)  # of another memory format than a convolution's output
         given = added.clone()
         output = layer.product(layer.quantized(layer.split(x)), layer.bias, added)
+        half = layer.product(layer.quantized(layer.split(x)), layer.bias, added, dtype=torch.bfloat16)
+    assert torch.equal(half, output.bfloat16())
     assert torch.equal(added, given)
     assert (output - plain - added).abs().max() <= 1e-5 * (1 + plain.abs().max())
 
