@@ -38,6 +38,7 @@ from errata import calibration, compress, deploy
 from errata.compress.network.branches import shallow_view
 from errata.compress.network.unet import BranchedUNet
 from errata.deploy import DeployedPipeline
+from errata.memory import keep_freed_memory
 from errata.report.machine import describe_machine
 
 PLAIN = "w8a8"
@@ -75,6 +76,7 @@ def main() -> None:
     if options.resident is not None:
         print(added_memory(options, options.resident))
         return
+    keep_freed_memory()  # for all variants alike, as the `errata` command does
     print(f"{describe_machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
     for part in options.only:
         PARTS[part](options)

@@ -123,6 +123,19 @@ static inline __m256i bfloat16_of(__m512 y)
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
 }
 
+/* What `write` will touch is fetched while the tile is multiplied. */
+static inline void fetch(const Product *product, int64_t first, int64_t count, int64_t output, int wide)
+{
+    size_t each = product->is_bfloat16 ? sizeof(uint16_t) : sizeof(float);
+    for (int64_t p = 0; p < count; p++)
+        for (int v = 0; v < wide; v++) {
+            int64_t at = (first + p) * product->outputs + output + v * LANES;
+            __builtin_prefetch((const char *)product->out + at * each, 1);
+            if (product->added != NULL)
+                __builtin_prefetch(product->added + at, 0);
+        }
+}
+
 /* y of a tile's `count` pixels, for the outputs from `output`. */
 static void write(const Product *product, const Tile *tile, int64_t first, int64_t count, int64_t output, int wide)
 {
@@ -182,6 +195,7 @@ int errata_int8_product(const Product *product)
             for (int64_t panel = start; panel < panels && panel < start + together; panel++) {
                 int wide = vectors - panel * VECTORS < VECTORS ? (int)(vectors - panel * VECTORS) : VECTORS;
                 const int8_t *weight = product->weight + panel * VECTORS * LANES * depth;
+                fetch(product, first, count, panel * VECTORS * LANES, wide);
                 switch (wide) {
                 case 1: multiply(&tile, taps, product->channels, weight, 1); break;
                 case 2: multiply(&tile, taps, product->channels, weight, 2); break;
