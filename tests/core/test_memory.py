@@ -13,7 +13,7 @@ if sys.argv[1] == "kept":
     assert keep_freed_memory()
 def fill():
     for _ in range(10):
-        a, b = (torch.ones(5 << 20) for _ in range(2))
+        a, b = (torch.ones(10 << 20) for _ in range(2))
         del a, b
 torch.set_num_threads(1)
 fill()
