@@ -38,7 +38,7 @@ from errata import calibration, compress, deploy
 from errata.compress.network.branches import shallow_view
 from errata.compress.network.unet import BranchedUNet
 from errata.deploy import DeployedPipeline
-from errata.deploy.cpu import native, norms
+from errata.memory import keep_freed_memory
 from errata.report.machine import describe_machine
 
 PLAIN = "w8a8"
@@ -49,10 +49,9 @@ WARM_UP_ROUNDS = 2
 Call = Callable[[], object]
 # Names of the profiler's events, by what they are called in the table.
 KINDS = {
-    "int8 convolutions": ("onednn::qconv",),
-    "int8 products of matrices": ("onednn::qlinear",),
+    "int8 products": ("errata::int8_product", "onednn::qconv", "onednn::qlinear"),
     "normalization, activation, quantization": ("errata::norm_quantize", "aten::native_group_norm"),
-    "attention": ("aten::bmm", "aten::_softmax", "aten::_scaled_dot_product"),
+    "attention": ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_scaled_dot_product"),
     "float layers": ("aten::mkldnn_convolution", "aten::addmm"),
     "additions": ("aten::add",),
     "copies and concatenations": ("aten::copy_", "aten::cat", "aten::fill_"),
@@ -77,6 +76,7 @@ def main() -> None:
     if options.resident is not None:
         print(added_memory(options, options.resident))
         return
+    keep_freed_memory()  # for all variants alike, as the `errata` command does
     print(f"{describe_machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
     for part in options.only:
         PARTS[part](options)
@@ -216,25 +216,15 @@ def write_plain(unet: nn.Module, file: Path) -> None:
 
 @torch.no_grad()
 def kinds(options: argparse.Namespace) -> None:
-    """Where the time goes; the pass in C is told to the profiler here, which else would not see it."""
+    """Where the time goes."""
     deployed = deploy.load(artifact(options, PLAIN))
-    known = norms.native.norm_quantize
-
-    def told(*args: Any, **kwargs: Any) -> Any:
-        with torch.profiler.record_function("errata::norm_quantize"):
-            return known(*args, **kwargs)
-
     for batch_size in options.batch_sizes:
         x = noise(batch_size)
         for _ in range(WARM_UP_ROUNDS):
             deployed.denoiser.full(x, 0, {})
-        native.norm_quantize = told
-        try:
-            with torch.profiler.profile() as profile:
-                for _ in range(options.rounds):
-                    deployed.denoiser.full(x, 0, {})
-        finally:
-            native.norm_quantize = known
+        with torch.profiler.profile() as profile:
+            for _ in range(options.rounds):
+                deployed.denoiser.full(x, 0, {})
         print(f"\nwhere the time goes, batch {batch_size}")
         spent = by_kind(profile)
         for kind, microseconds in spent.most_common():

@@ -16,15 +16,17 @@ from errata.compress.quantize.layers import Geometry
 from errata.compress.quantize.observation import layer_sites
 from errata.compress.quantize.scheme import AttentionScheme, LayerScheme, Scheme
 from errata.deploy import cuda
-from errata.deploy.cpu import int8
+from errata.deploy.cpu import int8, native, vnni
 from errata.deploy.cpu.attention import CPUAttention
-from errata.deploy.cpu.int8 import OneDNNLayer, OneDNNQuantizer, StepTable
+from errata.deploy.cpu.int8 import Int8Layer, OneDNNQuantizer, StepTable
 from errata.deploy.cpu.weight_only import WeightOnlyLayer
 from errata.deploy.reference import ReferenceLayer, ReferenceQuantizer
 from errata.deploy.tensors import read_codes
 from errata.errors import ArtifactError
 
-BACKENDS = ("auto", "reference", "onednn", "triton")
+BACKENDS = ("auto", "reference", "vnni", "onednn", "triton")
+# Those of int8 layers on the CPU.
+CPU_INT8 = ("vnni", "onednn")
 # The first and last convolution: with 1 to 4 channels the int8 product has too little to do, and quantizing
 # the input costs more than it saves.
 _FEWEST_CHANNELS = 16
@@ -49,8 +51,10 @@ def check_backend(backend: str, device: torch.device) -> None:
     """
     if backend not in BACKENDS:
         raise ArtifactError(f"unknown backend {backend!r}; allowed are {', '.join(BACKENDS)}")
-    if backend == "onednn" and (obstacle := _onednn_obstacle(device)):
-        raise ArtifactError(f"backend 'onednn' cannot run: {obstacle}; use backend='auto' or 'reference'")
+    if backend in CPU_INT8 and (obstacle := _int8_obstacle(device)):
+        raise ArtifactError(f"backend {backend!r} cannot run: {obstacle}; use backend='auto' or 'reference'")
+    if backend == "vnni" and (obstacle := native.product_obstacle()):
+        raise ArtifactError(f"backend 'vnni' cannot run: {obstacle}; use backend='auto' or 'onednn'")
     if backend == "triton" and (obstacle := cuda.obstacle(device, backend)):
         raise ArtifactError(f"backend 'triton' cannot run: {obstacle}; use backend='auto' or 'reference'")
 
@@ -97,23 +101,32 @@ def _choose(
         return ("weight only", f"{kept}; codes dequantized at each call") if is_here else ("reference", kept)
     if _is_on_cuda_kernels(backend, device):
         return ("triton", "asked for") if backend == "triton" else ("cuda", cuda.UNCHOSEN)
-    if obstacle := _onednn_obstacle(device):
+    if obstacle := _int8_obstacle(device):
         return "reference", obstacle
     if backend == "onednn":
         return "onednn", "asked for"
+    if backend == "vnni":
+        return _cpu_kernel(layer, module, "asked for")
     narrowest = min(module.weight.shape[0], *layer.input_widths)
     if narrowest < _FEWEST_CHANNELS:
         return "reference", f"{narrowest} channels: too small for int8 to be faster"
     if layer.weight_bits == 4:
-        return "onednn", "int4 weights are unpacked to int8 at load"
-    return "onednn", "int8 kernel available"
+        return _cpu_kernel(layer, module, "int4 weights are unpacked to int8 at load")
+    return _cpu_kernel(layer, module, "int8 kernel available")
+
+
+def _cpu_kernel(layer: LayerScheme, module: nn.Conv2d | nn.Linear, reason: str) -> tuple[str, str]:
+    """The project's own kernel, or oneDNN's where that cannot compute the layer."""
+    if obstacle := vnni.obstacle(Geometry(module), module.weight.shape, layer.input_widths):
+        return "onednn", f"{reason}; not vnni: {obstacle}"
+    return "vnni", reason
 
 
 def _is_on_cuda_kernels(backend: str, device: torch.device) -> bool:
     return backend in ("auto", "triton") and not cuda.obstacle(device, backend)
 
 
-def _onednn_obstacle(device: torch.device) -> str:
+def _int8_obstacle(device: torch.device) -> str:
     if device.type != "cpu":
         return f"no int8 kernel for {device.type} in this version"
     if not int8.is_available():
@@ -133,9 +146,9 @@ def _runtime_layer(
     weight_scale = tensors[f"{layer.name}.weight_scale"]
     bias = tensors.get(f"{layer.name}.bias")
     names = [site.name for site in layer_sites(layer)]
-    if backend == "onednn":
+    if backend in CPU_INT8:
         tables = [_step_table(name, tensors, clock) for name in names]
-        return OneDNNLayer(layer, Geometry(module), codes, weight_scale, bias, tables)
+        return Int8Layer(layer, Geometry(module), codes, weight_scale, bias, tables, kernel=backend)
     if backend == "weight only":
         return WeightOnlyLayer(layer, Geometry(module), codes, weight_scale, bias)
     if backend in ("cuda", "triton"):
@@ -153,8 +166,8 @@ def _install_attention(
     backend: str,
     device: torch.device,
 ) -> BackendRow:
-    is_fused = backend == "auto" and (_is_on_cuda_kernels(backend, device) or not _onednn_obstacle(device))
-    if backend in ("reference", "triton") or _onednn_obstacle(device):
+    is_fused = backend == "auto" and (_is_on_cuda_kernels(backend, device) or not _int8_obstacle(device))
+    if backend in ("reference", "triton") or _int8_obstacle(device):
         chosen, reason = "reference", "inputs on the 8-bit grid, float products"
         quantizers: list[nn.Module] = [
             _reference_quantizer(name, tensors, clock).to(device) for name in attention.sites

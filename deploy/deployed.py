@@ -19,7 +19,7 @@ from errata.compress.network.pipeline import SteppedPipeline
 from errata.compress.network.run import SteppedUNet
 from errata.compress.network.unet import BranchedUNet
 from errata.deploy.allowed import component_class
-from errata.deploy.backends import BackendRow, check_backend, install
+from errata.deploy.backends import CPU_INT8, BackendRow, check_backend, install
 from errata.deploy.components import load_component
 from errata.deploy.composition import DENOISER, SCHEDULER, check_composition
 from errata.deploy.cpu.fusion import fuse
@@ -167,8 +167,8 @@ def load(
         path: directory made by `export`.
         device: None means CUDA where there is one, else CPU.
         backend: "auto" picks per layer what is fastest, and computes attention in one fused kernel whose
-            softmax output is not quantized; "onednn" (CPU) and "triton" (CUDA) use int8 wherever the scheme
-            allows and keep to the scheme; "reference" keeps to it in floating point.
+            softmax output is not quantized; "vnni", "onednn" (CPU) and "triton" (CUDA) use int8 wherever the
+            scheme allows and keep to it; "reference" keeps to it in floating point.
         on_mismatch: what a request for another number of steps than recorded does: "error" refuses it,
             "nearest" serves it with the ranges of the nearest recorded steps, and warns; see
             `DeployedPipeline.at_steps`.
@@ -191,7 +191,7 @@ def load(
     assert not unexpected  # `verify` has compared the names; what is missing are the layers installed above
     restore_buffers(unet)
     branched = BranchedUNet(unet.eval().requires_grad_(False).to(chosen))
-    if any(row.backend == "onednn" for row in report):
+    if any(row.backend in CPU_INT8 for row in report):
         fused = fuse(unet, clock)
         report = [
             replace(row, reason=f"{row.reason}; {fused[row.layer]}") if row.layer in fused else row

@@ -33,6 +33,7 @@ from errata.cli import (
 )
 from errata.cli.usage import OneLineParser, UsageError
 from errata.errors import ErrataError
+from errata.memory import keep_freed_memory
 
 __all__ = ["main"]
 
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
     except SystemExit as finished:  # after --help, --version, or an error already told
         return finished.code if isinstance(finished.code, int) else FAILED
+    keep_freed_memory()
     try:
         with (
             quiet.own_words(verbose=args.verbose),

@@ -9,7 +9,7 @@ from typing import NoReturn, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[OneLineParser]"
 # Those of errata.deploy, which would be slow to import here; a test compares them.
-BACKENDS = ("auto", "reference", "onednn", "triton")
+BACKENDS = ("auto", "reference", "vnni", "onednn", "triton")
 # torch keeps a seed in 64 bits, with a sign.
 SEEDS = 2**63
 

@@ -1,4 +1,6 @@
-"""oneDNN convolutions and linear layers: uint8 activations by int8 symmetric weights, int32 sums.
+"""Convolutions and linear layers on uint8 activations by int8 symmetric weights, with int32 sums.
+
+The products are oneDNN's, or those of the project's own kernel (`vnni`).
 
 One packed weight serves every sampling step: scale and zero point of the activation are given at run time.
 Packed layouts are made at load and never stored.
@@ -19,6 +21,7 @@ from torch.nn import functional
 from errata.compress.network.clock import StepClock
 from errata.compress.quantize.layers import Geometry
 from errata.compress.quantize.scheme import LayerScheme
+from errata.deploy.cpu.vnni import VNNIProduct
 
 _NO_POST_OP: tuple[str, list[Any], str] = ("none", [], "")
 # Output pixels of a batch up to which a convolution is done as a product of matrices.
@@ -86,16 +89,15 @@ class OneDNNQuantizer(nn.Module):
         return (codes.to(x.dtype) - zero_point) * scale
 
 
-class OneDNNLayer(nn.Module):
-    """Convolution or linear layer on oneDNN int8 kernels.
-
-    A convolution of few pixels, or of kernel 1, is done as a product of matrices, with the same result to
-    the last bit: oneDNN's convolutions take up to four times as long there. The weight is packed at the first
-    call, when its pixels are known, and once: where a later call has more or fewer, the same kernel serves.
+class Int8Layer(nn.Module):
+    """Convolution or linear layer on int8 kernels.
 
     Attributes:
         bias: float32 `(O,)`, or None.
         tables: scale and zero point by step, of each part of the input.
+
+    Args:
+        kernel: "vnni" or "onednn".
     """
 
     def __init__(
@@ -106,16 +108,18 @@ class OneDNNLayer(nn.Module):
         weight_scale: Tensor,
         bias: Tensor | None,
         tables: list[StepTable],
+        *,
+        kernel: str,
     ) -> None:
         super().__init__()
         self.scheme = scheme
         self.geometry = geometry
         self.tables = tables
-        self.bias = bias
+        self.bias = bias if bias is None else bias.contiguous()
+        make: type[VNNIProduct | OneDNNProduct] = VNNIProduct if kernel == "vnni" else OneDNNProduct
         parts = codes.split(list(scheme.input_widths), dim=1)
         self._products = [
-            _Product(geometry, part, scale.contiguous())
-            for part, scale in zip(parts, weight_scale, strict=True)
+            make(geometry, part, scale.contiguous()) for part, scale in zip(parts, weight_scale, strict=True)
         ]
 
     @torch.compiler.disable
@@ -125,6 +129,8 @@ class OneDNNLayer(nn.Module):
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """The parts of an input."""
+        if len(self.tables) == 1:
+            return (x,)
         return self.geometry.split(x, self.scheme.input_widths)
 
     def quantizers(self) -> list[tuple[float, int]]:
@@ -138,25 +144,32 @@ class OneDNNLayer(nn.Module):
             for part, quantizer in zip(parts, self.quantizers(), strict=True)
         ]
 
-    def product(self, codes: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-        """The layer on the codes of its parts, with any bias; float32, free to be changed."""
-        inputs = zip(self._products, codes, self.quantizers(), strict=True)
-        first, *others = inputs
-        output = _multiplied(*first, bias)
-        for other in others:
-            # oneDNN would add in its epilogue (post-op "sum"), but torch 2.13 then copies the whole result.
-            output.add_(_multiplied(*other, None))
-        return output
+    def product(
+        self,
+        codes: Sequence[Tensor],
+        bias: Tensor | None,
+        added: Tensor | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """The layer on the codes of its parts, with any bias, plus `added`, float32; free to be changed.
+
+        `dtype` is that of the result, float32 or bfloat16.
+        """
+        *firsts, last = zip(self._products, codes, self.quantizers(), strict=True)
+        for product, part, quantizer in firsts:
+            added, bias = product(part, *quantizer, bias, added, torch.float32), None
+        product, part, quantizer = last
+        return product(part, *quantizer, bias, added, dtype)
 
 
-def _multiplied(
-    product: _Product, codes: Tensor, quantizer: tuple[float, int], bias: Tensor | None
-) -> Tensor:
-    return product(codes, *quantizer, bias)
+class OneDNNProduct:
+    """Multiplies by the weight of one part, int8 `(O, I)` or `(O, I, kh, kw)`, a scale for each output.
 
-
-class _Product:
-    """Multiplies by the weight of one part, int8 `(O, I)` or `(O, I, kh, kw)`, a scale for each output."""
+    A convolution of few pixels, or of kernel 1, is done as a product of matrices, with the same result to
+    the last bit: oneDNN's convolutions take up to four times as long there. The weight is packed at the first
+    call, when its pixels are known, and once: where a later call has more or fewer, the same kernel serves.
+    """
 
     def __init__(self, geometry: Geometry, weight: Tensor, scale: Tensor) -> None:
         self._geometry = geometry
@@ -168,12 +181,29 @@ class _Product:
         self._is_matrix = not geometry.is_conv
         self._packing = threading.Lock()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Product:
+    def __deepcopy__(self, memo: dict[int, Any]) -> OneDNNProduct:
         """Itself: nothing but its weight's layout ever changes, and clones of an artifact share weights."""
         return self
 
-    def __call__(self, codes: Tensor, scale: float, zero_point: int, bias: Tensor | None) -> Tensor:
-        """Of codes, `(B, I, H, W)` or `(…, I)`; float32."""
+    def __call__(
+        self,
+        codes: Tensor,
+        scale: float,
+        zero_point: int,
+        bias: Tensor | None,
+        added: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Of codes, `(B, I, H, W)` or `(…, I)`, plus `added`, float32 of the shape of the result.
+
+        `dtype` is that of the result, float32 or bfloat16.
+        """
+        output = self._multiplied(codes, scale, zero_point, bias)
+        # oneDNN would add in its epilogue (post-op "sum"), but torch 2.13 then copies the whole result.
+        output = output if added is None else output.add_(added)
+        return output.to(dtype)
+
+    def _multiplied(self, codes: Tensor, scale: float, zero_point: int, bias: Tensor | None) -> Tensor:
         if self._packed is None:
             with self._packing:
                 self._pack(codes)

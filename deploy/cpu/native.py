@@ -1,8 +1,9 @@
-"""Element-wise passes in C, compiled for the very CPU when they are first needed.
+"""C that is compiled for the very CPU when it is first needed.
 
 Between two int8 products lie group normalization, SiLU and quantization. As tensor operations each is a pass
-over memory; `norm_quantize.c` does them in two. The compiler is the machine's own; where there is none, or it
-fails, tensor operations take its place, and `obstacle` says why.
+over memory; `norm_quantize.c` does them in two. `int8_product.c` has the products themselves, for CPUs with
+AVX512-VNNI. The compiler is the machine's own; where there is none, or it fails, tensor operations and oneDNN
+take their place, and `obstacle` says why.
 """
 
 from __future__ import annotations
@@ -10,19 +11,22 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
-_SOURCE = Path(__file__).with_name("norm_quantize.c")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("norm_quantize.c", "int8_product.c"))
 # OpenMP's functions are those of the runtime that torch has loaded; one of its own would have other threads.
 _COMPILE = ("-std=c11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-ffast-math", "-fno-finite-math-only",
             "-fno-associative-math")  # fmt: skip
@@ -40,6 +44,13 @@ def obstacle() -> str:
     return ""
 
 
+def product_obstacle() -> str:
+    """Why `int8_product` cannot be called; empty where it can."""
+    if reason := obstacle():
+        return reason
+    return "" if hasattr(_library(), "errata_int8_product") else "this CPU has no AVX512-VNNI"
+
+
 def norm_quantize(
     x: Tensor,
     norm: nn.GroupNorm,
@@ -48,6 +59,7 @@ def norm_quantize(
     *,
     silu: bool,
     raw: Sequence[tuple[float, int]] = (),
+    starts: Sequence[int] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Codes of the normalized (and activated) parts of `x`, and of its raw parts where `raw` asks for them.
 
@@ -58,6 +70,7 @@ def norm_quantize(
         widths: channels of each part.
         silu: whether the normalized values pass through SiLU.
         raw: scale and zero point of each part of `x` itself.
+        starts: first channel of each part; None where each begins where the one before ends.
 
     Returns:
         uint8, channels_last, `(B, width, H, W)` each.
@@ -65,16 +78,55 @@ def norm_quantize(
     assert x.dtype is torch.float32
     x = x.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = x.shape
+    starts = (0, *itertools.accumulate(widths[:-1])) if starts is None else tuple(starts)
     normed_codes, raw_codes = _Codes(x, widths, quantizers), _Codes(x, widths, raw)
-    failed = _library().errata_norm_quantize(
-        x.data_ptr(), batch, height * width, channels, norm.num_groups,
-        norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps, int(silu),
-        len(widths), (ctypes.c_int64 * len(widths))(*widths),
-        ctypes.byref(normed_codes.pointers), ctypes.byref(raw_codes.pointers) if raw else None,
-    )  # fmt: skip
+    with _told_to_profiler("errata::norm_quantize"):
+        failed = _library().errata_norm_quantize(
+            x.data_ptr(), batch, height * width, channels, norm.num_groups,
+            norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps, int(silu),
+            len(widths), _integers(starts), _integers(tuple(widths)),
+            ctypes.byref(normed_codes.pointers), ctypes.byref(raw_codes.pointers) if raw else None,
+        )  # fmt: skip
     if failed:
         raise MemoryError(f"no memory for the sums of a group normalization of {tuple(x.shape)}")
     return normed_codes.tensors, raw_codes.tensors
+
+
+class Product(ctypes.Structure):
+    """As in the C source, where its fields are told."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("codes", "weight", "scales", "sums", "bias", "added", "out")),
+        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels")),
+        *((name, ctypes.c_int64) for name in ("out_height", "out_width", "outputs")),
+        *((name, ctypes.c_int64) for name in ("kernel_height", "kernel_width", "top", "left")),
+        *((name, ctypes.c_int64) for name in ("down", "right", "spread_y", "spread_x")),
+        ("scale", ctypes.c_float),
+        ("zero_point", ctypes.c_int32),
+        ("is_bfloat16", ctypes.c_int32),
+    ]
+
+
+def int8_product(product: Product) -> None:
+    """Fills the memory at `product.out`.
+
+    Raises:
+        MemoryError: there is none for one pixel of codes.
+    """
+    with _told_to_profiler("errata::int8_product"):
+        failed = _library().errata_int8_product(ctypes.byref(product))
+    if failed:
+        raise MemoryError("no memory for one pixel of codes")
+
+
+def _told_to_profiler(name: str) -> AbstractContextManager[object]:
+    """A profiler sees torch's operators alone; one that runs is told of these."""
+    return record_function(name) if torch._C._autograd._profiler_enabled() else nullcontext()
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _integers(values: tuple[int, ...]) -> Any:
+    return (ctypes.c_int64 * len(values))(*values)
 
 
 class _Quantizers(ctypes.Structure):
@@ -92,13 +144,20 @@ class _Codes:
             torch.empty((batch, part, height, width), dtype=torch.uint8, memory_format=torch.channels_last)
             for part, _ in zip(widths, quantizers, strict=bool(quantizers))
         ]
-        count = len(quantizers)
-        self._scales = (ctypes.c_float * count)(*(scale for scale, _ in quantizers))
-        self._zero_points = (ctypes.c_int32 * count)(*(zero for _, zero in quantizers))
-        self._addresses = (ctypes.c_void_p * count)(*(codes.data_ptr() for codes in self.tensors))
+        self._constants = _constants(tuple(quantizers))
+        self._addresses = (ctypes.c_void_p * len(quantizers))(*(codes.data_ptr() for codes in self.tensors))
         self.pointers = _Quantizers(
-            *(ctypes.addressof(array) for array in (self._scales, self._zero_points, self._addresses))
+            *(ctypes.addressof(array) for array in (*self._constants, self._addresses))
         )
+
+
+# Of each layer and step.
+@functools.lru_cache(maxsize=1 << 16)
+def _constants(quantizers: tuple[tuple[float, int], ...]) -> tuple[Any, Any]:
+    """Scales and zero points, as C reads them."""
+    count = len(quantizers)
+    scales = (ctypes.c_float * count)(*(scale for scale, _ in quantizers))
+    return scales, (ctypes.c_int32 * count)(*(zero for _, zero in quantizers))
 
 
 @functools.cache
@@ -113,13 +172,13 @@ def _library() -> Any:
     if compiler is None:
         raise OSError("no C compiler (cc, gcc or clang) on the PATH")
     folder = _cache_directory()
-    file = folder / f"norm_quantize-{_identity(compiler)}.so"
+    file = folder / f"cpu-{_identity(compiler)}.so"
     if not file.is_file():
         _compile(compiler, file)
     library = ctypes.CDLL(str(file))
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     library.errata_norm_quantize.argtypes = [
-        pointer, *[integer] * 4, pointer, pointer, ctypes.c_float, ctypes.c_int, integer, *[pointer] * 3
+        pointer, *[integer] * 4, pointer, pointer, ctypes.c_float, ctypes.c_int, integer, *[pointer] * 4
     ]  # fmt: skip
     return library
 
@@ -128,10 +187,14 @@ def _compile(compiler: str, file: Path) -> None:
     """Makes `file`, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=file.parent) as work:
-        compiled, linked = Path(work) / "code.o", Path(work) / "code.so"
+        linked = Path(work) / "code.so"
+        compiled = [str(Path(work) / f"{source.stem}.o") for source in _SOURCES]
         for command in (
-            [compiler, *_COMPILE, "-c", str(_SOURCE), "-o", str(compiled)],
-            [compiler, *_LINK, str(compiled), "-o", str(linked)],
+            *(
+                [compiler, *_COMPILE, "-c", str(source), "-o", out]
+                for source, out in zip(_SOURCES, compiled, strict=True)
+            ),
+            [compiler, *_LINK, *compiled, "-o", str(linked)],
         ):
             done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
             if done.returncode != 0:
@@ -145,7 +208,14 @@ def _identity(compiler: str) -> str:
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, timeout=_PATIENCE, check=True
     ).stdout
-    parts = (_SOURCE.read_text(), *_COMPILE, *_LINK, version, platform.machine(), _cpu())
+    parts = (
+        *(source.read_text() for source in _SOURCES),
+        *_COMPILE,
+        *_LINK,
+        version,
+        platform.machine(),
+        _cpu(),
+    )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional
 
 from errata.deploy.cpu import native
-from errata.deploy.cpu.int8 import OneDNNLayer
+from errata.deploy.cpu.int8 import Int8Layer, quantize_to_uint8
 
 
 def normed_codes(
-    x: Tensor, norm: nn.GroupNorm, layer: OneDNNLayer, *, silu: bool, raw: OneDNNLayer | None = None
+    x: Tensor, norm: nn.GroupNorm, layer: Int8Layer, *, silu: bool, raw: Int8Layer | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """What `layer` reads: the codes of normalized and, with `silu`, activated `x` `(B, C, H, W)`, by part.
 
@@ -25,3 +27,16 @@ def normed_codes(
         # Of a part, a dense result: no pass is needed to copy the part out of the whole.
         parts = tuple(functional.silu(part, inplace=len(parts) == 1) for part in parts)
     return layer.quantized(parts), [] if raw is None else raw.quantized(x.split(list(widths), dim=1))
+
+
+def normed_codes_of_each(x: Tensor, norm: nn.GroupNorm, layers: Sequence[Int8Layer]) -> list[Tensor]:
+    """What each of the layers, whose input has one part, reads of normalized `x` `(B, C, H, W)`."""
+    quantizers = [layer.quantizers()[0] for layer in layers]
+    distinct = list(dict.fromkeys(quantizers))
+    if native.obstacle():
+        normed = norm(x)
+        codes = [quantize_to_uint8(normed, *quantizer) for quantizer in distinct]
+    else:
+        widths, starts = [x.shape[1]] * len(distinct), [0] * len(distinct)
+        codes, _ = native.norm_quantize(x, norm, distinct, widths, silu=False, starts=starts)
+    return [codes[distinct.index(quantizer)] for quantizer in quantizers]

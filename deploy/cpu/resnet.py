@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from errata.compress.cache.corrected import CorrectedOutput
 from errata.compress.network.clock import StepClock
-from errata.deploy.cpu.int8 import OneDNNLayer
+from errata.deploy.cpu.int8 import Int8Layer
 from errata.deploy.cpu.norms import normed_codes
 
 
@@ -56,23 +56,23 @@ class FusedResnet(nn.Module):
             and block.downsample is None
             and block.time_embedding_norm == "default"
             and isinstance(block.nonlinearity, nn.SiLU)
-            and isinstance(_inner(block.conv1), OneDNNLayer)
-            and isinstance(_inner(block.conv2), OneDNNLayer)
+            and isinstance(_inner(block.conv1), Int8Layer)
+            and isinstance(_inner(block.conv2), Int8Layer)
         )
 
     @torch.compiler.disable
     def forward(self, input_tensor: Tensor, temb: Tensor | None = None) -> Tensor:
         """`(B, C, H, W)` and `(B, D)` to `(B, C', H, W)`, as the block."""
         shortcut = _inner(self.conv_shortcut)
-        raw = shortcut if isinstance(shortcut, OneDNNLayer) else None
+        raw = shortcut if isinstance(shortcut, Int8Layer) else None
         codes, raw_codes = normed_codes(input_tensor, self.norm1, _inner(self.conv1), silu=True, raw=raw)
         h = self._first(codes, temb)
         codes, _ = normed_codes(h, self.norm2, _inner(self.conv2), silu=True)
-        output = _product(self.conv2, codes)
         if raw is not None:
-            output.add_(_product(self.conv_shortcut, raw_codes))
+            residual = _product(self.conv_shortcut, raw_codes)
         else:
-            output.add_(input_tensor if shortcut is None else self.conv_shortcut(input_tensor))
+            residual = input_tensor if shortcut is None else self.conv_shortcut(input_tensor)
+        output = _product(self.conv2, codes, residual)
         return output if self.output_scale_factor == 1 else output.div_(self.output_scale_factor)
 
     def _first(self, codes: Sequence[Tensor], temb: Tensor | None) -> Tensor:
@@ -84,7 +84,7 @@ class FusedResnet(nn.Module):
             return layer.product(codes, self._bias(layer, temb, time))
         return _product(self.conv1, codes).add_(self._projected(temb)[:, :, None, None])
 
-    def _bias(self, layer: OneDNNLayer, temb: Tensor, time: float) -> Tensor:
+    def _bias(self, layer: Int8Layer, temb: Tensor, time: float) -> Tensor:
         if time not in self._biases:
             projected = self._projected(temb[:1])[0]
             self._biases[time] = projected if layer.bias is None else projected + layer.bias
@@ -100,7 +100,7 @@ class FusedUpsample(nn.Module):
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        self.conv: OneDNNLayer = block.conv
+        self.conv: Int8Layer = block.conv
 
     @staticmethod
     def is_fusible(block: nn.Module) -> bool:
@@ -110,7 +110,7 @@ class FusedUpsample(nn.Module):
             and block.interpolate
             and block.norm is None
             and not block.use_conv_transpose
-            and isinstance(getattr(block, "conv", None), OneDNNLayer)
+            and isinstance(getattr(block, "conv", None), Int8Layer)
         )
 
     @torch.compiler.disable
@@ -127,7 +127,7 @@ class FusedDownsample(nn.Module):
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        self.conv: OneDNNLayer = block.conv
+        self.conv: Int8Layer = block.conv
 
     @staticmethod
     def is_fusible(block: nn.Module) -> bool:
@@ -137,7 +137,7 @@ class FusedDownsample(nn.Module):
             and block.use_conv
             and block.padding == 0
             and block.norm is None
-            and isinstance(block.conv, OneDNNLayer)
+            and isinstance(block.conv, Int8Layer)
         )
 
     @torch.compiler.disable
@@ -159,8 +159,10 @@ def _is_corrected(layer: nn.Module) -> bool:
     return isinstance(layer, CorrectedOutput) and layer.acts
 
 
-def _product(layer: Any, codes: Sequence[Tensor]) -> Tensor:
-    """The layer on the codes of its parts, corrected where that is due; free to be changed."""
-    inner: OneDNNLayer = _inner(layer)
-    output = inner.product(codes, inner.bias)
-    return layer.corrected(output) if _is_corrected(layer) else output
+def _product(layer: Any, codes: Sequence[Tensor], added: Tensor | None = None) -> Tensor:
+    """The layer on the codes of its parts, corrected where that is due, plus `added`; free to be changed."""
+    inner: Int8Layer = _inner(layer)
+    if not _is_corrected(layer):
+        return inner.product(codes, inner.bias, added)
+    output: Tensor = layer.corrected(inner.product(codes, inner.bias))
+    return output if added is None else output.add_(added)

@@ -1,3 +1,4 @@
+import gc
 import logging
 import os
 import signal
@@ -5,6 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -279,8 +281,16 @@ def test_prompts_come_from_the_lines_of_a_file(tmp_path: Path) -> None:
         columns.read_prompts(str(tmp_path / "empty.txt"), limit=2)
 
 
-# datasets leaves the file that it streams from to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.fixture
+def files_collected() -> Iterator[None]:
+    """datasets leaves the file that it streams from to the garbage collector: not during another test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+@pytest.mark.usefixtures("files_collected")
 def test_prompts_and_labels_come_from_columns_of_local_files(tmp_path: Path) -> None:
     rows = {"text": ["a red cube", "a café", "third"], "label": [7, 0, 9]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "rows.parquet")
@@ -293,8 +303,7 @@ def test_prompts_and_labels_come_from_columns_of_local_files(tmp_path: Path) -> 
     assert columns.read_labels(str(tmp_path / "labels.txt"), limit=5) == [3, 1]
 
 
-# datasets leaves the file that it streams from to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("files_collected")
 def test_a_column_that_is_not_there_or_of_another_kind_is_refused(tmp_path: Path) -> None:
     rows = {"text": ["a red cube"], "label": [7]}
     file = tmp_path / "rows.parquet"

@@ -13,8 +13,8 @@ from errata import calibration, compress, deploy
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline
 from errata.deploy import DeployedPipeline
-from errata.deploy.cpu import int8
-from errata.deploy.cpu.int8 import OneDNNLayer
+from errata.deploy.cpu import int8, native
+from errata.deploy.cpu.int8 import Int8Layer
 from errata.deploy.cpu.weight_only import WeightOnlyLayer
 from errata.deploy.reference import ReferenceLayer
 from errata.errors import ArtifactError, ArtifactMismatch
@@ -76,15 +76,19 @@ def alternating(tiny_compressed: Make, tmp_path: Path) -> Callable[[str], Path]:
 
 
 @needs_vnni
+@pytest.mark.parametrize("backend", ["vnni", "onednn"])
 @pytest.mark.parametrize("recipe", ["w8a8", "w4a8", "w8a8+deepcache-3"])
 def test_int8_kernels_agree_within_rounding_flips(
-    recipe: str, alternating: Artifact, tiny_calibration: CalibrationSet
+    recipe: str, backend: str, alternating: Artifact, tiny_calibration: CalibrationSet
 ) -> None:
+    if backend == "vnni" and native.product_obstacle():
+        pytest.skip(native.product_obstacle())
     path = alternating(recipe)
-    reference, int8 = (deploy.load(path, backend=name) for name in ("reference", "onednn"))
+    reference, int8 = (deploy.load(path, backend=name) for name in ("reference", backend))
     rows = [row for row in int8.backend_report() if row.scheme in ("w8a8", "w4a8")]
     assert rows
-    assert all(row.backend == "onednn" for row in rows)
+    assert any(row.backend == backend for row in rows)
+    assert all(row.backend == "onednn" for row in rows if row.backend != backend)  # few channels
     for step in range(6):
         x = next(tiny_calibration.batches(step)).sample
         expected, _ = reference.denoiser.full(x, step, {})
@@ -189,11 +193,16 @@ def test_without_vnni_nothing_saturates_silently(
 
 
 @needs_vnni
+@pytest.mark.parametrize("has_own_kernel", [True, False])
 @pytest.mark.parametrize("recipe", ["w8a8", "w4a8"])
 def test_each_layer_runs_the_kernel_that_the_report_names(
-    recipe: str, tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+    recipe: str, has_own_kernel: bool, tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runtime_layers = ((OneDNNLayer, "product"), (ReferenceLayer, "forward"), (WeightOnlyLayer, "forward"))
+    if has_own_kernel and native.product_obstacle():
+        pytest.skip(native.product_obstacle())
+    if not has_own_kernel:
+        monkeypatch.setattr(native, "product_obstacle", lambda: "switched off")
+    runtime_layers = ((Int8Layer, "product"), (ReferenceLayer, "forward"), (WeightOnlyLayer, "forward"))
     for kind, method in runtime_layers:
         monkeypatch.setattr(kind, method, told_to_the_profiler(getattr(kind, method)))
     deployed = deploy.load(tiny_artifact(recipe))
@@ -207,10 +216,16 @@ def test_each_layer_runs_the_kernel_that_the_report_names(
     rows = {row.layer: row.backend for row in deployed.backend_report() if row.kind != "attention"}
     assert set(rows) == set(kernels)
     for layer, backend in rows.items():
-        is_int8 = any(name.startswith("onednn::q") for name in kernels[layer])
-        is_float = bool(kernels[layer] & {"aten::conv2d", "aten::linear"})
-        assert (is_int8, is_float) == (backend == "onednn", backend != "onednn"), layer
-    assert {"onednn", "reference", "weight only"} == set(rows.values())
+        found = {
+            "vnni": "errata::int8_product" in kernels[layer],
+            "onednn": any(name.startswith("onednn::q") for name in kernels[layer]),
+            "float": bool(kernels[layer] & {"aten::conv2d", "aten::linear"}),
+        }
+        assert found == {
+            name: name == (backend if backend in ("vnni", "onednn") else "float") for name in found
+        }, layer
+    int8_kernel = "vnni" if has_own_kernel else "onednn"
+    assert {int8_kernel, "reference", "weight only"} == set(rows.values())
 
 
 @needs_vnni
@@ -241,7 +256,7 @@ def all_children(event: Any) -> list[Any]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backend": "tensorrt"}, "unknown backend 'tensorrt'; allowed are auto, reference, onednn"),
+        ({"backend": "tensorrt"}, "unknown backend 'tensorrt'; allowed are auto, reference, vnni"),
         ({"device": "quantum"}, "device 'quantum' cannot be used"),
         ({"on_mismatch": "guess"}, "unknown on_mismatch 'guess'; allowed are 'error' and 'nearest'"),
     ],

@@ -19,7 +19,7 @@ from errata import deploy
 from errata.compress import CompressedPipeline
 from errata.compress.network.denoiser import Denoiser
 from errata.deploy import DeployedPipeline
-from errata.deploy.cpu import int8
+from errata.deploy.cpu import int8, native
 from errata.deploy.engines.agreement import distance
 
 LOG = logging.getLogger(__name__)  # `pytest --log-cli-level=INFO` shows the numbers
@@ -86,7 +86,9 @@ def test_every_backend_agrees_with_the_reference_at_every_step(
     calls = recorded_calls(reference, small)
     steps = reference.schedule.num_steps
     assert sorted({step for _, step, _ in calls}) == list(range(steps))
-    others = {"onednn": deploy.load(path, backend="onednn").denoiser} if int8.is_available() else {}
+    names = ["onednn"] if int8.is_available() else []
+    names += [] if native.product_obstacle() else ["vnni"]
+    others: dict[str, Denoiser] = {name: deploy.load(path, backend=name).denoiser for name in names}
     others |= engine_of(path, small, tmp_path / "engine")
     for backend, denoiser in others.items():
         for x, step, cond in calls:

@@ -22,7 +22,7 @@ from errata.compress.quantize.scheme import LayerScheme
 from errata.deploy.cpu import int8, native
 from errata.deploy.cpu.attention import CPUAttention
 from errata.deploy.cpu.fusion import embeds_time_only, fuse
-from errata.deploy.cpu.int8 import OneDNNLayer, StepTable
+from errata.deploy.cpu.int8 import Int8Layer, StepTable
 from errata.deploy.cpu.resnet import FusedDownsample, FusedResnet, FusedUpsample
 
 pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this CPU has no VNNI instructions")
@@ -52,7 +52,8 @@ def make_int8(block: Any, clock: StepClock, widths: Mapping[str, tuple[int, ...]
         )
         tables = [StepTable(SCALES * (part + 1), ZERO_POINTS, clock) for part in range(len(parts))]
         bias = None if module.bias is None else torch.randn(len(codes))
-        layer = OneDNNLayer(scheme, Geometry(module), codes, scales, bias, tables)
+        kernel = "onednn" if native.product_obstacle() else "vnni"
+        layer = Int8Layer(scheme, Geometry(module), codes, scales, bias, tables, kernel=kernel)
         replace_module(block, name, layer)
 
 

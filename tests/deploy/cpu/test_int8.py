@@ -1,4 +1,4 @@
-"""oneDNN's int8 layers against a slow reference: float64 arithmetic on the codes themselves."""
+"""int8 layers, of both kernels, against a slow reference: float64 arithmetic on the codes themselves."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from errata.compress.network.clock import StepClock
 from errata.compress.quantize.layers import Geometry
 from errata.compress.quantize.scheme import LayerScheme
-from errata.deploy.cpu import int8
-from errata.deploy.cpu.int8 import OneDNNLayer, OneDNNQuantizer, StepTable, quantize_to_uint8
+from errata.deploy.cpu import int8, native
+from errata.deploy.cpu.int8 import Int8Layer, OneDNNQuantizer, StepTable, quantize_to_uint8
 from errata.deploy.packing import dequantize_weight
 
 pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this CPU has no VNNI instructions")
@@ -17,9 +17,16 @@ SCALES = torch.tensor([0.004, 0.02, 0.1])  # differ 25-fold between steps
 ZERO_POINTS = torch.tensor([0, 90, 255], dtype=torch.uint8)
 
 
+@pytest.fixture(params=["vnni", "onednn"])
+def kernel(request: pytest.FixtureRequest) -> str:
+    if request.param == "vnni" and native.product_obstacle():
+        pytest.skip(native.product_obstacle())
+    return str(request.param)
+
+
 def make(
-    module: nn.Conv2d | nn.Linear, widths: tuple[int, ...], clock: StepClock
-) -> tuple[OneDNNLayer, Tensor]:
+    module: nn.Conv2d | nn.Linear, widths: tuple[int, ...], clock: StepClock, kernel: str
+) -> tuple[Int8Layer, Tensor]:
     codes = torch.randint(-127, 128, module.weight.shape, dtype=torch.int8)
     scales = torch.rand(len(widths), codes.shape[0]) * 0.02 + 0.001
     scheme = LayerScheme(
@@ -31,7 +38,7 @@ def make(
     )
     tables = [StepTable(SCALES * (part + 1), ZERO_POINTS, clock) for part in range(len(widths))]
     bias = None if module.bias is None else module.bias.detach()
-    layer = OneDNNLayer(scheme, Geometry(module), codes, scales, bias, tables)
+    layer = Int8Layer(scheme, Geometry(module), codes, scales, bias, tables, kernel=kernel)
     return layer, dequantize_weight(codes, scales, widths)
 
 
@@ -43,15 +50,21 @@ CASES = [
     (nn.Linear(16, 32), (16,), (2, 10, 16)),
     (nn.Linear(16, 32, bias=False), (16,), (5, 16)),
     (nn.Linear(40, 32), (16, 24), (2, 10, 40)),
+    # Outputs that fill one to four vectors, and not the last; pixels that do not fill the last tile.
+    (nn.Conv2d(4, 13, 3, padding=1), (4,), (1, 4, 5, 3)),
+    (nn.Conv2d(8, 100, (3, 1), padding=(1, 0)), (8,), (3, 8, 5, 7)),
+    (nn.Conv2d(12, 39, 5, padding=4, dilation=2, stride=(1, 2)), (12,), (2, 12, 11, 9)),
+    (nn.Conv2d(8, 130, 3), (8,), (2, 8, 6, 5)),
+    (nn.Linear(64, 64), (64,), (1, 64)),
 ]
 
 
 @pytest.mark.parametrize(("module", "widths", "shape"), CASES)
 def test_a_layer_equals_float64_arithmetic_on_its_codes(
-    module: nn.Conv2d | nn.Linear, widths: tuple[int, ...], shape: tuple[int, ...]
+    module: nn.Conv2d | nn.Linear, widths: tuple[int, ...], shape: tuple[int, ...], kernel: str
 ) -> None:
     clock = StepClock()
-    layer, weight = make(module, widths, clock)
+    layer, weight = make(module, widths, clock, kernel)
     x = torch.randn(shape) * 2
     outputs = []
     for step in range(3):
@@ -68,6 +81,51 @@ def test_a_layer_equals_float64_arithmetic_on_its_codes(
         assert (outputs[-1] - expected).abs().max() <= bound
         others = [(output - expected).abs().max() for output in outputs[:-1]]
         assert all(other > 10 * bound for other in others)  # another step's scale would show
+
+
+@pytest.mark.parametrize(("module", "widths", "shape"), CASES)
+def test_what_is_added_is_added(
+    module: nn.Conv2d | nn.Linear, widths: tuple[int, ...], shape: tuple[int, ...], kernel: str
+) -> None:
+    clock = StepClock()
+    layer, _ = make(module, widths, clock, kernel)
+    x = torch.randn(shape)
+    with clock.at(1):
+        plain = layer(x)
+        added = torch.randn(plain.shape)  # of another memory format than a convolution's output
+        given = added.clone()
+        output = layer.product(layer.quantized(layer.split(x)), layer.bias, added)
+        half = layer.product(layer.quantized(layer.split(x)), layer.bias, added, dtype=torch.bfloat16)
+    assert torch.equal(half, output.bfloat16())
+    assert torch.equal(added, given)
+    assert (output - plain - added).abs().max() <= 1e-5 * (1 + plain.abs().max())
+
+
+def test_neither_threads_nor_neighbours_change_a_result(kernel: str) -> None:
+    clock = StepClock()
+    layer, _ = make(nn.Conv2d(32, 48, 3, padding=1), (32,), clock, kernel)
+    x = torch.randn(3, 32, 9, 9)
+    with clock.at(1):
+        together, alone = layer(x), layer(x[1:2])
+        torch.set_num_threads(3)
+        try:
+            threaded = layer(x)
+        finally:
+            torch.set_num_threads(1)
+    assert torch.equal(together[1:2], alone)
+    assert torch.equal(together, threaded)
+
+
+@pytest.mark.parametrize("values", [255, 0])
+def test_the_largest_sums_are_exact(values: int, kernel: str) -> None:
+    """Where a product of pairs were summed in int16, these would saturate."""
+    clock = StepClock()
+    layer, weight = make(nn.Linear(2304, 16, bias=False), (2304,), clock, kernel)
+    codes = torch.full((7, 2304), values, dtype=torch.uint8)
+    with clock.at(1):
+        output = layer.product([codes], None)
+    expected = ((codes.double() - int(ZERO_POINTS[1])) * SCALES[1].double()) @ weight.double().T
+    assert (output - expected).abs().max() <= 2e-6 * expected.abs().max()
 
 
 def dequantized(x: Tensor, scale: float, zero_point: int) -> Tensor:

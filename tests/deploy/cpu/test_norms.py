@@ -95,12 +95,24 @@ def test_a_sample_does_not_depend_on_its_neighbours_or_on_the_number_of_threads(
 
 
 @needs_compiler
-def test_extremes_saturate() -> None:
-    norm = nn.GroupNorm(1, 4, affine=True).requires_grad_(False)
-    norm.weight.fill_(1e4)
-    x = torch.randn(1, 4, 8, 8)
-    ((found,), _) = native.norm_quantize(x, norm, [(0.01, 7)], [4], silu=True)
-    assert set(found.unique().tolist()) <= {7, 255}
+@pytest.mark.parametrize("channels", [4, 36])
+@pytest.mark.parametrize("factor", [1e4, 1e30])
+def test_extremes_saturate(factor: float, channels: int) -> None:
+    norm = nn.GroupNorm(1, channels, affine=True).requires_grad_(False)
+    norm.weight.fill_(factor)
+    x = torch.randn(1, channels, 8, 8)
+    ((found,), _) = native.norm_quantize(x, norm, [(0.01, 7)], [channels], silu=True)
+    assert set(found.unique().tolist()) == {7, 255}
+    ((found,), _) = native.norm_quantize(x, norm, [(0.01, 7)], [channels], silu=False)
+    assert set(found.unique().tolist()) == {0, 255}
+
+
+@needs_compiler
+@pytest.mark.parametrize("silu", [True, False])
+def test_what_is_no_number_has_the_code_zero(silu: bool) -> None:
+    norm, x = make_norm(36, 4), torch.full((1, 36, 4, 4), torch.nan)
+    ((found,), _) = native.norm_quantize(x, norm, [(0.01, 7)], [36], silu=silu)
+    assert not found.any()
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def test_corrected_layers_follow_their_choice(tiny_artifact: Artifact) -> None:
 def test_what_cannot_run_is_said(tiny_artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     path = tiny_artifact("w8a8")
-    with pytest.raises(ArtifactError, match="allowed are auto, reference, onednn, triton"):
+    with pytest.raises(ArtifactError, match="allowed are auto, reference, vnni, onednn, triton"):
         deploy.load(path, backend="cudnn")
     monkeypatch.setattr(availability, "_has_triton", lambda: True)
     with pytest.raises(ArtifactError, match="'triton' cannot run: Triton's kernels need a CUDA device"):
