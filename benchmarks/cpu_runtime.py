@@ -29,6 +29,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from compress_cifar import cifar_pipeline
 from torch import Tensor, nn
@@ -124,7 +125,7 @@ def calls(options: argparse.Namespace) -> None:
         x = noise(batch_size)
         variants = float_variants(unet, deployed, x)
         if options.openvino:
-            variants |= openvino_variants(unet, x, deployed.denoiser.timesteps[0])
+            variants |= openvino_variants(options, unet, x, deployed.denoiser.timesteps[0])
         variants["errata w8a8"] = lambda x=x: deployed.denoiser.full(x, 0, {})
         print(f"\none evaluation, batch {batch_size}, {options.rounds} rounds")
         print_ratios(timed(variants, options.rounds))
@@ -143,8 +144,10 @@ def float_variants(unet: nn.Module, deployed: DeployedPipeline, x: Tensor) -> di
     }
 
 
-def openvino_variants(unet: nn.Module, x: Tensor, moment: float) -> dict[str, Call]:
-    """OpenVINO's float32 and NNCF's post-training int8, of one static shape."""
+def openvino_variants(
+    options: argparse.Namespace, unet: nn.Module, x: Tensor, moment: float
+) -> dict[str, Call]:
+    """OpenVINO's float32, NNCF's post-training int8, and the artifact's engine, of one static shape."""
     import nncf
     import openvino
 
@@ -164,7 +167,23 @@ def openvino_variants(unet: nn.Module, x: Tensor, moment: float) -> dict[str, Ca
     plain = openvino.compile_model(converted, "CPU", {**threads, "INFERENCE_PRECISION_HINT": "f32"})
     int8 = openvino.compile_model(quantized, "CPU", threads)
     array = x.numpy()
-    return {"OpenVINO float32": lambda: plain(array), "OpenVINO NNCF int8": lambda: int8(array)}
+    variants: dict[str, Call] = {
+        "OpenVINO float32": lambda: plain(array),
+        "OpenVINO NNCF int8": lambda: int8(array),
+    }
+    if (file := engine_folder(options, "qdq") / "full.onnx").exists():  # after `--only onnx`
+        model = openvino.Core().read_model(file)
+        model.reshape({"sample": list(x.shape)})
+        engine = openvino.compile_model(model, "CPU", threads)
+        inputs = {"sample": array, "step": numpy.array(0)}
+        variants["OpenVINO, the qdq engine"] = lambda: engine(inputs)
+    return variants
+
+
+def engine_folder(options: argparse.Namespace, form: str) -> Path:
+    """Where the artifact's engine of that form is kept."""
+    folder: Path = options.work / f"engine-{form}-{options.steps}"
+    return folder
 
 
 @torch.no_grad()
@@ -174,9 +193,10 @@ def onnx(options: argparse.Namespace) -> None:
 
     from errata.deploy import engines
 
-    source, folder = artifact(options, PLAIN), options.work / f"engine-{options.steps}"
-    if not folder.exists():
-        engines.export_onnx(source, folder)
+    source, folder = artifact(options, PLAIN), engine_folder(options, "gathered")
+    for form in engines.FORMS:
+        if not engine_folder(options, form).exists():
+            engines.export_onnx(source, engine_folder(options, form), form=form)
     plain = options.work / "float.onnx"
     if not plain.exists():
         write_plain(cifar_pipeline().unet, plain)

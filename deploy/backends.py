@@ -27,8 +27,8 @@ from errata.errors import ArtifactError
 BACKENDS = ("auto", "reference", "vnni", "onednn", "triton")
 # Those of int8 layers on the CPU.
 CPU_INT8 = ("vnni", "onednn")
-# The first and last convolution: with 1 to 4 channels the int8 product has too little to do, and quantizing
-# the input costs more than it saves.
+# With the 1 to 4 channels of the first convolution the int8 product has too little to do, and quantizing the
+# input costs more than it saves.
 _FEWEST_CHANNELS = 16
 
 
@@ -107,7 +107,9 @@ def _choose(
         return "onednn", "asked for"
     if backend == "vnni":
         return _cpu_kernel(layer, module, "asked for")
-    narrowest = min(module.weight.shape[0], *layer.input_widths)
+    # The project's own kernel takes few outputs well, oneDNN's does not.
+    is_own = not vnni.obstacle(Geometry(module), module.weight.shape, layer.input_widths)
+    narrowest = min(layer.input_widths) if is_own else min(module.weight.shape[0], *layer.input_widths)
     if narrowest < _FEWEST_CHANNELS:
         return "reference", f"{narrowest} channels: too small for int8 to be faster"
     if layer.weight_bits == 4:

@@ -10,6 +10,7 @@ from torch import nn
 from errata.compress.network.clock import StepClock
 from errata.compress.network.unet import replace_module
 from errata.deploy.cpu import native
+from errata.deploy.cpu.output import FusedOutput
 from errata.deploy.cpu.resnet import FusedDownsample, FusedResnet, FusedUpsample
 
 
@@ -36,6 +37,9 @@ def fuse(unet: nn.Module, clock: StepClock) -> dict[str, str]:
         elif FusedDownsample.is_fusible(module):
             replace_module(unet, name, FusedDownsample(module))
             told[f"{name}.conv"] = "padded as codes"
+    if FusedOutput.is_fusible(unet):
+        FusedOutput.into(unet)
+        told["conv_out"] = f"input {in_one_pass}"
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return told
 

@@ -56,33 +56,33 @@ class FusedResnet(nn.Module):
             and block.downsample is None
             and block.time_embedding_norm == "default"
             and isinstance(block.nonlinearity, nn.SiLU)
-            and isinstance(_inner(block.conv1), Int8Layer)
-            and isinstance(_inner(block.conv2), Int8Layer)
+            and isinstance(inner(block.conv1), Int8Layer)
+            and isinstance(inner(block.conv2), Int8Layer)
         )
 
     @torch.compiler.disable
     def forward(self, input_tensor: Tensor, temb: Tensor | None = None) -> Tensor:
         """`(B, C, H, W)` and `(B, D)` to `(B, C', H, W)`, as the block."""
-        shortcut = _inner(self.conv_shortcut)
+        shortcut = inner(self.conv_shortcut)
         raw = shortcut if isinstance(shortcut, Int8Layer) else None
-        codes, raw_codes = normed_codes(input_tensor, self.norm1, _inner(self.conv1), silu=True, raw=raw)
+        codes, raw_codes = normed_codes(input_tensor, self.norm1, inner(self.conv1), silu=True, raw=raw)
         h = self._first(codes, temb)
-        codes, _ = normed_codes(h, self.norm2, _inner(self.conv2), silu=True)
+        codes, _ = normed_codes(h, self.norm2, inner(self.conv2), silu=True)
         if raw is not None:
-            residual = _product(self.conv_shortcut, raw_codes)
+            residual = product(self.conv_shortcut, raw_codes)
         else:
             residual = input_tensor if shortcut is None else self.conv_shortcut(input_tensor)
-        output = _product(self.conv2, codes, residual)
+        output = product(self.conv2, codes, residual)
         return output if self.output_scale_factor == 1 else output.div_(self.output_scale_factor)
 
     def _first(self, codes: Sequence[Tensor], temb: Tensor | None) -> Tensor:
         if temb is None:
-            return _product(self.conv1, codes)
+            return product(self.conv1, codes)
         time = self._clock.time
         if self._keeps_biases and time is not None and not _is_corrected(self.conv1):
-            layer = _inner(self.conv1)
+            layer = inner(self.conv1)
             return layer.product(codes, self._bias(layer, temb, time))
-        return _product(self.conv1, codes).add_(self._projected(temb)[:, :, None, None])
+        return product(self.conv1, codes).add_(self._projected(temb)[:, :, None, None])
 
     def _bias(self, layer: Int8Layer, temb: Tensor, time: float) -> Tensor:
         if time not in self._biases:
@@ -151,7 +151,8 @@ class FusedDownsample(nn.Module):
         return self.conv.product(padded, self.conv.bias)
 
 
-def _inner(layer: Any) -> Any:
+def inner(layer: Any) -> Any:
+    """The layer whose output is corrected in cached calls, or the layer itself."""
     return layer.layer if isinstance(layer, CorrectedOutput) else layer
 
 
@@ -159,10 +160,10 @@ def _is_corrected(layer: nn.Module) -> bool:
     return isinstance(layer, CorrectedOutput) and layer.acts
 
 
-def _product(layer: Any, codes: Sequence[Tensor], added: Tensor | None = None) -> Tensor:
+def product(layer: Any, codes: Sequence[Tensor], added: Tensor | None = None) -> Tensor:
     """The layer on the codes of its parts, corrected where that is due, plus `added`; free to be changed."""
-    inner: Int8Layer = _inner(layer)
+    quantized: Int8Layer = inner(layer)
     if not _is_corrected(layer):
-        return inner.product(codes, inner.bias, added)
-    output: Tensor = layer.corrected(inner.product(codes, inner.bias))
+        return quantized.product(codes, quantized.bias, added)
+    output: Tensor = layer.corrected(quantized.product(codes, quantized.bias))
     return output if added is None else output.add_(added)

@@ -2,7 +2,7 @@
 
 from errata.deploy.engines.exporting import export_onnx
 from errata.deploy.engines.loading import load
-from errata.deploy.engines.manifest import ENGINE_FILE, EngineManifest
+from errata.deploy.engines.manifest import ENGINE_FILE, FORMS, EngineManifest
 from errata.deploy.engines.verification import verify
 
-__all__ = ["ENGINE_FILE", "EngineManifest", "export_onnx", "load", "verify"]
+__all__ = ["ENGINE_FILE", "FORMS", "EngineManifest", "export_onnx", "load", "verify"]

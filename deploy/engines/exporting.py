@@ -20,10 +20,10 @@ from errata.deploy.deployed import load, restore_buffers
 from errata.deploy.engines.agreement import check_agreement
 from errata.deploy.engines.example import example_inputs
 from errata.deploy.engines.graph_check import LARGEST_GRAPH, graph_spec
+from errata.deploy.engines.installing import install_engine_layers
 from errata.deploy.engines.loading import make_denoiser
-from errata.deploy.engines.manifest import EngineManifest
+from errata.deploy.engines.manifest import FORMS, EngineManifest
 from errata.deploy.engines.onnx_graphs import CACHED, FULL, write_graphs
-from errata.deploy.engines.onnx_layers import install_engine_layers
 from errata.deploy.engines.runtime import needed
 from errata.deploy.engines.verification import FEATURE_FILE, verify
 from errata.deploy.manifest import FileRecord, Manifest
@@ -34,7 +34,13 @@ from errata.directories import refuse_taken, staged_directory
 from errata.errors import ArtifactError
 
 
-def export_onnx(artifact: str | Path, out: str | Path, *, example: Mapping[str, Any] | None = None) -> Path:
+def export_onnx(
+    artifact: str | Path,
+    out: str | Path,
+    *,
+    form: str = "gathered",
+    example: Mapping[str, Any] | None = None,
+) -> Path:
     """Writes the engine directory `out` of an artifact, and returns its path.
 
     Before the directory is there, the engine is compared with the artifact's reference backend at the first,
@@ -44,6 +50,9 @@ def export_onnx(artifact: str | Path, out: str | Path, *, example: Mapping[str, 
     Args:
         artifact: directory made by `deploy.export`.
         out: a new directory.
+        form: "gathered" gathers the scales of a step from tables, and onnxruntime multiplies in int8; "qdq"
+            has quantize/dequantize pairs of constant scales, of which OpenVINO and TensorRT build int8
+            kernels, and which onnxruntime computes in floating point.
         example: arguments of a call of the pipeline, whose first denoiser call says which inputs the graphs
             have; None calls it for four samples, with a prompt or labels where it takes them.
 
@@ -51,6 +60,8 @@ def export_onnx(artifact: str | Path, out: str | Path, *, example: Mapping[str, 
         ArtifactError: and its subclasses as in `deploy.verify`; `out` exists or cannot be written; the
             network cannot be exported, or the engine does not agree with it; onnx or onnxruntime is missing.
     """
+    if form not in FORMS:
+        raise ArtifactError(f"unknown form {form!r}; allowed are {' and '.join(FORMS)}")
     for package in ("onnx", "onnxruntime"):
         needed(package)
     root, target = Path(artifact), Path(out)
@@ -63,10 +74,10 @@ def export_onnx(artifact: str | Path, out: str | Path, *, example: Mapping[str, 
     with staged_directory(target, error=ArtifactError) as staging:
         _copy_shared(root, manifest, staging)
         _write_feature_tables(manifest, tensors, staging)
-        _write_graphs(root, manifest, tensors, sample, cond, staging)
-        _engine_manifest(manifest, staging).write(staging)
+        _write_graphs(root, manifest, tensors, sample, cond, staging, form=form)
+        _engine_manifest(manifest, staging, form).write(staging)
         engine = make_denoiser(staging, verify(staging))
-        check_agreement(engine, deployed, sample, cond)
+        check_agreement(engine, deployed, sample, cond, form=form)
     return target
 
 
@@ -98,10 +109,12 @@ def _write_graphs(
     sample: Tensor,
     cond: Mapping[str, Tensor],
     staging: Path,
+    *,
+    form: str,
 ) -> None:
     unet, clock = empty_unet(root, manifest), StepClock()
     parameters = {name: tensors[name] for name in float_parameters(unet, manifest.scheme)}
-    install_engine_layers(unet, manifest.scheme, tensors, clock)
+    install_engine_layers(unet, manifest.scheme, tensors, clock, form=form)
     unet.load_state_dict(parameters, strict=False, assign=True)
     restore_buffers(unet)
     size = sum(value.nbytes for value in unet.state_dict().values())
@@ -120,7 +133,7 @@ def _write_graphs(
         ) from error
 
 
-def _engine_manifest(manifest: Manifest, staging: Path) -> EngineManifest:
+def _engine_manifest(manifest: Manifest, staging: Path, form: str) -> EngineManifest:
     files = sorted(path for path in staging.rglob("*") if path.is_file())
     versions = {"errata": errata.__version__, "torch": torch.__version__}
     versions |= {name: needed(name).__version__ for name in ("onnx", "onnxruntime")}
@@ -130,6 +143,7 @@ def _engine_manifest(manifest: Manifest, staging: Path) -> EngineManifest:
         raise ArtifactError(f"the graph has an input that an engine cannot have: {error}") from error
     return EngineManifest.of(
         manifest,
+        form=form,
         made_by=versions,
         graphs=graphs,
         files={

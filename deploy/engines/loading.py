@@ -16,7 +16,6 @@ from errata.deploy.engines.manifest import EngineManifest
 from errata.deploy.engines.onnx_graphs import CACHED, FULL
 from errata.deploy.engines.session import Session
 from errata.deploy.engines.verification import as_artifact, feature_tables, float_network, verify
-from errata.deploy.manifest import Manifest
 
 _FILES: dict[StepKind, str] = {"full": FULL, "cached": CACHED}
 
@@ -57,30 +56,37 @@ def make_denoiser(root: Path, manifest: EngineManifest) -> EngineDenoiser:
     return EngineDenoiser(graphs, manifest.schedule, manifest.sampler.timesteps, correction=correction)
 
 
-def _report(manifest: Manifest) -> list[BackendRow]:
+def _report(manifest: EngineManifest) -> list[BackendRow]:
     scheme = manifest.scheme
     corrected = {layer.name for layer in scheme.correction.layers} if scheme.correction is not None else set()
     rows = []
     for layer in scheme.layers:
-        is_float = layer.activation_bits is None
-        reason = "weights dequantized at each call, float product" if is_float else "int8 product"
+        backend, reason = _kernel(manifest.form, is_quantized=layer.activation_bits is not None)
         if layer.weight_bits == 4:
             reason += "; int4 weights were unpacked to int8 at export"
         if layer.name in corrected:
             reason += "; output corrected in cached calls"
-        backend = "onnxruntime float" if is_float else "onnxruntime int8"
         rows.append(
             BackendRow(
                 layer=layer.name, kind=layer.kind, scheme=layer.label(), backend=backend, reason=reason
             )
         )
+    backend, reason = _kernel(manifest.form, is_quantized=True)
     return rows + [
         BackendRow(
             layer=f"{attention.name} (matmuls)",
             kind="attention",
             scheme=f"a{attention.bits}",
-            backend="onnxruntime float",
-            reason="inputs on the 8-bit grid, float products",
+            backend=backend,
+            reason=reason,
         )
         for attention in scheme.attentions
     ]
+
+
+def _kernel(form: str, *, is_quantized: bool) -> tuple[str, str]:
+    if not is_quantized:
+        return "onnxruntime float", "weights dequantized at each call, float product"
+    if form == "qdq":
+        return "onnxruntime float", "inputs on the 8-bit grid, float product; int8 in OpenVINO and TensorRT"
+    return "onnxruntime int8", "int8 product"

@@ -24,7 +24,9 @@ from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactVersionError
 ENGINE_FORMAT = "errata-engine/1"
 ENGINE_FILE = "errata-engine.json"
 GRAPH_SUFFIX = ".onnx"
-_KEYS = {"format", "made_by", "artifact", "graphs", "files"}
+# How a graph has the scales of a step: gathered from tables, or around quantize/dequantize pairs of scale 1.
+FORMS = ("gathered", "qdq")
+_KEYS = {"format", "made_by", "artifact", "form", "graphs", "files"}
 _TENSOR_KEYS = {"name", "dtype", "shape"}
 _GRAPH_KEYS = {"inputs", "outputs"}
 DTYPES = ("bool", "float32", "int32", "int64")
@@ -86,10 +88,12 @@ class EngineManifest(Manifest):
 
     Attributes:
         artifact: manifest of the artifact that the engine was made from.
+        form: how they have the scales of a step, one of `FORMS`.
         graphs: what each ONNX file takes and gives.
     """
 
     artifact: Manifest
+    form: str
     graphs: Mapping[str, GraphSpec]
 
     @classmethod
@@ -97,13 +101,14 @@ class EngineManifest(Manifest):
         cls,
         artifact: Manifest,
         *,
+        form: str,
         made_by: Mapping[str, str],
         graphs: Mapping[str, GraphSpec],
         files: Mapping[str, FileRecord],
     ) -> EngineManifest:
         """The one of an engine of that artifact."""
         said = {**vars(artifact), "made_by": made_by, "files": files}
-        return cls(**said, artifact=artifact, graphs=graphs)
+        return cls(**said, artifact=artifact, form=form, graphs=graphs)
 
     @property
     def denoiser_bytes(self) -> int:
@@ -122,6 +127,7 @@ class EngineManifest(Manifest):
             "format": ENGINE_FORMAT,
             "made_by": dict(self.made_by),
             "artifact": {**self.artifact.to_json(), DIGEST_KEY: self.artifact.sha256},
+            "form": self.form,
             "graphs": {name: spec.to_json() for name, spec in self.graphs.items()},
             "files": {path: vars(record) for path, record in self.files.items()},
         }
@@ -149,9 +155,14 @@ def read_engine_manifest(root: Path) -> EngineManifest:
         trouble = "lacks" if odd[0] in _KEYS else "has"
         raise ArtifactCorrupt(f"{file} {trouble} the key {odd[0][:80]!r}; it was not written by errata")
     artifact = _artifact(value["artifact"], file)
+    if value["form"] not in FORMS:
+        raise ArtifactVersionError(
+            f"{file} has the form {str(value['form'])[:80]!r}; this version reads {' and '.join(FORMS)}"
+        )
     try:
         manifest = EngineManifest.of(
             artifact,
+            form=value["form"],
             made_by=plain_texts("made_by", _object("made_by", value["made_by"])),
             graphs={
                 name: GraphSpec.from_json(spec) for name, spec in _object("graphs", value["graphs"]).items()

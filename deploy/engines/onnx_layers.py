@@ -1,8 +1,8 @@
-"""The layers that stand in a network while it is written as ONNX."""
+"""The layers that stand in a network while it is written as ONNX, with scales gathered by step."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,37 +12,12 @@ from diffusers.models.upsampling import KUpsample2D
 from torch import Tensor, nn
 from torch.nn import functional
 
-from errata.compress.cache.corrected import correct_outputs
-from errata.compress.network.attention import QuantizedAttention, set_attention
+from errata.compress.network.attention import QuantizedAttention
 from errata.compress.network.clock import StepClock
-from errata.compress.network.unet import float_layer, replace_module
 from errata.compress.quantize.layers import Geometry
 from errata.compress.quantize.observation import layer_sites
-from errata.compress.quantize.scheme import LayerScheme, Scheme
+from errata.compress.quantize.scheme import LayerScheme
 from errata.deploy.engines.onnx_nodes import Dequantized, QuantizedMatMul, QuantizedProduct, Windows
-from errata.deploy.tensors import read_codes
-
-
-def install_engine_layers(
-    unet: nn.Module, scheme: Scheme, tensors: Mapping[str, Tensor], clock: StepClock
-) -> None:
-    """Puts them into `unet`, in place, for its float ones; `tensors` are those of the artifact."""
-    for layer in scheme.layers:
-        module = float_layer(unet, layer.name)
-        codes = read_codes(layer, tensors, module.weight.shape)
-        if layer.activation_bits is None:
-            made: nn.Module = WeightOnlyEngineLayer(layer, Geometry(module), codes, tensors)
-        else:
-            made = EngineLayer(layer, Geometry(module), codes, tensors, clock)
-        replace_module(unet, layer.name, made)
-    for attention in scheme.attentions:
-        query, key, value, probabilities = (StepTables(name, tensors, clock) for name in attention.sites)
-        processor = EngineAttention(query=query, key=key, value=value, probabilities=probabilities)
-        set_attention(unet, attention.name, processor)
-    correct_outputs(unet, scheme, tensors, clock=clock, device=torch.device("cpu"))
-    for name, module in list(unet.named_modules()):
-        if isinstance(module, KDownsample2D | KUpsample2D):
-            replace_module(unet, name, EngineResampling(module))
 
 
 class StepTables(nn.Module):
@@ -55,6 +30,22 @@ class StepTables(nn.Module):
         self.register_buffer("scale", tensors[f"{site}.scale"])
         self.register_buffer("zero_point", tensors[f"{site}.zero_point"])
         self.clock = clock
+
+    def now(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of the current step, float32."""
+        return self.scale[self.clock.step], self.zero_point[self.clock.step].float()
+
+
+def weight_parts(
+    scheme: LayerScheme, codes: Tensor, tensors: Mapping[str, Tensor], clock: StepClock
+) -> Iterator[tuple[Tensor, Tensor, StepTables]]:
+    """Codes and scales of the weight and tables of the input, part by part."""
+    return zip(
+        codes.split(list(scheme.input_widths), dim=1),
+        tensors[f"{scheme.name}.weight_scale"],
+        (StepTables(site.name, tensors, clock) for site in layer_sites(scheme)),
+        strict=True,
+    )
 
 
 class _Part(nn.Module):
@@ -89,7 +80,7 @@ class _Part(nn.Module):
             self.weight_scale,
             bias,
             self.windows,
-            _sizes(x),
+            sizes_of(x),
         )
         return result
 
@@ -110,13 +101,9 @@ class EngineLayer(nn.Module):
         self.geometry = geometry
         self.bias: Tensor | None
         self.register_buffer("bias", tensors.get(f"{scheme.name}.bias"))
-        of_parts = zip(
-            codes.split(list(scheme.input_widths), dim=1),
-            tensors[f"{scheme.name}.weight_scale"],
-            (StepTables(site.name, tensors, clock) for site in layer_sites(scheme)),
-            strict=True,
+        self.parts = nn.ModuleList(
+            _Part(geometry, *part) for part in weight_parts(scheme, codes, tensors, clock)
         )
-        self.parts = nn.ModuleList(_Part(geometry, *part) for part in of_parts)
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shapes as the float layer."""
@@ -166,10 +153,9 @@ class EngineAttention(QuantizedAttention):
         self, attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> Tensor:
         query, key, value = (attn.head_to_batch_dim(x) for x in (query, key, value))
-        scores = self._product("query", query, "key", key, is_transposed=True) * attn.scale
-        if mask is not None:
-            scores = scores + mask
-        output = self._product("probabilities", scores.softmax(dim=-1), "value", value, is_transposed=False)
+        scores = self._product("query", query, "key", key, is_transposed=True)
+        probabilities = _softmax(attn, scores, mask)
+        output = self._product("probabilities", probabilities, "value", value, is_transposed=False)
         return attn.batch_to_head_dim(output)
 
     def _product(self, left: str, x: Tensor, right: str, y: Tensor, *, is_transposed: bool) -> Tensor:
@@ -183,9 +169,29 @@ class EngineAttention(QuantizedAttention):
             of_y.scale,
             of_y.zero_point,
             is_transposed,
-            (_sizes(x)[1], _sizes(y)[1 if is_transposed else 2]),
+            (sizes_of(x)[1], sizes_of(y)[1 if is_transposed else 2]),
         )
         return result
+
+
+def attend(
+    attn: Attention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    on_grid: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Attention without the empty matrix that `baddbmm` reads, which a graph would fill and add."""
+    query, key, value = (attn.head_to_batch_dim(x) for x in (query, key, value))
+    probabilities = on_grid(_softmax(attn, torch.bmm(query, key.transpose(1, 2)), mask))
+    return attn.batch_to_head_dim(torch.bmm(probabilities, value))
+
+
+def _softmax(attn: Attention, scores: Tensor, mask: Tensor | None) -> Tensor:
+    scores = scores * attn.scale
+    return (scores if mask is None else scores + mask).softmax(dim=-1)
 
 
 class EngineResampling(nn.Module):
@@ -203,7 +209,7 @@ class EngineResampling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, H, W)` at half or twice the height and width."""
-        channels, height, width = _sizes(x)[1:]
+        channels, height, width = sizes_of(x)[1:]
         border = (self.pad + 1) // 2 if self.is_up else self.pad
         padded = functional.pad(x, (border,) * 4, self.pad_mode)
         each = padded.reshape(-1, 1, height + 2 * border, width + 2 * border)
@@ -213,9 +219,9 @@ class EngineResampling(nn.Module):
             )
         else:
             output = functional.conv2d(each, self.kernel[None, None], stride=2)
-        return output.reshape(-1, channels, *_sizes(output)[2:])
+        return output.reshape(-1, channels, *sizes_of(output)[2:])
 
 
-def _sizes(x: Tensor) -> tuple[int, ...]:
+def sizes_of(x: Tensor) -> tuple[int, ...]:
     """Plain numbers, also while a network is traced."""
     return tuple(int(size) for size in x.shape)

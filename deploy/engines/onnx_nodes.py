@@ -184,6 +184,23 @@ class QuantizedMatMul(torch.autograd.Function):
         return _typed(product, x_scale, [None, *sizes])
 
 
+class Int8Grid(torch.autograd.Function):
+    """Whole numbers from -128 to 127: `QuantizeLinear` and `DequantizeLinear` of constant scale 1."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        """`x` rounded to nearest even and clamped; float32, same shape."""
+        return x.round().clamp(-128, 127)
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, sizes: tuple[int, ...]) -> Any:
+        """The same as nodes."""
+        one = g.op("Constant", value_t=torch.tensor(1.0))
+        zero = g.op("Constant", value_t=torch.tensor(0, dtype=torch.int8))
+        codes = g.op("QuantizeLinear", x, one, zero)
+        return _typed(g.op("DequantizeLinear", codes, one, zero), one, [None, *sizes[1:]])
+
+
 class Dequantized(torch.autograd.Function):
     """A weight from its int8 codes `(O, …)` and scales `(O,)`; float32."""
 

@@ -23,6 +23,7 @@ from errata.deploy.cpu import int8, native
 from errata.deploy.cpu.attention import CPUAttention
 from errata.deploy.cpu.fusion import embeds_time_only, fuse
 from errata.deploy.cpu.int8 import Int8Layer, StepTable
+from errata.deploy.cpu.output import FusedOutput
 from errata.deploy.cpu.resnet import FusedDownsample, FusedResnet, FusedUpsample
 
 pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this CPU has no VNNI instructions")
@@ -137,6 +138,34 @@ def test_an_input_that_is_still_needed_is_not_overwritten(norms: None) -> None:
     with torch.no_grad(), clock.at(0):
         fused(x)
     assert torch.equal(x, before)
+
+
+class End(nn.Module):
+    """The end of a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_norm_out = nn.GroupNorm(8, 32)
+        self.conv_act = nn.SiLU()
+        self.conv_out = nn.Conv2d(32, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        return output
+
+
+def test_the_end_of_a_network(norms: None) -> None:
+    end, clock = End().eval(), StepClock()
+    make_int8(end, clock)
+    fused = copy.deepcopy(end)
+    assert FusedOutput.is_fusible(fused)
+    for layer in (end.conv_out, fused.conv_out):
+        for table in layer.tables:  # type: ignore[union-attr]
+            table._clock = clock
+    FusedOutput.into(fused)
+    x = channels_last(2, 32, 12, 12)
+    compare(at(clock, fused, x), at(clock, end, x))
+    assert not FusedOutput.is_fusible(nn.Identity())
 
 
 @pytest.mark.parametrize("kind", ["full", "cached"])
