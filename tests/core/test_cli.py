@@ -285,11 +285,10 @@ def test_prompts_come_from_the_lines_of_a_file(tmp_path: Path) -> None:
 def files_collected() -> Iterator[None]:
     """datasets leaves the file that it streams from to the garbage collector: not during another test."""
     yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
+    gc.collect()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("files_collected")
 def test_prompts_and_labels_come_from_columns_of_local_files(tmp_path: Path) -> None:
     rows = {"text": ["a red cube", "a café", "third"], "label": [7, 0, 9]}
@@ -303,6 +302,7 @@ def test_prompts_and_labels_come_from_columns_of_local_files(tmp_path: Path) -> 
     assert columns.read_labels(str(tmp_path / "labels.txt"), limit=5) == [3, 1]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("files_collected")
 def test_a_column_that_is_not_there_or_of_another_kind_is_refused(tmp_path: Path) -> None:
     rows = {"text": ["a red cube"], "label": [7]}
