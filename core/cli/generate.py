@@ -59,6 +59,13 @@ def add_parser(commands: Commands) -> None:
         "--guidance-scale", type=finite, metavar="X", help="of guided models (default: the pipeline's)"
     )
     parser.add_argument("--steps", type=positive, metavar="N", help="sampling steps (default: as calibrated)")
+    parser.add_argument(
+        "--on-mismatch",
+        choices=("error", "nearest"),
+        default="error",
+        help="what --steps does when it was not calibrated for: refuse it, or take the ranges of the nearest "
+        "recorded steps (default: error)",
+    )
     add_device_option(parser)
     add_backend_option(parser)
     add_plan_options(parser)
@@ -76,13 +83,22 @@ def run(args: argparse.Namespace) -> int:
     from errata.errors import ErrataError
 
     with staged_directory(args.out, error=ErrataError) as folder:
-        deployed = deploy.load(args.artifact, device=args.device, backend=args.backend)
+        deployed = deploy.load(args.artifact, args.device, args.backend, args.on_mismatch)
+        recorded = deployed.num_inference_steps
+        if args.on_mismatch == "nearest" and args.steps is not None:
+            deployed = deployed.at_steps(args.steps)
         if not sys.stderr.isatty():  # diffusers passes `disable` itself, so TQDM_DISABLE does not reach it
             deployed.pipe.set_progress_bar_config(disable=True)
         tally = _Tally()
         images = _make_images(correct.wrap(deployed, plan), args, tally)
         save_pictures(images, folder)
     lines = [tally.summary(), f"{len(images)} images and grid.png are in {args.out}"]
+    if deployed.num_inference_steps != recorded:
+        lines.insert(
+            0,
+            f"{args.steps} steps with the ranges of the nearest of {recorded} recorded ones; what that costs "
+            "in quality was never measured",
+        )
     emit(args, {"images": len(images), "out": str(args.out), **tally.to_json()}, "\n".join(lines))
     return 0
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from errata import cli
+from errata import cli, deploy
 
 STEPS = 4
 
@@ -154,6 +154,19 @@ def test_generate_counts_what_a_correction_adds(
     assert corrected["evaluations_per_image"] == {"full": 3, "cached": 2}
     assert 0 < corrected["overhead"] < 1
     assert abs(pixels(tmp_path / "plain/grid.png") - pixels(tmp_path / "corrected/grid.png")).max() > 1
+
+
+def test_generate_maps_other_numbers_of_steps_where_it_is_told_to(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = deploy.verify(folder / "artifact").sampler.num_inference_steps
+    options = ["--images", "2", "--steps", str(recorded + 2), "--on-mismatch", "nearest"]
+    for name, more in (("plain", []), ("corrected", ["--correct", "iec", "--at", "all"])):
+        status = cli.main(["generate", f"{folder}/artifact", "--out", f"{tmp_path}/{name}", *options, *more])
+        assert status == 0
+        told = capsys.readouterr().out
+        assert f"{recorded + 2} steps with the ranges of the nearest of {recorded} recorded ones" in told
+        assert len(list((tmp_path / name).glob("0*.png"))) == 2
 
 
 @pytest.mark.parametrize(
