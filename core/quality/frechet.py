@@ -15,83 +15,41 @@ Source: Dowson and Landau 1982, equation 4.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from errata.quality.intervals import Interval, centred_interval
+from errata.quality.moments import (
+    FeatureStatistics,
+    StatisticsAccumulator,
+    as_features,
+    require_features,
+    require_same_dimension,
+    statistics,
+)
+from errata.quality.resampling import WeightedAccumulator, resample_counts
+
+__all__ = [
+    "FeatureStatistics",
+    "StatisticsAccumulator",
+    "bootstrap_interval",
+    "frechet_distance",
+    "paired_bootstrap",
+    "resampled_distances",
+    "statistics",
+    "symmetric_root",
+]
 
 # Below this many dimensions, threads cost a decomposition more than they gain (64 dimensions on a busy
 # machine: 0.2 ms with one thread, 70 ms with two).
 _THREADS_PAY_FROM = 512
-
-
-@dataclass(frozen=True)
-class FeatureStatistics:
-    """Mean (D,) and unbiased covariance (D, D), both float64 on the CPU, of `count` feature vectors."""
-
-    mean: Tensor
-    covariance: Tensor
-    count: int
-
-    @property
-    def dimension(self) -> int:
-        """Number of features, D."""
-        return self.mean.shape[0]
-
-
-class StatisticsAccumulator:
-    """Mean and covariance of a stream of feature batches, in memory that does not grow with it.
-
-    Source: Chan, Golub and LeVeque 1983, the pairwise update of a mean and a sum of squares.
-    """
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._mean: Tensor | None = None
-        self._scatter: Tensor | None = None
-
-    def add(self, features: Tensor) -> None:
-        """Take in features (B, D) of any floating-point type.
-
-        Raises:
-            ValueError: not (B, D), or of another D than before.
-        """
-        batch = _as_features(features)
-        count = batch.shape[0]
-        mean = batch.mean(dim=0)
-        centred = batch - mean
-        scatter = centred.T @ centred
-        if self._mean is None or self._scatter is None:
-            self._count, self._mean, self._scatter = count, mean, scatter
-            return
-        if mean.shape != self._mean.shape:
-            raise ValueError(f"features have {mean.shape[0]} dimensions, earlier ones {self._mean.shape[0]}")
-        total = self._count + count
-        delta = mean - self._mean
-        self._scatter += scatter + torch.outer(delta, delta) * (self._count * count / total)
-        self._mean += delta * (count / total)
-        self._count = total
-
-    def statistics(self) -> FeatureStatistics:
-        """Statistics of everything added so far.
-
-        Raises:
-            ValueError: fewer than two samples, which have no covariance.
-        """
-        if self._mean is None or self._scatter is None or self._count < 2:
-            raise ValueError(f"{self._count} samples have no covariance; add at least 2")
-        return FeatureStatistics(self._mean.clone(), self._scatter / (self._count - 1), self._count)
-
-
-def statistics(features: Tensor) -> FeatureStatistics:
-    """Statistics of features (N, D), N at least 2, computed in float64."""
-    accumulator = StatisticsAccumulator()
-    accumulator.add(features)
-    return accumulator.statistics()
+# Bytes for the scatters of the resamples that one pass over the features serves: 10 of 2048 dimensions.
+_GROUP_BYTES = 2**30
+# Of a (D, D) scatter, how many live at once: itself, one product, one eigenproblem.
+_COPIES = 3
 
 
 def symmetric_root(matrix: Tensor) -> Tensor:
@@ -106,8 +64,11 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     Raises:
         ValueError: the statistics have different dimensions.
     """
-    _require_same_dimension(a.dimension, b.dimension)
-    return _distance_to_root(a, b, symmetric_root(b.covariance))
+    require_same_dimension(a.dimension, b.dimension)
+    shift = (a.mean - b.mean).square().sum()
+    overlap = torch.linalg.svdvals(symmetric_root(a.covariance) @ symmetric_root(b.covariance)).sum()
+    distance = shift + a.covariance.trace() + b.covariance.trace() - 2 * overlap
+    return max(0.0, float(distance))
 
 
 def bootstrap_interval(
@@ -120,7 +81,7 @@ def bootstrap_interval(
     reference counts as known.
     """
     measured = frechet_distance(statistics(features), reference)
-    (resampled,) = _resample([features], reference, resamples=resamples, seed=seed)
+    resampled = _resampled_at_once(features, reference, resamples=resamples, seed=seed)
     return centred_interval(resampled, measured)
 
 
@@ -146,28 +107,65 @@ def paired_bootstrap(
     measured = frechet_distance(statistics(features_b), reference) - frechet_distance(
         statistics(features_a), reference
     )
-    a, b = _resample([features_a, features_b], reference, resamples=resamples, seed=seed)
+    a = _resampled_at_once(features_a, reference, resamples=resamples, seed=seed)
+    b = _resampled_at_once(features_b, reference, resamples=resamples, seed=seed)
     return centred_interval(b - a, measured)
 
 
-def _resample(sets: list[Tensor], reference: FeatureStatistics, *, resamples: int, seed: int) -> list[Tensor]:
-    """Distances (resamples,) to the reference for each set, the same rows drawn for all of them."""
+def resampled_distances(
+    chunks: Callable[[], Iterable[Tensor]],
+    count: int,
+    reference: FeatureStatistics,
+    *,
+    resamples: int,
+    seed: int,
+) -> Tensor:
+    """Distances to the reference when the samples are drawn again with replacement, (resamples,) float64.
+
+    How often each sample is drawn depends on `count`, `resamples` and `seed` alone, so the results of two
+    rows with equally many samples are paired. Features are never held all at once: memory is that of one chunk
+    and of about a gigabyte of scatters, and `chunks` is called once for as many resamples as fit into it (200
+    up to 470 dimensions, 10 of 2048). The arithmetic runs on the device of the chunks.
+
+    chunks: returns the features afresh at each call, as tensors (B, D) in the order of the samples.
+    count: how many samples they hold together.
+
+    Raises:
+        ValueError: fewer than 2 resamples or samples, another number of samples than `count`, or features of
+            another dimension than the reference.
+    """
     if resamples < 2:
         raise ValueError(f"resamples={resamples}; an interval needs at least 2")
+    group = max(1, min(resamples, _GROUP_BYTES // (8 * _COPIES * reference.dimension**2)))
     root = symmetric_root(reference.covariance)
-    generator = torch.Generator().manual_seed(seed)
-    prepared = [_as_features(features) for features in sets]
-    for features in prepared:
-        _require_same_dimension(features.shape[1], reference.dimension)
-    count = prepared[0].shape[0]
-    distances = torch.empty(len(sets), resamples, dtype=torch.float64)
+    distances = []
     with _threads_for(reference.dimension):
-        for resample in range(resamples):
-            rows = torch.randint(count, (count,), generator=generator)
-            for index, features in enumerate(prepared):
-                drawn = statistics(features[rows])
-                distances[index, resample] = _distance_to_root(drawn, reference, root)
-    return list(distances)
+        for counts in resample_counts(count, resamples, seed=seed, group=group):
+            accumulator = WeightedAccumulator(counts)
+            for chunk in chunks():
+                require_features(chunk)
+                require_same_dimension(chunk.shape[1], reference.dimension)
+                accumulator.add(chunk)
+            means, covariances = accumulator.means_and_covariances()
+            distances.append(_distances_of(means, covariances, reference, root))
+    return torch.cat(distances)
+
+
+def _distances_of(means: Tensor, covariances: Tensor, reference: FeatureStatistics, root: Tensor) -> Tensor:
+    """Distances (G,) on the CPU, from eigenvalues of Σ_b^(1/2) Σ_a Σ_b^(1/2); changes `covariances`."""
+    traces = covariances.diagonal(dim1=1, dim2=2).sum(dim=1)
+    root = root.to(covariances)
+    overlaps = torch.linalg.eigvalsh(root @ covariances @ root).clamp(min=0).sqrt().sum(dim=1)
+    shifts = (means - reference.mean.to(means)).square().sum(dim=1)
+    total = float(reference.covariance.trace())
+    return (shifts + traces + total - 2 * overlaps).clamp(min=0).cpu()
+
+
+def _resampled_at_once(
+    features: Tensor, reference: FeatureStatistics, *, resamples: int, seed: int
+) -> Tensor:
+    held = as_features(features)
+    return resampled_distances(lambda: [held], len(held), reference, resamples=resamples, seed=seed)
 
 
 @contextmanager
@@ -179,24 +177,3 @@ def _threads_for(dimension: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _distance_to_root(a: FeatureStatistics, b: FeatureStatistics, root: Tensor) -> float:
-    """The distance, given Σ_b^(1/2)."""
-    shift = (a.mean - b.mean).square().sum()
-    overlap = torch.linalg.svdvals(symmetric_root(a.covariance) @ root).sum()
-    distance = shift + a.covariance.trace() + b.covariance.trace() - 2 * overlap
-    return max(0.0, float(distance))
-
-
-def _as_features(features: Tensor) -> Tensor:
-    if features.ndim != 2 or features.shape[0] == 0:
-        raise ValueError(f"features have shape {tuple(features.shape)}; expected (samples, dimensions)")
-    return features.detach().to("cpu", torch.float64)
-
-
-def _require_same_dimension(a: int, b: int) -> None:
-    if a != b:
-        raise ValueError(
-            f"features have {a} dimensions, the reference has {b}; use one feature network for both"
-        )
