@@ -1,0 +1,88 @@
+"""Kernel distance (KID): the squared maximum mean discrepancy of two sets of features.
+
+| symbol   | meaning                                                                   |
+|----------|---------------------------------------------------------------------------|
+| k(x, y)  | (x·y / D + 1)³                                                            |
+| MMD²     | mean of k over pairs i ≠ j of each set, minus twice its mean over both sets |
+
+Unlike the Fréchet distance it has no bias at few samples, and may therefore be below zero.
+
+Source: Bińkowski et al. 2018, "Demystifying MMD GANs", equation 4 and section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from errata.errors import ReportError
+from errata.quality.moments import require_features, require_same_dimension
+
+# The paper's kernel.
+_DEGREE = 3
+_OFFSET = 1.0
+
+
+def kernel_distances(
+    features: Tensor, real: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> Tensor:
+    """MMD² of each random subset, (subsets,) float64 on the CPU; their mean is the KID.
+
+    Rows are drawn without replacement. Which ones depends on the numbers of rows, the subset size and `seed`
+    alone, so two sets of equally many features are compared on the same rows. Subsets are no larger than
+    `subset_size_for` says.
+
+    features: (N, D). real: (M, D), on the same device.
+
+    Raises:
+        ReportError: no subsets, or too few rows for one.
+        ValueError: the sets have different dimensions.
+    """
+    require_features(features)
+    require_features(real)
+    require_same_dimension(features.shape[1], real.shape[1])
+    if subsets < 1:
+        raise ReportError(f"subsets={subsets} of a kernel distance; at least 1 is needed, 100 are usual")
+    size = subset_size_for(len(features), len(real), subset_size)
+    rows = _subset_rows(len(features), len(real), subsets=subsets, size=size, seed=seed)
+    return torch.stack([mmd2(features[ours].double(), real[theirs].double()) for ours, theirs in rows]).cpu()
+
+
+def subset_size_for(n: int, m: int, wanted: int) -> int:
+    """The subset size that is used for `n` features and `m` real ones: `wanted`, or the smaller of both.
+
+    Raises:
+        ReportError: that is below 2, and a mean over pairs needs one.
+    """
+    size = min(n, m, wanted)
+    if size < 2:
+        raise ReportError(
+            f"a kernel distance of {n} images to {m} real ones in subsets of {wanted} has no pairs; it "
+            "needs at least 2 of each, and 1000 are usual"
+        )
+    return size
+
+
+def mmd2(x: Tensor, y: Tensor) -> Tensor:
+    """Unbiased MMD² of x (n, D) and y (m, D), a scalar; n and m at least 2."""
+    within_x, within_y = _mean_of_pairs(_kernel(x, x)), _mean_of_pairs(_kernel(y, y))
+    return within_x + within_y - 2 * _kernel(x, y).mean()
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.T / x.shape[1] + _OFFSET) ** _DEGREE
+
+
+def _mean_of_pairs(k: Tensor) -> Tensor:
+    """Mean over i ≠ j."""
+    n = len(k)
+    return (k.sum() - k.trace()) / (n * (n - 1))
+
+
+def _subset_rows(n: int, m: int, *, subsets: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(subsets):
+        ours = torch.randperm(n, generator=generator)[:size]
+        yield ours, torch.randperm(m, generator=generator)[:size]
