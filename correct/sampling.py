@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from errata.compress.recipes.schedule import StepKind
+from errata.correct.call_clock import CallClock
 from errata.correct.pipeline import CorrectedPipeline, wrap
 from errata.correct.plans import Plan
 from errata.deploy import DeployedPipeline
@@ -24,12 +25,16 @@ Inputs = Callable[[range], Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """One batch: images (B, C, H, W), float32 in [0, 1] on the CPU; denoiser calls are per image."""
+    """One batch: images (B, C, H, W), float32 in [0, 1] on the CPU; denoiser calls are per image.
+
+    `calls` has the seconds of every denoiser call by kind, where the sampler has a `CallClock`.
+    """
 
     images: Tensor
     seconds: float
     base: Mapping[StepKind, float]
     extra: Mapping[StepKind, float]
+    calls: Mapping[StepKind, Sequence[float]] = field(default_factory=dict)
 
 
 class Sampler(Protocol):
@@ -40,40 +45,59 @@ class Sampler(Protocol):
 
 
 class FloatSampler:
-    """The uncompressed pipeline; `calls` is how often its sampler calls the denoiser."""
+    """The uncompressed pipeline; its denoiser calls are counted and timed."""
 
     def __init__(
-        self, pipe: DiffusionPipeline, *, num_inference_steps: int, calls: int, seed: int, inputs: Inputs
+        self, pipe: DiffusionPipeline, *, num_inference_steps: int, seed: int, inputs: Inputs
     ) -> None:
         self._pipe = copy.copy(pipe)  # the weights are shared; scheduler state and progress bar are not
         self._pipe.scheduler = copy.deepcopy(pipe.scheduler)
         self._pipe.set_progress_bar_config(disable=True)
-        self._steps, self._calls, self._seed, self._inputs = num_inference_steps, calls, seed, inputs
+        self._steps, self._seed, self._inputs = num_inference_steps, seed, inputs
 
     def sample(self, indices: range) -> Sampled:
         """See `Sampler.sample`."""
         arguments = {**self._inputs(indices), "num_inference_steps": self._steps}
-        images, seconds = _timed(self._pipe, arguments, indices, self._seed)
-        return Sampled(images=images, seconds=seconds, base={"full": float(self._calls)}, extra={})
+        clock = CallClock()
+        remove = clock.watch_module(self._pipe.unet)
+        try:
+            images, seconds = _timed(self._pipe, arguments, indices, self._seed)
+        finally:
+            remove()
+        calls = clock.take()
+        return Sampled(
+            images=images, seconds=seconds, base={"full": float(len(calls["full"]))}, extra={}, calls=calls
+        )
 
 
 class PlanSampler:
     """An artifact under a plan.
 
+    clock: what watches the artifact, if anything does.
+
     Raises:
         PlanError: the artifact cannot serve the plan.
     """
 
-    def __init__(self, deployed: DeployedPipeline, plan: Plan, *, seed: int, inputs: Inputs) -> None:
+    def __init__(
+        self,
+        deployed: DeployedPipeline,
+        plan: Plan,
+        *,
+        seed: int,
+        inputs: Inputs,
+        clock: CallClock | None = None,
+    ) -> None:
         self._corrected: CorrectedPipeline = wrap(deployed, plan)
-        self._deployed, self._seed, self._inputs = deployed, seed, inputs
+        self._deployed, self._seed, self._inputs, self._clock = deployed, seed, inputs, clock
 
     def sample(self, indices: range) -> Sampled:
         """See `Sampler.sample`."""
         with _quiet(self._deployed.pipe):
             images, seconds = _timed(self._corrected, self._inputs(indices), indices, self._seed)
         stats = self._corrected.stats
-        return Sampled(images=images, seconds=seconds, base=stats.base, extra=stats.extra)
+        calls = {} if self._clock is None else self._clock.take()
+        return Sampled(images=images, seconds=seconds, base=stats.base, extra=stats.extra, calls=calls)
 
 
 def default_inputs(indices: range) -> Mapping[str, Any]:

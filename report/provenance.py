@@ -89,11 +89,10 @@ def make_protocol(
     seed: int,
     batch_size: int,
     image_size: tuple[int, int, int],
-    resamples: int,
-    command: str,
+    paired_with: str,
     notes: tuple[str, ...] = (),
 ) -> Protocol:
-    """The protocol of a measurement that ends now, on this machine."""
+    """The protocol of a measurement that begins now, on this machine."""
     return Protocol(
         samples=samples,
         seed=seed,
@@ -105,12 +104,13 @@ def make_protocol(
         feature_dimension=reference.statistics.dimension,
         reference=reference.source,
         reference_count=reference.statistics.count,
-        resamples=resamples,
+        resamples=0,
         machine=describe_machine(),
         device=str(deployed.pipe.device),
         threads=torch.get_num_threads(),
         versions=versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=command,
+        command="",
+        paired_with=paired_with,
         notes=notes,
     )

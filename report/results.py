@@ -4,11 +4,17 @@
     protocol    how it was measured: samples, seeds, steps, feature network and digest, machine, versions, …
     sizes       artifact name → bytes of its weights as stored, and as float32
     backends    artifact name → kernel → number of layers that run on it
-    rows        one per (artifact, plan), and one for the float model where there was one:
+    costs       artifact name → kind of call → median seconds of one, for the whole batch, where it happened
+    growth      how errors grow along a run, by artifact; see `errata.report.growth`
+    rows        one per (artifact, plan), and those of the float model where there was one:
         artifact, plan      names; the float model's row has artifact "float", plan "none"
+        role                "float", "uncorrected", "plan", or "equal compute" for a row that the report added
+        stands_for          what a row of equal compute is, in words
         steps               the plan's steps expression; those of all parts, joined with " + "
+        sampling_steps      how many the sampler took
         samples             number of images
         evaluations         denoiser calls per image by kind ("full", "cached")
+        compute             seconds per image of these calls at their measured costs
         overhead            null for the float model; else
             defined             Σ (extra calls × their measured cost) ÷ Σ (base calls × their cost)
             measured            median over batches of (wall-clock of the plan ÷ of the plain batch) − 1
@@ -20,6 +26,15 @@
         change_to_float     {value, interval}: `frechet` minus that of the float model, paired
         psnr                {value, interval}: mean dB to the float model's image from the same noise
         psnr_change         {value, interval}: `psnr` minus that of the same artifact uncorrected, paired
+        metrics             name → {value, interval}: "kid", "inception_score", "precision", "recall", "ssim",
+                            "lpips", "clip_score", as far as they were measured
+        changes             likewise, minus those of the same artifact uncorrected, paired
+        rivals              other uses of the same or less compute on the same artifact: {artifact, plan,
+                            compute (as a part of this row's), difference ({value, interval}: `frechet` of
+                            this row minus the rival's, paired)}; of the float model too
+        front               "on", "near" or "off" the Pareto front of compute and distance, over all rows
+        peak_bytes          highest memory during a batch: allocated on CUDA, else the whole process
+        joules_per_image    energy of the device, where it tells it
         verdict             {kind, sentence}
         same_steps_as       an earlier plan of this artifact that corrects the same steps, else null
 
@@ -29,8 +44,8 @@ Intervals are `[low, high]` at 95 %. What could not be measured is null. Readers
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
 
 from errata.errors import ReportError
 from errata.quality.intervals import Estimate
@@ -38,6 +53,9 @@ from errata.report.verdict import Verdict
 
 SCHEMA = "errata-report/1"
 FLOAT = "float"
+
+Role = Literal["float", "uncorrected", "plan", "equal compute"]
+Front = Literal["on", "near", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +83,25 @@ class Size:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RivalResult:
+    """Another row that costs the same or less; fields as in the module's description."""
+
+    artifact: str
+    plan: str
+    compute: float
+    difference: Estimate
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return {**asdict(self), "difference": self.difference.to_json()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RivalResult:
+        """Inverse of `to_json`."""
+        return cls(**{**value, "difference": Estimate.from_json(value["difference"])})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """What one plan does to one artifact; fields as in the module's description."""
 
@@ -82,16 +119,31 @@ class Row:
     psnr: Estimate | None = None
     psnr_change: Estimate | None = None
     same_steps_as: str | None = None
+    role: Role = "plan"
+    stands_for: str = ""
+    sampling_steps: int = 0
+    compute: float = 0.0
+    metrics: Mapping[str, Estimate] = field(default_factory=dict)
+    changes: Mapping[str, Estimate] = field(default_factory=dict)
+    rivals: tuple[RivalResult, ...] = ()
+    front: Front | None = None
+    peak_bytes: int | None = None
+    joules_per_image: float | None = None
 
     @property
     def is_float(self) -> bool:
-        """Whether this is the row of the float model."""
+        """Whether this is a row of the float model."""
         return self.artifact == FLOAT
 
     @property
     def is_corrected(self) -> bool:
-        """Whether the plan corrects anything."""
-        return self.change is not None
+        """Whether somebody asked for this plan, and it corrects something."""
+        return self.change is not None and self.role == "plan"
+
+    @property
+    def is_rival(self) -> bool:
+        """Whether the report added the row, for comparison."""
+        return self.role == "equal compute"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON value."""
@@ -99,8 +151,11 @@ class Row:
         for name in _ESTIMATES:
             value[name] = value[name].to_json() if value[name] is not None else None
         value["evaluations"] = dict(self.evaluations)
+        for name in _NAMED_ESTIMATES:
+            value[name] = {key: estimate.to_json() for key, estimate in value[name].items()}
         value["overhead"] = asdict(self.overhead) if self.overhead else None
         value["verdict"] = asdict(self.verdict)
+        value["rivals"] = [rival.to_json() for rival in self.rivals]
         return value
 
     @classmethod
@@ -118,12 +173,16 @@ class Row:
                 spread=tuple(overhead["spread"]),
                 batches=overhead["batches"],
             )
+        for name in _NAMED_ESTIMATES:
+            known[name] = {key: Estimate.from_json(each) for key, each in known.get(name, {}).items()}
+        known["rivals"] = tuple(RivalResult.from_json(rival) for rival in known.get("rivals", ()))
         verdict = known["verdict"]
         known["verdict"] = Verdict(verdict["kind"], verdict["sentence"])
         return cls(**known)
 
 
 _ESTIMATES = ("frechet", "change", "change_to_float", "psnr", "psnr_change")
+_NAMED_ESTIMATES = ("metrics", "changes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +199,10 @@ class Protocol:
         reference_count: number of real images; 0 if the statistics do not say.
         resamples: bootstrap resamples per interval.
         notes: what a reader must know before trusting the numbers.
+        paired_with: whose images single images are compared with, "float" or "uncorrected".
+        facts: what else belongs to the protocol of a metric, by its name.
+        promised_seconds: denoiser calls of all rows at their measured costs.
+        sampling_seconds: what sampling and measuring took, in the processes that did it.
     """
 
     samples: int
@@ -160,6 +223,22 @@ class Protocol:
     date: str
     command: str
     notes: tuple[str, ...] = ()
+    paired_with: str = "float"
+    facts: Mapping[str, str] = field(default_factory=dict)
+    promised_seconds: float | None = None
+    sampling_seconds: float | None = None
+
+    def finished(
+        self, *, resamples: int, command: str | None, notes: tuple[str, ...], sampling_seconds: float
+    ) -> Protocol:
+        """The same with what is known at the end."""
+        return replace(
+            self,
+            resamples=resamples,
+            command=self.command if command is None else command,
+            notes=self.notes + notes,
+            sampling_seconds=sampling_seconds,
+        )
 
     @property
     def metric(self) -> str:
@@ -185,6 +264,8 @@ class Report:
     protocol: Protocol
     sizes: Mapping[str, Size] = field(default_factory=dict)
     backends: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    growth: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def artifacts(self) -> tuple[str, ...]:
@@ -193,8 +274,8 @@ class Report:
 
     @property
     def float_row(self) -> Row | None:
-        """The float model's row, if it was measured."""
-        return next((row for row in self.rows if row.is_float), None)
+        """The float model's row at the recorded number of steps, if it was measured."""
+        return next((row for row in self.rows if row.is_float and not row.is_rival), None)
 
     def of(self, artifact: str) -> tuple[Row, ...]:
         """Rows of one artifact, in order."""
@@ -207,6 +288,8 @@ class Report:
             "protocol": self.protocol.to_json(),
             "sizes": {name: asdict(size) for name, size in self.sizes.items()},
             "backends": {name: dict(kernels) for name, kernels in self.backends.items()},
+            "costs": {name: dict(costs) for name, costs in self.costs.items()},
+            "growth": dict(self.growth),
             "rows": [row.to_json() for row in self.rows],
         }
 
@@ -226,6 +309,8 @@ class Report:
                 protocol=Protocol.from_json(value["protocol"]),
                 sizes={name: Size(**size) for name, size in value["sizes"].items()},
                 backends={name: dict(kernels) for name, kernels in value["backends"].items()},
+                costs={name: dict(costs) for name, costs in value.get("costs", {}).items()},
+                growth=dict(value.get("growth", {})),
             )
         except (KeyError, TypeError, ValueError) as problem:
             raise ReportError(f"report does not fit schema {SCHEMA!r}: {problem!r}") from problem

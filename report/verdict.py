@@ -9,7 +9,19 @@ from typing import Literal
 from errata.quality.intervals import Estimate
 from errata.report import formatting
 
-VerdictKind = Literal["better", "worse", "not distinguishable", "uncorrected", "float"]
+VerdictKind = Literal[
+    "pays",
+    "does not pay",
+    "better",
+    "worse",
+    "not distinguishable",
+    "uncorrected",
+    "float",
+    "equal compute",
+]
+
+NamedRival = tuple[str, Estimate, Estimate]
+"""What a rival is, the difference of its distance from a row's, and that at the confidence for all of them."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +58,86 @@ def verdict_of_corrected(
     dimension: int = 0,
     psnr_change: Estimate | None = None,
     same_steps_as: str | None = None,
+    rivals: Sequence[NamedRival] = (),
 ) -> Verdict:
-    """Verdict on a corrected row against the same artifact without correction.
+    """Verdict on a corrected row against the same artifact without correction, and against its rivals.
 
     frechet: of the corrected row. overhead: as a fraction. dimension: number of features.
-    same_steps_as: an earlier plan that corrects the same steps.
+    same_steps_as: an earlier plan that corrects the same steps. rivals: other uses of no more compute.
+
+    It pays where it is better than every one of them (each at 95 %: to be better than all by chance is rarer
+    still), and does not where any one is better (at 95 % for all of them together). Without rivals it is only
+    better, or worse, than no correction.
     """
     repeated = f"Same steps as {same_steps_as}. " if same_steps_as is not None else ""
     warning = rank_warning(samples=samples, dimension=dimension)
     if warning:
         sentence = f"Not distinguishable at n={samples}, which is too few samples: {warning}"
         return Verdict("not distinguishable", repeated + sentence + _pixel_remark(psnr_change))
-    kind = judge_change(change)
-    decimals = formatting.decimals_for(change)
-    step = f"from {frechet - change.value:.{decimals}f} to {frechet:.{decimals}f} ({_signed(change)})"
-    cost = formatting.percent(overhead)
-    sentence = {
-        "better": f"Better: the distance falls {step} for {cost} overhead.",
-        "worse": f"Worse: correction raises the distance {step} and costs {cost}; leave it off here.",
-        "not distinguishable": f"Not distinguishable at n={samples}: {step} for {cost} overhead.",
-    }[kind]
+    told = _Told(frechet, change, overhead, samples)
+    kind, sentence = told.against(rivals) if rivals else told.alone()
     return Verdict(kind, repeated + sentence + _pixel_remark(psnr_change))
+
+
+class _Told:
+    """A corrected row in words."""
+
+    def __init__(self, frechet: float, change: Estimate, overhead: float, samples: int) -> None:
+        self._frechet, self._change, self._samples = frechet, change, samples
+        decimals = formatting.decimals_for(change)
+        self._step = f"from {frechet - change.value:.{decimals}f} to {frechet:.{decimals}f} ({_signed(change)})"
+        self._cost = f"{formatting.percent(overhead)} overhead"
+
+    def alone(self) -> tuple[VerdictKind, str]:
+        """Against no correction."""
+        kind = judge_change(self._change)
+        return kind, {
+            "better": f"Better: the distance falls {self._step} for {self._cost}.",
+            "worse": f"Worse: correction raises the distance {self._step} and costs {self._cost}; "
+            "leave it off here.",
+            "not distinguishable": f"Not distinguishable at n={self._samples}: {self._step} for {self._cost}.",
+        }[kind]
+
+    def against(self, rivals: Sequence[NamedRival]) -> tuple[VerdictKind, str]:
+        """Against no correction and everything else that costs no more."""
+        strongest = max(rivals, key=lambda rival: rival[1].value)
+        is_better_than_all = self._change.interval.high < 0 and all(
+            difference.interval.high < 0 for _, difference, _ in rivals
+        )
+        if is_better_than_all:
+            return "pays", (
+                f"Pays: the distance falls {self._step} for {self._cost}, and nothing else that costs no more "
+                f"comes as low; the closest is {self._told_of(strongest)}."
+            )
+        if self._change.interval.low > 0:
+            return "does not pay", (
+                f"Does not pay: correction raises the distance {self._step} and costs {self._cost}; "
+                "leave it off here."
+            )
+        winners = [rival for rival in rivals if rival[2].interval.low > 0]
+        if winners:
+            best = max(winners, key=lambda rival: rival[1].value)
+            return "does not pay", (
+                f"Does not pay: it takes the distance {self._step} for {self._cost}, but for no more compute "
+                f"another way is better, {self._told_of(best)}."
+            )
+        return "not distinguishable", (
+            f"Not distinguishable at n={self._samples}: {self._step} for {self._cost}; the best other use of "
+            f"that compute is {self._told_of(strongest)}."
+        )
+
+    def _told_of(self, rival: NamedRival) -> str:
+        name, difference, _ = rival
+        value = f"{self._frechet - difference.value:.{formatting.decimals_for(difference)}f}"
+        return (
+            f"{name}, with {value} (this plan minus that: {formatting.signed(difference)}, "
+            f"{formatting.signed_interval(difference)})"
+        )
+
+
+def verdict_of_rival(stands_for: str) -> Verdict:
+    """What a row is that the report added."""
+    return Verdict("equal compute", f"For comparison: {stands_for}.")
 
 
 def verdict_of_uncorrected(*, samples: int, change_to_float: Estimate | None, dimension: int = 0) -> Verdict:
@@ -99,7 +170,9 @@ def headline(judged: Sequence[tuple[str, VerdictKind]], *, samples: int, dimensi
 
 
 def _counts(judged: Sequence[tuple[str, VerdictKind]], samples: int) -> str:
-    found: dict[VerdictKind, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
+    found: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
+    if any(kind in ("pays", "does not pay") for _, kind in judged):
+        return _counts_of_paying(judged, samples)
     for artifact, kind in judged:
         if kind in found:
             found[kind].append(artifact)
@@ -112,6 +185,18 @@ def _counts(judged: Sequence[tuple[str, VerdictKind]], samples: int) -> str:
         f"Of {total} corrected runs, correction helped in {_counted(found['better'])}, hurt in "
         f"{_counted(found['worse'])}, and made no difference that {samples} samples can show in "
         f"{len(found['not distinguishable'])}."
+    )
+
+
+def _counts_of_paying(judged: Sequence[tuple[str, VerdictKind]], samples: int) -> str:
+    found: dict[str, list[str]] = {"pays": [], "does not pay": [], "not distinguishable": []}
+    for artifact, kind in judged:
+        if kind in found:
+            found[kind].append(artifact)
+    return (
+        f"Of {sum(map(len, found.values()))} corrected runs, {_counted(found['pays'])} paid: they beat "
+        f"everything else that the same compute buys. {_counted(found['does not pay'])} did not, and of "
+        f"{len(found['not distinguishable'])} it cannot be told with {samples} samples."
     )
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import torch
 from torch import Tensor
 
 CONFIDENCE = 0.95
-
-# Two-sided quantile of the normal distribution at CONFIDENCE.
-_NORMAL_QUANTILE = 1.959964
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,10 @@ class Interval:
     def excludes_zero(self) -> bool:
         """Whether a difference with this interval has a known sign."""
         return self.low > 0 or self.high < 0
+
+    def moved(self, shift: float) -> Interval:
+        """The same width elsewhere."""
+        return Interval(self.low + shift, self.high + shift)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Estimate:
         return cls(float(value["value"]), Interval(float(low), float(high)))
 
 
-def mean_estimate(values: Tensor) -> Estimate:
+def mean_estimate(values: Tensor, *, confidence: float = CONFIDENCE) -> Estimate:
     """Mean of values (N,), N at least 2, with the normal approximation's interval.
 
     Raises:
@@ -56,13 +58,14 @@ def mean_estimate(values: Tensor) -> Estimate:
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"values have shape {tuple(values.shape)}; an interval needs at least 2 values")
     mean = float(values.double().mean())
-    half = _NORMAL_QUANTILE * float(values.double().std()) / math.sqrt(len(values))
+    quantile = NormalDist().inv_cdf((1 + confidence) / 2)
+    half = quantile * float(values.double().std()) / math.sqrt(len(values))
     return Estimate(mean, Interval(mean - half, mean + half))
 
 
-def centred_interval(resampled: Tensor, measured: float) -> Interval:
+def centred_interval(resampled: Tensor, measured: float, *, confidence: float = CONFIDENCE) -> Interval:
     """Interval of resampled values (R,), moved until their median is the measured value."""
-    tail = (1 - CONFIDENCE) / 2
+    tail = (1 - confidence) / 2
     levels = torch.tensor([tail, 0.5, 1 - tail], dtype=torch.float64)
     low, middle, high = torch.quantile(resampled.double(), levels).tolist()
     return Interval(measured + low - middle, measured + high - middle)

@@ -1,0 +1,195 @@
+"""The first batch of a report, and what it decides: costs, rows of equal compute, and how long it will take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from errata.correct import Plan
+from errata.correct.costs import Costs, price
+from errata.correct.sampling import Inputs
+from errata.deploy import DeployedPipeline
+
+from errata.quality.reference import Reference
+from errata.report.equal_compute import Rival, float_steps, rivals_of
+from errata.report.grid import RowSpec, artifact_row, float_row, repeats
+from errata.report.growth import growth_of
+from errata.report.ledger import FILE, Ledger, Target
+from errata.report.measurements import Measurements
+from errata.report.provenance import exception_notes, kernels_of, make_protocol, rank_notes, size_of
+from errata.report.results import FLOAT
+from errata.report.sampling import BatchSampler, RowSamplers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The arguments of `errata.report.run` that decide what is measured."""
+
+    artifacts: Mapping[str, DeployedPipeline]
+    plans: Mapping[str, Plan]
+    reference: Reference
+    baseline: DiffusionPipeline | None
+    fingerprint: str | None
+    inputs: Inputs
+    samples: int
+    batch_size: int
+    seed: int
+    equal_compute: bool
+
+    @property
+    def steps(self) -> int:
+        """Sampling steps, the same for all artifacts."""
+        return next(iter(self.artifacts.values())).num_inference_steps
+
+    @property
+    def device(self) -> str:
+        """Kind of device that all run on."""
+        return str(next(iter(self.artifacts.values())).pipe.device.type)
+
+    def rows(self) -> list[RowSpec]:
+        """Those that were asked for, artifact by artifact, the float model's first."""
+        rows = [] if self.fingerprint is None else [self.float_row(self.steps)]
+        for name, deployed in self.artifacts.items():
+            for plan_name, plan in self.plans.items():
+                role = "uncorrected" if plan.corrects_nothing else "plan"
+                rows.append(artifact_row(name, deployed, plan_name, plan, role=role))  # type: ignore[arg-type]
+        return rows
+
+    def float_row(self, steps: int) -> RowSpec:
+        """A row of the float model."""
+        assert self.fingerprint is not None  # else there is no such row
+        return float_row(self.fingerprint, steps, device=self.device, recorded_steps=self.steps)
+
+
+def begin(
+    asked: Asked,
+    folder: Path,
+    measurements: Measurements,
+    samplers: RowSamplers,
+    sampler: BatchSampler,
+) -> Ledger:
+    """Measures the first batch of every row that was asked for, and writes the ledger; does neither twice."""
+    rows = asked.rows()
+    found = _earlier(folder, rows, measurements, asked.equal_compute)
+    if found is not None:
+        return found
+    _warm_up(rows, samplers, measurements)
+    sampler.measure(rows, 0)
+    added, seconds = _added(asked, rows, measurements) if asked.equal_compute else ([], 0.0)
+    promised = (seconds + sum(_seconds(row, measurements) for row in rows)) / len(measurements.batches[0])
+    ledger = Ledger(
+        rows=tuple(_sorted([*rows, *added])),
+        batches=tuple(map(len, measurements.batches)),
+        batch_names=measurements.names_of_batches,
+        protocol=_protocol(asked, measurements, rows[0]),
+        sizes={name: size_of(deployed) for name, deployed in asked.artifacts.items()},
+        backends={name: kernels_of(deployed) for name, deployed in asked.artifacts.items()},
+        repeats=tuple((*key, same) for key, same in repeats(rows, asked.artifacts).items()),
+        growth=growth_of(asked.artifacts, asked.baseline, asked.plans, seed=asked.seed, inputs=asked.inputs),
+        promised_seconds=promised * asked.samples,
+    )
+    Target.of(asked.reference).write(folder)
+    ledger.write(folder)
+    return ledger
+
+
+def _earlier(
+    folder: Path, rows: list[RowSpec], measurements: Measurements, equal_compute: bool
+) -> Ledger | None:
+    """The ledger of an earlier process that was asked for the same."""
+    if not (folder / FILE).is_file():
+        return None
+    ledger = Ledger.read(folder)
+    wanted = [(row.key, row.directory) for row in rows]
+    there = [(row.key, row.directory) for row in ledger.rows if row.role != "equal compute"]
+    has_rivals = len(there) < len(ledger.rows)
+    is_same = wanted == there and ledger.batch_names == measurements.names_of_batches
+    return ledger if is_same and has_rivals == equal_compute else None
+
+
+def _warm_up(rows: list[RowSpec], samplers: RowSamplers, measurements: Measurements) -> None:
+    """One image of every artifact, where its first batch is still to be timed."""
+    for row in rows:
+        if row.role in ("float", "uncorrected") and not measurements.has(row.directory, 0):
+            samplers.of(row).sample(range(1))
+
+
+def _added(
+    asked: Asked, rows: list[RowSpec], measurements: Measurements
+) -> tuple[list[RowSpec], float]:
+    """Rows of equal compute that nobody asked for, and the seconds of a batch of all of them."""
+    added: dict[str, RowSpec] = {}
+    seconds = 0.0
+    taken = {row.directory for row in rows}
+    for row, promised in _candidates(asked, rows, measurements):
+        if row.directory not in taken:
+            taken.add(row.directory)
+            added[row.directory] = row
+            seconds += promised
+    return list(added.values()), seconds
+
+
+def _candidates(
+    asked: Asked, rows: list[RowSpec], measurements: Measurements
+) -> Iterator[tuple[RowSpec, float]]:
+    float_cost = next((_cost(row, measurements)["full"] for row in rows if row.role == "float"), None)
+    for row in rows:
+        if row.role != "plan":
+            continue
+        deployed = asked.artifacts[row.artifact]
+        plain = next(each for each in rows if each.artifact == row.artifact and each.role == "uncorrected")
+        costs, extra = _cost(plain, measurements), measurements.facts_of(row.directory, 0).extra
+        assert row.plan is not None  # it corrects something
+        for rival in rivals_of(deployed, row.plan, extra, costs):
+            yield _rival_row(row.artifact, deployed, rival), rival.seconds
+        if float_cost is not None:
+            calls = deployed.schedule.calls_per_step
+            steps = float_steps(_seconds(row, measurements, costs), calls * float_cost, most=asked.steps - 1)
+            if steps is not None:
+                yield asked.float_row(steps), steps * calls * float_cost
+
+
+def _rival_row(artifact: str, deployed: DeployedPipeline, rival: Rival) -> RowSpec:
+    return artifact_row(
+        artifact,
+        deployed,
+        rival.name,
+        rival.plan,
+        role="equal compute",
+        steps=rival.steps,
+        stands_for=rival.stands_for,
+    )
+
+
+def _cost(row: RowSpec, measurements: Measurements) -> Costs:
+    return measurements.facts_of(row.directory, 0).cost
+
+
+def _seconds(row: RowSpec, measurements: Measurements, costs: Costs | None = None) -> float:
+    """Of the denoiser calls of a batch."""
+    facts = measurements.facts_of(row.directory, 0)
+    used = facts.cost if costs is None else costs
+    return price(facts.base, used) + price(facts.extra, used)
+
+
+def _sorted(rows: list[RowSpec]) -> list[RowSpec]:
+    """Artifact by artifact, in the order in which they appear, with what was added behind what was asked for."""
+    names = list(dict.fromkeys(row.artifact for row in rows))
+    return sorted(rows, key=lambda row: (names.index(row.artifact), row.role == "equal compute"))
+
+
+def _protocol(asked: Asked, measurements: Measurements, first: RowSpec) -> Any:
+    return make_protocol(
+        next(iter(asked.artifacts.values())),
+        asked.reference,
+        samples=asked.samples,
+        seed=asked.seed,
+        batch_size=asked.batch_size,
+        image_size=measurements.image_size(first.directory),
+        paired_with=FLOAT if asked.baseline is not None else "uncorrected",
+        notes=rank_notes(asked.samples, asked.reference) + exception_notes(asked.artifacts),
+    )

@@ -1,0 +1,150 @@
+"""The rows of a report: what each one runs, and the name of its measurements."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from errata import canonical_json
+from errata.correct import Plan
+from errata.deploy import DeployedPipeline
+from errata.errors import ReportError
+from errata.report.provenance import kernels_of
+from errata.report.results import FLOAT
+
+Role = Literal["float", "uncorrected", "plan", "equal compute"]
+
+Key = tuple[str, str]
+"""Names of artifact and plan."""
+
+FLOAT_KEY: Key = (FLOAT, "none")
+# Hexadecimal digits of a digest that name a row's measurements; 2^80 rows before two are likely to collide.
+_DIGITS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSpec:
+    """One row before it is measured.
+
+    Attributes:
+        artifact: its name; `FLOAT` for the float model.
+        plan_name: what the row is called.
+        role: why it is there.
+        plan: what corrects it; None for the float model.
+        steps: sampling steps.
+        directory: of its measurements.
+        stands_for: what the row is, in words, where the report itself added it.
+    """
+
+    artifact: str
+    plan_name: str
+    role: Role
+    plan: Plan | None
+    steps: int
+    directory: str
+    stands_for: str = ""
+
+    @property
+    def key(self) -> Key:
+        """Names of artifact and plan."""
+        return self.artifact, self.plan_name
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return {
+            "artifact": self.artifact,
+            "plan_name": self.plan_name,
+            "role": self.role,
+            "plan": None if self.plan is None else self.plan.to_json(),
+            "steps": self.steps,
+            "directory": self.directory,
+            "stands_for": self.stands_for,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RowSpec:
+        """Inverse of `to_json`."""
+        plan = value["plan"]
+        return cls(**{**value, "plan": None if plan is None else Plan.from_json(plan)})
+
+
+def artifact_row(
+    name: str,
+    deployed: DeployedPipeline,
+    plan_name: str,
+    plan: Plan,
+    *,
+    role: Role,
+    steps: int | None = None,
+    stands_for: str = "",
+) -> RowSpec:
+    """A row of an artifact, at the recorded number of steps unless `steps` says another."""
+    taken = deployed.num_inference_steps if steps is None else steps
+    decides = {
+        "artifact": deployed.manifest.sha256,
+        "device": deployed.pipe.device.type,
+        "kernels": kernels_of(deployed),
+        "plan": replace(plan, expected=None).to_json(),
+        "steps": taken,
+    }
+    return RowSpec(
+        artifact=name,
+        plan_name=plan_name,
+        role=role,
+        plan=plan,
+        steps=taken,
+        directory=_directory(decides),
+        stands_for=stands_for,
+    )
+
+
+def float_row(fingerprint: str, steps: int, *, device: str, recorded_steps: int) -> RowSpec:
+    """A row of the float model, which is a reference at the recorded number of steps and a rival at others."""
+    is_rival = steps != recorded_steps
+    return RowSpec(
+        artifact=FLOAT,
+        plan_name=f"{steps} steps" if is_rival else "none",
+        role="equal compute" if is_rival else "float",
+        plan=None,
+        steps=steps,
+        directory=_directory({"float": fingerprint, "steps": steps, "device": device}),
+        stands_for=f"the float model with {steps} steps" if is_rival else "",
+    )
+
+
+def repeats(rows: list[RowSpec], artifacts: Mapping[str, DeployedPipeline]) -> dict[Key, str]:
+    """For each row that corrects the same steps by the same methods as an earlier one, that one's plan.
+
+    Raises:
+        PlanError: an artifact cannot serve a plan.
+    """
+    repeated: dict[Key, str] = {}
+    seen: list[tuple[str, int, Any, str]] = []
+    for row in rows:
+        if row.plan is None or row.steps != artifacts[row.artifact].num_inference_steps:
+            continue
+        placed = row.plan.placed(artifacts[row.artifact].schedule)
+        for artifact, steps, same, name in seen:
+            if (artifact, steps, same) == (row.artifact, row.steps, placed):
+                repeated[row.key] = name
+                break
+        else:
+            seen.append((row.artifact, row.steps, placed, row.plan_name))
+    return repeated
+
+
+def check_names(plans: Mapping[str, Plan]) -> None:
+    """Refuse names that the report gives to rows of its own.
+
+    Raises:
+        ReportError: a plan is called like one.
+    """
+    for name in plans:
+        if re.fullmatch(r"\d+ steps|\+\d+ full|second-order at .*", name):
+            raise ReportError(f"plan {name!r} is called like a row that the report adds; rename it")
+
+
+def _directory(decides: Mapping[str, Any]) -> str:
+    return canonical_json.digest(decides)[:_DIGITS]

@@ -1,0 +1,95 @@
+"""Which batches a process measures: all of them, or its share among processes and independent jobs.
+
+Shares go by the batch: an image is made in the same batch by whatever process, so the numbers of a report do
+not depend on how many there were.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from errata.errors import ReportError
+
+# Processes wait for each other at the end of a run, which may take days.
+_PATIENCE = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Share number `index`, from 0, of `count` independent jobs.
+
+    Raises:
+        ReportError: the numbers make no sense.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or not 0 <= self.index < self.count:
+            raise ReportError(
+                f"shard {self.index}/{self.count}: write I/N with I from 0 to N - 1, such as 3/16"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Reads `3/16`.
+
+        Raises:
+            ReportError: it is no such text.
+        """
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        if not found:
+            raise ReportError(f"shard `{text}`: write I/N with I from 0 to N - 1, such as 3/16")
+        return cls(int(found.group(1)), int(found.group(2)))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+class Workers:
+    """The processes of one job, as `accelerate launch` or `torchrun` started them; one where nothing did.
+
+    Raises:
+        ReportError: there are several, and accelerate is not installed.
+    """
+
+    def __init__(self, *, on_cpu: bool) -> None:
+        self._state: Any = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            try:
+                from accelerate import PartialState
+            except ImportError as problem:
+                raise ReportError(
+                    "several processes need accelerate; run `pip install errata[report]`"
+                ) from problem
+            self._state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
+
+    @property
+    def index(self) -> int:
+        """Number of this process, from 0."""
+        return 0 if self._state is None else int(self._state.process_index)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return 1 if self._state is None else int(self._state.num_processes)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process does what is done once."""
+        return self.index == 0
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self._state is not None:
+            self._state.wait_for_everyone()
+
+    def batches(self, shard: Shard, total: int) -> Sequence[int]:
+        """Numbers of the batches of this process, out of `total`."""
+        return range(shard.index * self.count + self.index, total, shard.count * self.count)
