@@ -60,12 +60,13 @@ def measure_accuracy(network: DigitFeatures, images: Tensor, labels: Tensor) -> 
 
 @torch.no_grad()
 def measure_statistics(network: DigitFeatures, images: Tensor) -> dict[str, np.ndarray]:
-    """Return mean, unbiased covariance and count of the features, computed in float64."""
+    """Return mean, unbiased covariance and count of the features, in float64, and the features in float16."""
     features = network(images).double().numpy()
     return {
         "mu": features.mean(axis=0),
         "sigma": np.cov(features, rowvar=False),
         "count": np.asarray(len(features), dtype=np.int64),
+        "features": features.astype(np.float16),
     }
 
 
@@ -93,7 +94,7 @@ def write_features(
     }
     write_file(folder / WEIGHTS_FILE, weights)
     with (folder / REFERENCE_FILE).open("wb") as file:
-        np.savez(file, mu=statistics["mu"], sigma=statistics["sigma"], count=statistics["count"])
+        np.savez(file, allow_pickle=False, **statistics)
     text = json.dumps(config | record, indent=2, ensure_ascii=False) + "\n"
     write_file(folder / CONFIG_FILE, text.encode())
 

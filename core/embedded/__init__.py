@@ -5,9 +5,9 @@
 
 from pathlib import Path
 
-from errata.embedded.features import load_features, reference_statistics
+from errata.embedded.features import load_features, reference_features, reference_statistics
 
 PIPELINE: Path = Path(__file__).parent / "digits"
 """Folder for `DDIMPipeline.from_pretrained`; `training.json` inside says how it was trained."""
 
-__all__ = ["PIPELINE", "load_features", "reference_statistics"]
+__all__ = ["PIPELINE", "load_features", "reference_features", "reference_statistics"]

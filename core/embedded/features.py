@@ -25,8 +25,10 @@ class DigitFeatures(nn.Module):
     """Classifier of 16x16 digits; calling it gives the features before the last layer."""
 
     name = "digit-features"
+    channels = 1
     resolution = 16
     classes = 10
+    resizing = "none: takes 16x16 pixels alone"
 
     def __init__(self, dimension: int = 64) -> None:
         """Build the untrained network with `dimension` features."""
@@ -65,7 +67,11 @@ class DigitFeatures(nn.Module):
 
     def classify(self, images: Tensor) -> Tensor:
         """Return the class scores, (B, 10) float32, before the softmax; images as for `forward`."""
-        return self.head(self(images))
+        return self.logits(self(images))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return the class scores, (B, 10), of features (B, dimension) as `forward` returns them."""
+        return self.head(features.to(self.bottleneck.weight))
 
 
 def read_config() -> dict[str, Any]:
@@ -100,3 +106,9 @@ def reference_statistics() -> tuple[np.ndarray, np.ndarray, int]:
     """
     with np.load(FOLDER / REFERENCE_FILE, allow_pickle=False) as stored:
         return stored["mu"], stored["sigma"], int(stored["count"])
+
+
+def reference_features() -> np.ndarray:
+    """Return the features of all the real digits, (count, dimension) float32, rounded to float16."""
+    with np.load(FOLDER / REFERENCE_FILE, allow_pickle=False) as stored:
+        return stored["features"].astype(np.float32)

@@ -123,7 +123,7 @@ def resampled_distances(
     """Distances to the reference when the samples are drawn again with replacement, (resamples,) float64.
 
     How often each sample is drawn depends on `count`, `resamples` and `seed` alone, so the results of two
-    rows with equally many samples are paired. Features are never held all at once: memory is that of one chunk
+    rows with equally many samples are paired. Features are never held all at once: memory is one chunk
     and of about a gigabyte of scatters, and `chunks` is called once for as many resamples as fit into it (200
     up to 470 dimensions, 10 of 2048). The arithmetic runs on the device of the chunks.
 

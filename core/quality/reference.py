@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
-from errata.embedded import load_features, reference_statistics
+from errata.embedded import load_features, reference_features, reference_statistics
 from errata.errors import ReportError
-from errata.quality.frechet import FeatureStatistics, StatisticsAccumulator
+from errata.quality.moments import FeatureStatistics, StatisticsAccumulator
+from errata.quality.network import channels_of, device_of, dimension_of, network_name, weights_digest
+from errata.quality.real_images import RealImage, dataset_images, folder_images, image_batches
+from errata.quality.statistics_file import read_statistics, write_statistics
 
-_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
-_BATCH_SIZE = 64
-# Rounding of a float32 covariance stays below this part of its largest value.
-_TOLERANCE = 1e-6
+__all__ = ["KEPT_FEATURES", "Reference", "network_name", "weights_digest"]
+
+KEPT_FEATURES = 10_000
+"""At most so many real images keep their features: what precision and recall, and the KID's subsets, are
+taken of."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class Reference:
         source: where the statistics come from, for people.
         name: of the feature network; the metric is called "Fréchet distance in `name`".
         digest: SHA-256 of the network's weights; distances compare only where it is equal.
+        real: features (M, D), float32, of all the real images, or of at most `KEPT_FEATURES` spread evenly
+            over them; None where only statistics are known.
+        image_size: (H, W, C) of the real images as the network saw them, if it did.
     """
 
     network: nn.Module
@@ -41,6 +44,8 @@ class Reference:
     source: str
     name: str
     digest: str = field(default="")
+    real: Tensor | None = None
+    image_size: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         if not self.digest:
@@ -50,45 +55,103 @@ class Reference:
     def embedded(cls) -> Reference:
         """The handwritten digits that the embedded model was trained on, in its own feature network."""
         mean, covariance, count = reference_statistics()
-        statistics = FeatureStatistics(torch.from_numpy(mean), torch.from_numpy(covariance), count)
         network = load_features()
         return cls(
-            network, statistics, "the real digits that the embedded model was trained on", network.name
+            network,
+            FeatureStatistics(torch.from_numpy(mean), torch.from_numpy(covariance), count),
+            "the real digits that the embedded model was trained on",
+            network.name,
+            real=torch.from_numpy(reference_features()),
+            image_size=(network.resolution, network.resolution, network.channels),
         )
 
     @classmethod
     def from_statistics(cls, path: Path, network: nn.Module, *, name: str | None = None) -> Reference:
-        """Statistics from an `.npz` with `mu` (D,) and `sigma` (D, D), and `count` if it is there.
+        """Statistics from an `.npz` with `mu` (D,) and `sigma` (D, D), and `count` and `features` if they
+        are there.
 
         Raises:
             ReportError: the file is missing, unreadable, lacks an array, or holds what cannot be a mean,
-                a covariance and a count.
+                a covariance, a count and features; or the network is known to give another number of
+                features.
         """
-        return cls(network, _read_statistics(path), str(path), name or network_name(network))
+        statistics, real = read_statistics(path)
+        dimension = dimension_of(network)
+        if dimension is not None and dimension != statistics.dimension:
+            raise ReportError(
+                f"statistics file `{path}` has dimension {statistics.dimension}, feature network "
+                f"`{network_name(network)}` gives {dimension} features; use the network that it was made with"
+            )
+        return cls(network, statistics, str(path), name or network_name(network), real=real)
 
     @classmethod
     def from_folder(cls, folder: Path, network: nn.Module, *, name: str | None = None) -> Reference:
         """Statistics of all PNG and JPEG files under a folder; they must be of one size, and are not resized.
 
-        Grey for a network whose `channels` is 1, RGB otherwise.
+        Grey for a network whose `channels` is 1, RGB otherwise. Warns if they are too few for
+        `rank_shortfall`.
 
         Raises:
             ReportError: no folder, fewer than two images, an unreadable one, or images of several sizes.
         """
-        grey = _channels(network) == 1
-        accumulator = StatisticsAccumulator()
-        paths = _image_files(folder)
-        for batch in _image_batches(paths, grey=grey):
-            accumulator.add(_features_of_folder(network, batch, folder))
-        source = f"{len(paths)} images under {folder}"
-        return cls(network, accumulator.statistics(), source, name or network_name(network))
+        return cls._from_images(folder_images(folder), network, f"images under {folder}", name)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        name_or_path: str,
+        column: str,
+        network: nn.Module,
+        *,
+        split: str = "train",
+        limit: int | None = None,
+        name: str | None = None,
+    ) -> Reference:
+        """Statistics of an image column of a dataset: the first `limit` images, or all; otherwise as
+        `from_folder`.
+
+        name_or_path: a hub name, a directory that `Dataset.save_to_disk` wrote, or one of parquet files or
+        images.
+
+        Raises:
+            ReportError: the dataset or column cannot be read, or holds fewer than two images or several
+            sizes.
+        """
+        images = dataset_images(name_or_path, column, split=split, limit=limit)
+        return cls._from_images(images, network, f"images of {name_or_path}:{column} ({split})", name)
+
+    @classmethod
+    def _from_images(
+        cls, images: Iterator[RealImage], network: nn.Module, source: str, name: str | None
+    ) -> Reference:
+        accumulator, kept, size = StatisticsAccumulator(), _EvenSample(KEPT_FEATURES), None
+        for batch in image_batches(images, grey=channels_of(network) == 1):
+            features = _features(network, batch, f"the {source}")
+            accumulator.add(features)
+            kept.add(features)
+            size = (batch.shape[2], batch.shape[3], batch.shape[1])
+        if kept.seen < 2:
+            raise ReportError(f"there are {kept.seen} {source}; at least 2 are needed")
+        reference = cls(
+            network,
+            accumulator.statistics(),
+            f"{kept.seen} {source}",
+            name or network_name(network),
+            real=kept.features(),
+            image_size=size,
+        )
+        if (shortfall := reference.rank_shortfall) is not None:
+            warnings.warn(shortfall, stacklevel=3)
+        return reference
 
     @classmethod
     def open(cls, source: str | Path, network: nn.Module | None = None) -> Reference:
-        """`"embedded"`, an `.npz` file, or a folder of images; without `network`, in the embedded features.
+        """`"embedded"`, an `.npz` file, a folder of images or `DATASET:COLUMN`.
+
+        Without `network`, in the embedded features.
 
         Raises:
-            ReportError: as `from_statistics` and `from_folder`, or `source` is neither.
+            ReportError: as `from_statistics`, `from_folder` and `from_dataset`, or `source` is none of these.
         """
         if str(source) == "embedded":
             return cls.embedded()
@@ -98,34 +161,47 @@ class Reference:
             return cls.from_folder(path, used)
         if path.suffix == ".npz":
             return cls.from_statistics(path, used)
+        dataset, _, column = str(source).rpartition(":")
+        if dataset and column:
+            return cls.from_dataset(dataset, column, used)
         raise ReportError(
-            f'reference `{source}` is no image folder and no .npz file; give one of them, or "embedded"'
+            f"reference `{source}` is no image folder and no .npz file; give one of them, DATASET:COLUMN, "
+            'or "embedded"'
         )
 
-    def save(self, path: Path) -> None:
-        """Write `mu`, `sigma` and `count` as the `.npz` that `from_statistics` reads."""
-        statistics = self.statistics
-        np.savez(
-            path,
-            mu=statistics.mean.numpy(),
-            sigma=statistics.covariance.numpy(),
-            count=np.asarray(statistics.count, dtype=np.int64),
+    def save(self, path: Path, *, with_features: bool = False) -> None:
+        """Write `mu`, `sigma` and `count` as the `.npz` that `from_statistics` and other tools read.
+
+        with_features: also the real features, which the kernel distance and precision and recall need.
+
+        Raises:
+            ReportError: they are asked for, and there are none.
+        """
+        if with_features and self.real is None:
+            raise ReportError(
+                f"the reference from {self.source} holds no real features to save; make it from the images"
+            )
+        write_statistics(path, self.statistics, self.real if with_features else None)
+
+    @property
+    def rank_shortfall(self) -> str | None:
+        """What is wrong if the covariance is of no more images than features; None if it is of more."""
+        count, dimension = self.statistics.count, self.statistics.dimension
+        if not 0 < count <= dimension:
+            return None
+        return (
+            f"reference: {count} images for the {dimension} features of `{self.name}`, so their covariance "
+            f"lacks rank and distances are too large; give at least {dimension + 1} images, and better ten "
+            "times as many"
         )
 
-    @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
         """Features (B, D), float64 on the CPU, of images (B, C, H, W), float32 in [0, 1].
 
         Raises:
             ReportError: the network refuses the images, or its features do not match the statistics.
         """
-        device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
-        try:
-            features = self.network(images.to(device))
-        except (RuntimeError, ValueError, ReportError) as problem:
-            raise ReportError(
-                f"feature network `{self.name}` refuses images of shape {tuple(images.shape)}: {problem}"
-            ) from problem
+        features = _features(self.network, images, "images")
         if features.ndim != 2 or features.shape[1] != self.statistics.dimension:
             raise ReportError(
                 f"feature network `{self.name}` gives features of shape {tuple(features.shape)}, but the "
@@ -135,130 +211,33 @@ class Reference:
         return features.to("cpu", torch.float64)
 
 
-def network_name(network: nn.Module) -> str:
-    """The network's own `name`, else its class."""
-    name = getattr(network, "name", None)
-    return name if isinstance(name, str) else type(network).__name__
+class _EvenSample:
+    """At most `most` rows of a stream of unknown length: every 2^k-th, k growing as it must."""
 
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._step = 1
+        self._rows: list[Tensor] = []
+        self.seen = 0
 
-def weights_digest(network: nn.Module) -> str:
-    """SHA-256 over names, shapes, types and values of all parameters and buffers, in sorted order."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        data = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(data.shape)} {data.dtype}\n".encode())
-        digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    def add(self, rows: Tensor) -> None:
+        first = -self.seen % self._step
+        # Copies: a view would keep its whole batch alive.
+        self._rows += [row.clone() for row in rows[first :: self._step].to("cpu", torch.float32)]
+        self.seen += len(rows)
+        while len(self._rows) > self._most:
+            self._rows, self._step = self._rows[::2], 2 * self._step
 
-
-def _read_statistics(path: Path) -> FeatureStatistics:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays: dict[str, Any] = {name: stored[name] for name in stored.files}
-    except FileNotFoundError as problem:
-        raise ReportError(f"statistics file `{path}` does not exist") from problem
-    except Exception as problem:  # a hostile zip raises nearly anything
-        raise ReportError(f"statistics file `{path}` cannot be read as .npz: {problem}") from problem
-    missing = {"mu", "sigma"} - arrays.keys()
-    if missing:
-        raise ReportError(
-            f"statistics file `{path}` lacks {', '.join(sorted(missing))}; it holds {sorted(arrays)}, "
-            "and needs mu (D,) and sigma (D, D)"
-        )
-    mean, covariance = np.asarray(arrays["mu"]), np.asarray(arrays["sigma"])
-    if mean.ndim != 1 or not mean.size or covariance.shape != (mean.size, mean.size):
-        raise ReportError(
-            f"statistics file `{path}`: mu has shape {mean.shape}, sigma {covariance.shape}; "
-            "expected (D,) and (D, D)"
-        )
-    numeric = all(array.dtype.kind in "fiu" for array in (mean, covariance))
-    if not (numeric and np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise ReportError(f"statistics file `{path}` holds values that are no finite real numbers")
-    mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
-    _check_covariance(path, covariance)
-    return FeatureStatistics(
-        torch.from_numpy(mean), torch.from_numpy(covariance), _count(path, arrays.get("count"))
-    )
-
-
-def _count(path: Path, stored: np.ndarray | None) -> int:
-    if stored is None:
-        return 0
-    if stored.ndim != 0 or stored.dtype.kind not in "iu" or stored < 0:
-        raise ReportError(
-            f"statistics file `{path}`: count has shape {stored.shape} and type {stored.dtype}; expected "
-            "one integer, 0 or more; store np.asarray(number of images), or leave it out"
-        )
-    return int(stored)
-
-
-def _check_covariance(path: Path, covariance: np.ndarray) -> None:
-    largest = np.abs(covariance).max()
-    if np.abs(covariance - covariance.T).max() > _TOLERANCE * largest:
-        raise ReportError(
-            f"statistics file `{path}`: sigma is not symmetric; store the covariance, np.cov(features.T)"
-        )
-    eigenvalues = np.linalg.eigvalsh(covariance)
-    if eigenvalues[0] < -_TOLERANCE * np.abs(eigenvalues).max():
-        raise ReportError(
-            f"statistics file `{path}`: sigma has the negative eigenvalue {eigenvalues[0]:.3g} (the largest "
-            f"is {eigenvalues[-1]:.3g}), so it is no covariance; store np.cov(features.T)"
-        )
-
-
-def _image_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise ReportError(f"image folder `{folder}` does not exist")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
-    if len(paths) < 2:
-        raise ReportError(
-            f"image folder `{folder}` holds {len(paths)} PNG or JPEG files; at least 2 are needed"
-        )
-    return paths
-
-
-def _image_batches(paths: list[Path], *, grey: bool) -> Iterator[Tensor]:
-    waiting = iter(paths)
-    size: tuple[int, int] | None = None
-    while chunk := list(islice(waiting, _BATCH_SIZE)):
-        images = []
-        for path in chunk:
-            image = _read_image(path, grey=grey)
-            size = size or (image.shape[1], image.shape[2])
-            if tuple(image.shape[1:]) != size:
-                raise ReportError(
-                    f"image `{path}` is {image.shape[2]}x{image.shape[1]}, `{paths[0]}` is "
-                    f"{size[1]}x{size[0]}; a reference needs images of one size"
-                )
-            images.append(image)
-        yield torch.stack(images)
-
-
-def _read_image(path: Path, *, grey: bool) -> Tensor:
-    """(C, H, W), float32 in [0, 1]."""
-    try:
-        with Image.open(path) as opened:
-            pixels = np.array(opened.convert("L" if grey else "RGB"), dtype=np.float32)
-    except (OSError, UnidentifiedImageError) as problem:
-        raise ReportError(f"image `{path}` cannot be read: {problem}") from problem
-    tensor = torch.from_numpy(pixels / 255)
-    return tensor.unsqueeze(0) if grey else tensor.permute(2, 0, 1).contiguous()
+    def features(self) -> Tensor:
+        return torch.stack(self._rows)
 
 
 @torch.inference_mode()
-def _features_of_folder(network: nn.Module, images: Tensor, folder: Path) -> Tensor:
+def _features(network: nn.Module, images: Tensor, what: str) -> Tensor:
     try:
-        return network(images)
+        return network(images.to(device_of(network)))
     except (RuntimeError, ValueError, ReportError) as problem:
         raise ReportError(
-            f"feature network `{network_name(network)}` refuses the images under `{folder}`, of shape "
-            f"{tuple(images.shape[1:])}: {problem}"
+            f"feature network `{network_name(network)}` refuses {what}, of shape {tuple(images.shape)}: "
+            f"{problem}"
         ) from problem
-
-
-def _channels(network: nn.Module) -> int | None:
-    channels = getattr(network, "channels", None)
-    if isinstance(channels, int):
-        return channels
-    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
-    return first.in_channels if first is not None else None

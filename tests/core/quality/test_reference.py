@@ -6,8 +6,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from errata.embedded import load_features
 from errata.errors import ReportError
 from errata.quality import Reference, frechet_distance, statistics
+from errata.quality import reference as reference_module
 from errata.quality.reference import weights_digest
 
 
@@ -159,3 +161,90 @@ def test_the_embedded_reference_fits_its_network() -> None:
     reference = Reference.open("embedded")
     assert reference.statistics.count == 1797
     assert reference.features(torch.rand(3, 1, 16, 16)).shape == (3, reference.statistics.dimension)
+
+
+def test_a_folder_keeps_its_features_and_size(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", 9)
+    reference = Reference.from_folder(tmp_path / "images", Pixels())
+    assert reference.image_size == (8, 8, 1)
+    assert reference.real is not None
+    torch.testing.assert_close(reference.real, Pixels()(images))
+
+
+def test_of_many_images_an_even_choice_keeps_its_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference_module, "KEPT_FEATURES", 30)
+    images = write_images(tmp_path / "images", 150)
+    reference = Reference.from_folder(tmp_path / "images", Pixels())
+    assert reference.statistics.count == 150
+    assert reference.real is not None
+    torch.testing.assert_close(reference.real, Pixels()(images)[::8])
+
+
+def test_real_features_are_saved_only_when_asked(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 9)
+    reference = Reference.from_folder(tmp_path / "images", Pixels())
+    reference.save(tmp_path / "plain.npz")
+    with np.load(tmp_path / "plain.npz") as stored:
+        assert set(stored.files) == {"mu", "sigma", "count"}
+    plain = Reference.open(tmp_path / "plain.npz", Pixels())
+    assert plain.real is None
+    assert plain.image_size is None
+    reference.save(tmp_path / "whole.npz", with_features=True)
+    again = Reference.open(tmp_path / "whole.npz", Pixels()).real
+    assert again is not None
+    assert reference.real is not None
+    assert torch.equal(again, reference.real)
+    with pytest.raises(
+        ReportError, match="plain.npz holds no real features to save; make it from the images"
+    ):
+        plain.save(tmp_path / "more.npz", with_features=True)
+
+
+@pytest.mark.parametrize("features", [np.zeros((3, 5)), np.zeros((0, 4)), np.full((3, 4), np.inf)])
+def test_features_that_do_not_fit_are_refused(tmp_path: Path, features: np.ndarray) -> None:
+    np.savez(tmp_path / "bad.npz", mu=np.zeros(4), sigma=np.eye(4), features=features)
+    with pytest.raises(ReportError, match=r"features have shape .* expected finite numbers \(M, 4\)"):
+        Reference.open(tmp_path / "bad.npz", Pixels())
+
+
+def test_too_few_images_for_a_covariance_are_worth_a_warning(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 4)
+    with pytest.warns(UserWarning, match="4 images for the 4 features of `block-means`.* at least 5 images"):
+        reference = Reference.from_folder(tmp_path / "images", Pixels())
+    assert reference.rank_shortfall is not None
+    write_images(tmp_path / "more", 5)
+    assert Reference.from_folder(tmp_path / "more", Pixels()).rank_shortfall is None
+
+
+def test_statistics_of_another_network_are_refused_when_opened(tmp_path: Path) -> None:
+    np.savez(tmp_path / "inception.npz", mu=np.zeros(5), sigma=np.eye(5))
+    with pytest.raises(ReportError, match="has dimension 5, feature network `digit-features` gives 64"):
+        Reference.open(tmp_path / "inception.npz")
+    known = Pixels()
+    known.resolution = 8  # type: ignore[assignment]
+    with pytest.raises(ReportError, match="has dimension 5, feature network `block-means` gives 4 features"):
+        Reference.open(tmp_path / "inception.npz", known)
+    assert Reference.open(tmp_path / "inception.npz", Pixels()).statistics.dimension == 5
+
+
+def test_the_embedded_real_features_have_the_embedded_statistics() -> None:
+    reference = Reference.embedded()
+    assert reference.real is not None
+    assert reference.real.shape == (1797, 64)
+    assert reference.image_size == (16, 16, 1)
+    own, stored = statistics(reference.real), reference.statistics
+    # float16 has 11 bits, and features reach 6.
+    torch.testing.assert_close(own.mean, stored.mean, rtol=0, atol=1e-4)
+    torch.testing.assert_close(own.covariance, stored.covariance, rtol=0, atol=1e-3)
+    assert frechet_distance(own, stored) <= 1e-6
+    assert frechet_distance(statistics(reference.real[::2]), stored) > 1e-3
+
+
+def test_the_embedded_network_classifies_its_features() -> None:
+    network, images = load_features(), torch.rand(3, 1, 16, 16)
+    assert torch.equal(network.logits(network(images)), network.classify(images))
+    real = Reference.embedded().real
+    assert real is not None
+    assert network.logits(real.double()).argmax(dim=1).bincount(minlength=10).min() > 150
