@@ -1,8 +1,8 @@
 """Report: what each overhead bought.
 
-`run` measures quality, time and denoiser calls of each plan on each artifact, from equal seeds, and
-writes JSON, Markdown and one self-contained HTML page. Quality is the Fréchet distance in the features
-of the `Reference`.
+`run` measures quality, time and denoiser calls of each plan on each artifact, from equal seeds, with what
+else the same compute buys, and writes JSON, Markdown and one self-contained HTML page. Quality is the Fréchet
+distance in the features of the `Reference`. `measure` and `merge` are its two halves, for many jobs.
 """
 
 from errata.quality.frechet import (
@@ -16,9 +16,11 @@ from errata.quality.frechet import (
 from errata.quality.intervals import Estimate, Interval
 from errata.quality.paired import psnr
 from errata.quality.reference import Reference
-from errata.report.measuring import run
+from errata.report.measuring import measure, merge, read_report, run
 from errata.report.recorded import recorded_digits
-from errata.report.results import Overhead, Protocol, Report, Row, Size
+from errata.report.results import Overhead, Protocol, Report, RivalResult, Row, Size
+from errata.report.scoring import Scorer
+from errata.report.shares import Shard
 from errata.report.text import text_table
 from errata.report.verdict import Verdict
 
@@ -30,14 +32,20 @@ __all__ = [
     "Protocol",
     "Reference",
     "Report",
+    "RivalResult",
     "Row",
+    "Scorer",
+    "Shard",
     "Size",
     "StatisticsAccumulator",
     "Verdict",
     "bootstrap_interval",
     "frechet_distance",
+    "measure",
+    "merge",
     "paired_bootstrap",
     "psnr",
+    "read_report",
     "recorded_digits",
     "run",
     "statistics",

@@ -1,4 +1,4 @@
-"""The first batch of a report, and what it decides: costs, rows of equal compute, and how long it will take."""
+"""The first batch of a report, and what it decides: costs, rows of equal compute, how long it will take."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from errata.correct import Plan
 from errata.correct.costs import Costs, price
 from errata.correct.sampling import Inputs
 from errata.deploy import DeployedPipeline
-
 from errata.quality.reference import Reference
 from errata.report.equal_compute import Rival, float_steps, rivals_of
 from errata.report.grid import RowSpec, artifact_row, float_row, repeats
@@ -118,9 +117,7 @@ def _warm_up(rows: list[RowSpec], samplers: RowSamplers, measurements: Measureme
             samplers.of(row).sample(range(1))
 
 
-def _added(
-    asked: Asked, rows: list[RowSpec], measurements: Measurements
-) -> tuple[list[RowSpec], float]:
+def _added(asked: Asked, rows: list[RowSpec], measurements: Measurements) -> tuple[list[RowSpec], float]:
     """Rows of equal compute that nobody asked for, and the seconds of a batch of all of them."""
     added: dict[str, RowSpec] = {}
     seconds = 0.0
@@ -177,7 +174,7 @@ def _seconds(row: RowSpec, measurements: Measurements, costs: Costs | None = Non
 
 
 def _sorted(rows: list[RowSpec]) -> list[RowSpec]:
-    """Artifact by artifact, in the order in which they appear, with what was added behind what was asked for."""
+    """Artifact by artifact, in the order of their first rows, with what was added behind what was asked for."""
     names = list(dict.fromkeys(row.artifact for row in rows))
     return sorted(rows, key=lambda row: (names.index(row.artifact), row.role == "equal compute"))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from errata.compress.recipes.schedule import CacheSchedule, StepKind
 from errata.correct import Forecast, Hindsight, Method, Plan, Refresh, SecondOrder, wrap
@@ -83,9 +84,7 @@ def _more_steps(deployed: DeployedPipeline, seconds: float, base: float, costs: 
     )
 
 
-def _more_full_steps(
-    schedule: CacheSchedule, seconds: float, base: float, costs: Costs
-) -> Rival | None:
+def _more_full_steps(schedule: CacheSchedule, seconds: float, base: float, costs: Costs) -> Rival | None:
     """Cached steps in full, spread so that the longest interval is as short as it can be."""
     if not schedule.has_cache:
         return None
@@ -116,7 +115,7 @@ def _spread(schedule: CacheSchedule, count: int) -> list[int]:
     chosen: list[int] = []
     for _ in range(min(count, total - len(full))):
         bounds = [*full, total]
-        start, end = max(zip(bounds, bounds[1:], strict=False), key=lambda pair: pair[1] - pair[0])
+        start, end = max(pairwise(bounds), key=lambda pair: pair[1] - pair[0])
         if end - start < 2:
             break
         middle = (start + end) // 2

@@ -101,7 +101,7 @@ def artifact_row(
 
 
 def float_row(fingerprint: str, steps: int, *, device: str, recorded_steps: int) -> RowSpec:
-    """A row of the float model, which is a reference at the recorded number of steps and a rival at others."""
+    """A row of the float model: at the recorded number of steps to compare with, at others a rival."""
     is_rival = steps != recorded_steps
     return RowSpec(
         artifact=FLOAT,

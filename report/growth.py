@@ -38,7 +38,13 @@ def growth_of(
     grown = {}
     for name, deployed in artifacts.items():
         errors = trajectory_error(
-            deployed, baseline, plans=correcting, samples=SAMPLES, batch_size=SAMPLES, seed=seed, inputs=inputs
+            deployed,
+            baseline,
+            plans=correcting,
+            samples=SAMPLES,
+            batch_size=SAMPLES,
+            seed=seed,
+            inputs=inputs,
         )
         grown[name] = {
             "timesteps": list(errors.timesteps),

@@ -1,4 +1,4 @@
-"""What a report needs beside its measurements: rows, costs, protocol. With it, no model is needed any more."""
+"""What a report needs beside its measurements: rows, sizes, protocol. With it, no model is needed."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ class Ledger:
     def ranges(self) -> tuple[range, ...]:
         """Indices of the images of each batch."""
         starts = [sum(self.batches[:number]) for number in range(len(self.batches))]
-        return tuple(
-            range(start, start + size) for start, size in zip(starts, self.batches, strict=True)
-        )
+        return tuple(range(start, start + size) for start, size in zip(starts, self.batches, strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON value."""
@@ -113,9 +111,7 @@ class Ledger:
         return self._identity() == other._identity()
 
     def _identity(self) -> tuple[Any, ...]:
-        named: Sequence[Any] = [
-            (row.key, row.directory) for row in self.rows
-        ]
+        named: Sequence[Any] = [(row.key, row.directory) for row in self.rows]
         return named, self.batches, self.batch_names
 
     def with_growth(self, growth: Mapping[str, Any]) -> Ledger:
@@ -125,7 +121,7 @@ class Ledger:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What images are judged by, without the feature network: statistics `real` images, where there are any."""
+    """What images are judged by without the feature network: statistics, and real features if kept."""
 
     statistics: FeatureStatistics
     real: Tensor | None
@@ -156,9 +152,7 @@ class Target:
         file = folder / REFERENCE_FILE
         try:
             tensors = load(file.read_bytes())
-            statistics = FeatureStatistics(
-                tensors["mean"], tensors["covariance"], int(tensors["count"])
-            )
+            statistics = FeatureStatistics(tensors["mean"], tensors["covariance"], int(tensors["count"]))
         except Exception as problem:  # safetensors has errors of its own for every damage
             raise ReportError(f"`{file}` cannot be read ({problem}); run the same command again") from problem
         return cls(statistics=statistics, real=tensors.get("real"))

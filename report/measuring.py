@@ -1,4 +1,4 @@
-"""`run`, `measure` and `merge`: every plan on every artifact, from equal seeds, judged against one reference."""
+"""`run`, `measure`, `merge`: every plan on every artifact, from equal seeds, against one reference."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
@@ -30,8 +31,15 @@ from errata.report.results import FLOAT, Report
 from errata.report.rows import Judge, assemble_rows, costs_of
 from errata.report.sampling import BatchSampler, RowSamplers
 from errata.report.scoring import Scorer
-from errata.report.settings import FOLDER, Settings, batch_names, check_same, open_folder, read_settings
-from errata.report.settings import statistics_digest
+from errata.report.settings import (
+    FOLDER,
+    Settings,
+    batch_names,
+    check_same,
+    open_folder,
+    read_settings,
+    statistics_digest,
+)
 from errata.report.shares import Shard, Workers
 from errata.report.strips import strip
 from errata.report.text import markdown
@@ -136,8 +144,8 @@ def measure(
 ) -> Workers:
     """The first half of `run`: fills `measurements/` in `out`, with the batches of one shard.
 
-    Jobs of several shards may share `out`, or have one each, for `merge` to bring together. The first batch of
-    every row that was asked for is measured by whichever job comes first: its costs decide which rows are
+    Jobs of several shards may share `out`, or have one each, for `merge` to bring together. The first batch
+    of every row that was asked for is measured by whichever job comes first: its costs decide which rows are
     added. Where jobs share no directory, let one measure it, and copy it to the others.
 
     Returns:
@@ -303,9 +311,9 @@ def _common_ledger(folders: Sequence[Path]) -> Ledger:
         check_same(read_settings(folder), settings, folder)
         if not Ledger.read(folder).agrees_with(ledger):
             raise ReportError(
-                f"`{folder}` and `{first}` measured other rows: each job found out by itself what else the same "
-                "compute buys; let one job measure its first batch, copy its directory to the others, and run "
-                "them again"
+                f"`{folder}` and `{first}` measured other rows: each job found out by itself what else the "
+                "same compute buys; let one job measure its first batch, copy its directory to the others, and "
+                "run them again"
             )
     return ledger
 
@@ -327,18 +335,26 @@ def _sample(
     total = len(rows) * sum(len(batches[number]) for number in mine)
     with tqdm(total=total, unit="image", desc="sampling") as bar:
         for number in mine:
-            sampler.measure(rows, number, done=bar.update)
+            sampler.measure(rows, number, done=lambda count: _advance(bar, count))
+
+
+def _advance(bar: tqdm[NoReturn], count: int) -> None:
+    bar.update(count)
 
 
 def _promise(ledger: Ledger, shard: Shard) -> str:
     seconds = ledger.promised_seconds / shard.count
-    span = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else (
-        f"{seconds / 3600:.1f} h"
+    span = (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else (f"{seconds / 3600:.1f} h")
     )
     share = f", of which shard {shard} does its part" if shard.count > 1 else ""
     return (
-        f"{len(ledger.rows)} rows of {sum(ledger.batches)} images{share}: about {span} of denoiser calls in one "
-        "process"
+        f"{len(ledger.rows)} rows of {sum(ledger.batches)} images{share}: about {span} of denoiser calls, in "
+        "one process"
     )
 
 

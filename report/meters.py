@@ -29,8 +29,8 @@ class Reading:
 def metered(device: torch.device) -> Iterator[Reading]:
     """Reads what happens inside.
 
-    On CUDA: the highest allocated memory of the device, and its energy by NVML (package `nvidia-ml-py`), which
-    counts everything that the device does. On a CPU: the highest resident size of the process, on Linux; it
+    On CUDA: the highest allocated memory of the device, and its energy by NVML (`nvidia-ml-py`), which counts
+    everything that the device does. On a CPU: the highest resident size of the process, on Linux; it
     includes all that is loaded.
     """
     reading = Reading()

@@ -15,13 +15,13 @@ def check_network(reference: Reference, pipes: Sequence[Any]) -> None:
     """Shows the feature network noise of the size that each pipeline makes.
 
     Raises:
-        ReportError: it refuses it, its features do not fit the reference, or the pipelines make several sizes.
+        ReportError: it refuses it, its features do not fit the reference, or there are several sizes.
     """
     sizes = {image_size(pipe) for pipe in pipes} - {None}
     if len(sizes) > 1:
         raise ReportError(
-            f"the artifacts make images of several sizes (height, width, channels): {sorted(map(str, sizes))}; "
-            "report on them one by one"
+            f"the artifacts make images of several sizes, {sorted(map(str, sizes))} (height, width, "
+            "channels); report on them one by one"
         )
     for height, width, channels in filter(None, sizes):
         reference.features(torch.rand(2, channels, height, width))

@@ -11,7 +11,12 @@ from torch import Tensor
 from errata.compress.recipes.schedule import StepKind
 from errata.correct import Plan
 from errata.correct.costs import price
-from errata.quality.frechet import FeatureStatistics, StatisticsAccumulator, frechet_distance, resampled_distances
+from errata.quality.frechet import (
+    FeatureStatistics,
+    StatisticsAccumulator,
+    frechet_distance,
+    resampled_distances,
+)
 from errata.quality.inception_score import resampled_inception_scores, streamed_inception_score
 from errata.quality.intervals import CONFIDENCE, Estimate
 from errata.quality.kernel import kernel_distance_parts
@@ -118,7 +123,11 @@ class Judge:
             accumulator.add(features)
         distance = frechet_distance(accumulator.statistics(), self.target.statistics)
         replicates = resampled_distances(
-            chunks, self.measurements.samples, self.target.statistics, resamples=self.resamples, seed=self.seed
+            chunks,
+            self.measurements.samples,
+            self.target.statistics,
+            resamples=self.resamples,
+            seed=self.seed,
         )
         return Measured(distance, replicates=replicates)
 
@@ -161,10 +170,15 @@ def assemble_rows(ledger: Ledger, judge: Judge) -> tuple[Row, ...]:
     return _Assembly(judged, ledger, judge.target.statistics).rows()
 
 
-def costs_of(ledger: Ledger, judge: Judge) -> dict[str, dict[StepKind, float]]:
+def costs_of(ledger: Ledger, judge: Judge) -> dict[str, dict[str, float]]:
     """By artifact, median seconds of a denoiser call of each kind, for a whole batch, in uncorrected runs."""
     plain = [spec for spec in ledger.rows if spec.role in ("uncorrected", "float")]
-    return {spec.artifact: cost_of(judge.measurements.facts(spec.directory)) for spec in plain}
+    return {
+        spec.artifact: {
+            str(kind): seconds for kind, seconds in cost_of(judge.measurements.facts(spec.directory)).items()
+        }
+        for spec in plain
+    }
 
 
 def cost_of(facts: Sequence[BatchFacts]) -> dict[StepKind, float]:
@@ -191,9 +205,7 @@ class _Assembly:
         self._costs = {artifact: plain.cost for artifact, plain in self._plain.items()}
 
     def rows(self) -> tuple[Row, ...]:
-        front = fronts(
-            {key: (self._compute(each), each.frechet) for key, each in self._judged.items()}
-        )
+        front = fronts({key: (self._compute(each), each.frechet) for key, each in self._judged.items()})
         return tuple(replace(self._row(each), front=front[key]) for key, each in self._judged.items())
 
     def _row(self, judged: Judged) -> Row:
@@ -208,7 +220,7 @@ class _Assembly:
             steps="none" if spec.plan is None or is_plain else steps_of(spec.plan),
             sampling_steps=spec.steps,
             samples=judged.samples,
-            evaluations=judged.evaluations,
+            evaluations={str(kind): number for kind, number in judged.evaluations.items()},
             compute=self._compute(judged),
             seconds_per_image=judged.seconds_per_image,
             frechet=judged.frechet.estimate(),
@@ -276,7 +288,8 @@ class _Assembly:
             )
         if row.role == "equal compute":
             return verdict_of_rival(row.stands_for)
-        assert row.change is not None and row.overhead is not None  # a plan's row
+        assert row.change is not None  # a plan's row
+        assert row.overhead is not None
         return verdict_of_corrected(
             frechet=row.frechet.value,
             change=row.change,

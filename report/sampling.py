@@ -53,9 +53,7 @@ class RowSamplers:
 
     def _float(self, steps: int) -> Sampler:
         assert self._baseline is not None  # else there is no such row
-        return FloatSampler(
-            self._baseline, num_inference_steps=steps, seed=self._seed, inputs=self._inputs
-        )
+        return FloatSampler(self._baseline, num_inference_steps=steps, seed=self._seed, inputs=self._inputs)
 
     def _planned(self, row: RowSpec) -> Sampler:
         assert row.plan is not None  # every row of an artifact has one

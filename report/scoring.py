@@ -1,4 +1,4 @@
-"""Numbers that single images have: how far they are from others of the same noise, how well they fit a text."""
+"""Numbers of single images: how far from others of the same noise they are, how well they fit a text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must be the same for two runs to measure the same thing, so that one may go on with the other's work."""
+"""What must be the same for one run to go on with another's measurements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from errata import canonical_json
 from errata.correct.sampling import Inputs
-from errata.directories import refuse_taken, refusals_as
+from errata.directories import refusals_as, refuse_taken
 from errata.errors import ReportError
 from errata.quality.frechet import FeatureStatistics
 from errata.report.measurements import write_whole

@@ -21,7 +21,7 @@ VerdictKind = Literal[
 ]
 
 NamedRival = tuple[str, Estimate, Estimate]
-"""What a rival is, the difference of its distance from a row's, and that at the confidence for all of them."""
+"""What a rival is, a row's distance minus the rival's, and that at the confidence for all rivals at once."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,9 @@ class _Told:
     def __init__(self, frechet: float, change: Estimate, overhead: float, samples: int) -> None:
         self._frechet, self._change, self._samples = frechet, change, samples
         decimals = formatting.decimals_for(change)
-        self._step = f"from {frechet - change.value:.{decimals}f} to {frechet:.{decimals}f} ({_signed(change)})"
+        self._step = (
+            f"from {frechet - change.value:.{decimals}f} to {frechet:.{decimals}f} ({_signed(change)})"
+        )
         self._cost = f"{formatting.percent(overhead)} overhead"
 
     def alone(self) -> tuple[VerdictKind, str]:
@@ -95,7 +97,8 @@ class _Told:
             "better": f"Better: the distance falls {self._step} for {self._cost}.",
             "worse": f"Worse: correction raises the distance {self._step} and costs {self._cost}; "
             "leave it off here.",
-            "not distinguishable": f"Not distinguishable at n={self._samples}: {self._step} for {self._cost}.",
+            "not distinguishable": f"Not distinguishable at n={self._samples}: {self._step} for "
+            f"{self._cost}.",
         }[kind]
 
     def against(self, rivals: Sequence[NamedRival]) -> tuple[VerdictKind, str]:
@@ -106,8 +109,8 @@ class _Told:
         )
         if is_better_than_all:
             return "pays", (
-                f"Pays: the distance falls {self._step} for {self._cost}, and nothing else that costs no more "
-                f"comes as low; the closest is {self._told_of(strongest)}."
+                f"Pays: the distance falls {self._step} for {self._cost}, and nothing else that costs no "
+                f"more comes as low; the closest is {self._told_of(strongest)}."
             )
         if self._change.interval.low > 0:
             return "does not pay", (

@@ -43,6 +43,22 @@ def inception_score(logits: Tensor, *, splits: int = 1) -> float:
     return float(torch.stack(scores).mean())
 
 
+def streamed_inception_score(chunks: Iterable[Tensor]) -> float:
+    """The score in one split of logits that come in pieces (B, C).
+
+    Raises:
+        ValueError: there are none.
+    """
+    certainty, marginal, seen = torch.zeros(1).double(), torch.zeros(()).double(), 0
+    for logits in chunks:
+        weights = torch.ones(1, len(logits), dtype=torch.float64, device=logits.device)
+        more, classes = _weighted_sums(logits, weights)
+        certainty, marginal, seen = certainty + more.cpu(), marginal + classes.cpu(), seen + len(logits)
+    if not seen:
+        raise ValueError("there are no logits to score")
+    return float(_score(certainty, marginal, torch.tensor([float(seen)]))[0])
+
+
 def weighted_inception_score(logits: Tensor, weights: Tensor) -> Tensor:
     """The score when image i counts `weights[i]` times: a float64 scalar, or (R,) for rows of weights.
 

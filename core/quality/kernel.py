@@ -86,3 +86,38 @@ def _subset_rows(n: int, m: int, *, subsets: int, size: int, seed: int) -> Itera
     for _ in range(subsets):
         ours = torch.randperm(n, generator=generator)[:size]
         yield ours, torch.randperm(m, generator=generator)[:size]
+
+
+def kernel_distance_parts(features: Tensor, real: Tensor, *, block: int = 1000) -> Tensor:
+    """MMD² over all samples at once, as the mean of one number for each generated sample, (N,) float64.
+
+    What the mean over random subsets estimates, without their noise. A part's distance from the mean is the
+    sample's influence on MMD² to first order, so intervals of the parts' mean, and of paired differences, are
+    those of the kernel distance (Hoeffding's projection of a U-statistic of order two); the real samples
+    count as known. Memory beyond the features is that of `block` × max(N, M) numbers.
+
+    features: (N, D), N at least 2. real: (M, D), M at least 2.
+
+    Raises:
+        ReportError: too few rows.
+        ValueError: the sets have different dimensions.
+    """
+    require_features(features)
+    require_features(real)
+    require_same_dimension(features.shape[1], real.shape[1])
+    subset_size_for(len(features), len(real), max(len(features), len(real)))
+    x, y = features.detach().double(), real.detach().double()
+    within, across = _mean_to_others(x, block), _mean_to(x, y, block)
+    distance = within.mean() + _mean_to_others(y, block).mean() - 2 * across.mean()
+    return (distance + 2 * (within - within.mean()) - 2 * (across - across.mean())).cpu()
+
+
+def _mean_to(x: Tensor, y: Tensor, block: int) -> Tensor:
+    """Mean of k(x_i, y_j) over j, (N,)."""
+    return torch.cat([_kernel(part, y).mean(dim=1) for part in x.split(block)])
+
+
+def _mean_to_others(x: Tensor, block: int) -> Tensor:
+    """Mean of k(x_i, x_j) over j ≠ i, (N,)."""
+    own = (x.square().sum(dim=1) / x.shape[1] + _OFFSET) ** _DEGREE
+    return (_mean_to(x, x, block) * len(x) - own) / (len(x) - 1)

@@ -40,7 +40,7 @@ class Measured:
         return _estimate(self.value, self.parts, self.replicates, confidence)
 
     def minus(self, other: Measured, *, confidence: float = CONFIDENCE) -> Estimate:
-        """This value minus the other's, with the interval of the paired difference.
+        """Its value minus the other's, with the interval of the paired difference.
 
         Raises:
             ValueError: they are of different kinds or sizes, so nothing pairs.
