@@ -16,6 +16,7 @@ from sybil import Document, Example, Lexeme, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.evaluators.skip import Skipper
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
+from sybil.typing import Parser
 
 from errata import calibration, compress, deploy
 from errata.embedded import PIPELINE
@@ -27,6 +28,9 @@ FOUND: dict[str, tuple[str, ...]] = {
     "docs/compress.md": ("calibration",),
     "docs/correct.md": ("artifact",),
     "docs/deploy.md": ("compressed",),
+    "docs/extend-cache.md": ("calibration",),
+    "docs/extend-corrector.md": ("artifact",),
+    "docs/extend-quantizer.md": ("calibration",),
 }
 # `<!-- skip: next -->` keeps a block from being run. Whoever adds one has to say so here, and why.
 SKIPPED: dict[str, int] = {}
@@ -45,7 +49,7 @@ def run_lowered(example: Example) -> None:
 
 
 def document_of(page: str) -> Document:
-    parsers = [CodeBlockParser("python", run_lowered), SkipParser()]
+    parsers: list[Parser] = [CodeBlockParser("python", run_lowered), SkipParser()]
     return Sybil(parsers).parse(ROOT / page)
 
 
