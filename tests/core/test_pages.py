@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 from sybil import Document, Example, Lexeme, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.evaluators.skip import Skipper
@@ -20,11 +21,13 @@ from sybil.typing import Parser
 
 from errata import calibration, compress, deploy
 from errata.embedded import PIPELINE
+from errata.pipelines import ClassConditionalLDMPipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 # What lies in runs/my when a page's first example starts; pages that make everything themselves have none.
 FOUND: dict[str, tuple[str, ...]] = {
+    "docs/calibrate.md": ("labelled-model",),
     "docs/compress.md": ("calibration",),
     "docs/correct.md": ("artifact",),
     "docs/deploy.md": ("compressed",),
@@ -71,7 +74,26 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     compressed = compress.apply(pipe, recording, RECIPE, root / "compressed")
     deploy.export(compressed, root / "artifact")
+    labelled_pipeline().save_pretrained(root / "labelled-model")
     return root
+
+
+def labelled_pipeline() -> ClassConditionalLDMPipeline:
+    """Of class labels, with random weights."""
+    unet = UNet2DModel(
+        sample_size=4,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        num_class_embeds=11,  # ten digits, and no digit at all
+    )
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
+    return ClassConditionalLDMPipeline(
+        vae=vae, unet=unet.eval(), scheduler=DDIMScheduler(), unconditional_label=10
+    )
 
 
 @pytest.fixture
@@ -106,6 +128,31 @@ def test_no_example_is_overlooked(page: str) -> None:
     assert all(example.parsed == ("next", None) for example in skips), "skip single blocks, by `skip: next`"
     assert len(skips) == SKIPPED.get(page, 0)
     assert len(examples) - len(skips) == len(blocks(page))
+
+
+def test_the_index_has_one_line_for_each_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^- \[(.+?)\]\((.+?)\): .+\.$", index, re.MULTILINE)
+    assert all(name == target for name, target in listed)
+    assert sorted(f"docs/{name}" for name, _ in listed) == [
+        page for page in PAGES if page not in ("README.md", "docs/README.md")
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_nothing_is_listed_for_pages_that_are_gone() -> None:
