@@ -123,6 +123,8 @@ def test_examples_run(page: str, workplace: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_no_example_is_overlooked(page: str) -> None:
     """What fences hold is what was parsed, and blocks that are not run are counted."""
+    fences = re.findall(r"^\s*(?:```|~~~)(.*)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    assert fences == ["python", ""] * len(blocks(page)), "a fence of another kind; commands are indented"
     examples = list(document_of(page).examples())
     skips = [example for example in examples if isinstance(example.region.evaluator, Skipper)]
     assert all(example.parsed == ("next", None) for example in skips), "skip single blocks, by `skip: next`"
