@@ -15,6 +15,8 @@ from pathlib import Path
 import pdoc
 import pdoc.render
 
+from errata.cli import quiet
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (
     "errata",
@@ -37,8 +39,9 @@ def build(out: Path) -> None:
         footer_text=f"errata {version}",
         template_directory=Path(__file__).with_name("docs_templates"),
     )
-    for package in PACKAGES:
-        importlib.import_module(package)  # other people's packages may warn while they are imported
+    with quiet.without_chatter():
+        for package in PACKAGES:
+            importlib.import_module(package)  # other people's packages may warn while they are imported
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pdoc.pdoc(*specs, output_directory=out)
