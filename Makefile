@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 or newer and nothing else: they fill .venv/ themselves,
+# `make demo`, `make docs` and `make test` need Python 3.11 or newer and nothing else: they fill .venv/ themselves,
 # once, and again only when pyproject.toml or setup.py changes.
 #
 #   PYTHON=...        the interpreter to build .venv/ with, if not the first that fits
@@ -11,10 +11,11 @@ WORKERS ?= auto
 
 export PYTHON TORCH_INDEX
 
-.PHONY: help demo test lint format wheel clean
+.PHONY: help demo docs test lint format wheel clean
 
 help:
 	@echo "make demo     watch a model being calibrated, compressed, frozen, corrected and judged"
+	@echo "make docs     write the reference of all public names to docs/api/"
 	@echo "make test     lint, types, tests, and the wheel in a clean environment: what CI runs"
 	@echo "make lint     ruff and mypy only"
 	@echo "make format   let ruff repair what it can"
@@ -23,6 +24,9 @@ help:
 demo: .venv/.ready-report
 	@$(BIN)/errata demo --out $(DEMO)
 	@echo "open $(CURDIR)/$(DEMO)/report.html"
+
+docs: .venv/.ready-docs
+	@$(BIN)/python scripts/make_docs.py --out docs/api
 
 test: lint
 	$(BIN)/pytest -q -n $(WORKERS) --maxprocesses 4

@@ -1,7 +1,8 @@
 """Errata compresses a diffusion model, freezes it, and corrects its sampling errors while it runs.
 
 The stages, in the order in which data flows: `errata.calibration`, `errata.compress`, `errata.deploy`,
-`errata.correct`, `errata.report`. Importing `errata` alone imports none of them, and not torch either.
+`errata.correct`, `errata.report`. `errata.quality` measures how good images are. Importing `errata` alone
+imports none of them, and not torch either.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -30,6 +31,9 @@ __all__ = [
     "ReportError",
     "__version__",
 ]
+
+__version__: str
+"""Of the installed package."""
 
 try:
     __version__ = version("errata")

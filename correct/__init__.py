@@ -1,8 +1,8 @@
 """Corrects the sampling errors of a deployed artifact while it runs.
 
-corrected = wrap(deployed, Plan(IEC(), steps="ends:1/10"))
-images = corrected(batch_size=16).images
-corrected.stats, corrected.overhead()
+    corrected = wrap(deployed, Plan(IEC(), steps="ends:1/10"))
+    images = corrected(batch_size=16).images
+    corrected.stats, corrected.overhead()
 
 `plan(deployed, max_overhead=0.15, reference=…)` finds out which plan is worth it; `amplification` and
 `trajectory_error` show how errors grow.

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Fill .venv/ with errata and one of its extras: `scripts/set_up.sh report` or `scripts/set_up.sh dev`.
-# A stamp says what is there; `dev` includes `report`.
+# A stamp says what is there; `dev` includes `docs` and `report`.
 set -eu
 cd "$(dirname "$0")/.."
 extra=$1
@@ -46,4 +46,4 @@ echo "set-up: installing errata with its '$extra' extra"
 "$venv/bin/python" -m pip install --quiet --editable ".[$extra]"
 
 touch "$venv/.ready-$extra"
-if [ "$extra" = dev ]; then touch "$venv/.ready-report"; fi
+if [ "$extra" = dev ]; then touch "$venv/.ready-report" "$venv/.ready-docs"; fi

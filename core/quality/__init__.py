@@ -3,6 +3,7 @@
 Nothing here samples, so every stage may measure.
 """
 
+from errata.quality import intervals
 from errata.quality.frechet import (
     FeatureStatistics,
     StatisticsAccumulator,
@@ -11,7 +12,7 @@ from errata.quality.frechet import (
     paired_bootstrap,
     statistics,
 )
-from errata.quality.intervals import CONFIDENCE, Estimate, Interval, mean_estimate
+from errata.quality.intervals import Estimate, Interval, mean_estimate
 from errata.quality.paired import psnr
 from errata.quality.reference import Reference
 
@@ -29,3 +30,6 @@ __all__ = [
     "psnr",
     "statistics",
 ]
+
+CONFIDENCE: float = intervals.CONFIDENCE
+"""Of every interval here: how often it holds what it bounds."""

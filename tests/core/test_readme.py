@@ -1,4 +1,7 @@
-"""What the README and docs/compress.md show exists: commands parse, names resolve, recipes are known."""
+"""What the README and docs/ show exists: commands of every page parse, names resolve, recipes are known.
+
+That the Python examples run is in `test_pages.py`.
+"""
 
 import ast
 import importlib
@@ -13,7 +16,12 @@ from errata import cli
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = (ROOT / "docs" / "compress.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^    (errata .+)$", README + GUIDE, re.MULTILINE)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = {
+    (page.name, command): None  # a dictionary keeps the order, and each once
+    for page in PAGES
+    for command in re.findall(r"^    (errata .+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+}
 NAME = "`([a-z0-9+=:/.,_-]+)`"
 (EXAMPLES,) = re.findall(r"^Examples: (.+?)\n\n", GUIDE, re.MULTILINE | re.DOTALL)
 RECIPES = [
@@ -24,13 +32,14 @@ RECIPES = [
 
 
 def test_there_is_something_to_check() -> None:
-    assert len(COMMANDS) >= 12
+    assert len(COMMANDS) >= 25
+    assert {"README.md", "compress.md", "correct.md", "deploy.md"} <= {page for page, _ in COMMANDS}
     assert {"w4a8", "w4a8-learned", "deepcache:steps=0/4/9", "cachequant-5"} <= set(RECIPES)
     assert len(re.findall(NAME, EXAMPLES)) == 3
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_parse(command: str) -> None:
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_commands_parse(page: str, command: str) -> None:
     assert cli.build_parser().parse_args(shlex.split(command)[1:]).run
 
 
