@@ -1,4 +1,4 @@
-"""The configuration of one row of a table of the paper: a short file, and the file of its model that it names.
+"""The configuration of one row of a table of the paper: a short file, and the file of its model.
 
 A row's file says what the row is (`table`, `row`, `recipe`, `plan`, `published`); the file under `base` says
 how its model is sampled, calibrated and judged. A key that both have is the row's.
@@ -89,7 +89,9 @@ class Row:
         _one_of(self, "labels", (None, "even"))
         for key in (*self.published, *self.metrics):
             if key not in METRICS:
-                raise ReportError(f"`{self.name}`: metric {key!r} is unknown; allowed are {', '.join(METRICS)}")
+                raise ReportError(
+                    f"`{self.name}`: metric {key!r} is unknown; allowed are {', '.join(METRICS)}"
+                )
         if set(self.calibration) != _CALIBRATION:
             raise ReportError(
                 f"`{self.name}`: calibration has {sorted(self.calibration)}; it needs {sorted(_CALIBRATION)}"
