@@ -1,6 +1,6 @@
 """Calibrate, compress, deploy and report, each kept in a folder and done once for all rows that share it.
 
-    WORK/DATASET-DIGEST/calibration                  one for all rows of a model, its sampler and its conditions
+    WORK/DATASET-DIGEST/calibration                  one for a model, its sampler and its conditions
     WORK/DATASET-DIGEST/compressed/QUANTIZER/RECIPE  those of one quantizer take its numbers from the first
     WORK/DATASET-DIGEST/artifacts/RECIPE
     WORK/DATASET-DIGEST/reports/RECIPE-DIGEST        all plans of a recipe, from equal noise
