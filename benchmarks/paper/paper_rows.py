@@ -156,7 +156,9 @@ def load_row(path: Path) -> Row:
     """
     own = _mapping(path)
     base = own.pop("base", None)
-    merged = {**({} if base is None else _mapping(path.parent / base)), **own, "name": path.stem}
+    shared = {} if base is None else _mapping(path.parent / base)
+    merged = {**shared, **own, "name": path.stem}
+    merged["unsupported"] = {**shared.get("unsupported", {}), **own.get("unsupported", {})}
     known = set(Row.__dataclass_fields__)
     if odd := sorted(merged.keys() - known):
         raise ReportError(f"`{path}`: unknown key {odd[0]!r}; allowed are base, {', '.join(sorted(known))}")
