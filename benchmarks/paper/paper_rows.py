@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -176,7 +177,7 @@ def load_rows(paths: Iterable[Path]) -> list[Row]:
     """
     rows: list[Row] = []
     for path in paths:
-        files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+        files = sorted(path.glob("*.yaml"), key=_natural) if path.is_dir() else [path]
         if not files:
             raise ReportError(f"`{path}` holds no .yaml file; give a row's file, or a folder of them")
         rows += map(load_row, files)
@@ -187,6 +188,11 @@ def digest_of(value: Any) -> str:
     """Eight hexadecimal digits that tell settings apart."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Orders names as people do: N = 3 before N = 10, and a row before the one that corrects it."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.stem)]
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -64,6 +64,17 @@ def test_files_lie_in_the_folder_of_their_table(paper: dict[str, Any]) -> None:
         assert tables == {int(folder.name.removeprefix("table"))}
 
 
+def test_rows_of_a_folder_are_in_the_order_of_the_table(paper: dict[str, Any]) -> None:
+    names = [row.name for row in paper["paper_rows"].load_rows([PAPER / "table2"])]
+    assert names[9:] == [f"churches-{name}" for name in (*_pairs(3, 5, 10, 15), "float")] + [
+        f"cifar10-{name}" for name in (*_pairs(3, 5, 10, 15), "float")
+    ]
+
+
+def _pairs(*intervals: int) -> list[str]:
+    return [f"deepcache-{interval}{iec}" for interval in intervals for iec in ("", "-iec")]
+
+
 def test_further_metrics_are_those_of_their_table(rows: dict[tuple[int, str], Any]) -> None:
     for (table, name), row in rows.items():
         further = {"imagenet": {"is"}, "coco": {"is", "clip"}}.get(name.partition("-")[0], set())
