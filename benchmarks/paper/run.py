@@ -1,0 +1,187 @@
+"""Reproduce rows of the tables of "Iterative Error Correction": the whole life of a model in one command.
+
+    python benchmarks/paper/run.py benchmarks/paper/table1 --work runs/paper
+    python benchmarks/paper/run.py benchmarks/paper/table2/cifar10-deepcache-10-iec.yaml --samples 1000
+
+A CONFIG is the file of a row, or a folder of them. It is calibrated, compressed, deployed and reported; rows
+of one model share its calibration, rows of one recipe its artifact and its images without correction. What is
+finished stays in `--work`; the same command goes on from there. The table lies in `WORK/tables`, as Markdown
+and JSON. README.md says where weights and references come from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import paper_table
+from paper_features import network, open_reference
+from paper_rows import NETWORKS, Row, digest_of, load_rows
+from paper_stages import RESAMPLES, Bench
+from paper_table import Line
+
+from errata.errors import ErrataError
+
+Asked = tuple[Row, Row]
+"""A row as its file says, and as it is run."""
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command-line options."""
+    parser = argparse.ArgumentParser(description="Reproduce rows of the paper's tables.")
+    parser.add_argument("configs", nargs="+", type=Path, metavar="CONFIG", help="file of a row, or a folder")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/paper"), help="folder of everything (%(default)s)"
+    )
+    parser.add_argument("--pipeline", metavar="DIR", help="diffusers folder or hub name, of every row given")
+    parser.add_argument("--reference", metavar="SOURCE", help="image folder or .npz statistics")
+    parser.add_argument("--prompts", metavar="FILE", help="one caption a line")
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="images a row; the paper has 50,000 or 5,000"
+    )
+    parser.add_argument("--steps", type=int, metavar="N")
+    parser.add_argument("--batch-size", type=int, metavar="N")
+    parser.add_argument("--calibration-samples", type=int, metavar="N")
+    parser.add_argument("--feature-network", choices=NETWORKS)
+    parser.add_argument("--inception-weights", type=Path, metavar="FILE", help="instead of fetching them")
+    parser.add_argument(
+        "--resamples", type=int, default=RESAMPLES, metavar="N", help="per interval (%(default)s)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list the rows and what they need, do nothing")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is not finished yet, write the table and print it."""
+    options = parse_arguments(argv)
+    try:
+        asked = [(row, changed(row, options)) for row in load_rows(options.configs)]
+        if options.dry_run:
+            print("\n".join(told(row) for _, row in asked))
+            return 0
+        reproduce(
+            asked, options, command=shlex.join(["python", "benchmarks/paper/run.py", *(argv or sys.argv[1:])])
+        )
+    except ErrataError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def changed(row: Row, options: argparse.Namespace) -> Row:
+    """The row with the settings of the command line."""
+    calibration = dict(row.calibration)
+    if options.calibration_samples is not None:
+        calibration["samples"] = options.calibration_samples
+    if options.batch_size is not None:
+        calibration["batch_size"] = options.batch_size
+    return row.changed(
+        pipeline=options.pipeline,
+        reference=options.reference,
+        prompts=options.prompts if row.prompts is not None else None,
+        samples=options.samples,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        feature_network=options.feature_network,
+        calibration=calibration,
+    )
+
+
+def told(row: Row) -> str:
+    """A row in one line."""
+    needs = f"pipeline {row.pipeline}, reference {row.reference}" + (
+        f", prompts {row.prompts}" if row.prompts else ""
+    )
+    left_out = f"; cannot be run: {row.unsupported['row']}" if "row" in row.unsupported else ""
+    what = f"{row.dataset:14} {row.row:24} {row.recipe or 'float':40} {row.plan_name:24}"
+    return f"table {row.table}  {what} {needs}{left_out}"
+
+
+def reproduce(asked: Sequence[Asked], options: argparse.Namespace, *, command: str) -> list[Line]:
+    """Every row, in the order of the files; the table is written after each recipe."""
+    out = options.work / "tables" / title(options.configs)
+    found: dict[int, Line] = {}
+    page = ""
+    for lines in measured(asked, options, command=command):
+        found |= lines
+        page = paper_table.write([found[index] for index in sorted(found)], out, command=command)
+    print(page)
+    print(f"{out}.md and {out}.json", file=sys.stderr)
+    return [found[index] for index in sorted(found)]
+
+
+def title(configs: Sequence[Path]) -> str:
+    """Name of the table that these configs become."""
+    paths = [config.resolve() for config in configs]
+    names = [path.name if path.is_dir() else f"{path.parent.name}-{path.stem}" for path in paths]
+    joined = "+".join(dict.fromkeys(names))
+    return joined if len(joined) <= 80 else f"{joined[:70]}-{digest_of(joined)}"
+
+
+def measured(
+    asked: Sequence[Asked], options: argparse.Namespace, *, command: str
+) -> Iterator[dict[int, Line]]:
+    """Lines by index, model by model and recipe by recipe."""
+    numbered = [
+        (index, paper, row) for index, (paper, row) in enumerate(asked) if "row" not in row.unsupported
+    ]
+    left_out = {
+        index: Line(row=row, paper=paper, frechet=None, network="")
+        for index, (paper, row) in enumerate(asked)
+        if "row" in row.unsupported
+    }
+    if left_out:
+        yield left_out
+    for _, group in groupby(sorted(numbered, key=_model), key=_model):
+        rows = list(group)
+        bench = _bench(rows[0][2], options, command)
+        for recipe, members in groupby(sorted(rows, key=_recipe), key=_recipe):
+            yield _lines(bench, recipe, list(members))
+
+
+def _model(item: tuple[int, Row, Row]) -> tuple[str, ...]:
+    row = item[2]
+    settings = (row.samples, row.batch_size, row.seed, row.reference, row.feature_network)
+    return (row.key, *map(str, settings))
+
+
+def _recipe(item: tuple[int, Row, Row]) -> str:
+    return item[2].recipe or ""
+
+
+def _bench(row: Row, options: argparse.Namespace, command: str) -> Bench:
+    features = network(row.feature_network, weights=options.inception_weights)
+    reference = open_reference(row.reference, features)
+    bench = Bench(row, options.work, reference, command, options.resamples)
+    features.to(bench.device)
+    return bench
+
+
+def _lines(bench: Bench, recipe: str, members: Sequence[tuple[int, Row, Row]]) -> dict[int, Line]:
+    network_name = bench.reference.name
+    if not recipe:
+        distance = bench.float_distance()
+        return {
+            i: Line(row=row, paper=paper, frechet=distance, network=network_name) for i, paper, row in members
+        }
+    report = bench.reported(recipe, [row for _, _, row in members])
+    results = {result.plan: result for result in report.rows}
+    return {
+        index: Line(
+            row=row,
+            paper=paper,
+            frechet=results[row.plan_name].frechet,
+            network=network_name,
+            overhead=results[row.plan_name].overhead,
+            protocol=report.protocol.to_json(),
+        )
+        for index, paper, row in members
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

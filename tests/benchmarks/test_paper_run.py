@@ -1,0 +1,108 @@
+"""The recipes of the IEC paper: one command takes a row of each family from calibration to its table."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+LoadModule = Callable[[str, Path], ModuleType]
+ROOT = Path(__file__).parents[2]
+PAPER = ROOT / "benchmarks" / "paper"
+# One row of each family, with its stand-in and steps enough for its cache to have two groups.
+FAMILIES = {
+    "ddim": ("ddim", 11, "table5", "cifar10-deepcache-10-iec-1-10"),
+    "latent": ("ldm unconditional", 6, "table3", "churches-w8a8-cachequant-5-iec"),
+    "labels": ("ldm context kl", 11, "table4", "imagenet-w8a8-cachequant-10-iec"),
+    "text": ("sd 1", 6, "table4", "coco-w8a8-cachequant-5-iec"),
+}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with real images of noise and a file of captions."""
+    root = tmp_path_factory.mktemp("paper")
+    (root / "real").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).save(root / "real" / f"{index}.png")
+    (root / "captions.txt").write_text("a b\nc\nab\nb a\n" * 3)
+    return root
+
+
+def _stand_in(name: str, root: Path, load_module: LoadModule) -> Path:
+    """A small pipeline of that class, saved."""
+    if name == "sd 1":
+        pytest.importorskip("transformers")
+    builders = load_module("small_pipelines", ROOT / "tests" / "pipelines" / "conftest.py").BUILDERS
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(5)
+        pipe = builders[name]().pipe
+    out = root / name.replace(" ", "-")
+    pipe.save_pretrained(out)
+    return out
+
+
+def _arguments(pipeline: Path, root: Path, steps: int) -> list[str]:
+    return [
+        *("--pipeline", str(pipeline), "--reference", str(root / "real"), "--work", str(root / "work")),
+        *("--prompts", str(root / "captions.txt"), "--feature-network", "block-means", "--resamples", "4"),
+        *("--samples", "6", "--steps", str(steps), "--batch-size", "3", "--calibration-samples", "4"),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers 0.42, NumPy 2
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_of_each_family_runs_from_calibration_to_its_table(
+    family: str,
+    paper: dict[str, Any],
+    workplace: Path,
+    load_module: LoadModule,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("errata.compress.quantize.observation._VALUES_PER_STEP", 2048)
+    name, steps, table, row = FAMILIES[family]
+    dataset = row.partition("-")[0]
+    files = [str(PAPER / table / f"{one}.yaml") for one in (row, row.partition("-iec")[0])]
+    files += sorted(map(str, (PAPER / table).glob(f"{dataset}*float.yaml")))[:1]
+    arguments = [*files, *_arguments(_stand_in(name, workplace, load_module), workplace, steps)]
+    assert paper["run"].main(arguments) == 0
+    page = capsys.readouterr().out
+    file = next((workplace / "work" / "tables").glob(f"{table}-{dataset}*.json"))
+    written = json.loads(file.read_text(encoding="utf-8"))
+    corrected, plain, exact = written["rows"]
+    assert corrected["published"] == paper["paper_rows"].load_row(Path(files[0])).published
+    assert corrected["measured"]["overhead"] > 0
+    assert plain["measured"]["overhead"] == 0
+    assert exact["recipe"] is None
+    assert all(each["measured"]["frechet"]["value"] > 0 for each in written["rows"])
+    assert "samples is 6 instead of" in page
+    assert "in block-means, no Inception network" in page
+    assert f"| {corrected['published']['fid']} | " in page
+    # All is kept: the same command measures nothing again.
+    monkeypatch.setattr(paper["paper_stages"].Bench, "deployed", None)
+    monkeypatch.setattr(paper["paper_stages"].Bench, "_measure_float", None)
+    assert paper["run"].main(arguments) == 0
+    assert capsys.readouterr().out == page
+
+
+def test_a_command_that_cannot_work_says_why(
+    paper: dict[str, Any], workplace: Path, load_module: LoadModule, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(PAPER / "table4" / "imagenet-w8a8-cachequant-10.yaml")
+    pipeline = _stand_in("ldm unconditional", workplace, load_module)
+    arguments = _arguments(pipeline, workplace, 6)
+    assert paper["run"].main([config, *arguments]) == 1
+    assert "knows no class labels; choose another --pipeline" in capsys.readouterr().err
+    assert paper["run"].main([str(PAPER / "table1" / "cifar10-w8a8.yaml"), *arguments]) == 1
+    assert "is a ClassConditionalLDMPipeline; `cifar10-w8a8` needs a DDIMPipeline" in capsys.readouterr().err
+    assert paper["run"].main([config, *arguments, "--reference", "nowhere.npz"]) == 1
+    assert "reference `nowhere.npz` does not exist; make it with" in capsys.readouterr().err
+    assert paper["run"].main([str(PAPER / "table4"), "--dry-run"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 22
