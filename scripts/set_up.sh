@@ -45,5 +45,13 @@ fi
 echo "set-up: installing errata with its '$extra' extra"
 "$venv/bin/python" -m pip install --quiet --editable ".[$extra]"
 
+# Tests compare metrics with torch-fidelity, and run it with a stub of the torchvision that it wants: torchvision is
+# on no index that has torch for the CPU alone. It lies apart, because torchmetrics takes its presence for a promise
+# that torchvision is there too, and cannot be imported otherwise.
+if [ "$extra" = dev ]; then
+    "$venv/bin/python" -m pip install --quiet --no-deps --upgrade \
+        --target "$venv/without-dependencies" "torch-fidelity==0.4.0"
+fi
+
 touch "$venv/.ready-$extra"
 if [ "$extra" = dev ]; then touch "$venv/.ready-report"; fi
