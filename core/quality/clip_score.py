@@ -42,8 +42,7 @@ class ClipScore:
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,), float64 on the CPU, from 0 to 100.
 
-        images: (B, C, H, W) in [0, 1], C 1 or 3; grey is repeated. Taken as the 8-bit values of an image
-        file.
+        images: (B, C, H, W) in [0, 1], C 1 or 3; grey is repeated, and values are rounded to 8 bits.
         prompts: one an image. What is beyond the model's context is cut, and the end-of-text token kept.
 
         Raises:

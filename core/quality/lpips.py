@@ -21,7 +21,11 @@ class Lpips:
     """`Lpips()(images, reference)`: the perceptual distance of each pair, (B,); 0 for equal images."""
 
     def __init__(
-        self, *, backbone: Backbone = "alex", network: nn.Module | None = None, device: str | None = None
+        self,
+        *,
+        backbone: Backbone = "alex",
+        network: nn.Module | None = None,
+        device: str | torch.device | None = None,
     ) -> None:
         """Load the network; its backbone is downloaded once by torchvision.
 
@@ -41,8 +45,7 @@ class Lpips:
     def __call__(self, images: Tensor, reference: Tensor) -> Tensor:
         """Distances (B,), float64 on the CPU.
 
-        images, reference: (B, C, H, W) in [0, 1], C 1 or 3; grey is repeated. The networks need some 32
-        pixels.
+        images, reference: (B, C, H, W) in [0, 1], C 1 or 3; grey is repeated. Networks need some 32 pixels.
 
         Raises:
             ReportError: another number of channels, or the network refuses the images.

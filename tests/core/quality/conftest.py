@@ -27,7 +27,7 @@ _TORCHVISION = {
 
 @pytest.fixture
 def torch_fidelity(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
-    """The real torch-fidelity; torchvision, which it imports and a CPU-only index lacks, is a stub."""
+    """The real torch-fidelity; torchvision, which it imports and some indexes lack, is a stub."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(WITHOUT_DEPENDENCIES)
     if "torchvision" not in before:
