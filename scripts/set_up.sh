@@ -45,5 +45,13 @@ fi
 echo "set-up: installing errata with its '$extra' extra"
 "$venv/bin/python" -m pip install --quiet --editable ".[$extra]"
 
+# Tests compare metrics with torch-fidelity. It wants torchvision, which must fit torch's build and is missing from
+# some CPU-only indexes; the tests give it a stub. It lies apart, because torchmetrics imports it, and so
+# torchvision, wherever it is installed.
+if [ "$extra" = dev ]; then
+    "$venv/bin/python" -m pip install --quiet --no-deps --upgrade \
+        --target "$venv/without-dependencies" "torch-fidelity==0.4.0"
+fi
+
 touch "$venv/.ready-$extra"
 if [ "$extra" = dev ]; then touch "$venv/.ready-report" "$venv/.ready-docs"; fi

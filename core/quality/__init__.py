@@ -1,6 +1,7 @@
-"""How good images are: the distance to real ones, and to others from the same noise, with intervals.
+"""How good images are: against real ones, their prompts, or others from the same noise, with intervals.
 
-Nothing here samples, so every stage may measure.
+Nothing here samples, so every stage may measure. What needs a further package is imported from its module:
+`clip_score`, `inception`, `lpips`, `vision`.
 """
 
 from errata.quality import intervals
@@ -10,10 +11,19 @@ from errata.quality.frechet import (
     bootstrap_interval,
     frechet_distance,
     paired_bootstrap,
+    resampled_distances,
     statistics,
 )
+from errata.quality.inception_score import (
+    inception_score,
+    resampled_inception_scores,
+    weighted_inception_score,
+)
 from errata.quality.intervals import Estimate, Interval, mean_estimate
-from errata.quality.paired import psnr
+from errata.quality.kernel import kernel_distances, subset_size_for
+from errata.quality.manifold import precision_and_recall
+from errata.quality.network import open_network
+from errata.quality.paired import psnr, ssim
 from errata.quality.reference import Reference
 
 __all__ = [
@@ -25,10 +35,19 @@ __all__ = [
     "StatisticsAccumulator",
     "bootstrap_interval",
     "frechet_distance",
+    "inception_score",
+    "kernel_distances",
     "mean_estimate",
+    "open_network",
     "paired_bootstrap",
+    "precision_and_recall",
     "psnr",
+    "resampled_distances",
+    "resampled_inception_scores",
+    "ssim",
     "statistics",
+    "subset_size_for",
+    "weighted_inception_score",
 ]
 
 CONFIDENCE: float = intervals.CONFIDENCE

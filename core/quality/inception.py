@@ -44,9 +44,10 @@ class InceptionFeatures(nn.Module):
                 feature_extractor_weights_path=None if weights is None else str(weights),
             )
         except (OSError, RuntimeError) as problem:
+            reason = (str(problem).splitlines() or [type(problem).__name__])[0]
             source = "torch-fidelity's address" if weights is None else f"`{weights}`"
             raise ReportError(
-                f"the weights of Inception v3 cannot be loaded from {source}: {problem}; download "
+                f"the weights of Inception v3 cannot be loaded from {source}: {reason}; download "
                 f"`{_address()}` and give it as inception:FILE"
             ) from problem
         self.eval().requires_grad_(False)

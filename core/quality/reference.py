@@ -20,8 +20,7 @@ from errata.quality.statistics_file import read_statistics, write_statistics
 __all__ = ["KEPT_FEATURES", "Reference", "network_name", "weights_digest"]
 
 KEPT_FEATURES = 10_000
-"""At most so many real images keep their features: what precision and recall, and the KID's subsets, are
-taken of."""
+"""At most so many real images keep their features, for kernel distance, precision and recall."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,11 @@ class Reference:
 
     @classmethod
     def from_statistics(cls, path: Path, network: nn.Module, *, name: str | None = None) -> Reference:
-        """Statistics from an `.npz` with `mu` (D,) and `sigma` (D, D), and `count` and `features` if they
-        are there.
+        """Statistics from an `.npz`: `mu` (D,), `sigma` (D, D), and `count` and `features` (M, D) if there.
 
         Raises:
             ReportError: the file is missing, unreadable, lacks an array, or holds what cannot be a mean,
-                a covariance, a count and features; or the network is known to give another number of
-                features.
+                a covariance, a count and features; or the network is known to give another D.
         """
         statistics, real = read_statistics(path)
         dimension = dimension_of(network)
