@@ -174,7 +174,7 @@ def _seconds(row: RowSpec, measurements: Measurements, costs: Costs | None = Non
 
 
 def _sorted(rows: list[RowSpec]) -> list[RowSpec]:
-    """Artifact by artifact, in the order of their first rows, with what was added behind what was asked for."""
+    """Artifact by artifact, in the order of their first rows; what was added comes last."""
     names = list(dict.fromkeys(row.artifact for row in rows))
     return sorted(rows, key=lambda row: (names.index(row.artifact), row.role == "equal compute"))
 

@@ -312,8 +312,8 @@ def _common_ledger(folders: Sequence[Path]) -> Ledger:
         if not Ledger.read(folder).agrees_with(ledger):
             raise ReportError(
                 f"`{folder}` and `{first}` measured other rows: each job found out by itself what else the "
-                "same compute buys; let one job measure its first batch, copy its directory to the others, and "
-                "run them again"
+                "same compute buys; let one job measure its first batch, copy its directory to the others, "
+                "and run them again"
             )
     return ledger
 

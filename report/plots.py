@@ -40,6 +40,9 @@ _CSS = {
 }
 _VERDICT_STYLE = {
     "uncorrected": {"color": _INK, "marker": "s", "markerfacecolor": _INK},
+    "pays": {"color": _BLUE, "marker": "o", "markerfacecolor": _BLUE},
+    "does not pay": {"color": _VERMILLION, "marker": "D", "markerfacecolor": _VERMILLION},
+    "equal compute": {"color": _SOFT, "marker": "^", "markerfacecolor": "none"},
     "better": {"color": _BLUE, "marker": "o", "markerfacecolor": _BLUE},
     "worse": {"color": _VERMILLION, "marker": "D", "markerfacecolor": _VERMILLION},
     "not distinguishable": {"color": _SOFT, "marker": "o", "markerfacecolor": "none"},
