@@ -5,22 +5,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from errata.cli.columns import read_labels, read_prompts
-from errata.cli.inputs import check_argument, check_labels, needs
+from errata.cli.conditions import (
+    SOURCES_TOLD,
+    add_condition_options,
+    check_conditions,
+    read_conditions,
+)
 from errata.cli.output import emit
 from errata.cli.usage import (
     Commands,
-    UsageError,
     add_batch_size_option,
     add_command,
     add_device_option,
     add_seed_option,
     check_seeds,
-    finite,
     positive,
 )
 
-DETAILS = """\
+DETAILS = f"""\
 Runs the pipeline and writes down every call of its denoiser; `errata compress` chooses number ranges
 from them. An interrupted run goes on where it stopped: give the same command again.
 
@@ -29,16 +31,9 @@ from them. An interrupted run goes on where it stopped: give the same command ag
   errata calibrate stable-diffusion-v1-5/stable-diffusion-v1-5 --steps 50 --samples 128 --batch-size 4 \\
       --prompts captions.parquet:caption --guidance-scale 7.5 --out runs/sd/calibration
 
-A SOURCE is a text file with one entry a line, FILE:COLUMN of a parquet, CSV or JSON file, or DATASET:COLUMN
-on the hub; its first rows are taken, in order, from the split "train".
+{SOURCES_TOLD}
 """
-# Option: argument of the pipeline.
-CONDITIONS = {
-    "--prompts": "prompt",
-    "--labels": "class_labels",
-    "--negative-prompt": "negative_prompt",
-    "--guidance-scale": "guidance_scale",
-}
+_WAY_OUT = "record it from Python: errata.calibration.collect(pipe, …, inputs=[{'image': …}, …])"
 
 
 def add_parser(commands: Commands) -> None:
@@ -63,14 +58,7 @@ def add_parser(commands: Commands) -> None:
     )
     add_batch_size_option(parser, default=64)
     add_seed_option(parser)
-    parser.add_argument("--prompts", metavar="SOURCE", help="one prompt an image, see below")
-    parser.add_argument("--labels", metavar="SOURCE", help="one class label an image, see below")
-    parser.add_argument(
-        "--negative-prompt", metavar="TEXT", help="what guidance leads away from, for every image"
-    )
-    parser.add_argument(
-        "--guidance-scale", type=finite, metavar="X", help="of guided pipelines (default: the pipeline's)"
-    )
+    add_condition_options(parser)
     add_device_option(parser)
     parser.set_defaults(run=run)
 
@@ -78,15 +66,12 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     check_seeds(args.seed, args.samples)
-    prompts = None if args.prompts is None else read_prompts(args.prompts, limit=args.samples)
-    labels = None if args.labels is None else read_labels(args.labels, limit=args.samples)
-    _check_count(args, "prompts", prompts)
-    _check_count(args, "labels", labels)
+    prompts, labels = read_conditions(args, args.samples)
 
     from errata import calibration
 
     pipe = calibration.load_pipeline(args.pipeline)
-    _check_conditions(pipe, args, labels)
+    check_conditions(pipe, args, labels, way_out=_WAY_OUT)
     calibration.collect(
         pipe,
         args.out,
@@ -108,31 +93,6 @@ def _usual_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _check_count(args: argparse.Namespace, what: str, values: Sequence[Any] | None) -> None:
-    if values is not None and len(values) < args.samples:
-        raise UsageError(
-            f"`{getattr(args, what)}` has {len(values)} {what}, --samples {args.samples} need one each; give "
-            f"more {what}, or lower --samples"
-        )
-
-
-def _check_conditions(pipe: Any, args: argparse.Namespace, labels: Sequence[int] | None) -> None:
-    """Refuse, before any work, options that the pipeline has no use for, and name what is missing.
-
-    Raises:
-        UsageError: naming the option.
-    """
-    if "image" in needs(pipe):
-        raise UsageError(
-            f"this {type(pipe).__name__} needs a picture for every image, which this command cannot give; "
-            "record it from Python: errata.calibration.collect(pipe, …, inputs=[{'image': …}, …])"
-        )
-    for flag, argument in CONDITIONS.items():
-        is_given = getattr(args, flag.removeprefix("--").replace("-", "_")) is not None
-        check_argument(pipe, argument, flag=flag, is_given=is_given)
-    check_labels(pipe, labels or ())
 
 
 def _inputs(args: argparse.Namespace, labels: Sequence[int] | None) -> list[dict[str, Any]] | None:

@@ -41,7 +41,7 @@ def call_arguments(pipe: Any, args: argparse.Namespace) -> Callable[[int], dict[
             (each if is_for_each else common)[argument] = _open(value) if option == "image" else value
     if args.label is not None:
         check_labels(pipe, [args.label])
-    if "batch_size" in _parameters(pipe):
+    if takes_batch_size(pipe):
         return lambda count: (
             {name: [value] * count for name, value in each.items()} | common | {"batch_size": count}
         )
@@ -111,6 +111,11 @@ def refusals_told(pipe: Any) -> Iterator[None]:
     except (TypeError, ValueError) as problem:
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise ErrataError(f"{type(pipe).__name__} refused its arguments: {reason}") from problem
+
+
+def takes_batch_size(pipe: Any) -> bool:
+    """Whether a call says how many images it wants."""
+    return "batch_size" in _parameters(pipe)
 
 
 def _parameters(pipe: Any) -> Sequence[str]:

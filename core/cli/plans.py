@@ -3,7 +3,7 @@
 import argparse
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,18 +136,17 @@ def given_choices(args: argparse.Namespace) -> list[Choice]:
     return [choice for choice in CHOICES if getattr(args, choice.field) is not None]
 
 
-def methods_at(args: argparse.Namespace, steps: str) -> "Plan":
-    """The methods that the options describe, each at steps of its own, or where it serves any of `steps`.
+def methods_at(args: argparse.Namespace, given: tuple[str, ...], steps: str) -> "Plan":
+    """These methods with what the options say of them, each at steps of its own, or where it serves any of
+    `steps`.
 
     Raises:
         UsageError: an option that none of these methods has, or a value that one refuses.
     """
-    _refuse_foreign_choices(args)
-
     from errata import correct
 
     plans = []
-    for name, own in map(placed, args.correct):
+    for name, own in map(placed, given):
         chosen = [choice.field for choice in given_choices(args) if name in choice.methods]
         with misuse(PlanError):
             method = getattr(correct, METHODS[name])(**{field: getattr(args, field) for field in chosen})
@@ -163,7 +162,7 @@ def plan_from(args: argparse.Namespace) -> "Plan":
         PlanError: the file holds no plan.
     """
     if args.plan is None:
-        _refuse_foreign_choices(args)
+        refuse_foreign_choices(args, args.correct)
         if args.at is not None and not args.correct:
             raise UsageError("--at has no effect without `--correct METHOD`")
     else:
@@ -175,11 +174,16 @@ def plan_from(args: argparse.Namespace) -> "Plan":
         return Plan.load(args.plan)
     if not args.correct:
         return Plan.none()
-    return methods_at(args, "all" if args.at is None else args.at)
+    return methods_at(args, args.correct, "all" if args.at is None else args.at)
 
 
-def _refuse_foreign_choices(args: argparse.Namespace) -> None:
-    names = {name for name, _ in map(placed, args.correct)}
+def refuse_foreign_choices(args: argparse.Namespace, given: Iterable[str]) -> None:
+    """Refuse an option that none of these methods has.
+
+    Raises:
+        UsageError: naming it.
+    """
+    names = {name for name, _ in map(placed, given)}
     for choice in given_choices(args):
         if not names & set(choice.methods):
             needed = " or ".join(f"`--correct {method}`" for method in choice.methods)

@@ -1,13 +1,22 @@
 """`errata report`: what each correction costs and buys."""
 
 import argparse
+import os
 import shlex
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from errata.cli.inputs import check_unconditional
+from errata.cli.conditions import (
+    SOURCES_TOLD,
+    add_condition_options,
+    check_conditions,
+    inputs_of,
+    read_conditions,
+)
 from errata.cli.output import emit
-from errata.cli.plans import CHOICES, METHODS_TOLD, PLACES, add_choices, given_choices, methods, methods_at
+from errata.cli.plan_grid import add_grid_options, plans_of
+from errata.cli.plans import CHOICES
 from errata.cli.usage import (
     Commands,
     UsageError,
@@ -17,19 +26,35 @@ from errata.cli.usage import (
     add_device_option,
     add_seed_option,
     check_seeds,
+    misuse,
     several,
 )
+from errata.errors import ReportError
 
 if TYPE_CHECKING:
-    from errata.correct import Plan
+    from errata.deploy import DeployedPipeline
+    from errata.report import Reference, Report, Scorer
 
-DETAILS = """\
-Makes the same images without correction, with it at each --at, and with each --plan, and compares them
-with real ones by a Fréchet distance, in the features of the embedded network or of the one behind the
-statistics. Writes report.html, report.md and report.json, which also say where correction made things
-worse.
+DETAILS = f"""\
+Makes the same images without correction and with each plan, on every artifact, and compares them with real
+ones by a Fréchet distance in the features of a network. For each plan that costs something, it also measures
+what else the same compute buys: more sampling steps, more full steps, another corrector, the float model with
+fewer steps. Writes report.html, report.md and report.json, which say where a correction pays and where not.
 
   errata report runs/digits/artifact --reference embedded --at ends:1/10 --at all --out runs/digits/report
+  errata report runs/a runs/b --reference photos --features inception --samples 10000 --out runs/report \\
+      --correct iec@all --correct refresh@middle+forecast+hindsight --baseline google/ddpm-cifar10-32
+
+A run that was stopped goes on with the same command. `accelerate launch -m errata.cli report …` shares it
+among processes. For independent jobs, give each --shard 0/16 to 15/16, and bring them together:
+
+  errata report --merge runs/report --out runs/report
+
+Statistics of real images, to be used as a --reference from then on:
+
+  errata report --save-stats photos.npz --reference photos --features inception
+
+{SOURCES_TOLD}
 """
 
 
@@ -38,103 +63,237 @@ def add_parser(commands: Commands) -> None:
     parser = add_command(
         commands, "report", summary="measure what each correction costs and buys", details=DETAILS
     )
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="what `errata deploy` wrote")
+    parser.add_argument(
+        "artifacts", type=Path, nargs="*", metavar="ARTIFACT", help="what `errata deploy` wrote; one or more"
+    )
     parser.add_argument(
         "--reference",
-        required=True,
         metavar="SOURCE",
-        help="real images: a folder of PNG or JPEG files, an .npz of statistics (mu, sigma), or `embedded`, "
-        "the digits of the built-in model",
+        help="real images: a folder of PNG or JPEG files, DATASET:COLUMN, an .npz of statistics (mu, sigma), "
+        "or `embedded`, the digits of the built-in model",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new directory for the report")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="directory for the report")
     parser.add_argument(
         "--baseline", metavar="PIPELINE", help="the float pipeline, to compare image by image with it"
     )
     parser.add_argument("--samples", type=several, default=256, metavar="N", help="images (default: 256)")
     add_batch_size_option(parser, default=64)
     add_seed_option(parser)
+    add_condition_options(parser)
     add_device_option(parser)
     add_backend_option(parser)
-    group = parser.add_argument_group("correction")
-    group.add_argument(
-        "--plan",
-        action="append",
-        type=Path,
-        metavar="FILE",
-        help="what `errata plan` wrote; may be given several times, and with --at",
-    )
-    group.add_argument(
-        "--correct",
-        type=methods,
-        default=("iec",),
-        metavar="METHOD",
-        help=f"at each --at: {METHODS_TOLD} (default: iec)",
-    )
-    group.add_argument(
-        "--at",
-        action="append",
-        metavar="STEPS",
-        help=f"{PLACES}; may be given several times; holds for all methods (default: all, of iec "
-        "alone ends:1/10 as well, or nothing with --plan)",
-    )
-    add_choices(group)
+    _add_metrics(parser.add_argument_group("metrics"))
+    add_grid_options(parser.add_argument_group("correction"))
+    _add_scale(parser.add_argument_group("many processes"))
     parser.set_defaults(run=run)
+
+
+def _add_metrics(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--features",
+        default="digit-features",
+        metavar="NETWORK",
+        help="inception (the FID's), inception:WEIGHTS, a folder of a transformers vision model, "
+        "package.module:attribute of your own, or digit-features, of the built-in model (default)",
+    )
+    group.add_argument("--clip", metavar="MODEL", help="a CLIP model, for a CLIP score of image and prompt")
+    group.add_argument(
+        "--lpips", choices=("alex", "vgg", "squeeze"), help="a learned distance of single images, too"
+    )
+    group.add_argument(
+        "--resamples", type=several, default=200, metavar="N", help="of each interval (default: 200)"
+    )
+    group.add_argument(
+        "--save-stats", type=Path, metavar="FILE", help="write the statistics of --reference, and stop"
+    )
+
+
+def _add_scale(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--shard", metavar="I/N", help="measure share I of N, from 0, and make no report yet")
+    group.add_argument(
+        "--merge",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="make the report of what was measured in these directories; no ARTIFACT is needed",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from errata import calibration, deploy, report
+    if args.merge:
+        return _merge(args)
+    _require(args, "reference")
+    if args.save_stats is not None:
+        return _save_statistics(args)
+    _require(args, "out")
+    if not args.artifacts:
+        raise UsageError("there is no ARTIFACT to report on; give what `errata deploy` wrote, or --merge DIR")
+    return _report(args)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from errata import report
 
     check_seeds(args.seed, args.samples)
-    plans = _plans(args)
-    reference = report.Reference.open(args.reference)
-    deployed = deploy.load(args.artifact, device=args.device, backend=args.backend)
-    check_unconditional(deployed.pipe, what="a report")
-    baseline = None if args.baseline is None else calibration.load_pipeline(args.baseline)
+    plans = plans_of(args)
+    with misuse(ReportError):
+        shard = None if args.shard is None else report.Shard.parse(args.shard)
+    prompts, labels = read_conditions(args, args.samples)
+    reference = _reference(args)
+    artifacts = _artifacts(args)
+    for deployed in artifacts.values():
+        check_conditions(
+            deployed.pipe, args, labels, way_out="report on it from Python: errata.report.run(…)"
+        )
+    first = next(iter(artifacts.values())).pipe
+    options: dict[str, Any] = {
+        "samples": args.samples,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+        "baseline": _baseline(args, first.device),
+        "inputs": inputs_of(first, args, prompts, labels),
+        "scorer": _scorer(args, first.device),
+        "equal_compute": args.equal_compute,
+        "announce": lambda text: print(f"errata: {text}", file=sys.stderr),
+    }
+    if shard is not None:
+        report.measure(artifacts, plans, reference, args.out, shard=shard, **options)
+        if _is_first():
+            told = f"shard {shard} is measured in {args.out}; errata report --merge DIR makes the report"
+            emit(args, {"shard": str(shard), "out": str(args.out)}, told)
+        return 0
+    command = shlex.join(_spelled(args))
     result = report.run(
-        deployed,
-        plans,
-        reference,
-        args.out,
-        samples=args.samples,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        baseline=None if baseline is None else baseline.to(deployed.pipe.device),
-        command=shlex.join(_spelled(args)),
+        artifacts, plans, reference, args.out, resamples=args.resamples, command=command, **options
     )
-    page = args.out / "report.html"
-    emit(args, {"report": str(page), **result.to_json()}, f"{report.text_table(result)}\n\nreport: {page}")
+    return _told(args, result)
+
+
+def _merge(args: argparse.Namespace) -> int:
+    _require(args, "out")
+    if args.artifacts or args.shard is not None or args.save_stats is not None:
+        raise UsageError("--merge needs measurements alone; leave ARTIFACT, --shard and --save-stats out")
+
+    from errata import report
+
+    command = shlex.join(["errata", "report", "--merge", *map(str, args.merge), "--out", str(args.out)])
+    return _told(args, report.merge(args.merge, args.out, resamples=args.resamples, command=command))
+
+
+def _save_statistics(args: argparse.Namespace) -> int:
+    if args.artifacts or args.out is not None or args.shard is not None:
+        raise UsageError("--save-stats writes statistics and stops; leave ARTIFACT, --out and --shard out")
+    if args.save_stats.suffix != ".npz":
+        raise UsageError(f"`{args.save_stats}` is no .npz file; name one")
+    if args.save_stats.exists():
+        raise ReportError(f"`{args.save_stats}` exists; choose another file or remove it")
+    reference = _reference(args)
+    reference.save(args.save_stats, with_features=reference.real is not None)
+    count, dimension = reference.statistics.count, reference.statistics.dimension
+    emit(
+        args,
+        {"statistics": str(args.save_stats), "images": count, "features": dimension},
+        f"statistics of {count} images in {dimension} features of {reference.name} are in {args.save_stats}",
+    )
     return 0
 
 
-def _plans(args: argparse.Namespace) -> "dict[str, Plan]":
-    """Those of the files, by their paths; and the method at each place, by the place.
+def _told(args: argparse.Namespace, result: "Report") -> int:
+    from errata import report
 
-    Raises:
-        UsageError: the options do not fit together.
-        PlanError: a file holds no plan.
-    """
-    idle = [choice.flag for choice in given_choices(args)]
-    if args.plan and not args.at and idle:
-        raise UsageError(f"{idle[0]} has no effect with --plan; give --at as well for a row of its own")
+    page = args.out / "report.html"
+    if _is_first():
+        emit(
+            args, {"report": str(page), **result.to_json()}, f"{report.text_table(result)}\n\nreport: {page}"
+        )
+    return 0
 
-    from errata.correct import Plan
 
-    plans = {str(path): Plan.load(path) for path in args.plan or ()}
-    usual = ("ends:1/10", "all") if args.correct == ("iec",) else ("all",)
-    places = args.at or (() if args.plan else usual)
-    return plans | {steps: methods_at(args, steps) for steps in places}
+def _is_first() -> bool:
+    """Whether this process speaks, among those of `accelerate launch` or `torchrun`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _require(args: argparse.Namespace, option: str) -> None:
+    if getattr(args, option) is None:
+        raise UsageError(f"--{option} is missing; see `errata report --help`")
+
+
+def _reference(args: argparse.Namespace) -> "Reference":
+    from errata import quality, report
+
+    if args.reference == "embedded" and args.features != "digit-features":
+        raise UsageError(
+            f"--reference embedded knows its digits in digit-features alone, not in {args.features}; give a "
+            "folder, a dataset or an .npz file"
+        )
+    return report.Reference.open(args.reference, quality.open_network(args.features))
+
+
+def _artifacts(args: argparse.Namespace) -> "dict[str, DeployedPipeline]":
+    """By the last part of each path, or by the whole one where two share it."""
+    from errata import deploy
+
+    names = [path.resolve().name for path in args.artifacts]
+    unique = len(set(names)) == len(names)
+    if len(set(args.artifacts)) < len(args.artifacts):
+        raise UsageError("an ARTIFACT is given twice; give each once")
+    return {
+        name if unique else str(path): deploy.load(path, device=_device(args), backend=args.backend)
+        for name, path in zip(names, args.artifacts, strict=True)
+    }
+
+
+def _device(args: argparse.Namespace) -> str | None:
+    """Each of several processes has a device of its own."""
+    local = os.environ.get("LOCAL_RANK")
+    if args.device is not None or local is None:
+        return str(args.device) if args.device is not None else None
+
+    import torch
+
+    return f"cuda:{local}" if torch.cuda.is_available() else None
+
+
+def _baseline(args: argparse.Namespace, device: Any) -> Any:
+    if args.baseline is None:
+        return None
+
+    from errata import calibration
+
+    return calibration.load_pipeline(args.baseline).to(device)
+
+
+def _scorer(args: argparse.Namespace, device: Any) -> "Scorer":
+    from errata.report import Scorer
+
+    lpips, clip = None, None
+    if args.lpips is not None:
+        from errata.quality.lpips import Lpips
+
+        lpips = Lpips(backbone=args.lpips, device=device)
+    if args.clip is not None:
+        if args.prompts is None:
+            raise UsageError("--clip compares images with their prompts; give --prompts, or leave it out")
+        from errata.quality.clip_score import ClipScore
+
+        clip = ClipScore(args.clip, device=device)
+    return Scorer(lpips=lpips, clip=clip)
 
 
 def _spelled(args: argparse.Namespace) -> list[str]:
     """The command that gives the same report again."""
-    words = ["errata", "report", str(args.artifact)]
+    words = ["errata", "report", *map(str, args.artifacts)]
     for name in (
-        *("reference", "baseline", "samples", "batch_size", "seed", "device", "backend"),
+        *("reference", "features", "baseline", "samples", "batch_size", "seed", "device", "backend"),
+        *("prompts", "labels", "negative_prompt", "guidance_scale", "clip", "lpips", "resamples"),
         *("plan", "correct", "at", *(choice.field for choice in CHOICES), "out"),
     ):
-        value = "+".join(args.correct) if name == "correct" else getattr(args, name)
+        value = getattr(args, name)
+        if name == "correct":
+            value = ["+".join(given) for given in value or ()]
         for each in value if isinstance(value, list) else [value]:
             if each is not None:
                 words += [f"--{name.replace('_', '-')}", str(each)]
-    return words
+    return words if args.equal_compute else [*words, "--no-equal-compute"]

@@ -1,0 +1,7 @@
+"""`python -m errata.cli`, for launchers that start modules."""
+
+import sys
+
+from errata.cli import main
+
+sys.exit(main())
