@@ -19,7 +19,7 @@ from errata.report.grid import RowSpec, artifact_row, float_row, repeats
 from errata.report.growth import growth_of
 from errata.report.ledger import FILE, Ledger, Target
 from errata.report.measurements import Measurements
-from errata.report.provenance import exception_notes, kernels_of, make_protocol, rank_notes, size_of
+from errata.report.provenance import exception_notes, kernels_of, make_protocol, size_of
 from errata.report.results import FLOAT
 from errata.report.sampling import BatchSampler, RowSamplers
 
@@ -38,6 +38,7 @@ class Asked:
     batch_size: int
     seed: int
     equal_compute: bool
+    notes: tuple[str, ...]
 
     @property
     def steps(self) -> int:
@@ -188,5 +189,5 @@ def _protocol(asked: Asked, measurements: Measurements, first: RowSpec) -> Any:
         batch_size=asked.batch_size,
         image_size=measurements.image_size(first.directory),
         paired_with=FLOAT if asked.baseline is not None else "uncorrected",
-        notes=rank_notes(asked.samples, asked.reference) + exception_notes(asked.artifacts),
+        notes=asked.notes + exception_notes(asked.artifacts),
     )

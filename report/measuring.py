@@ -26,7 +26,7 @@ from errata.report.measurements import SHOWN, Measurements, write_whole
 from errata.report.page import Strips, html, require_jinja2
 from errata.report.plots import require_matplotlib
 from errata.report.probing import check_network
-from errata.report.provenance import scatter_notes
+from errata.report.provenance import rank_notes, scatter_notes
 from errata.report.results import FLOAT, Report
 from errata.report.rows import Judge, assemble_rows, costs_of
 from errata.report.sampling import BatchSampler, RowSamplers
@@ -163,6 +163,9 @@ def measure(
         for plan in plans.values():
             wrap(artifact, plan)  # refuses what cannot be served
     check_network(reference, [artifact.pipe for artifact in artifacts.values()])
+    notes = rank_notes(samples, reference)
+    for note in notes:
+        announce(note)
     asked = Asked(
         artifacts=artifacts,
         plans=plans,
@@ -174,6 +177,7 @@ def measure(
         batch_size=batch_size,
         seed=seed,
         equal_compute=equal_compute,
+        notes=notes,
     )
     settings = Settings(
         seed=seed,

@@ -118,7 +118,12 @@ def test_changes_are_differences_of_the_rows(measured: tuple[Report, Path, Refer
 
 def test_json_is_the_report(measured: tuple[Report, Path, Reference]) -> None:
     report, out, _ = measured
-    assert sorted(file.name for file in out.iterdir()) == ["measurements", "report.html", "report.json", "report.md"]
+    assert sorted(file.name for file in out.iterdir()) == [
+        "measurements",
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
     assert Report.from_json(json.loads((out / "report.json").read_text(encoding="utf-8"))) == report
     assert report.sizes["w8a8+deepcache-2"].ratio < 0.5
     assert sum(report.backends["w8a8+deepcache-2"].values()) > 5
@@ -141,9 +146,9 @@ def test_an_uncorrected_run_is_always_measured(
     deployed: DeployedPipeline, reference: Reference, tmp_path: Path
 ) -> None:
     plans = {"all": Plan(IEC(), "all")}
-    report = run({"mine": deployed}, plans, reference, tmp_path / "r", samples=6, batch_size=6, resamples=2)
+    options = {"samples": 6, "batch_size": 6, "resamples": 2, "equal_compute": False}
+    report = run({"mine": deployed}, plans, reference, tmp_path / "r", **options)  # type: ignore[arg-type]
     assert [(row.artifact, row.plan) for row in report.rows] == [("mine", "none"), ("mine", "all")]
-    assert report.rows[1].psnr is None
     assert report.rows[1].overhead is not None
     assert report.rows[1].overhead.batches == 1
 
@@ -156,6 +161,21 @@ def test_too_few_samples_for_the_features_are_told(
     assert "take at least 5" in report.protocol.notes[0]
     assert text_table(report).splitlines()[-1] == f"Too few samples: {report.protocol.notes[0]}"
     assert f"Too few samples: {report.protocol.notes[0]}" in (tmp_path / "r" / "report.md").read_text("utf-8")
+
+
+def test_images_are_compared_with_uncorrected_ones_where_there_is_no_float_model(
+    deployed: DeployedPipeline, reference: Reference, tmp_path: Path
+) -> None:
+    options = {"samples": 6, "batch_size": 6, "seed": 7, "resamples": 2, "equal_compute": False}
+    report = run({"mine": deployed}, PLANS, reference, tmp_path / "r", **options)  # type: ignore[arg-type]
+    assert report.protocol.paired_with == "uncorrected"
+    assert report.rows[0].psnr is None
+    corrected = wrap(deployed, PLANS["all"])
+    alone = [psnr(sample_alone(corrected, index), sample_alone(deployed, index)) for index in range(6)]
+    assert report.rows[2].psnr is not None
+    assert report.rows[2].psnr.value == pytest.approx(float(torch.cat(alone).mean()), rel=1e-2)
+    assert report.rows[2].psnr_change is None
+    assert 0 < report.rows[2].metrics["ssim"].value < 1
 
 
 def test_bad_requests_are_refused_before_anything_is_written(
@@ -197,7 +217,7 @@ def test_features_of_another_dimension_are_found_before_sampling(
 ) -> None:
     network = torch.nn.Flatten()
     reference = Reference(network, statistics(torch.randn(90, 4)), "a file", "pixels")
-    with pytest.raises(ReportError, match=r"features of shape \(1, 64\).*a file have dimension 4"):
+    with pytest.raises(ReportError, match=r"features of shape \(2, 64\).*a file have dimension 4"):
         run(deployed, {}, reference, tmp_path / "r", samples=6)
     assert list(tmp_path.iterdir()) == []
 
@@ -233,7 +253,8 @@ def test_plans_of_the_same_steps_count_once(
         "all": Plan(IEC(), "all"),
         "twice": Plan(IEC(iterations=2), "all"),
     }
-    report = run({"mine": deployed}, plans, reference, tmp_path / "r", samples=6, resamples=2)
+    options = {"samples": 6, "resamples": 2, "equal_compute": False}
+    report = run({"mine": deployed}, plans, reference, tmp_path / "r", **options)  # type: ignore[arg-type]
     assert [row.same_steps_as for row in report.rows] == [None, None, "full", None]
     assert report.rows[2].verdict.sentence.startswith("Same steps as full. ")
     assert report.rows[2].frechet == report.rows[1].frechet
