@@ -202,6 +202,7 @@ class _Assembly:
         self._plain = {
             spec.artifact: judged[spec.key] for spec in ledger.rows if spec.role in ("uncorrected", "float")
         }
+        self._has_rivals = any(spec.role == "equal compute" for spec in ledger.rows)
         self._costs = {artifact: plain.cost for artifact, plain in self._plain.items()}
 
     def rows(self) -> tuple[Row, ...]:
@@ -302,7 +303,12 @@ class _Assembly:
         )
 
     def _named_rivals(self, row: Row, judged: Judged) -> list[tuple[str, Estimate, Estimate]]:
-        """Rivals of the same artifact: what each is, the difference, and that at joint confidence."""
+        """Rivals of the same artifact: what each is, the difference, and that at joint confidence.
+
+        None where rows of equal compute were not asked for: then nobody knows what pays.
+        """
+        if not self._has_rivals:
+            return []
         own = [rival for rival in row.rivals if rival.artifact == row.artifact]
         confidence = joint_confidence(len(own))
         named = []
