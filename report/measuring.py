@@ -20,6 +20,7 @@ from errata.errors import ReportError
 from errata.quality.reference import Reference
 from errata.report.beginning import Asked, begin
 from errata.report.grid import RowSpec, check_names
+from errata.report.judging import Judge
 from errata.report.ledger import Ledger, Target
 from errata.report.locking import locked
 from errata.report.measurements import SHOWN, Measurements, write_whole
@@ -28,7 +29,7 @@ from errata.report.plots import require_matplotlib
 from errata.report.probing import check_network
 from errata.report.provenance import rank_notes, scatter_notes
 from errata.report.results import FLOAT, Report
-from errata.report.rows import Judge, assemble_rows, costs_of
+from errata.report.rows import assemble_rows, costs_of, judged_rows
 from errata.report.sampling import BatchSampler, RowSamplers
 from errata.report.scoring import Scorer
 from errata.report.settings import (
@@ -291,19 +292,21 @@ def with_uncorrected(plans: Mapping[str, Plan]) -> dict[str, Plan]:
 
 
 def _report(ledger: Ledger, judge: Judge, resamples: int, command: str | None) -> Report:
-    rows = assemble_rows(ledger, judge)
+    judged = judged_rows(ledger, judge)
+    rows = assemble_rows(judged, ledger, dimension=ledger.protocol.feature_dimension)
     protocol = ledger.protocol.finished(
         resamples=resamples,
+        promised_seconds=ledger.promised_seconds,
         command=command,
         notes=scatter_notes(rows),
-        sampling_seconds=judge.seconds_taken(ledger.rows),
+        sampling_seconds=sum(each.facts.took for each in judged.values()),
     )
     return Report(
         rows=rows,
         protocol=protocol,
         sizes=ledger.sizes,
         backends=ledger.backends,
-        costs=costs_of(ledger, judge),
+        costs=costs_of(judged),
         growth=ledger.growth,
     )
 

@@ -229,12 +229,19 @@ class Protocol:
     sampling_seconds: float | None = None
 
     def finished(
-        self, *, resamples: int, command: str | None, notes: tuple[str, ...], sampling_seconds: float
+        self,
+        *,
+        resamples: int,
+        command: str | None,
+        notes: tuple[str, ...],
+        promised_seconds: float,
+        sampling_seconds: float,
     ) -> Protocol:
         """The same with what is known at the end."""
         return replace(
             self,
             resamples=resamples,
+            promised_seconds=promised_seconds,
             command=self.command if command is None else command,
             notes=self.notes + notes,
             sampling_seconds=sampling_seconds,

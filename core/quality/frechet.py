@@ -30,7 +30,7 @@ from errata.quality.moments import (
     require_same_dimension,
     statistics,
 )
-from errata.quality.resampling import WeightedAccumulator, resample_counts
+from errata.quality.resampling import WeightedAccumulator, group_for, resample_counts
 
 __all__ = [
     "FeatureStatistics",
@@ -136,7 +136,8 @@ def resampled_distances(
     """
     if resamples < 2:
         raise ValueError(f"resamples={resamples}; an interval needs at least 2")
-    group = max(1, min(resamples, _GROUP_BYTES // (8 * _COPIES * reference.dimension**2)))
+    scatters = _GROUP_BYTES // (8 * _COPIES * reference.dimension**2)
+    group = max(1, min(resamples, scatters, group_for(count)))
     root = symmetric_root(reference.covariance)
     distances = []
     with _threads_for(reference.dimension):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from errata.errors import ReportError
 from errata.quality.moments import require_features
-from errata.quality.resampling import resample_counts
+from errata.quality.resampling import group_for, resample_counts
 
 
 def inception_score(logits: Tensor, *, splits: int = 1) -> float:
@@ -86,15 +86,20 @@ def resampled_inception_scores(
 
     Drawn as for `errata.quality.frechet.resampled_distances`, so rows of equally many images are paired.
 
-    chunks: returns the logits afresh, as tensors (B, C) in the order of the images; it is called once.
+    chunks: returns the logits afresh, as tensors (B, C) in the order of the images.
     count: how many images they hold together.
 
     Raises:
         ValueError: another number of images than `count`.
     """
-    (counts,) = resample_counts(count, resamples, seed=seed)
-    certainty, marginal, seen = torch.zeros(resamples).double(), torch.zeros(()).double(), 0
-    for logits in chunks():
+    groups = resample_counts(count, resamples, seed=seed, group=group_for(count))
+    return torch.cat([_resampled(chunks(), counts) for counts in groups])
+
+
+def _resampled(logits_in_pieces: Iterable[Tensor], counts: Tensor) -> Tensor:
+    certainty, marginal, seen = torch.zeros(len(counts)).double(), torch.zeros(()).double(), 0
+    count = counts.shape[1]
+    for logits in logits_in_pieces:
         weights = counts[:, seen : seen + len(logits)]
         seen += len(logits)
         if seen > count:

@@ -9,6 +9,13 @@ from torch import Tensor
 
 # Bytes for the weighted rows of one step: beyond the caches nothing is gained.
 _BLOCK_BYTES = 2**26
+# Numbers of counts that are held at once; 16 MB of float64.
+_COUNTS = 2**21
+
+
+def group_for(count: int) -> int:
+    """How many resamples' counts are held at once, so that they need no more room for more samples."""
+    return max(1, _COUNTS // count)
 
 
 def resample_counts(count: int, resamples: int, *, seed: int, group: int | None = None) -> Iterator[Tensor]:

@@ -112,7 +112,7 @@ def test_a_run_that_broke_off_goes_on(
 
 
 def same_rows(one: Report, other: Report) -> bool:
-    """Of equal compute are those that the measured costs allow, and costs scatter: the others must be equal."""
+    """Which rows of equal compute there are follows from measured costs; all others must be equal."""
     asked = [[row for row in report.rows if row.role != "equal compute"] for report in (one, other)]
     shown = [numbers([row.to_json() for row in rows]) for rows in asked]
     return bool(shown[0] == shown[1])

@@ -34,7 +34,7 @@ def test_a_correction_that_hurts_is_told_plainly() -> None:
     assert verdict.kind == "worse"
     assert verdict.sentence == (
         "Worse: correction raises the distance from 7.0 to 9.0 (+2.0, 95 % interval +1.0 to +3.0) "
-        "and costs 100 %; leave it off here."
+        "and costs 100 % overhead; leave it off here."
     )
 
 
@@ -103,3 +103,63 @@ def test_a_repeated_plan_says_so() -> None:
     )
     assert verdict.kind == "worse"
     assert verdict.sentence.startswith("Same steps as ends:1/10. Worse: ")
+
+
+def rival(name: str, low: float, high: float, *, joint: float = 0.0) -> tuple[str, Estimate, Estimate]:
+    """A rival that the row is `low` to `high` above; its joint interval reaches `joint` further."""
+    return name, change(low, high), change(low - joint, high + joint)
+
+
+def judged(*rivals: tuple[str, Estimate, Estimate], low: float = -3.0, high: float = -1.0) -> tuple[str, str]:
+    verdict = verdict_of_corrected(
+        frechet=5.0, change=change(low, high), overhead=0.3, samples=256, rivals=rivals
+    )
+    return verdict.kind, verdict.sentence
+
+
+def test_it_pays_where_it_beats_everything_else() -> None:
+    kind, sentence = judged(rival("no correction, 30 steps", -1.0, -0.2), rival("another", -2.0, -1.5))
+    assert kind == "pays"
+    assert sentence == (
+        "Pays: the distance falls from 7.0 to 5.0 (−2.0, 95 % interval −3.0 to −1.0) for 30 % overhead, and "
+        "nothing else that costs no more comes as low; the closest is no correction, 30 steps, with 5.60 "
+        "(this plan minus that: −0.60, −1.00 to −0.20)."
+    )
+
+
+def test_it_does_not_pay_where_the_same_compute_buys_more() -> None:
+    kind, sentence = judged(rival("no correction, 30 steps", 0.5, 1.5), rival("another", -2.0, -1.5))
+    assert kind == "does not pay"
+    assert "for no more compute another way is better, no correction, 30 steps, with 4.00" in sentence
+
+
+def test_it_does_not_pay_where_it_hurts_whatever_the_others_do() -> None:
+    kind, sentence = judged(rival("another", -2.0, -1.5), low=0.5, high=1.5)
+    assert kind == "does not pay"
+    assert "correction raises the distance from 4.00 to 5.00" in sentence
+
+
+def test_many_rivals_have_many_chances_to_look_better() -> None:
+    """A rival that is ahead only by itself, and not at the confidence for all of them, decides nothing."""
+    kind, sentence = judged(rival("lucky", 0.1, 1.5, joint=0.2), rival("another", -2.0, -1.5))
+    assert kind == "not distinguishable"
+    assert "the best other use of that compute is lucky, with 4.20" in sentence
+
+
+def test_a_gain_that_is_noise_does_not_pay() -> None:
+    assert judged(rival("another", -2.0, -1.5), low=-1.0, high=0.2)[0] == "not distinguishable"
+
+
+def test_the_headline_counts_what_paid() -> None:
+    kinds: list[tuple[str, VerdictKind]] = [
+        ("a", "pays"),
+        ("a", "does not pay"),
+        ("b", "does not pay"),
+        ("b", "not distinguishable"),
+        ("b", "uncorrected"),
+        ("b", "equal compute"),
+    ]
+    assert headline(kinds, samples=256) == (
+        "Of 4 corrected runs, 1 (a) paid: they beat everything else that the same compute buys. 2 (a, b) did "
+        "not, and of 1 it cannot be told with 256 samples."
+    )

@@ -5,6 +5,7 @@ from errata.errors import ReportError
 from errata.quality.inception_score import (
     inception_score,
     resampled_inception_scores,
+    streamed_inception_score,
     weighted_inception_score,
 )
 from errata.quality.resampling import resample_counts
@@ -62,3 +63,10 @@ def test_what_does_not_fit_is_refused() -> None:
     for count in (4, 6):
         with pytest.raises(ValueError, match=f"the logits hold 5 images or more; {count} were announced"):
             resampled_inception_scores(lambda: [logits], count, resamples=2, seed=0)
+
+
+def test_pieces_score_as_the_whole() -> None:
+    logits = 3 * torch.randn(50, 7)
+    assert streamed_inception_score(logits.split(8)) == pytest.approx(inception_score(logits), rel=1e-12)
+    with pytest.raises(ValueError, match="no logits"):
+        streamed_inception_score([])

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from errata.errors import ReportError
-from errata.quality.kernel import kernel_distances, mmd2, subset_size_for
+from errata.quality.kernel import kernel_distance_parts, kernel_distances, mmd2, subset_size_for
 
 
 def draw(count: int, dimension: int = 5, *, seed: int = 0, shift: float = 0.0) -> Tensor:
@@ -58,3 +58,20 @@ def test_what_has_no_pairs_is_refused() -> None:
         kernel_distances(draw(20), draw(20), subsets=0)
     with pytest.raises(ValueError, match="features have 5 dimensions, the reference has 4"):
         kernel_distances(draw(20), draw(20, 4))
+
+
+@pytest.mark.parametrize("block", [3, 1000])
+def test_the_mean_of_the_parts_is_the_distance_of_the_whole_sets(block: int) -> None:
+    x, y = draw(40), draw(25, seed=1, shift=0.5)
+    parts = kernel_distance_parts(x, y, block=block)
+    assert parts.shape == (40,)
+    assert float(parts.mean()) == pytest.approx(float(mmd2(x, y)), rel=1e-10)
+
+
+def test_the_parts_scatter_as_the_distance_does() -> None:
+    """Their standard error is that of many distances of fresh samples to the same real ones."""
+    real = draw(400, seed=9)
+    fresh = [kernel_distance_parts(draw(300, seed=seed, shift=0.3), real) for seed in range(120)]
+    measured = torch.stack([parts.mean() for parts in fresh]).std()
+    promised = torch.stack([parts.std() / 300**0.5 for parts in fresh]).mean()
+    assert float(promised / measured) == pytest.approx(1, abs=0.2)
