@@ -23,6 +23,7 @@ from errata.deploy import DeployedPipeline
 from errata.directories import staged_directory
 from errata.embedded import PIPELINE
 from errata.errors import ReportError
+from errata.report.settings import FOLDER as MEASUREMENTS
 
 RECIPES: tuple[str, ...] = ("w8a8", "w4a8", "deepcache-10", "w8a8+deepcache-5")
 # Two recipes with the same quantizer: codes and ranges of the second are those of the first.
@@ -75,7 +76,9 @@ def run(
                 baseline=pipe,
                 recorded=report.recorded_digits(),
                 command="errata demo",
+                announce=_say,
             )
+        shutil.rmtree(folder / "report" / MEASUREMENTS)  # nobody goes on with a demo
         for file in (folder / "report").iterdir():
             file.rename(folder / file.name)
         (folder / "report").rmdir()
