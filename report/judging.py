@@ -21,8 +21,8 @@ from errata.report.measurements import FEATURES, LOGITS, Measurements
 
 # Kernel distance, precision and recall compare every image with every other; beyond so many, with the first.
 MOST_COMPARED = 10_000
-# Numbers of a block of pairs; 32 MB of float64.
-_BLOCK = 2**22
+# Numbers of a block of pairs; 8 MB of float64.
+_BLOCK = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,8 @@ Source: Kynkäänniemi et al. 2019, equations 1 and 2, k = 3.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -44,21 +46,30 @@ def precision_and_recall(
 
 
 def _radii(samples: Tensor, *, neighbours: int, block: int) -> Tensor:
-    """Distance of each sample to its k-th nearest other one, (N,)."""
-    # The nearest of all is the sample itself.
-    return torch.cat(
-        [_distances(part, samples).kthvalue(neighbours + 1, dim=1).values for part in samples.split(block)]
-    )
+    """Squared distance of each sample to its k-th nearest other one, (N,)."""
+    radii = samples.new_empty(len(samples))
+    for radius, distances in zip(radii.split(block), _squares(samples, samples, block), strict=True):
+        # The nearest of all is the sample itself.
+        radius.copy_(distances.kthvalue(neighbours + 1, dim=1).values)
+    return radii
 
 
 def _inside(points: Tensor, centres: Tensor, radii: Tensor, *, block: int) -> Tensor:
     """Whether each point is in any of the balls, (P,) bool."""
-    return torch.cat([(_distances(part, centres) <= radii).any(dim=1) for part in points.split(block)])
+    return torch.cat([(distances <= radii).any(dim=1) for distances in _squares(points, centres, block)])
 
 
-def _distances(x: Tensor, y: Tensor) -> Tensor:
-    """Distances of x (P, D) to y (Q, D), (P, Q), by one product; float64 keeps the digits that it costs."""
-    return torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist")
+def _squares(x: Tensor, y: Tensor, block: int) -> Iterator[Tensor]:
+    """Squared distances of x (P, D) to y (Q, D), by products; float64 keeps the digits that they cost.
+
+    Up to `block` rows at a time, all in the same place: glibc before 2.38 does not reuse what aligned tensors
+    give back.
+    """
+    room = x.new_empty(min(block, len(x)), len(y))
+    own, theirs = x.square().sum(dim=1), y.square().sum(dim=1)
+    for part, square in zip(x.split(block), own.split(block), strict=True):
+        product = torch.mm(part, y.T, out=room[: len(part)])
+        yield product.mul_(-2).add_(theirs).add_(square.unsqueeze(1)).clamp_(min=0)
 
 
 def _check_counts(n: int, m: int, *, neighbours: int, block: int) -> None:
