@@ -24,7 +24,7 @@ from errata.report.ledger import Ledger, Target
 from errata.report.locking import locked
 from errata.report.measurements import SHOWN, Measurements, write_whole
 from errata.report.page import Strips, html, require_jinja2
-from errata.report.plots import require_matplotlib
+from errata.report.drawing import require_matplotlib
 from errata.report.probing import check_network
 from errata.report.provenance import scatter_notes
 from errata.report.results import FLOAT, Report
