@@ -11,13 +11,17 @@ from errata.report.results import Report, RivalResult, Row
 
 @dataclass(frozen=True, kw_only=True)
 class Whisker:
-    """A difference drawn as a bar on a scale of 0 to 100 that all rivals of a plan share."""
+    """A difference drawn as a bar on a scale of 0 to 100 that all rivals of a plan share.
+
+    `beyond` is "below" or "above" where the value lies outside the scale, at whose end it is drawn.
+    """
 
     low: float
     high: float
     value: float
     zero: float
     mark: str
+    beyond: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,7 @@ class RivalLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """A corrected plan and its rivals, the strongest first."""
+    """A corrected plan and its rivals, the strongest first; those that do not decide the verdict last."""
 
     row: Row
     rivals: tuple[RivalLine, ...]
@@ -50,13 +54,13 @@ def cards_of(report: Report, artifact: str) -> list[Card]:
 
 def _rivals(report: Report, row: Row) -> tuple[RivalLine, ...]:
     rows = {(each.artifact, each.plan): each for each in report.rows}
-    strongest_first = sorted(row.rivals, key=lambda rival: -rival.difference.value)
-    ends = [0.0]
-    for rival in row.rivals:
+    own = [rival for rival in row.rivals if rival.artifact == row.artifact]
+    ends = [0.0]  # of the scale; another model's rivals may lie far beyond
+    for rival in own or row.rivals:
         ends += [rival.difference.interval.low, rival.difference.interval.high]
     return tuple(
         _line(row, rival, rows[rival.artifact, rival.plan], (min(ends), max(ends)))
-        for rival in strongest_first
+        for rival in sorted(row.rivals, key=lambda rival: (rival not in own, -rival.difference.value))
     )
 
 
@@ -83,9 +87,14 @@ def _whisker(difference: Estimate, ends: tuple[float, float]) -> Whisker:
     interval = difference.interval
 
     def at(value: float) -> float:
-        return 100 * (value - low) / (high - low) if high > low else 50.0
+        return 100 * (min(max(value, low), high) - low) / (high - low) if high > low else 50.0
 
     mark = "" if not interval.excludes_zero else ("good" if interval.high < 0 else "bad")
     return Whisker(
-        low=at(interval.low), high=at(interval.high), value=at(difference.value), zero=at(0.0), mark=mark
+        low=at(interval.low),
+        high=at(interval.high),
+        value=at(difference.value),
+        zero=at(0.0),
+        mark=mark,
+        beyond="below" if difference.value < low else "above" if difference.value > high else "",
     )

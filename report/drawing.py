@@ -106,7 +106,7 @@ def svg(figure: Any, label: str) -> str:
 
 
 def draw_point(
-    axes: Axes, x: float, y: float, estimate: Estimate | None, *, tip: str = "", bar: float = 1.3, **style: Any
+    axes: Axes, x: float, y: float, estimate: Estimate | None, *, tip: str = "", bar: float = 1.3, faint: bool = False, **style: Any
 ) -> None:
     """A marker, and as its bar the interval of `estimate` around `y`; `tip` shows when pointed at."""
     below, above = (0.0, 0.0) if estimate is None else reach(estimate)
@@ -121,6 +121,9 @@ def draw_point(
         elinewidth=bar,
         **usual | style,
     )
+    if faint:
+        for collection in drawn.lines[2]:
+            collection.set_alpha(0.4)
     if tip:
         drawn.lines[0].set_gid(f"{_TIP}{tip}")
 

@@ -15,7 +15,7 @@ _UNCORRECTED = "uncorrected"
 
 def growth_plot(artifact: str, growth: Mapping[str, Any]) -> str:
     """Relative error of one artifact at each sampling step, corrected and not (IEC paper, Fig. 2)."""
-    with axes_of(f"growth-{artifact}", width=5.4, height=3.5) as (figure, axes):
+    with axes_of(f"growth-{artifact}", width=5.0, height=3.3) as (figure, axes):
         series = iter(SERIES * len(growth["relative"]))
         for plan, errors in _uncorrected_first(growth["relative"]).items():
             color, marker = (INK, "s") if plan == _UNCORRECTED else next(series)
@@ -30,7 +30,7 @@ def growth_plot(artifact: str, growth: Mapping[str, Any]) -> str:
 
 def amplification_plot(artifact: str, measured: Mapping[str, Any]) -> str:
     """Norms of one step and of one refinement, by denoiser call (IEC paper, Fig. 1)."""
-    with axes_of(f"amplification-{artifact}", width=5.4, height=3.5) as (figure, axes):
+    with axes_of(f"amplification-{artifact}", width=5.0, height=3.3) as (figure, axes):
         axes.axhline(1, color=SOFT, linewidth=0.9, zorder=1)
         steps = [step + 1 for step in measured["steps"]]
         step_size = measured.get("step_size")

@@ -56,14 +56,17 @@ def draw_labels(figure: Any, axes: Axes, labels: Sequence[Label]) -> None:
     at = {label.point: tuple(axes.transData.transform(label.point)) for label in labels}
     taken = [(x - _MARKER, y - _MARKER, x + _MARKER, y + _MARKER) for x, y in at.values()]
     for label in sorted(_joined(labels), key=lambda label: not label.needed):
+        own, others = at[label.point], [at[point] for point in at if point != label.point]
         free = [
             (place, box)
-            for place, box in _boxes(label.text, *at[label.point])
-            if _is_inside(box, room) and not any(_overlap(box, other) for other in taken)
+            for place, box in _boxes(label.text, *own)
+            if _is_inside(box, room)
+            and not any(_overlap(box, other) for other in taken)
+            and all(_distance(box, own) < _distance(box, other) for other in others)
         ]
         if not free and not label.needed:
             continue
-        (dx, dy, side), box = free[0] if free else next(_boxes(label.text, *at[label.point]))
+        (dx, dy, side), box = free[0] if free else next(_boxes(label.text, *own))
         taken.append(box)
         text = axes.annotate(
             label.text,
@@ -104,6 +107,12 @@ def _boxes(text: str, x: float, y: float) -> Iterator[tuple[tuple[int, int, str]
 
 def _is_inside(box: Box, room: Box) -> bool:
     return box[0] >= room[0] and box[1] >= room[1] and box[2] <= room[2] and box[3] <= room[3]
+
+
+def _distance(box: Box, point: tuple[float, ...]) -> float:
+    """How far a point lies from a name; the nearest one is taken for the one that it names."""
+    x, y = point
+    return max(box[0] - x, 0.0, x - box[2]) + max(box[1] - y, 0.0, y - box[3])
 
 
 def _overlap(one: Box, other: Box) -> bool:

@@ -62,6 +62,7 @@ def run(
     inputs: Inputs = default_inputs,
     scorer: Scorer | None = None,
     equal_compute: bool = True,
+    amplification: str | None = None,
     resamples: int = 200,
     shown: int = 16,
     recorded: Report | None = None,
@@ -90,6 +91,8 @@ def run(
         scorer: what is measured of single images beside PSNR and SSIM: LPIPS, a CLIP score.
         equal_compute: whether to add, for every plan that costs something, rows of what else the same compute
             buys, see `errata.report.equal_compute`.
+        amplification: denoiser calls, such as "0,12,24", at which to measure how much a step amplifies an
+            error; None measures it nowhere. Each takes hundreds of evaluations.
         resamples: bootstrap resamples per interval.
         shown: how many seeds the page shows.
         recorded: an earlier report to show in a section of its own.
@@ -116,6 +119,7 @@ def run(
         inputs=inputs,
         scorer=scorer,
         equal_compute=equal_compute,
+        amplification=amplification,
         shown=shown,
         announce=announce,
     )
@@ -138,6 +142,7 @@ def measure(
     inputs: Inputs = default_inputs,
     scorer: Scorer | None = None,
     equal_compute: bool = True,
+    amplification: str | None = None,
     shown: int = 16,
     shard: Shard | None = None,
     announce: Callable[[str], None] = _log.info,
@@ -174,6 +179,7 @@ def measure(
         batch_size=batch_size,
         seed=seed,
         equal_compute=equal_compute,
+        amplification=amplification,
     )
     settings = Settings(
         seed=seed,

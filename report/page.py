@@ -49,6 +49,7 @@ def html(report: Report, strips: Strips, *, recorded: Report | None = None) -> s
         lstrip_blocks=True,
     )
     environment.globals["fmt"] = formatting
+    environment.filters["breakable"] = lambda name: name.replace("+", "+\N{ZERO WIDTH SPACE}")
     environment.filters["tied"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     return environment.get_template(_TEMPLATE).render(
         now=_told(report),
@@ -89,6 +90,7 @@ def _section(report: Report, artifact: str) -> dict[str, Any]:
         "plain": next((row for row in report.of(artifact) if row.verdict.kind == "uncorrected"), None),
         "size": report.sizes.get(artifact),
         "cards": cards_of(report, artifact),
+        "has_rivals": any(row.rivals for row in report.of(artifact)),
         "overhead": overhead_plot(report, artifact),
         "growth": growth_plot(artifact, growth) if growth.get("relative") else "",
         "amplification": amplification_plot(artifact, amplification) if amplification else "",

@@ -50,7 +50,7 @@ def overhead_plot(report: Report, artifact: str) -> str:
     """
     rows = sorted(report.of(artifact), key=_overhead)
     joined = [row for row in rows if not row.is_rival]
-    with axes_of(f"overhead-{artifact}", width=5.4, height=3.5) as (figure, axes):
+    with axes_of(f"overhead-{artifact}", width=5.0, height=3.3) as (figure, axes):
         _draw_float_line(axes, report, rows)
         for row in joined:
             if not row.is_corrected:
@@ -111,6 +111,7 @@ def _draw_row(axes: Axes, report: Report, row: Row, *, color: str, marker: str) 
         tip=f"{_full_name(row)}: {formatting.value(row.frechet)}",
         bar=bar,
         capsize=0,
+        faint=True,
         **style,
     )
 
@@ -136,7 +137,7 @@ def _describe(axes: Axes, report: Report) -> None:
         axes.plot([], [], color=INK, marker="*", markersize=10, linestyle="none", label="float model")
     if any(row.is_corrected for row in report.rows):
         style = {"color": SOFT, "markeredgecolor": INK, "markeredgewidth": 1.5, "markersize": 7}
-        axes.plot([], [], marker="o", linestyle="none", label="corrected: dark rim", **style)
+        axes.plot([], [], marker="o", linestyle="none", label="corrected: rimmed", **style)
     if any(row.is_rival for row in report.rows):
         axes.plot([], [], color=SOFT, marker="o", linestyle="none", label="hollow: equal compute", **_RIVAL_STYLE)
     costs = [seconds_of(report, row) for row in report.rows]

@@ -76,7 +76,7 @@ def protocol_lines(report: Report) -> list[tuple[str, str]]:
     height, width, channels = p.image_size
     versions = ", ".join(f"{name} {version}" for name, version in sorted(p.versions.items()))
     reference = f"{p.reference_count} images" if p.reference_count else "an unstated number of images"
-    return [
+    lines = [
         (
             "Metric",
             f"{p.metric} ({p.feature_dimension} features; lower is better; comparable only with itself)",
@@ -98,6 +98,7 @@ def protocol_lines(report: Report) -> list[tuple[str, str]]:
         ("Date", p.date),
         ("Command", p.command),
     ]
+    return [(name, text) for name, text in lines if text]
 
 
 def _cells(row: Row) -> tuple[str, ...]:
