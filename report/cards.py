@@ -47,9 +47,7 @@ class Card:
 
 def cards_of(report: Report, artifact: str) -> list[Card]:
     """One card for each corrected plan of an artifact."""
-    return [
-        Card(row=row, rivals=_rivals(report, row)) for row in report.of(artifact) if row.is_corrected
-    ]
+    return [Card(row=row, rivals=_rivals(report, row)) for row in report.of(artifact) if row.is_corrected]
 
 
 def _rivals(report: Report, row: Row) -> tuple[RivalLine, ...]:

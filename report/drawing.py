@@ -79,7 +79,7 @@ def require_matplotlib() -> None:
 
 
 def figure_settings(salt: str) -> dict[str, Any]:
-    """matplotlib's settings for a plot whose inner names depend on `salt` alone."""
+    """Matplotlib's settings for a plot whose inner names depend on `salt` alone."""
     return {**_SETTINGS, "svg.hashsalt": salt}
 
 
@@ -106,9 +106,20 @@ def svg(figure: Any, label: str) -> str:
 
 
 def draw_point(
-    axes: Axes, x: float, y: float, estimate: Estimate | None, *, tip: str = "", bar: float = 1.3, faint: bool = False, **style: Any
+    axes: Axes,
+    x: float,
+    y: float,
+    estimate: Estimate | None,
+    *,
+    tip: str = "",
+    bar: float = 1.3,
+    faint: bool = False,
+    **style: Any,
 ) -> None:
-    """A marker, and as its bar the interval of `estimate` around `y`; `tip` shows when pointed at."""
+    """A marker, and as its bar the interval of `estimate` around `y`.
+
+    tip: shows when pointed at. bar: its width; one that is `faint` lets others through.
+    """
     below, above = (0.0, 0.0) if estimate is None else reach(estimate)
     usual: dict[str, Any] = {"markersize": 6.5, "markeredgewidth": 1.5, "zorder": 3, "capsize": 3.5}
     if estimate is None:

@@ -49,8 +49,8 @@ def growth_of(
 ) -> dict[str, Any]:
     """By artifact, as in the module's description; empty where there is nothing to compare or to amplify.
 
-    amplification_steps: the denoiser calls whose amplification is measured; None for none. Each takes hundreds
-    of evaluations.
+    amplification_steps: the denoiser calls whose amplification is measured; None for none. Each takes
+    hundreds of evaluations.
     """
     grown: dict[str, Any] = {}
     if baseline is not None:

@@ -19,12 +19,13 @@ from errata.directories import refuse_taken
 from errata.errors import ReportError
 from errata.quality.reference import Reference
 from errata.report.beginning import Asked, begin
+from errata.report.drawing import require_matplotlib
 from errata.report.grid import RowSpec, check_names
 from errata.report.ledger import Ledger, Target
 from errata.report.locking import locked
+from errata.report.markdown import markdown
 from errata.report.measurements import SHOWN, Measurements, write_whole
 from errata.report.page import Strips, html, require_jinja2
-from errata.report.drawing import require_matplotlib
 from errata.report.probing import check_network
 from errata.report.provenance import scatter_notes
 from errata.report.results import FLOAT, Report
@@ -42,7 +43,6 @@ from errata.report.settings import (
 )
 from errata.report.shares import Shard, Workers
 from errata.report.strips import strip
-from errata.report.text import markdown
 
 _log = logging.getLogger(__name__)
 

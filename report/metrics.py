@@ -37,6 +37,10 @@ def _to(protocol: Protocol) -> str:
     return f"mean over {protocol.samples} images, each against {other} from the same noise, at full size"
 
 
+def _unknown(protocol: Protocol) -> str:
+    return f"{protocol.samples} images"
+
+
 METRICS = {
     "ssim": Metric("SSIM", True, lambda p: f"structural similarity, {_to(p)}"),
     "lpips": Metric("LPIPS", False, lambda p: f"learned perceptual distance, {_to(p)}"),
@@ -54,8 +58,9 @@ METRICS = {
     "recall": Metric(
         "Recall",
         True,
-        lambda p: f"share of real images within reach of a generated one's {NEIGHBOURS} nearest, "
-        f"{_in_features(p)}",
+        lambda p: (
+            f"share of real images within reach of a generated one's {NEIGHBOURS} nearest, {_in_features(p)}"
+        ),
     ),
     "inception_score": Metric(
         "Inception score",
@@ -69,8 +74,7 @@ def measured_metrics(report: Report) -> dict[str, Metric]:
     """Those that any row has, in a fixed order; unknown ones last, under their own names."""
     there = dict.fromkeys(name for row in report.rows for name in row.metrics)
     known = {name: metric for name, metric in METRICS.items() if name in there}
-    unknown = {name: Metric(name, True, lambda p: f"{p.samples} images") for name in there if name not in METRICS}
-    return known | unknown
+    return known | {name: Metric(name, True, _unknown) for name in there if name not in METRICS}
 
 
 def paired_name(report: Report) -> str:

@@ -53,6 +53,7 @@ def html(report: Report, strips: Strips, *, recorded: Report | None = None) -> s
     environment.filters["tied"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     return environment.get_template(_TEMPLATE).render(
         now=_told(report),
+        pareto=pareto_plot(report),
         groups=groups_of(report, strips),
         tile=tile_of(report),
         recorded=_told(recorded) if recorded is not None else None,
@@ -67,7 +68,6 @@ def _told(report: Report) -> dict[str, Any]:
         "tally": _tally(report),
         "columns": main_columns(report),
         "metrics": metric_columns(report),
-        "pareto": pareto_plot(report),
         "sections": [_section(report, artifact) for artifact in report.artifacts],
         "protocol": protocol_lines(report),
         "metric_protocol": metric_lines(report),

@@ -83,7 +83,7 @@ def pareto_plot(report: Report) -> str:
         named = [row for row in report.rows if row.front == "on" or not row.is_rival]
         labels = [Label(_full_name(row), _cost_place(report, row), row.front == "on") for row in named]
         draw_labels(figure, axes, labels)
-    return svg(figure, "Fréchet distance against compute per image, all rows, with the Pareto front")
+    return svg(figure, "Fréchet distance against compute per image, all rows")
 
 
 def seconds_of(report: Report, row: Row) -> float:
@@ -139,7 +139,9 @@ def _describe(axes: Axes, report: Report) -> None:
         style = {"color": SOFT, "markeredgecolor": INK, "markeredgewidth": 1.5, "markersize": 7}
         axes.plot([], [], marker="o", linestyle="none", label="corrected: rimmed", **style)
     if any(row.is_rival for row in report.rows):
-        axes.plot([], [], color=SOFT, marker="o", linestyle="none", label="hollow: equal compute", **_RIVAL_STYLE)
+        axes.plot(
+            [], [], color=SOFT, marker="o", linestyle="none", label="hollow: equal compute", **_RIVAL_STYLE
+        )
     costs = [seconds_of(report, row) for row in report.rows]
     name = "compute" if _has_compute(report) else "wall-clock time"
     axes.set_xlabel(f"{name}, milliseconds per image")
