@@ -34,7 +34,12 @@ _VERDICT_STYLE = {
     "worse": {"color": VERMILLION, "marker": "D", "markerfacecolor": VERMILLION},
     "not distinguishable": {"color": SOFT, "marker": "o", "markerfacecolor": "none"},
 }
-_RIVAL_STYLE = {"markersize": 5.0, "markeredgewidth": 1.1, "markerfacecolor": "none", "zorder": 2.5}
+_RIVAL_STYLE: dict[str, Any] = {
+    "markersize": 5.0,
+    "markeredgewidth": 1.1,
+    "markerfacecolor": "none",
+    "zorder": 2.5,
+}
 # The float model gets a line where it lies within this many spans of the points and bars; a span is at least
 # this part of the distance.
 _FARTHEST_LINE, _SMALLEST_SPAN = 2.0, 0.05
@@ -133,15 +138,6 @@ def _draw_front(axes: Axes, report: Report) -> None:
 
 def _describe(axes: Axes, report: Report) -> None:
     """Axes and legend."""
-    if any(row.is_float for row in report.rows):
-        axes.plot([], [], color=INK, marker="*", markersize=10, linestyle="none", label="float model")
-    if any(row.is_corrected for row in report.rows):
-        style = {"color": SOFT, "markeredgecolor": INK, "markeredgewidth": 1.5, "markersize": 7}
-        axes.plot([], [], marker="o", linestyle="none", label="corrected: rimmed", **style)
-    if any(row.is_rival for row in report.rows):
-        axes.plot(
-            [], [], color=SOFT, marker="o", linestyle="none", label="hollow: equal compute", **_RIVAL_STYLE
-        )
     costs = [seconds_of(report, row) for row in report.rows]
     name = "compute" if _has_compute(report) else "wall-clock time"
     axes.set_xlabel(f"{name}, milliseconds per image")
@@ -151,6 +147,28 @@ def _describe(axes: Axes, report: Report) -> None:
     else:
         axes.set_xlim(left=0)
     axes.margins(x=0.08, y=0.08)
+    _draw_legend(axes, report)
+
+
+def _draw_legend(axes: Axes, report: Report) -> None:
+    """Artifacts have named themselves; here follow the kinds of rows."""
+    rows = report.rows
+    kinds: list[tuple[str, bool, dict[str, Any]]] = [
+        ("float model", any(row.is_float for row in rows), {"color": INK, "marker": "*", "markersize": 10}),
+        (
+            "corrected: rimmed",
+            any(row.is_corrected for row in rows),
+            {"color": SOFT, "marker": "o", "markeredgecolor": INK, "markeredgewidth": 1.5, "markersize": 7},
+        ),
+        (
+            "hollow: equal compute",
+            any(row.is_rival for row in rows),
+            {"color": SOFT, "marker": "o", **_RIVAL_STYLE},
+        ),
+    ]
+    for label, is_there, style in kinds:
+        if is_there:
+            axes.plot([], [], linestyle="none", label=label, **style)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, handlelength=1.6, columnspacing=1.6)
 
 
