@@ -16,7 +16,7 @@ from errata.deploy import DeployedPipeline
 from errata.quality.reference import Reference
 from errata.report.equal_compute import Rival, float_steps, rivals_of
 from errata.report.grid import RowSpec, artifact_row, float_row, repeats
-from errata.report.growth import growth_of
+from errata.report.growth import amplified_at, growth_of
 from errata.report.ledger import FILE, Ledger, Target
 from errata.report.measurements import Measurements
 from errata.report.provenance import exception_notes, kernels_of, make_protocol, size_of
@@ -39,6 +39,7 @@ class Asked:
     seed: int
     equal_compute: bool
     notes: tuple[str, ...]
+    amplification: str | None = None
 
     @property
     def steps(self) -> int:
@@ -75,7 +76,7 @@ def begin(
     """Measures the first batch of every row that was asked for, and writes the ledger; does neither twice."""
     rows = asked.rows()
     found = _earlier(folder, rows, measurements, asked.equal_compute)
-    if found is not None:
+    if found is not None and amplified_at(found.growth) == asked.amplification:
         return found
     _warm_up(rows, samplers, measurements)
     sampler.measure(rows, 0)
@@ -89,7 +90,14 @@ def begin(
         sizes={name: size_of(deployed) for name, deployed in asked.artifacts.items()},
         backends={name: kernels_of(deployed) for name, deployed in asked.artifacts.items()},
         repeats=tuple((*key, same) for key, same in repeats(rows, asked.artifacts).items()),
-        growth=growth_of(asked.artifacts, asked.baseline, asked.plans, seed=asked.seed, inputs=asked.inputs),
+        growth=growth_of(
+            asked.artifacts,
+            asked.baseline,
+            asked.plans,
+            seed=asked.seed,
+            inputs=asked.inputs,
+            amplification_steps=asked.amplification,
+        ),
         promised_seconds=promised * asked.samples,
     )
     Target.of(asked.reference).write(folder)

@@ -6,6 +6,17 @@ In a report's JSON, by artifact:
     relative    by plan ("uncorrected" is the artifact's own run): mean over samples, at each step, of
                 ‖x − x_float‖ / ‖x_float‖, from equal noise (IEC paper, Fig. 2)
     samples     how many trajectories
+    amplification   where it was asked for (IEC paper, Fig. 1):
+        asked       for which denoiser calls, in the grammar of `Plan.steps`
+        steps       those calls
+        jacobian    at each, mean over samples of ‖A + B J‖: how much a sampling step amplifies an error
+        iteration   likewise of ‖∇G‖: below 1, an iteration of IEC contracts
+        step_size   its λ
+        samples     how many trajectories
+        is_bound    whether the norms are lower bounds
+
+Without a float model there are no `timesteps`, `relative` and `samples`. `errata.correct.analysis.growth` has
+the symbols.
 """
 
 from __future__ import annotations
@@ -15,12 +26,16 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from errata.correct import Plan, trajectory_error
+from errata.correct import Plan, amplification, trajectory_error
 from errata.correct.sampling import Inputs
 from errata.deploy import DeployedPipeline
 
 # Means of this many trajectories are smooth to the eye; they cost little beside the images.
 SAMPLES = 8
+# Norms differ little between trajectories, and one costs hundreds of evaluations at each step.
+AMPLIFIED = 2
+# λ of the iterations whose contraction is measured: IEC's own default.
+_STEP_SIZE = 0.5
 
 
 def growth_of(
@@ -30,10 +45,36 @@ def growth_of(
     *,
     seed: int,
     inputs: Inputs,
+    amplification_steps: str | None = None,
 ) -> dict[str, Any]:
-    """By artifact, as in the module's description; empty without a float model to compare with."""
-    if baseline is None:
-        return {}
+    """By artifact, as in the module's description; empty where there is nothing to compare or to amplify.
+
+    amplification_steps: the denoiser calls whose amplification is measured; None for none. Each takes
+    hundreds of evaluations.
+    """
+    grown: dict[str, Any] = {}
+    if baseline is not None:
+        grown = _errors(artifacts, baseline, plans, seed=seed, inputs=inputs)
+    if amplification_steps is not None:
+        for name, deployed in artifacts.items():
+            measured = _amplification(deployed, amplification_steps, seed=seed, inputs=inputs)
+            grown[name] = {**grown.get(name, {}), "amplification": measured}
+    return grown
+
+
+def amplified_at(growth: Mapping[str, Any]) -> str | None:
+    """The `amplification_steps` that these were measured with."""
+    return next((each["amplification"]["asked"] for each in growth.values() if "amplification" in each), None)
+
+
+def _errors(
+    artifacts: Mapping[str, DeployedPipeline],
+    baseline: DiffusionPipeline,
+    plans: Mapping[str, Plan],
+    *,
+    seed: int,
+    inputs: Inputs,
+) -> dict[str, Any]:
     correcting = {name: plan for name, plan in plans.items() if not plan.corrects_nothing}
     grown = {}
     for name, deployed in artifacts.items():
@@ -52,3 +93,18 @@ def growth_of(
             "samples": SAMPLES,
         }
     return grown
+
+
+def _amplification(deployed: DeployedPipeline, steps: str, *, seed: int, inputs: Inputs) -> dict[str, Any]:
+    measured = amplification(
+        deployed, step_sizes=(_STEP_SIZE,), steps=steps, samples=AMPLIFIED, seed=seed, inputs=inputs
+    )
+    return {
+        "asked": steps,
+        "steps": list(measured.steps),
+        "jacobian": list(measured.propagation.mean),
+        "iteration": list(measured.refinement[_STEP_SIZE].mean),
+        "step_size": _STEP_SIZE,
+        "samples": AMPLIFIED,
+        "is_bound": measured.is_bound,
+    }

@@ -19,13 +19,14 @@ from errata.directories import refuse_taken
 from errata.errors import ReportError
 from errata.quality.reference import Reference
 from errata.report.beginning import Asked, begin
+from errata.report.drawing import require_matplotlib
 from errata.report.grid import RowSpec, check_names
 from errata.report.judging import Judge
 from errata.report.ledger import Ledger, Target
 from errata.report.locking import locked
+from errata.report.markdown import markdown
 from errata.report.measurements import SHOWN, Measurements, write_whole
 from errata.report.page import Strips, html, require_jinja2
-from errata.report.plots import require_matplotlib
 from errata.report.probing import check_network
 from errata.report.provenance import rank_notes, scatter_notes
 from errata.report.results import FLOAT, Report
@@ -43,7 +44,6 @@ from errata.report.settings import (
 )
 from errata.report.shares import Shard, Workers
 from errata.report.strips import strip
-from errata.report.text import markdown
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ def run(
     inputs: Inputs = default_inputs,
     scorer: Scorer | None = None,
     equal_compute: bool = True,
+    amplification: str | None = None,
     resamples: int = 200,
     shown: int = 16,
     recorded: Report | None = None,
@@ -91,6 +92,8 @@ def run(
         scorer: what is measured of single images beside PSNR and SSIM: LPIPS, a CLIP score.
         equal_compute: whether to add, for every plan that costs something, rows of what else the same compute
             buys, see `errata.report.equal_compute`.
+        amplification: denoiser calls, such as "0,12,24", at which to measure how much a step amplifies an
+            error; None measures it nowhere. Each takes hundreds of evaluations.
         resamples: bootstrap resamples per interval.
         shown: how many seeds the page shows.
         recorded: an earlier report to show in a section of its own.
@@ -117,6 +120,7 @@ def run(
         inputs=inputs,
         scorer=scorer,
         equal_compute=equal_compute,
+        amplification=amplification,
         shown=shown,
         announce=announce,
     )
@@ -139,6 +143,7 @@ def measure(
     inputs: Inputs = default_inputs,
     scorer: Scorer | None = None,
     equal_compute: bool = True,
+    amplification: str | None = None,
     shown: int = 16,
     shard: Shard | None = None,
     announce: Callable[[str], None] = _log.info,
@@ -179,6 +184,7 @@ def measure(
         seed=seed,
         equal_compute=equal_compute,
         notes=notes,
+        amplification=amplification,
     )
     settings = Settings(
         seed=seed,

@@ -1,23 +1,23 @@
-"""The report as one HTML file that needs nothing else: no network, no script but its own few lines."""
+"""The report as one HTML file that needs nothing else: no network, no script but its own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from errata.errors import ReportError
 from errata.report import formatting
-from errata.report.plots import cost_plot, overhead_plot
-from errata.report.results import Report, Row
-from errata.report.strips import data_uri, gap_of
+from errata.report.cards import cards_of
+from errata.report.columns import main_columns, metric_columns
+from errata.report.growth_plots import amplification_plot, growth_plot
+from errata.report.metrics import metric_lines
+from errata.report.pictures import Strips, groups_of, tile_of
+from errata.report.plots import overhead_plot, pareto_plot
+from errata.report.results import Report
 from errata.report.text import headline_of, protocol_lines
 
 _TEMPLATE = "page.html.j2"
-# Shown height of one image, in CSS pixels; small images are enlarged by a whole factor.
-_TILE = 64
-
-Strips = Mapping[tuple[str, str], bytes]
-"""PNG strip of the first seeds by artifact and plan; the float model's under `("float", "none")`."""
+# What a reader wants to have counted at a glance.
+_TALLIED = ("pays", "better", "not distinguishable", "does not pay", "worse")
 
 
 def require_jinja2() -> None:
@@ -49,52 +49,53 @@ def html(report: Report, strips: Strips, *, recorded: Report | None = None) -> s
         lstrip_blocks=True,
     )
     environment.globals["fmt"] = formatting
+    environment.filters["breakable"] = lambda name: name.replace("+", "+\N{ZERO WIDTH SPACE}")
     environment.filters["tied"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     return environment.get_template(_TEMPLATE).render(
-        report=report,
-        headline=headline_of(report),
-        cost_plot=cost_plot(report),
-        sections=[_section(report, artifact, strips) for artifact in report.artifacts],
-        tile=_tile(report),
-        protocol=protocol_lines(report),
-        recorded=_recorded(recorded) if recorded is not None else None,
+        now=_told(report),
+        pareto=pareto_plot(report),
+        groups=groups_of(report, strips),
+        tile=tile_of(report),
+        recorded=_told(recorded) if recorded is not None else None,
     )
 
 
-def _section(report: Report, artifact: str, strips: Strips) -> dict[str, Any]:
-    """What the page shows of one artifact besides its table rows."""
-    rows = report.of(artifact)
-    shown: list[Row] = [report.float_row] if report.float_row is not None else []
-    shown.extend(rows)
+def _told(report: Report) -> dict[str, Any]:
+    """What the page says of a report, without its images."""
+    return {
+        "report": report,
+        "headline": headline_of(report),
+        "tally": _tally(report),
+        "columns": main_columns(report),
+        "metrics": metric_columns(report),
+        "sections": [_section(report, artifact) for artifact in report.artifacts],
+        "protocol": protocol_lines(report),
+        "metric_protocol": metric_lines(report),
+        "has_rivals": any(row.is_rival for row in report.rows),
+    }
+
+
+def _tally(report: Report) -> dict[str, int]:
+    """How often each verdict was given to a corrected plan; one that repeats another's steps is left out."""
+    kinds = [row.verdict.kind for row in report.rows if row.is_corrected and row.same_steps_as is None]
+    return {kind: kinds.count(kind) for kind in _TALLIED if kind in kinds}  # type: ignore[arg-type]
+
+
+def _section(report: Report, artifact: str) -> dict[str, Any]:
+    """What the page says of one artifact."""
+    growth = report.growth.get(artifact, {})
+    amplification = growth.get("amplification")
     return {
         "artifact": artifact,
-        "rows": rows,
+        "plain": next((row for row in report.of(artifact) if row.verdict.kind == "uncorrected"), None),
         "size": report.sizes.get(artifact),
-        "plot": overhead_plot(report, artifact),
-        "strips": [
-            {
-                "label": "float model" if row.is_float else row.plan,
-                "uri": data_uri(strips[row.artifact, row.plan]),
-            }
-            for row in shown
-            if (row.artifact, row.plan) in strips
-        ],
+        "cards": cards_of(report, artifact),
+        "has_rivals": any(row.rivals for row in report.of(artifact)),
+        "overhead": overhead_plot(report, artifact),
+        "growth": growth_plot(artifact, growth) if growth.get("relative") else "",
+        "amplification": amplification_plot(artifact, amplification) if amplification else "",
+        "samples": growth.get("samples"),
     }
 
 
-def _tile(report: Report) -> dict[str, Any]:
-    height, width, _ = report.protocol.image_size
-    zoom = max(1, round(_TILE / height)) if height <= _TILE else _TILE * 2 / height
-    return {"height": round(height * zoom), "is_enlarged": zoom > 1, "gap": round(gap_of(width) * zoom)}
-
-
-def _recorded(recorded: Report) -> dict[str, Any]:
-    return {
-        "report": recorded,
-        "headline": headline_of(recorded),
-        "sections": [
-            {"artifact": artifact, "plot": overhead_plot(recorded, artifact)}
-            for artifact in recorded.artifacts
-        ],
-        "protocol": protocol_lines(recorded),
-    }
+__all__ = ["Strips", "html", "require_jinja2"]

@@ -1,193 +1,215 @@
-"""Quality-against-cost plots as SVG text that takes its colours and font from the page around it."""
+"""Fréchet distance against what it costs: all rows on one scale, and one artifact's against its overhead."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from errata.errors import ReportError
-from errata.quality.intervals import Estimate
 from errata.report import formatting
+from errata.report.drawing import (
+    BLUE,
+    GREEN,
+    INK,
+    LINE,
+    SERIES,
+    SMALL,
+    SOFT,
+    VERMILLION,
+    axes_of,
+    draw_point,
+    reach,
+    svg,
+)
+from errata.report.labels import Label, draw_labels
 from errata.report.results import Report, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Drawn with these, and replaced by the page's CSS variables, so that one plot serves light and dark pages.
-# The hues are Okabe and Ito's, which stay apart for colour-blind readers; shapes tell the same a second time.
-_INK, _SOFT, _LINE = "#010203", "#040506", "#070809"
-_BLUE, _VERMILLION, _GREEN, _PURPLE, _ORANGE, _SKY = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-)
-_CSS = {
-    _INK: "var(--ink)",
-    _SOFT: "var(--soft)",
-    _LINE: "var(--line)",
-    _BLUE: "var(--blue)",
-    _VERMILLION: "var(--vermillion)",
-    _GREEN: "var(--green)",
-    _PURPLE: "var(--purple)",
-    _ORANGE: "var(--orange)",
-    _SKY: "var(--sky)",
-}
 _VERDICT_STYLE = {
-    "uncorrected": {"color": _INK, "marker": "s", "markerfacecolor": _INK},
-    "pays": {"color": _BLUE, "marker": "o", "markerfacecolor": _BLUE},
-    "does not pay": {"color": _VERMILLION, "marker": "D", "markerfacecolor": _VERMILLION},
-    "equal compute": {"color": _SOFT, "marker": "^", "markerfacecolor": "none"},
-    "better": {"color": _BLUE, "marker": "o", "markerfacecolor": _BLUE},
-    "worse": {"color": _VERMILLION, "marker": "D", "markerfacecolor": _VERMILLION},
-    "not distinguishable": {"color": _SOFT, "marker": "o", "markerfacecolor": "none"},
+    "uncorrected": {"color": INK, "marker": "s", "markerfacecolor": INK},
+    "pays": {"color": BLUE, "marker": "o", "markerfacecolor": BLUE},
+    "does not pay": {"color": VERMILLION, "marker": "D", "markerfacecolor": VERMILLION},
+    "better": {"color": BLUE, "marker": "o", "markerfacecolor": BLUE},
+    "worse": {"color": VERMILLION, "marker": "D", "markerfacecolor": VERMILLION},
+    "not distinguishable": {"color": SOFT, "marker": "o", "markerfacecolor": "none"},
 }
-_SERIES = ((_BLUE, "o"), (_VERMILLION, "D"), (_GREEN, "s"), (_PURPLE, "^"), (_ORANGE, "v"), (_SKY, "P"))
+_RIVAL_STYLE: dict[str, Any] = {
+    "markersize": 5.0,
+    "markeredgewidth": 1.1,
+    "markerfacecolor": "none",
+    "zorder": 2.5,
+}
 # The float model gets a line where it lies within this many spans of the points and bars; a span is at least
 # this part of the distance.
 _FARTHEST_LINE, _SMALLEST_SPAN = 2.0, 0.05
-# Points closer than this part of the span of all points, about half a marker, count as one place.
-_SAME_PLACE = 0.02
-_FONT = "DejaVu Sans"
-_SETTINGS = {
-    "svg.fonttype": "none",
-    "font.family": _FONT,
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": _LINE,
-    "axes.labelcolor": _SOFT,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _LINE,
-    "grid.linewidth": 0.5,
-    "xtick.color": _LINE,
-    "ytick.color": _LINE,
-    "xtick.labelcolor": _SOFT,
-    "ytick.labelcolor": _SOFT,
-    "legend.frameon": False,
-}
-
-
-def require_matplotlib() -> None:
-    """Check that plots can be drawn.
-
-    Raises:
-        ReportError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as problem:
-        raise ReportError("a report needs matplotlib; run `pip install errata[report]`") from problem
+# Costs that lie further apart than this ratio are drawn on a logarithmic scale.
+_WIDE = 12.0
 
 
 def overhead_plot(report: Report, artifact: str) -> str:
-    """Fréchet distance of one artifact's plans against their overhead, as an `<svg>`.
+    """Fréchet distance of one artifact's rows against their overhead, as an `<svg>`.
 
     Bars are intervals of the paired change, so a bar that crosses the line of the uncorrected distance is a
-    change that cannot be told from none.
+    change that cannot be told from none. The line joins the corrected plans, never what else is bought.
     """
     rows = sorted(report.of(artifact), key=_overhead)
-    points = [(100 * _overhead(row), row.frechet.value) for row in rows]
-    with _figure(f"overhead-{artifact}", width=5.0, height=3.3) as (figure, axes):
+    joined = [row for row in rows if not row.is_rival]
+    with axes_of(f"overhead-{artifact}", width=5.0, height=3.3) as (figure, axes):
         _draw_float_line(axes, report, rows)
-        for row in rows:
+        for row in joined:
             if not row.is_corrected:
-                axes.axhline(row.frechet.value, color=_SOFT, linewidth=0.9, zorder=1)
-        axes.plot(*zip(*points, strict=True), color=_LINE, linewidth=1.4, zorder=2)
-        for row, (x, y) in zip(rows, points, strict=True):
-            _draw_point(axes, x, y, row.change, **_VERDICT_STYLE[row.verdict.kind])
-        for label, point in _labels([row.plan for row in rows], points):
-            _annotate(axes, label, point, offset=(8, 6), color=_INK)
+                axes.axhline(row.frechet.value, color=SOFT, linewidth=0.9, zorder=1)
+        axes.plot(*zip(*map(_place, joined), strict=True), color=LINE, linewidth=1.4, zorder=2)
+        for row in rows:
+            style = _rival_style() if row.is_rival else _VERDICT_STYLE[row.verdict.kind]
+            bar = 0.8 if row.is_rival else 1.3
+            draw_point(axes, *_place(row), row.change, tip=_tip(row), bar=bar, **style)
         axes.set_xlabel("overhead, % of the uncorrected run")
         axes.set_ylabel("Fréchet distance")
         axes.margins(x=0.14, y=0.18)
-    return _svg(figure, f"Fréchet distance against overhead for {artifact}")
+        draw_labels(figure, axes, [_label(row, _place(row)) for row in rows])
+    return svg(figure, f"Fréchet distance against overhead for {artifact}")
 
 
-def cost_plot(report: Report) -> str:
-    """Fréchet distance of every row against its wall-clock time per image, one line per artifact."""
-    with _figure("cost", width=7.4, height=3.9) as (figure, axes):
+def pareto_plot(report: Report) -> str:
+    """Fréchet distance of every row against its compute per image, with the Pareto front, as an `<svg>`."""
+    with axes_of("pareto", width=9.6, height=4.8) as (figure, axes):
+        _draw_front(axes, report)
         for index, artifact in enumerate(report.artifacts):
-            color, marker = _SERIES[index % len(_SERIES)]
-            rows = sorted(report.of(artifact), key=_overhead)
-            points = [(1e3 * row.seconds_per_image, row.frechet.value) for row in rows]
-            axes.plot(*zip(*points, strict=True), color=color, linewidth=1.2, zorder=2)
-            for row, (x, y) in zip(rows, points, strict=True):
-                face = "none" if row.is_corrected else color
-                _draw_point(axes, x, y, row.frechet, color=color, marker=marker, markerfacecolor=face)
-            axes.plot([], [], color=color, marker=marker, label=artifact)
-        _draw_float_point(axes, report)
-        axes.set_xlabel("milliseconds per image, wall-clock")
-        axes.set_ylabel("Fréchet distance")
+            color, marker = SERIES[index % len(SERIES)]
+            for row in report.of(artifact):
+                _draw_row(axes, report, row, color=color, marker=marker)
+            axes.plot([], [], color=color, marker=marker, linestyle="none", label=artifact)
+        for row in report.rows:
+            if row.is_float:
+                _draw_row(axes, report, row, color=INK, marker="*")
+        _describe(axes, report)
+        named = [row for row in report.rows if row.front == "on" or not row.is_rival]
+        labels = [Label(_full_name(row), _cost_place(report, row), row.front == "on") for row in named]
+        draw_labels(figure, axes, labels)
+    return svg(figure, "Fréchet distance against compute per image, all rows")
+
+
+def seconds_of(report: Report, row: Row) -> float:
+    """Seconds of compute per image; wall-clock where an earlier release wrote no compute down."""
+    return row.compute if _has_compute(report) else row.seconds_per_image
+
+
+def _has_compute(report: Report) -> bool:
+    return all(row.compute > 0 for row in report.rows)
+
+
+def _draw_row(axes: Axes, report: Report, row: Row, *, color: str, marker: str) -> None:
+    style: dict[str, Any] = {"color": color, "marker": marker, "markerfacecolor": color}
+    if row.is_corrected:
+        style |= {"markeredgecolor": INK, "markersize": 7.5}
+    if row.is_float:
+        style |= {"markersize": 11.0, "markeredgewidth": 0.8}
+    if row.is_rival:
+        style |= _RIVAL_STYLE | ({"markersize": 8.0} if row.is_float else {})
+    bar = 0.5 if row.is_rival else 0.9
+    draw_point(
+        axes,
+        *_cost_place(report, row),
+        row.frechet,
+        tip=f"{_full_name(row)}: {formatting.value(row.frechet)}",
+        bar=bar,
+        capsize=0,
+        faint=True,
+        **style,
+    )
+
+
+def _draw_front(axes: Axes, report: Report) -> None:
+    """The best distance that each compute buys, as a staircase: between two rows nothing was measured."""
+    front = sorted(_cost_place(report, row) for row in report.rows if row.front == "on")
+    if front:
+        axes.plot(
+            *zip(*front, strict=True),
+            color=GREEN,
+            linewidth=1.8,
+            alpha=0.75,
+            drawstyle="steps-post",
+            label="Pareto front",
+            zorder=2,
+        )
+
+
+def _describe(axes: Axes, report: Report) -> None:
+    """Axes and legend."""
+    costs = [seconds_of(report, row) for row in report.rows]
+    name = "compute" if _has_compute(report) else "wall-clock time"
+    axes.set_xlabel(f"{name}, milliseconds per image")
+    axes.set_ylabel("Fréchet distance")
+    if max(costs) > _WIDE * min(costs):
+        _scale_by_ratio(axes)
+    else:
         axes.set_xlim(left=0)
-        axes.margins(x=0.08, y=0.12)
-        legend = {"ncols": 5, "handlelength": 1.5, "columnspacing": 1.2, "fontsize": 9.5}
-        axes.legend(loc="upper center", bbox_to_anchor=(0.47, 1.16), **legend)
-    return _svg(figure, "Fréchet distance against time per image, all artifacts")
+    axes.margins(x=0.08, y=0.08)
+    _draw_legend(axes, report)
 
 
-def _labels(
-    names: Sequence[str], points: Sequence[tuple[float, float]]
-) -> list[tuple[str, tuple[float, float]]]:
-    """One label for each place: names of points that coincide are joined."""
-    x_span, y_span = (max(axis) - min(axis) for axis in zip(*points, strict=True))
-    places: list[tuple[list[str], tuple[float, float]]] = []
-    for name, (x, y) in zip(names, points, strict=True):
-        for joined, (x0, y0) in places:
-            if abs(x - x0) <= _SAME_PLACE * x_span and abs(y - y0) <= _SAME_PLACE * y_span:
-                joined.append(name)
-                break
-        else:
-            places.append(([name], (x, y)))
-    return [(", ".join(joined), point) for joined, point in places]
+def _draw_legend(axes: Axes, report: Report) -> None:
+    """Artifacts have named themselves; here follow the kinds of rows."""
+    rows = report.rows
+    kinds: list[tuple[str, bool, dict[str, Any]]] = [
+        ("float model", any(row.is_float for row in rows), {"color": INK, "marker": "*", "markersize": 10}),
+        (
+            "corrected: rimmed",
+            any(row.is_corrected for row in rows),
+            {"color": SOFT, "marker": "o", "markeredgecolor": INK, "markeredgewidth": 1.5, "markersize": 7},
+        ),
+        (
+            "hollow: equal compute",
+            any(row.is_rival for row in rows),
+            {"color": SOFT, "marker": "o", **_RIVAL_STYLE},
+        ),
+    ]
+    for label, is_there, style in kinds:
+        if is_there:
+            axes.plot([], [], linestyle="none", label=label, **style)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, handlelength=1.6, columnspacing=1.6)
+
+
+def _scale_by_ratio(axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set_xscale("log", subs=[2, 5])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _rival_style() -> dict[str, Any]:
+    return {"color": SOFT, "marker": "^", **_RIVAL_STYLE}
+
+
+def _label(row: Row, point: tuple[float, float]) -> Label:
+    name = "uncorrected" if row.verdict.kind == "uncorrected" else row.plan
+    return Label(name, point, needed=not row.is_rival, color=SOFT if row.is_rival else INK)
+
+
+def _full_name(row: Row) -> str:
+    if row.is_float:
+        return "float" if not row.is_rival else f"float, {row.plan}"
+    return row.artifact if not row.is_corrected and not row.is_rival else f"{row.artifact}, {row.plan}"
+
+
+def _tip(row: Row) -> str:
+    change = f", change {formatting.signed(row.change)}" if row.change is not None else ""
+    return f"{row.stands_for or row.plan}: {formatting.value(row.frechet)}{change}"
 
 
 def _overhead(row: Row) -> float:
     return row.overhead.defined if row.overhead is not None else 0.0
 
 
-def _draw_point(axes: Axes, x: float, y: float, estimate: Estimate | None, **style: Any) -> None:
-    """A marker, and as its bar the interval of `estimate` around `y`."""
-    below, above = (0.0, 0.0) if estimate is None else _reach(estimate)
-    axes.errorbar(
-        [x],
-        [y],
-        yerr=[[below], [above]],
-        linestyle="none",
-        elinewidth=1.3,
-        capsize=3.5 if estimate is not None else 0,
-        markersize=6.5,
-        markeredgewidth=1.5,
-        zorder=3,
-        **style,
-    )
+def _place(row: Row) -> tuple[float, float]:
+    return 100 * _overhead(row), row.frechet.value
 
 
-def _reach(estimate: Estimate) -> tuple[float, float]:
-    low, high = estimate.interval.low, estimate.interval.high
-    return max(0.0, estimate.value - low), max(0.0, high - estimate.value)
-
-
-def _annotate(
-    axes: Axes,
-    text: str,
-    point: tuple[float, float],
-    *,
-    offset: tuple[int, int],
-    color: str,
-    **options: Any,
-) -> None:
-    axes.annotate(
-        text, point, xytext=offset, textcoords="offset points", color=color, fontsize=9.5, **options
-    )
+def _cost_place(report: Report, row: Row) -> tuple[float, float]:
+    return 1e3 * seconds_of(report, row), row.frechet.value
 
 
 def _draw_float_line(axes: Axes, report: Report, rows: Sequence[Row]) -> None:
@@ -197,72 +219,32 @@ def _draw_float_line(axes: Axes, report: Report, rows: Sequence[Row]) -> None:
         return
     value = float_row.frechet.value
     ends = [row.frechet.value + shift for row in rows for shift in _shifts(row)]
-    reach = _FARTHEST_LINE * max(max(ends) - min(ends), _SMALLEST_SPAN * max(ends))
+    far = _FARTHEST_LINE * max(max(ends) - min(ends), _SMALLEST_SPAN * max(ends))
     # Between the usual places of points, which are 20 % and 100 %.
-    if min(ends) - reach <= value <= max(ends) + reach:
-        axes.axhline(value, color=_GREEN, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1)
-        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "offset": (0, -12)}
-        _annotate(axes, "float model", (0.62, value), color=_GREEN, ha="center", **place)
+    if min(ends) - far <= value <= max(ends) + far:
+        axes.axhline(value, color=GREEN, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1)
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (0, -12)}
+        height: float = value
     else:
         is_below = value < min(ends)
-        text = f"float model {'↓' if is_below else '↑'} {formatting.value(float_row.frechet)}"
-        place = {"xycoords": "axes fraction", "offset": (0, 6 if is_below else -14)}
-        _annotate(axes, text, (0.62, 0 if is_below else 1), color=_GREEN, ha="center", **place)
+        height = 0 if is_below else 1
+        place = {"xycoords": "axes fraction", "xytext": (0, 6 if is_below else -14)}
+    arrow = "" if place["xycoords"] != "axes fraction" else f" {'↑' if height else '↓'} {_value(float_row)}"
+    axes.annotate(
+        f"float model{arrow}",
+        (0.62, height),
+        textcoords="offset points",
+        color=GREEN,
+        fontsize=SMALL,
+        ha="center",
+        **place,
+    )
+
+
+def _value(row: Row) -> str:
+    return formatting.value(row.frechet)
 
 
 def _shifts(row: Row) -> tuple[float, float]:
-    below, above = _reach(row.change) if row.change is not None else (0.0, 0.0)
+    below, above = reach(row.change) if row.change is not None else (0.0, 0.0)
     return -below, above
-
-
-def _draw_float_point(axes: Axes, report: Report) -> None:
-    row = report.float_row
-    if row is None:
-        return
-    x, y = 1e3 * row.seconds_per_image, row.frechet.value
-    _draw_point(axes, x, y, row.frechet, color=_INK, marker="*", markerfacecolor=_INK)
-    axes.plot([], [], color=_INK, marker="*", linestyle="none", label="float model")
-
-
-@contextmanager
-def _figure(salt: str, *, width: float, height: float) -> Iterator[tuple[Any, Axes]]:
-    """A figure whose drawing and saving share our settings; inches at 72 units, so one unit is a point."""
-    require_matplotlib()
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": salt}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, figure.add_subplot()
-
-
-def _svg(figure: Any, label: str) -> str:
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": label}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
-    return _inline(buffer.getvalue(), label)
-
-
-_NO_METADATA: dict[str, None] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-
-
-def _inline(svg: str, label: str) -> str:
-    """The `<svg>` element alone: no prolog, no size, no ids that several plots of one page would share."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)  # would rule the whole page
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # HTML needs none, and a page without links has none
-    svg = svg.replace("xlink:href", "href")
-    svg = re.sub(
-        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{label}">', svg
-    )
-    svg = re.sub(rf"'?{_FONT}'?(, *[^;\"]*)?(?=[;\"])", "var(--sans)", svg)
-    return _replace_colors(svg, _CSS)
-
-
-def _replace_colors(svg: str, table: dict[str, str]) -> str:
-    pattern = re.compile("|".join(map(re.escape, table)), re.IGNORECASE)
-    return pattern.sub(lambda found: table[found.group().lower()], svg)

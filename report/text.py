@@ -1,4 +1,4 @@
-"""A report as an aligned text table and as Markdown."""
+"""A report in words: an aligned table, the headline, the protocol."""
 
 from __future__ import annotations
 
@@ -8,16 +8,6 @@ from errata.report import formatting
 from errata.report.results import Report, Row
 from errata.report.verdict import headline, rank_warning
 
-_HEADERS = (
-    "artifact",
-    "plan",
-    "calls per image",
-    "overhead",
-    "measured",
-    "distance",
-    "95 % interval",
-    "PSNR",
-)
 _TEXT_HEADERS = (
     "artifact",
     "plan",
@@ -52,31 +42,13 @@ def headline_of(report: Report) -> str:
     )
 
 
-def markdown(report: Report) -> str:
-    """The report without its pictures."""
-    protocol = report.protocol
-    parts = [
-        "# What each overhead bought",
-        headline_of(report),
-        _markdown_table(report),
-        "Verdicts, each from a paired 95 % interval against the same artifact without correction:",
-        "\n".join(f"- **{row.artifact}, {row.plan}**: {row.verdict.sentence}" for row in report.rows),
-        "## Sizes",
-        _markdown_sizes(report),
-        "## Protocol",
-        "\n".join(f"- {name}: {text}" for name, text in protocol_lines(report)),
-        "\n".join(f"- Note: {note}" for note in protocol.notes),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
 def protocol_lines(report: Report) -> list[tuple[str, str]]:
     """The protocol as pairs of name and text, for people."""
     p = report.protocol
     height, width, channels = p.image_size
     versions = ", ".join(f"{name} {version}" for name, version in sorted(p.versions.items()))
     reference = f"{p.reference_count} images" if p.reference_count else "an unstated number of images"
-    return [
+    lines = [
         (
             "Metric",
             f"{p.metric} ({p.feature_dimension} features; lower is better; comparable only with itself)",
@@ -98,6 +70,7 @@ def protocol_lines(report: Report) -> list[tuple[str, str]]:
         ("Date", p.date),
         ("Command", p.command),
     ]
+    return [(name, text) for name, text in lines if text]
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -132,23 +105,3 @@ def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
         for column, (cell, width) in enumerate(zip(line, widths, strict=True))
     ]
     return "  ".join(cells).rstrip()
-
-
-def _markdown_table(report: Report) -> str:
-    header = (*_HEADERS, "change", "ms per image", "verdict")
-    lines = [header, ("---",) * len(header)]
-    for row in report.rows:
-        change = _change(row)
-        lines.append((*_cells(row), change, f"{1e3 * row.seconds_per_image:.1f}", row.verdict.kind))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _markdown_sizes(report: Report) -> str:
-    if not report.sizes:
-        return ""
-    lines = ["| artifact | weights | as float32 | ratio |", "| --- | --- | --- | --- |"]
-    lines += [
-        f"| {name} | {formatting.size(size.weights)} | {formatting.size(size.float32)} | {size.ratio:.3f} |"
-        for name, size in report.sizes.items()
-    ]
-    return "\n".join(lines)

@@ -196,10 +196,12 @@ def _counts_of_paying(judged: Sequence[tuple[str, VerdictKind]], samples: int) -
     for artifact, kind in judged:
         if kind in found:
             found[kind].append(artifact)
+    total, unsure = sum(map(len, found.values())), len(found["not distinguishable"])
+    paid = f"{_counted(found['pays'])} paid: they beat" if found["pays"] else "none paid, that is, beat"
+    untold = f"; of {unsure} it cannot be told with {samples} samples" if unsure else ""
     return (
-        f"Of {sum(map(len, found.values()))} corrected runs, {_counted(found['pays'])} paid: they beat "
-        f"everything else that the same compute buys. {_counted(found['does not pay'])} did not, and of "
-        f"{len(found['not distinguishable'])} it cannot be told with {samples} samples."
+        f"Of {total} corrected runs, {paid} everything else that the same compute buys. "
+        f"{_counted(found['does not pay'])} did not{untold}."
     )
 
 

@@ -13,14 +13,17 @@ from PIL import Image
 
 from errata.errors import ReportError
 from errata.report import Estimate, Interval, Overhead, Protocol, Report, Row, Size, text_table
+from errata.report.cards import cards_of
+from errata.report.columns import main_columns, metric_columns
+from errata.report.markdown import markdown
 from errata.report.page import html
-from errata.report.plots import overhead_plot
+from errata.report.plots import overhead_plot, pareto_plot
 from errata.report.recorded import recorded_digits
 from errata.report.strips import strip
-from errata.report.text import headline_of, markdown
+from errata.report.text import headline_of
 from errata.report.verdict import verdict_of_corrected, verdict_of_float, verdict_of_uncorrected
 
-VOID = {"meta", "link", "img", "br", "use", "path"}
+VOID = {"meta", "link", "img", "br", "use", "path", "input"}
 
 
 def estimate(value: float, half: float = 0.4) -> Estimate:
@@ -145,9 +148,10 @@ def parsed(page: str) -> Elements:
 
 def test_page_is_well_formed_and_has_its_parts(page: str) -> None:
     elements = parsed(page)
-    assert elements.seen.count("svg") == 3  # one an artifact, one for all
+    assert elements.seen.count("svg") == 3  # one an artifact, one for all; no growth without a float run
     assert elements.seen.count("img") == 6  # float, uncorrected, corrected for each of two artifacts
-    assert elements.seen.count("table") == 1
+    assert page.count('src="data:image/png') == 5  # the float model's strip is embedded once
+    assert elements.seen.count("table") == 2
     text = " ".join(elements.text)
     for expected in (
         "Of 2 corrected runs",
@@ -171,7 +175,7 @@ def test_page_escapes_what_it_is_told(page: str) -> None:
 
 def test_a_recorded_report_gets_its_own_section(report: Report) -> None:
     elements = parsed(html(report, {}, recorded=report))
-    assert elements.seen.count("table") == 2
+    assert elements.seen.count("table") == 3
     assert "Recorded result: 25 steps, 256 images a row" in elements.text
     assert elements.seen.count("img") == 0
 
@@ -210,7 +214,8 @@ def test_text_table_is_aligned(report: Report) -> None:
 
 def test_markdown_holds_rows_verdicts_and_protocol(report: Report) -> None:
     text = markdown(report)
-    assert "| w4a8 | all | 6 full + 22 cached | 35 % | 36 % | 10.00 |" in text
+    assert "| w4a8, all | better | 10.00 (9.60 to 10.40) | −2.00 (−2.40 to −1.60) | 35 % |" in text
+    assert "6 full + 22 cached" in text
     assert "leave it off here" in text
     assert "Fréchet distance in block-means" in text
     assert "| w4a8 | 1 MB | 6 MB | 0.167 |" in text
@@ -240,9 +245,13 @@ def test_a_missing_extra_is_named(report: Report, package: str, monkeypatch: pyt
         html(report, {})
 
 
-def test_the_recorded_report_is_readable_where_there_is_one() -> None:
+def test_the_recorded_report_of_an_earlier_form_is_shown(report: Report) -> None:
     recorded = recorded_digits()
     assert recorded is None or recorded.protocol.steps == 100
+    if recorded is not None:
+        page = html(report, {}, recorded=recorded)
+        assert "Recorded result: 100 steps" in page
+        assert "wall-clock time, milliseconds" in pareto_plot(recorded)  # it has no compute
 
 
 def with_a_repeat(report: Report) -> Report:
@@ -271,5 +280,86 @@ def test_labels_of_one_place_are_joined(report: Report) -> None:
 
 
 def test_a_narrow_page_tells_of_the_hidden_columns(page: str) -> None:
-    assert page.count("Scroll sideways for the other columns.") == 1
-    assert ".hint { display: none;" in page
+    assert page.count("Scroll sideways for the other columns.") == 3  # two tables, and the images
+    assert ".hint { visibility: hidden;" in page
+
+
+def test_a_full_page_has_its_plots_cards_and_metrics(full_page: str) -> None:
+    elements = parsed(full_page)
+    assert elements.seen.count("svg") == 4  # Pareto; distance, growth and amplification of the one artifact
+    assert elements.seen.count("table") == 4  # two for all rows, one for the rivals of each plan
+    text = " ".join(" ".join(elements.text).split())
+    for expected in (
+        "pays: a sentence about ends.",
+        "no correction, 14 steps",
+        "another model: not part of the verdict",
+        "KID ↓",
+        "Energy per image",
+        "full call 60.0 ms, cached call 20.0 ms",
+        "; a fact of this run",
+        "seeds 5 to 260",
+    ):
+        assert expected in text
+
+
+def test_only_rows_that_the_report_added_are_quiet(full_report: Report, full_page: str) -> None:
+    added = sum(row.is_rival for row in full_report.rows)
+    assert full_page.count('<tr class="rival">') == 2 * added  # in both tables
+    assert full_page.count('role="switch"') == 3
+
+
+def test_corrected_plans_are_joined_without_their_rivals(full_report: Report) -> None:
+    plot = overhead_plot(full_report, "w8a8").replace("\n", " ")
+    (line,) = re.findall(r'<path d="M ([^"]*)"[^>]*stroke: var\(--line\); stroke-width: 1.4', plot)
+    assert len(line.split("L")) == 3  # uncorrected, ends, all
+
+
+def test_points_of_equal_compute_are_named_when_pointed_at(full_report: Report) -> None:
+    assert "<title>no correction, 14 steps: 10.50, change −1.50</title>" in overhead_plot(full_report, "w8a8")
+    assert "<title>float, 8 steps: 9.50</title>" in pareto_plot(full_report)
+
+
+def test_the_front_is_drawn_through_its_rows_alone(full_report: Report) -> None:
+    assert "Pareto front" in pareto_plot(full_report)
+    no_front = replace(full_report, rows=tuple(replace(row, front=None) for row in full_report.rows))
+    assert "Pareto front" not in pareto_plot(no_front)
+
+
+def test_rivals_that_decide_come_first_the_strongest_ahead(full_report: Report) -> None:
+    card = cards_of(full_report, "w8a8")[1]
+    assert [rival.name for rival in card.rivals] == [
+        "no correction, 14 steps",
+        "no correction",
+        "no correction, 8 steps",
+    ]
+    assert [rival.whisker.mark for rival in card.rivals] == ["bad", "bad", "bad"]
+    assert [rival.compute for rival in card.rivals] == ["70 %", "50 %", "60 %"]
+
+
+def test_a_difference_beyond_the_scale_is_drawn_at_its_end(full_report: Report) -> None:
+    rows = {row.plan: row for row in full_report.rows}
+    far = replace(rows["8 steps"], frechet=estimate(99.0))
+    plan = rows["ends"]
+    beyond = replace(plan.rivals[2], difference=estimate(-91.0))
+    plan = replace(plan, rivals=(*plan.rivals[:2], beyond))
+    report = replace(full_report, rows=(rows["none"], far, rows["14 steps"], plan))
+    whisker = cards_of(report, "w8a8")[0].rivals[-1].whisker
+    assert (whisker.beyond, whisker.low, whisker.high, whisker.value) == ("below", 0, 0, 0)
+
+
+def test_columns_without_numbers_are_left_out(report: Report, full_report: Report) -> None:
+    def names(report: Report) -> list[str]:
+        return [column.name for column in (*main_columns(report), *metric_columns(report))]
+
+    assert {"Pareto front", "Compute per image", "Energy per image", "KID ↓"} <= set(names(full_report))
+    assert set(names(report)) == {
+        *("Verdict", "Fréchet distance", "Change", "Overhead", "Measured overhead", "PSNR to float"),
+        *("Calls per image", "Time per image"),
+    }
+
+
+def test_markdown_holds_rivals_and_metrics(full_report: Report) -> None:
+    text = markdown(full_report)
+    assert "| w8a8, all | no correction, 14 steps | 70 % | 10.50 | +2.50 (+2.00 to +3.00) |" in text
+    assert "| w8a8, ends | 0.080 (0.070 to 0.090), change −0.040 |" in text
+    assert "- KID: Squared maximum mean discrepancy" in text
