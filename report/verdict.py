@@ -197,11 +197,12 @@ def _counts_of_paying(judged: Sequence[tuple[str, VerdictKind]], samples: int) -
         if kind in found:
             found[kind].append(artifact)
     total, unsure = sum(map(len, found.values())), len(found["not distinguishable"])
-    paid = f"{_counted(found['pays'])} paid: they beat" if found["pays"] else "none paid, that is, beat"
-    untold = f"; of {unsure} it cannot be told with {samples} samples" if unsure else ""
+    untold = f" Of {unsure} it cannot be told with {samples} samples." if unsure else ""
+    if not found["pays"]:
+        return f"None of {total} corrected runs beats everything else that the same compute buys.{untold}"
     return (
-        f"Of {total} corrected runs, {paid} everything else that the same compute buys. "
-        f"{_counted(found['does not pay'])} did not{untold}."
+        f"{_counted(found['pays'])} of {total} corrected runs paid: they beat everything else that the same "
+        f"compute buys. {_counted(found['does not pay'])} did not.{untold}"
     )
 
 

@@ -232,17 +232,17 @@ def _reference(args: argparse.Namespace) -> "Reference":
 
 
 def _artifacts(args: argparse.Namespace) -> "dict[str, DeployedPipeline]":
-    """By the last part of each path, or by the whole one where two share it."""
+    """By their recipes; where two share one, by the last part of each path, or by the whole of it."""
     from errata import deploy
 
-    names = [path.resolve().name for path in args.artifacts]
-    unique = len(set(names)) == len(names)
     if len(set(args.artifacts)) < len(args.artifacts):
         raise UsageError("an ARTIFACT is given twice; give each once")
-    return {
-        name if unique else str(path): deploy.load(path, device=_device(args), backend=args.backend)
-        for name, path in zip(names, args.artifacts, strict=True)
-    }
+    loaded = [deploy.load(path, device=_device(args), backend=args.backend) for path in args.artifacts]
+    names = [deployed.manifest.recipe.name for deployed in loaded]
+    for other in ([path.resolve().name for path in args.artifacts], list(map(str, args.artifacts))):
+        if len(set(names)) < len(names):
+            names = other
+    return dict(zip(names, loaded, strict=True))
 
 
 def _device(args: argparse.Namespace) -> str | None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DModel, VQModel
 
-from errata import calibration, cli
+from errata import calibration, cli, report
 from errata.cli import inputs
 from errata.cli.usage import UsageError
 from errata.errors import CalibrationError, ErrataError
@@ -74,6 +74,13 @@ def complaint(capsys: pytest.CaptureFixture[str], status: int, *command: object)
     said = capsys.readouterr()
     assert said.out == ""
     return said.err.splitlines()[-1]
+
+
+def answer(capsys: pytest.CaptureFixture[str], *command: object) -> Any:
+    """What a successful command prints with `--json`."""
+    capsys.readouterr()
+    assert cli.main([*map(str, command), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
 
 
 def test_labels_are_recorded_in_their_order(folder: Path) -> None:
@@ -165,12 +172,86 @@ def test_generate_names_what_is_missing_or_has_no_use(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_report_needs_a_model_without_conditions(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def pooled() -> torch.nn.Module:
+    """A feature network of a user's own."""
+    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+
+@pytest.fixture
+def measurable(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> list[str]:
+    """`errata report` on the artifact, in features of a module of the user's."""
+    (tmp_path / "my_features.py").write_text(
+        "from torch import nn\n"
+        "def pooled():\n"
+        "    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    real = report.Reference(pooled(), report.statistics(torch.rand(20, 3)), "noise", "pooled")
+    real.save(tmp_path / "real.npz")
+    return [
+        *("report", f"{folder}/artifact", "--reference", f"{tmp_path}/real.npz", "--resamples", "5"),
+        *("--features", "my_features:pooled", "--out", f"{tmp_path}/out", "--samples", "4"),
+    ]
+
+
+def test_a_report_draws_labels(
+    folder: Path, measurable: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--reference", "embedded", "--out", tmp_path / "out"]
-    line = complaint(capsys, 2, "report", folder / "artifact", *options)
-    assert "needs a class label for every image, and a report has none to give so far" in line
+    labels = ["--labels", f"{folder}/labels.csv:label", "--guidance-scale", "2"]
+    found = answer(capsys, *measurable, *labels, "--no-equal-compute", "--at", "all")
+    assert [row["plan"] for row in found["rows"]] == ["none", "all"]
+    assert f"--labels {folder}/labels.csv:label --guidance-scale 2.0" in found["protocol"]["command"]
+    (tmp_path / "others.txt").write_text("3\n3\n3\n3\n")
+    others = ["--labels", f"{tmp_path}/others.txt", "--guidance-scale", "2"]
+    out = [word.replace("/out", "/out2") for word in measurable]
+    again = answer(capsys, *out, *others, "--no-equal-compute", "--at", "all")
+    assert again["rows"][0]["frechet"]["value"] != found["rows"][0]["frechet"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "needs a class label for every image; give --labels"),
+        (["--prompts", "p"], "cannot be read"),
+        (["--labels", "labels.csv:label", "--samples", "9"], "has 5 labels, --samples 9 need one each"),
+        (["--labels", "labels.csv:label", "--samples", "5"], "class label 99 is out of range; allowed are 0"),
+        (["--labels", "labels.csv:label", "--clip", "x"], "--clip compares images with their prompts"),
+        (["--labels", "labels.csv:label", "--shard", "4/4"], "shard 4/4: write I/N with I from 0 to N - 1"),
+        (
+            ["--labels", "labels.csv:label", "--features", "digit-features"],
+            "has dimension 3, feature network",
+        ),
+    ],
+)
+def test_a_report_names_what_is_missing_or_has_no_use(
+    options: list[str],
+    message: str,
+    folder: Path,
+    measurable: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spelled = [word.replace("labels.csv", f"{folder}/labels.csv") for word in options]
+    line = complaint(capsys, 1 if "dimension" in message else 2, *measurable, *spelled)
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_of_a_report_are_merged(
+    folder: Path, measurable: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--labels", f"{folder}/labels.csv:label", "--batch-size", "1", "--no-equal-compute"]
+    for index in range(2):
+        said = answer(capsys, *measurable, *options, "--shard", f"{index}/2")
+        assert said == {"shard": f"{index}/2", "out": f"{tmp_path}/out"}
+        if index == 0:
+            line = complaint(capsys, 1, "report", "--merge", tmp_path / "out", "--out", tmp_path / "out")
+            assert "2 of 4 batches are not complete (numbers 1, 3, from 0)" in line
+    merged = answer(capsys, "report", "--merge", tmp_path / "out", "--out", tmp_path / "merged")
+    assert [row["samples"] for row in merged["rows"]] == [4] * len(merged["rows"])
+    assert (tmp_path / "merged" / "report.html").is_file()
 
 
 def test_what_pipelines_take_and_need() -> None:

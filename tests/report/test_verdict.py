@@ -160,6 +160,9 @@ def test_the_headline_counts_what_paid() -> None:
         ("b", "equal compute"),
     ]
     assert headline(kinds, samples=256) == (
-        "Of 4 corrected runs, 1 (a) paid: they beat everything else that the same compute buys. 2 (a, b) did "
-        "not, and of 1 it cannot be told with 256 samples."
+        "1 (a) of 4 corrected runs paid: they beat everything else that the same compute buys. 2 (a, b) did "
+        "not. Of 1 it cannot be told with 256 samples."
+    )
+    assert headline(kinds[1:3], samples=256) == (
+        "None of 2 corrected runs beats everything else that the same compute buys."
     )
