@@ -16,9 +16,12 @@ from errata.quality.frechet import (
 from errata.quality.intervals import Estimate, Interval
 from errata.quality.paired import psnr
 from errata.quality.reference import Reference
-from errata.report.measuring import measure, merge, read_report, run
+from errata.report.measuring import measure
+from errata.report.merging import merge, read_report
+from errata.report.protocol import Protocol
 from errata.report.recorded import recorded_digits
-from errata.report.results import Overhead, Protocol, Report, RivalResult, Row, Size
+from errata.report.reporting import run
+from errata.report.results import Overhead, Report, RivalResult, Row, Size
 from errata.report.scoring import Scorer
 from errata.report.shares import Shard
 from errata.report.text import text_table

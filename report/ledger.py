@@ -17,7 +17,8 @@ from errata.quality.frechet import FeatureStatistics
 from errata.quality.reference import Reference
 from errata.report.grid import RowSpec
 from errata.report.measurements import write_whole
-from errata.report.results import Protocol, Size
+from errata.report.protocol import Protocol
+from errata.report.results import Size
 
 FILE, REFERENCE_FILE = "ledger.json", "reference.safetensors"
 

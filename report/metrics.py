@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from errata.quality.manifold import NEIGHBOURS
-from errata.report.results import FLOAT, Protocol, Report
-
-# As `errata.report.rows` does, which compares every image with every other no further.
-_MOST_COMPARED = 10_000
+from errata.report.judging import MOST_COMPARED
+from errata.report.protocol import Protocol
+from errata.report.results import FLOAT, Report
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,8 @@ class Metric:
 
 
 def _in_features(protocol: Protocol) -> str:
-    shown = min(protocol.samples, _MOST_COMPARED)
-    real = min(protocol.reference_count, _MOST_COMPARED)
+    shown = min(protocol.samples, MOST_COMPARED)
+    real = min(protocol.reference_count, MOST_COMPARED)
     return f"in the features of {protocol.feature_network}, {shown} images against {real} real ones"
 
 

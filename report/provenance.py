@@ -12,7 +12,8 @@ import torch
 from errata.deploy import DeployedPipeline
 from errata.quality.reference import Reference
 from errata.report.machine import describe_machine, versions
-from errata.report.results import Overhead, Protocol, Row, Size
+from errata.report.protocol import Protocol
+from errata.report.results import Overhead, Row, Size
 from errata.report.verdict import rank_warning
 
 # Quartiles of wall-clock ratios on a quiet machine lie a few per cent apart; ten mean that something else

@@ -10,7 +10,7 @@ from errata.correct import IEC, Plan, wrap
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError, ReportError
 from errata.report import Reference, Report, frechet_distance, psnr, run, statistics, text_table
-from errata.report.measuring import with_uncorrected
+from errata.report.asking import with_uncorrected
 
 PLANS = {"none": Plan.none(), "first": Plan(IEC(), "first:1"), "all": Plan(IEC(), "all")}
 SAMPLES = 10

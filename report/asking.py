@@ -1,0 +1,84 @@
+"""What is asked of a report, looked through before anything is measured or written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from diffusers import DiffusionPipeline
+
+from errata.calibration import model_fingerprint
+from errata.correct import Plan
+from errata.deploy import DeployedPipeline
+from errata.errors import ReportError
+from errata.report.results import FLOAT
+
+
+def named(deployed: DeployedPipeline | Mapping[str, DeployedPipeline]) -> dict[str, DeployedPipeline]:
+    """Artifacts by name; one alone is called like its recipe.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(deployed, DeployedPipeline):
+        return {deployed.manifest.recipe.name: deployed}
+    if not isinstance(deployed, Mapping):
+        raise TypeError(
+            f"report.run takes what deploy.load(path) returns, or a mapping of names to that; got a "
+            f"{type(deployed).__name__}"
+        )
+    return dict(deployed)
+
+
+def with_uncorrected(plans: Mapping[str, Plan]) -> dict[str, Plan]:
+    """The plans, the one that corrects nothing first; it is added if it is not there.
+
+    Raises:
+        ReportError: several plans that correct nothing, or one that corrects is called "none".
+    """
+    plain = {name: plan for name, plan in plans.items() if plan.corrects_nothing}
+    if len(plain) > 1:
+        raise ReportError(f"plans {sorted(plain)} all correct nothing; keep one")
+    if not plain and "none" in plans:
+        steps = " + ".join(steps for _, steps in plans["none"].parts)
+        raise ReportError(f'plan "none" corrects steps {steps!r}; give it another name')
+    return {**(plain or {"none": Plan.none()}), **plans}
+
+
+def check_sizes(
+    artifacts: Mapping[str, DeployedPipeline], *, samples: int, batch_size: int, shown: int
+) -> None:
+    """Refuse numbers and artifacts that make no report.
+
+    Raises:
+        ReportError: naming what is wrong.
+    """
+    for name, value, least in (("samples", samples, 2), ("batch_size", batch_size, 1), ("shown", shown, 0)):
+        if value < least:
+            raise ReportError(f"{name}={value}; it must be at least {least}")
+    if not artifacts:
+        raise ReportError("there is no artifact to report on; pass at least one")
+    if FLOAT in artifacts:
+        raise ReportError(f"an artifact is called {FLOAT!r}, which names the float model's row; rename it")
+    steps = {name: artifact.num_inference_steps for name, artifact in artifacts.items()}
+    if len(set(steps.values())) > 1:
+        raise ReportError(
+            f"the artifacts have different numbers of steps, {steps}; report on them one by one"
+        )
+
+
+def fingerprint_of(artifacts: Mapping[str, DeployedPipeline], baseline: DiffusionPipeline) -> str:
+    """That of a float model's weights.
+
+    Raises:
+        ReportError: an artifact was made from others.
+    """
+    found: str = model_fingerprint(baseline.unet)
+    for name, artifact in artifacts.items():
+        expected = artifact.manifest.calibration["fingerprint"]
+        if found != expected:
+            raise ReportError(
+                f"artifact {name!r} was made from another model than the baseline (fingerprint "
+                f"{expected[:12]}…, the baseline has {found[:12]}…); pass the pipeline that was compressed, "
+                "or leave the baseline out"
+            )
+    return found
