@@ -26,8 +26,7 @@ from errata.correct.sampling import FloatSampler, PlanSampler, Sampler, batches_
 from errata.embedded import PIPELINE
 from errata.quality.intervals import Estimate
 from errata.report import Reference
-from errata.report.assembly import FLOAT_KEY, Key
-from errata.report.tally import Tally
+from errata.report.grid import FLOAT_KEY, Key
 
 BATCH_SIZE = 64
 RESAMPLES = 500
@@ -119,7 +118,7 @@ def measure_float(pipe: DiffusionPipeline, reference: Reference, options: argpar
     file = cell_file(options, FLOAT_KEY)
     if not file.is_file():
         sampler = FloatSampler(
-            pipe, num_inference_steps=options.steps, calls=options.steps, seed=options.seed,
+            pipe, num_inference_steps=options.steps, seed=options.seed,
             inputs=default_inputs,
         )  # fmt: skip
         fill(file, sampler, reference, None, options, "float")

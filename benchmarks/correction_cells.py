@@ -18,6 +18,7 @@ import torch
 from compression_table import BATCH_SIZE, artifact_of
 from diffusers import DiffusionPipeline
 from record_t100 import load_arrays, save_arrays, write_text
+from tally import Tally
 from torch import Tensor
 from tqdm import tqdm
 
@@ -40,8 +41,7 @@ from errata.correct.sampling import FloatSampler, PlanSampler, Sampler, batches_
 from errata.embedded import PIPELINE
 from errata.errors import PlanError
 from errata.quality import Reference
-from errata.report.assembly import FLOAT_KEY, Key
-from errata.report.tally import Tally
+from errata.report.grid import FLOAT_KEY, Key
 
 MORE_STEPS = "more-steps"
 # Plans that an artifact cannot serve are left out of its part of the table. These come first, everywhere;
@@ -164,9 +164,7 @@ class Bench:
     def _sampler(self, key: Key, part: Part) -> Sampler:
         steps = self.options.steps
         if key == FLOAT_KEY:
-            return FloatSampler(
-                self.pipe, num_inference_steps=steps, calls=steps, seed=part.seed, inputs=default_inputs
-            )
+            return FloatSampler(self.pipe, num_inference_steps=steps, seed=part.seed, inputs=default_inputs)
         deployed = self._deployed(key[0], self._steps_of(key))
         return PlanSampler(deployed, self.plan(key), seed=part.seed, inputs=default_inputs)
 

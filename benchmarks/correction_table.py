@@ -38,12 +38,12 @@ from correction_cells import (
 )
 from correction_numbers import Rows, Summary, front, markdown, summary_of, to_json
 from record_t100 import write_text
+from tally import Tally
 from tqdm import tqdm
 
 from errata.compress import Recipe
-from errata.report.assembly import FLOAT_KEY, Key
+from errata.report.grid import FLOAT_KEY, Key
 from errata.report.machine import describe_machine, versions
-from errata.report.tally import Tally
 
 ARTIFACTS = (
     "w8a8",
