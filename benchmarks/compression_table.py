@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from record_t100 import cell_file, check_request, collect, load_arrays, save_arrays, write_text
+from tally import Tally
 from tqdm import tqdm
+from work_folder import cell_file, check_request, collect, load_arrays, save_arrays, write_text
 
 from errata import calibration, compress, deploy
 from errata.compress import Recipe

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from compression_table import BATCH_SIZE, artifact_of
 from diffusers import DiffusionPipeline
-from record_t100 import load_arrays, save_arrays, write_text
 from tally import Tally
 from torch import Tensor
 from tqdm import tqdm
+from work_folder import load_arrays, save_arrays, write_text
 
 from errata import calibration, deploy
 from errata.compress import Recipe

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from correction_cells import LEEWAY, MORE_STEPS, price
-from record_t100 import load_arrays, save_arrays
 from tally import Tally
 from torch import Tensor
+from work_folder import load_arrays, save_arrays
 
 from errata.quality import Estimate, FeatureStatistics, frechet_distance, mean_estimate, statistics
 from errata.quality.intervals import centred_interval
-from errata.report.assembly import Key
+from errata.report.grid import Key
 
 RESAMPLES = 500
 FREE = 0.005  # an overhead below it counts as none

@@ -37,9 +37,9 @@ from correction_cells import (
     served_plans,
 )
 from correction_numbers import Rows, Summary, front, markdown, summary_of, to_json
-from record_t100 import write_text
 from tally import Tally
 from tqdm import tqdm
+from work_folder import write_text
 
 from errata.compress import Recipe
 from errata.report.grid import FLOAT_KEY, Key

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DModel
-from record_t100 import write_text
 from torch import Tensor, nn
+from work_folder import write_text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from train_digits import enlarge, load_scans

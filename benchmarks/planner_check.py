@@ -25,8 +25,8 @@ import numpy as np
 from correction_cells import MORE_STEPS, PLANS, Bench, Part
 from correction_numbers import Numbers, estimate, resampled, signed
 from correction_table import rows_of, summaries, work_list
-from record_t100 import load_arrays, save_arrays, write_text
 from tqdm import tqdm
+from work_folder import load_arrays, save_arrays, write_text
 
 from errata.correct import Plan, plan
 from errata.correct.sampling import PlanSampler, batches_of, default_inputs
