@@ -39,6 +39,8 @@ def _stand_in(name: str, root: Path, load_module: LoadModule) -> Path:
     """A small pipeline of that class, saved."""
     if name == "sd 1":
         pytest.importorskip("transformers")
+        quality = load_module("quality_conftest", ROOT / "tests" / "core" / "quality" / "conftest.py")
+        quality.save_tiny_clip(root / "tiny-clip")
     builders = load_module("small_pipelines", ROOT / "tests" / "pipelines" / "conftest.py").BUILDERS
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(5)
@@ -49,9 +51,16 @@ def _stand_in(name: str, root: Path, load_module: LoadModule) -> Path:
 
 
 def _arguments(pipeline: Path, root: Path, steps: int) -> list[str]:
+    clip = root / "tiny-clip"
     return [
         *("--pipeline", str(pipeline), "--reference", str(root / "real"), "--work", str(root / "work")),
-        *("--prompts", str(root / "captions.txt"), "--feature-network", "block-means", "--resamples", "4"),
+        *("--prompts", str(root / "captions.txt"), "--resamples", "4"),
+        *(
+            "--feature-network",
+            "paper_stand_ins:BlockMeans",
+            "--clip",
+            str(clip) if clip.exists() else "none",
+        ),
         *("--samples", "6", "--steps", str(steps), "--batch-size", "3", "--calibration-samples", "4"),
     ]
 
@@ -85,11 +94,29 @@ def test_a_row_of_each_family_runs_from_calibration_to_its_table(
     assert "samples is 6 instead of" in page
     assert "in block-means, no Inception network" in page
     assert f"| {corrected['published']['fid']} | " in page
+    assert _measured_cells(page, "overhead computed")[0].endswith("%")
+    assert _measured_cells(page, "overhead measured")[0].endswith("%")
+    for metric, name in (("IS", "inception_score"), ("CLIP", "clip_score")):
+        if metric.lower() in corrected["published"]:
+            values = [each["measured"]["metrics"][name]["value"] for each in written["rows"]]
+            cells = _measured_cells(page, f"{metric} measured")
+            assert [cell.split()[0] for cell in cells] == [f"{value:.2f}" for value in values]
+            assert min(values) > 0
+        else:
+            assert f"{metric} measured" not in page
+    assert ("IS is over all images in one split" in page) == ("is" in corrected["published"])
     # All is kept: the same command measures nothing again.
     monkeypatch.setattr(paper["paper_stages"].Bench, "deployed", None)
     monkeypatch.setattr(paper["paper_stages"].Bench, "_measure_float", None)
     assert paper["run"].main(arguments) == 0
     assert capsys.readouterr().out == page
+
+
+def _measured_cells(page: str, heading: str) -> list[str]:
+    """The column of a table in Markdown, without its heading."""
+    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    place = lines[0].index(heading)
+    return [line[place] for line in lines[2:]]
 
 
 def test_a_command_that_cannot_work_says_why(
@@ -103,6 +130,10 @@ def test_a_command_that_cannot_work_says_why(
     assert paper["run"].main([str(PAPER / "table1" / "cifar10-w8a8.yaml"), *arguments]) == 1
     assert "is a ClassConditionalLDMPipeline; `cifar10-w8a8` needs a DDIMPipeline" in capsys.readouterr().err
     assert paper["run"].main([config, *arguments, "--reference", "nowhere.npz"]) == 1
-    assert "reference `nowhere.npz` does not exist; make it with" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "`nowhere.npz`" in error
+    assert "errata report --save-stats nowhere.npz --reference IMAGES --features" in error
+    assert paper["run"].main([config, *arguments, "--feature-network", "eyes"]) == 1
+    assert "feature network `eyes` is unknown; allowed are" in capsys.readouterr().err
     assert paper["run"].main([str(PAPER / "table4"), "--dry-run"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 22
