@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from errata.report.measurements import Measurements
+
 LoadModule = Callable[[str, Path], ModuleType]
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "benchmarks" / "paper"
@@ -110,6 +112,49 @@ def test_a_row_of_each_family_runs_from_calibration_to_its_table(
     monkeypatch.setattr(paper["paper_stages"].Bench, "_measure_float", None)
     assert paper["run"].main(arguments) == 0
     assert capsys.readouterr().out == page
+
+
+def test_what_was_measured_is_not_measured_again(
+    paper: dict[str, Any],
+    workplace: Path,
+    load_module: LoadModule,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Neither after a run that was stopped, nor for further plans, nor for rows of equal compute."""
+    write, stopping = Measurements.write, True
+    written: list[tuple[str, int]] = []
+
+    def write_one(self: Measurements, row: str, batch: int, measured: Any) -> None:
+        write(self, row, batch, measured)
+        written.append((row, batch))
+        if stopping:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Measurements, "write", write_one)
+    options = _arguments(_stand_in("ddim", workplace, load_module), workplace, 11)
+    options[options.index("--work") + 1] = str(workplace / "stopped")
+    files = [str(PAPER / "table5" / f"cifar10-deepcache-10{end}.yaml") for end in ("-float", "", "-iec-1-10")]
+    stops = 0
+    while True:
+        try:
+            assert paper["run"].main([*files, *options]) == 0
+        except KeyboardInterrupt:
+            stops += 1
+        else:
+            break
+    assert stops == len(written) == len(set(written)) == 6  # three rows of two batches
+    stopping = False
+    further = str(PAPER / "table5" / "cifar10-deepcache-10-iec-all.yaml")
+    assert paper["run"].main([*files, further, *options]) == 0
+    assert len(written) == len(set(written)) == 8
+    assert paper["run"].main([*files, further, *options, "--equal-compute"]) == 0
+    assert len(written) == len(set(written)) > 8
+    (file,) = (workplace / "stopped").glob("*/reports/deepcache-10-*/report.json")
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    assert [row["role"] for row in rows[:4]] == ["uncorrected", "plan", "plan", "equal compute"]
+    *_, page = capsys.readouterr().out.split("| table |")
+    assert len(_measured_cells(f"| table |{page}", "row")) == 4
 
 
 def _measured_cells(page: str, heading: str) -> list[str]:
