@@ -24,7 +24,6 @@ from errata.errors import ReportError
 METRICS = ("fid", "is", "clip", "overhead")
 METHODS = {"iec": correct.IEC}
 PIPELINE_CLASSES = ("DDIMPipeline", "ClassConditionalLDMPipeline", "StableDiffusionPipeline")
-NETWORKS = ("inception", "embedded", "block-means")
 _CALIBRATION = {"samples", "batch_size", "seed"}
 
 
@@ -46,10 +45,11 @@ class Row:
         steps, eta, guidance_scale: of the sampler; None is no guidance.
         labels: "even", for a model that takes class labels.
         prompts: file of captions, one a line, for a model that takes text.
+        clip: CLIP of the CLIP score, hub name or directory; None leaves the score out.
         calibration: samples, batch_size, seed.
         samples, batch_size, seed: of the images that are judged.
-        reference: image folder or `.npz` statistics of real images.
-        feature_network: one of `NETWORKS`.
+        reference: real images or their statistics, as `errata.quality.Reference.open` takes them.
+        feature_network: as `errata.quality.open_network` takes it.
         metrics: columns of the table in the paper.
         unsupported: what the toolkit cannot serve, with the reason.
         differences: from the paper's protocol, or what that leaves open.
@@ -73,6 +73,7 @@ class Row:
     guidance_scale: float | None = None
     labels: str | None = None
     prompts: str | None = None
+    clip: str | None = None
     calibration: Mapping[str, int]
     samples: int
     batch_size: int
@@ -86,7 +87,6 @@ class Row:
 
     def __post_init__(self) -> None:
         _one_of(self, "pipeline_class", PIPELINE_CLASSES)
-        _one_of(self, "feature_network", NETWORKS)
         _one_of(self, "labels", (None, "even"))
         for key in (*self.published, *self.metrics):
             if key not in METRICS:
@@ -97,6 +97,8 @@ class Row:
             raise ReportError(
                 f"`{self.name}`: calibration has {sorted(self.calibration)}; it needs {sorted(_CALIBRATION)}"
             )
+        if self.clip is not None and self.prompts is None:
+            raise ReportError(f"`{self.name}` has a clip, but no prompts to score images by; add them")
         if self.recipe is None and self.plan is not None:
             raise ReportError(f"`{self.name}` corrects the float model; give a recipe, or `plan: null`")
         self.correction()

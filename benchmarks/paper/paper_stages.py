@@ -3,19 +3,21 @@
     WORK/DATASET-DIGEST/calibration                  one for a model, its sampler and its conditions
     WORK/DATASET-DIGEST/compressed/QUANTIZER/RECIPE  those of one quantizer take its numbers from the first
     WORK/DATASET-DIGEST/artifacts/RECIPE
-    WORK/DATASET-DIGEST/reports/RECIPE-DIGEST        all plans of a recipe, from equal noise
-    WORK/DATASET-DIGEST/reports/float-DIGEST.json    the float model
+    WORK/DATASET-DIGEST/reports/RECIPE-DIGEST        the plans of a recipe, from equal noise, and their report
+    WORK/DATASET-DIGEST/reports/RECIPE-DIGEST.json   the report of one set of plans
+    WORK/DATASET-DIGEST/reports/float-DIGEST         the float model
+    WORK/DATASET-DIGEST/reports/float-DIGEST.json
 
-A stage that was stopped goes on where it was (calibration, compression) or starts anew (deployment, report).
+A stage that was stopped goes on where it was, except for deployment, which takes seconds. Where
+plans are added to those of a recipe, only they are measured; the others are in its folder.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,14 +33,46 @@ from tqdm import tqdm
 from errata import calibration, compress, deploy, report
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline
-from errata.correct.sampling import FloatSampler, batches_of
+from errata.correct.sampling import batches_of
 from errata.deploy import DeployedPipeline
 from errata.errors import ReportError
 from errata.pipelines import ClassConditionalLDMPipeline
-from errata.report import Estimate, Reference, Report, bootstrap_interval, frechet_distance, statistics
+from errata.quality import Estimate, Reference
+from errata.quality.clip_score import ClipScore
+from errata.report import Report, Scorer
+from errata.report.grid import float_row
+from errata.report.judging import Judge
+from errata.report.ledger import Target
+from errata.report.measurements import Measurements, write_whole
+from errata.report.sampling import BatchSampler, RowSamplers
+from errata.report.settings import batch_names, statistics_digest
 
 SCHEDULERS = ("DDIMScheduler", "PNDMScheduler")
 RESAMPLES = 200
+
+
+def default_device() -> str:
+    """CUDA where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatModel:
+    """What was measured of the float model's images: the Fréchet distance, and the rest by name."""
+
+    frechet: Estimate
+    metrics: Mapping[str, Estimate]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        metrics = {name: value.to_json() for name, value in self.metrics.items()}
+        return {"frechet": self.frechet.to_json(), "metrics": metrics}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> FloatModel:
+        """Inverse of `to_json`."""
+        metrics = {name: Estimate.from_json(each) for name, each in value["metrics"].items()}
+        return cls(frechet=Estimate.from_json(value["frechet"]), metrics=metrics)
 
 
 @dataclass
@@ -51,7 +85,8 @@ class Bench:
         reference: real images in some features.
         command: how to get the numbers again.
         resamples: of the bootstrap behind each interval.
-        device: of the float model and of the artifacts.
+        equal_compute: whether reports also measure what else the compute of a correction buys.
+        device: of the float model, the artifacts and the CLIP.
     """
 
     row: Row
@@ -59,13 +94,15 @@ class Bench:
     reference: Reference
     command: str
     resamples: int = RESAMPLES
-    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    equal_compute: bool = False
+    device: str = field(default_factory=default_device)
 
     def __post_init__(self) -> None:
         self.pipe = open_pipeline(self.row).to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
         self.conditions: Conditions = conditions_of(self.row, self.pipe)
         self.folder = self.work / f"{self.row.key}-{self.conditions.digest}"
+        self._loaded: Scorer | None = None
         for name in ("artifacts", "reports"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 
@@ -113,12 +150,14 @@ class Bench:
     def reported(self, recipe: str, rows: Sequence[Row]) -> Report:
         """All plans of these rows, which have that recipe, and a run without correction."""
         plans = {row.plan_name: row.correction() for row in rows if row.plan is not None}
-        settings = [self._judged(), {name: plan.to_json() for name, plan in plans.items()}]
-        out = self.folder / "reports" / f"{file_name(recipe)}-{digest_of(settings)}"
-        if not (out / "report.json").exists():
+        asked = {name: plan.to_json() for name, plan in plans.items()}
+        out = self._reports / f"{file_name(recipe)}-{digest_of(self._measured())}"
+        told = digest_of([self._measured(), asked, self.resamples, self.equal_compute])
+        file = self._reports / f"{file_name(recipe)}-{told}.json"
+        if not file.exists():
             deployed = self.deployed(recipe)
             with stage("report", f"{recipe}, {len(plans)} plans, {self.row.samples} images each"):
-                return report.run(
+                report.run(
                     {recipe: deployed},
                     plans,
                     self.reference,
@@ -127,44 +166,67 @@ class Bench:
                     batch_size=self.row.batch_size,
                     seed=self.row.seed,
                     inputs=self.conditions.inputs,
+                    scorer=self._scorer(),
+                    equal_compute=self.equal_compute,
                     resamples=self.resamples,
                     command=self.command,
                 )
-        return Report.from_json(json.loads((out / "report.json").read_text(encoding="utf-8")))
+            write_whole(file, (out / "report.json").read_bytes())
+        return Report.from_json(json.loads(file.read_bytes()))
 
-    def float_distance(self) -> Estimate:
-        """Fréchet distance of the float model's images, from the same noise as all others."""
-        file = self.folder / "reports" / f"float-{digest_of(self._judged())}.json"
+    def float_model(self) -> FloatModel:
+        """The float model's images, from the same noise as all others."""
+        out = self._reports / f"float-{digest_of(self._measured())}"
+        file = self._reports / f"float-{digest_of([self._measured(), self.resamples])}.json"
         if not file.exists():
             with stage("report", f"float model, {self.row.samples} images"):
-                found = self._measure_float().to_json()
-            file.write_text(json.dumps(found) + "\n", encoding="utf-8")
-        return Estimate.from_json(json.loads(file.read_text(encoding="utf-8")))
+                found = self._measure_float(out).to_json()
+            write_whole(file, json.dumps(found).encode() + b"\n")
+        return FloatModel.from_json(json.loads(file.read_bytes()))
 
-    def _measure_float(self) -> Estimate:
-        sampler = FloatSampler(
-            self.pipe,
-            num_inference_steps=self.row.steps,
-            calls=self.row.steps,
-            seed=self.row.seed,
-            inputs=self.conditions.inputs,
+    def _measure_float(self, out: Path) -> FloatModel:
+        """As a report measures a row, without an artifact; goes on with what `out` holds."""
+        row, inputs = self.row, self.conditions.inputs
+        batches = batches_of(row.samples, row.batch_size)
+        measurements = Measurements([out], batches=batches, names=batch_names(inputs, batches))
+        sampler = BatchSampler(
+            RowSamplers({}, self.pipe, seed=row.seed, inputs=inputs),
+            measurements,
+            self.reference,
+            scorer=self._scorer(),
+            inputs=inputs,
+            device=torch.device(self.device),
+            shown=0,
         )
-        batches = tqdm(batches_of(self.row.samples, self.row.batch_size), desc="float", disable=None)
-        features = torch.cat([self.reference.features(sampler.sample(batch).images) for batch in batches])
-        target = self.reference.statistics
-        interval = bootstrap_interval(features, target, resamples=self.resamples, seed=self.row.seed)
-        return Estimate(frechet_distance(statistics(features), target), interval)
+        fingerprint = calibration.model_fingerprint(self.pipe.unet)
+        spec = float_row(fingerprint, row.steps, device=self.device, recorded_steps=row.steps)
+        for number in tqdm(range(len(batches)), desc="float", disable=None):
+            sampler.measure([spec], number)
+        judge = Judge(measurements, Target.of(self.reference), resamples=self.resamples, seed=row.seed)
+        judged = judge.of(spec)
+        return FloatModel(frechet=judged.frechet.estimate(), metrics=judged.others)
 
-    def _judged(self) -> dict[str, Any]:
-        """What a measurement depends on besides the artifact."""
-        row, mean = self.row, self.reference.statistics.mean
+    def _scorer(self) -> Scorer:
+        """With the row's CLIP, which is loaded once, when it is needed."""
+        if self._loaded is None:
+            clip = None if self.row.clip is None else ClipScore(self.row.clip, device=self.device)
+            self._loaded = Scorer(clip=clip)
+        return self._loaded
+
+    @property
+    def _reports(self) -> Path:
+        return self.folder / "reports"
+
+    def _measured(self) -> dict[str, Any]:
+        """What measurements depend on besides the artifact and its plans."""
+        row = self.row
         return {
             "samples": row.samples,
             "batch_size": row.batch_size,
             "seed": row.seed,
-            "resamples": self.resamples,
             "network": self.reference.digest,
-            "reference": hashlib.sha256(mean.numpy().tobytes()).hexdigest(),
+            "reference": statistics_digest(self.reference.statistics),
+            "clip": row.clip,
         }
 
 

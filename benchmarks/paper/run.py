@@ -15,16 +15,17 @@ import argparse
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 import paper_table
-from paper_features import network, open_reference
-from paper_rows import NETWORKS, Row, digest_of, load_rows
-from paper_stages import RESAMPLES, Bench
+from paper_rows import Row, digest_of, load_rows
+from paper_stages import RESAMPLES, Bench, default_device
 from paper_table import Line
 
-from errata.errors import ErrataError
+from errata.errors import ErrataError, ReportError
+from errata.quality import Reference, open_network
 
 Asked = tuple[Row, Row]
 """A row as its file says, and as it is run."""
@@ -38,7 +39,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--work", type=Path, default=Path("runs/paper"), help="folder of everything (%(default)s)"
     )
     parser.add_argument("--pipeline", metavar="DIR", help="diffusers folder or hub name, of every row given")
-    parser.add_argument("--reference", metavar="SOURCE", help="image folder or .npz statistics")
+    parser.add_argument(
+        "--reference", metavar="SOURCE", help="image folder, .npz statistics or DATASET:COLUMN"
+    )
     parser.add_argument("--prompts", metavar="FILE", help="one caption a line")
     parser.add_argument(
         "--samples", type=int, metavar="N", help="images a row; the paper has 50,000 or 5,000"
@@ -46,8 +49,21 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, metavar="N")
     parser.add_argument("--batch-size", type=int, metavar="N")
     parser.add_argument("--calibration-samples", type=int, metavar="N")
-    parser.add_argument("--feature-network", choices=NETWORKS)
-    parser.add_argument("--inception-weights", type=Path, metavar="FILE", help="instead of fetching them")
+    parser.add_argument(
+        "--feature-network",
+        metavar="NETWORK",
+        help="as --features of `errata report`: inception (the paper's), inception:WEIGHTS, …",
+    )
+    parser.add_argument(
+        "--clip",
+        metavar="MODEL",
+        help="hub name or folder of the CLIP that scores captions; `none`: no score",
+    )
+    parser.add_argument(
+        "--equal-compute",
+        action="store_true",
+        help="add to the reports what else the compute of each correction buys; not to the table",
+    )
     parser.add_argument(
         "--resamples", type=int, default=RESAMPLES, metavar="N", help="per interval (%(default)s)"
     )
@@ -79,7 +95,8 @@ def changed(row: Row, options: argparse.Namespace) -> Row:
         calibration["samples"] = options.calibration_samples
     if options.batch_size is not None:
         calibration["batch_size"] = options.batch_size
-    return row.changed(
+    is_scored = row.clip is not None and options.clip != "none"
+    return replace(row, clip=row.clip if is_scored else None).changed(
         pipeline=options.pipeline,
         reference=options.reference,
         prompts=options.prompts if row.prompts is not None else None,
@@ -87,6 +104,7 @@ def changed(row: Row, options: argparse.Namespace) -> Row:
         steps=options.steps,
         batch_size=options.batch_size,
         feature_network=options.feature_network,
+        clip=options.clip if is_scored else None,
         calibration=calibration,
     )
 
@@ -96,6 +114,7 @@ def told(row: Row) -> str:
     needs = f"pipeline {row.pipeline}, reference {row.reference}" + (
         f", prompts {row.prompts}" if row.prompts else ""
     )
+    needs += f", clip {row.clip}" if row.clip else ""
     left_out = f"; cannot be run: {row.unsupported['row']}" if "row" in row.unsupported else ""
     what = f"{row.dataset:14} {row.row:24} {row.recipe or 'float':40} {row.plan_name:24}"
     return f"table {row.table}  {what} {needs}{left_out}"
@@ -130,7 +149,7 @@ def measured(
         (index, paper, row) for index, (paper, row) in enumerate(asked) if "row" not in row.unsupported
     ]
     left_out = {
-        index: Line(row=row, paper=paper, frechet=None, network="")
+        index: Line(row=row, paper=paper)
         for index, (paper, row) in enumerate(asked)
         if "row" in row.unsupported
     }
@@ -145,7 +164,7 @@ def measured(
 
 def _model(item: tuple[int, Row, Row]) -> tuple[str, ...]:
     row = item[2]
-    settings = (row.samples, row.batch_size, row.seed, row.reference, row.feature_network)
+    settings = (row.samples, row.batch_size, row.seed, row.reference, row.feature_network, row.clip)
     return (row.key, *map(str, settings))
 
 
@@ -154,28 +173,44 @@ def _recipe(item: tuple[int, Row, Row]) -> str:
 
 
 def _bench(row: Row, options: argparse.Namespace, command: str) -> Bench:
-    features = network(row.feature_network, weights=options.inception_weights)
-    reference = open_reference(row.reference, features)
-    bench = Bench(row, options.work, reference, command, options.resamples)
-    features.to(bench.device)
-    return bench
+    return Bench(
+        row,
+        options.work,
+        _reference(row),
+        command,
+        resamples=options.resamples,
+        equal_compute=options.equal_compute,
+    )
+
+
+def _reference(row: Row) -> Reference:
+    features = open_network(row.feature_network).to(default_device())
+    try:
+        return Reference.open(row.reference, features)
+    except ReportError as problem:
+        raise ReportError(
+            f"{problem}. Give --reference, or make the statistics of real images: errata report --save-stats "
+            f"{row.reference} --reference IMAGES --features {row.feature_network}"
+        ) from problem
 
 
 def _lines(bench: Bench, recipe: str, members: Sequence[tuple[int, Row, Row]]) -> dict[int, Line]:
-    network_name = bench.reference.name
+    network = bench.reference.name
     if not recipe:
-        distance = bench.float_distance()
+        found = bench.float_model()
         return {
-            i: Line(row=row, paper=paper, frechet=distance, network=network_name) for i, paper, row in members
+            index: Line(row=row, paper=paper, frechet=found.frechet, metrics=found.metrics, network=network)
+            for index, paper, row in members
         }
     report = bench.reported(recipe, [row for _, _, row in members])
-    results = {result.plan: result for result in report.rows}
+    results = {result.plan: result for result in report.rows if not result.is_rival}
     return {
         index: Line(
             row=row,
             paper=paper,
             frechet=results[row.plan_name].frechet,
-            network=network_name,
+            metrics=results[row.plan_name].metrics,
+            network=network,
             overhead=results[row.plan_name].overhead,
             protocol=report.protocol.to_json(),
         )

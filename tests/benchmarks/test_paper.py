@@ -25,7 +25,7 @@ BASE = {
     "samples": 6,
     "batch_size": 3,
     "reference": "real",
-    "feature_network": "block-means",
+    "feature_network": "inception",
     "metrics": ["fid"],
 }
 ROW: dict[str, Any] = {"base": "base.yaml", "table": 1, "row": "W8A8", "recipe": "w8a8", "plan": None}
@@ -79,7 +79,8 @@ def test_further_metrics_are_those_of_their_table(rows: dict[tuple[int, str], An
     for (table, name), row in rows.items():
         further = {"imagenet": {"is"}, "coco": {"is", "clip"}}.get(name.partition("-")[0], set())
         assert set(row.published) - {"fid"} == ({"overhead"} if table == 5 else further), name
-        assert further <= set(row.unsupported)
+        assert not further & set(row.unsupported)
+        assert (row.clip is not None) == ("clip" in further)
     best = rows[4, "coco-w8a8-cachequant-5-iec"].published
     assert best == {"fid": "22.83", "is": "40.91", "clip": "26.94"}
     assert rows[4, "imagenet-w4a8-cachequant-20-iec"].published == {"fid": "11.10", "is": "130.01"}
@@ -143,7 +144,7 @@ def test_rows_of_a_model_share_their_calibration(rows: dict[tuple[int, str], Any
         ({"plan": {"method": "iec", "steps": "some"}}, PlanError, "'some' is not a selection of steps"),
         ({"plan": {"method": "iec", "size": 1}}, ReportError, "iec has no such choice: .*'size'"),
         ({"pipeline_class": "Other"}, ReportError, "pipeline_class is 'Other'; allowed are DDIMPipeline"),
-        ({"feature_network": "eyes"}, ReportError, "feature_network is 'eyes'; allowed are inception"),
+        ({"clip": "somewhere"}, ReportError, "has a clip, but no prompts to score images by"),
         ({"calibration": {"samples": 1}}, ReportError, r"calibration has \['samples'\]; it needs"),
         ({"table": None, "base": "missing.yaml"}, ReportError, "missing.yaml` cannot be read as YAML"),
     ],

@@ -80,12 +80,10 @@ def random_features() -> RandomFeatures:
     return RandomFeatures().double().eval().requires_grad_(False)
 
 
-@pytest.fixture(scope="session")
-def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_tiny_clip(folder: Path) -> None:
     """A CLIP of random weights, with a tokenizer of letters and an image processor of 16 pixels."""
     transformers = importlib.import_module("transformers")
     processing: Any = importlib.import_module("transformers.models.clip.image_processing_pil_clip")
-    folder = tmp_path_factory.mktemp("clip") / "tiny-clip"
     folder.mkdir()
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -106,4 +104,11 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     processing.CLIPImageProcessorPil(
         size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
     ).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of one."""
+    folder = tmp_path_factory.mktemp("clip") / "tiny-clip"
+    save_tiny_clip(folder)
     return folder
