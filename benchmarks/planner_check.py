@@ -33,7 +33,6 @@ from errata.correct.sampling import PlanSampler, batches_of, default_inputs
 from errata.quality.intervals import Estimate
 from errata.report.machine import describe_machine, versions
 from errata.report.results import Overhead
-from errata.report.tally import Tally
 
 BUDGETS = (0.0, 0.05, 0.15, 0.5, 1.0)
 BATCH_SIZE = 64
