@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from compression_table import signed
 from guided_model import RESOLUTION, artifact_of, images_of, labels_of, load_float, train_model
+from tally import Tally
 from torch import Tensor
 from tqdm import tqdm
 from work_folder import load_arrays, save_arrays, write_text

@@ -25,6 +25,7 @@ import numpy as np
 from correction_cells import MORE_STEPS, PLANS, Bench, Part
 from correction_numbers import Numbers, estimate, resampled, signed
 from correction_table import rows_of, summaries, work_list
+from tally import Tally
 from tqdm import tqdm
 from work_folder import load_arrays, save_arrays, write_text
 

@@ -189,9 +189,7 @@ def _save_statistics(args: argparse.Namespace) -> int:
     if args.save_stats.exists():
         raise ReportError(f"`{args.save_stats}` exists; choose another file or remove it")
     if not args.save_stats.parent.is_dir():
-        raise ReportError(
-            f"cannot make `{args.save_stats}`: `{args.save_stats.parent}` is no directory; create it"
-        )
+        raise ReportError(f"cannot make `{args.save_stats}`: its parent is no directory; create it")
     reference = _reference(args)
     reference.save(args.save_stats, with_features=reference.real is not None)
     count, dimension = reference.statistics.count, reference.statistics.dimension

@@ -421,6 +421,62 @@ def test_the_options_are_the_fields_of_the_methods() -> None:
         assert {choice.field for choice in CHOICES if name in choice.methods} == fields
 
 
+def pictures(folder: Path, *sizes: int) -> Path:
+    """Grey noise as PNG files of these sides."""
+    folder.mkdir()
+    for index, size in enumerate(sizes):
+        noise = np.random.default_rng(index).integers(0, 255, (size, size), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{index:03d}.png")
+    return folder
+
+
+def test_statistics_are_saved_and_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    reference = pictures(tmp_path / "real", *[16] * 70)
+    stats = tmp_path / "real.npz"
+    said = answer(capsys, "report", "--save-stats", stats, "--reference", reference)
+    assert said == {"statistics": str(stats), "images": 70, "features": 64}
+    with np.load(stats) as stored:
+        assert (stored["mu"].shape, stored["sigma"].shape, int(stored["count"])) == ((64,), (64, 64), 70)
+        assert stored["features"].shape == (70, 64)
+    line = complaint(capsys, 1, "report", "--save-stats", stats, "--reference", reference)
+    assert "real.npz` exists; choose another file or remove it" in line
+    gone = tmp_path / "nowhere" / "real.npz"
+    line = complaint(capsys, 1, "report", "--save-stats", gone, "--reference", reference)
+    assert "its parent is no directory; create it" in line
+
+
+def test_bad_references_are_refused_before_any_image(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is to be sampled")
+
+    monkeypatch.setattr("errata.correct.sampling._timed", refuse)
+    out = tmp_path / "out"
+
+    def said_of(reference: Path, *options: str) -> str:
+        command = ["report", folder / "artifact", "--reference", reference, "--out", out, *options]
+        line = complaint(capsys, 1, *command)
+        assert not out.exists()
+        return line
+
+    (tmp_path / "empty").mkdir()
+    assert "holds 0 PNG or JPEG files; at least 2 are needed" in said_of(tmp_path / "empty")
+    mixed = pictures(tmp_path / "mixed", 16, 16, 12)
+    assert "002.png` is 12x12" in said_of(mixed)
+    assert "a reference needs images of one size" in said_of(mixed)
+    np.savez(tmp_path / "other.npz", mu=np.zeros(5), sigma=np.eye(5))
+    assert "other.npz` has dimension 5, feature network `digit-features` gives 64" in said_of(
+        tmp_path / "other.npz"
+    )
+    np.savez(tmp_path / "fits.npz", mu=np.zeros(64), sigma=np.eye(64))
+    # The artifact draws 8x8 images, which these features cannot take.
+    assert "digit-features takes (B, 1, 16, 16)" in said_of(tmp_path / "fits.npz")
+    assert "leaves nothing to correct" in said_of(tmp_path / "fits.npz", "--at", "1")
+
+
 def test_report_refuses_an_unknown_reference(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
