@@ -2,15 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+import torch
 from diffusers import DiffusionPipeline
 
 from errata.calibration import model_fingerprint
-from errata.correct import Plan
+from errata.correct import Plan, wrap
+from errata.correct.sampling import Inputs
 from errata.deploy import DeployedPipeline
 from errata.errors import ReportError
+from errata.quality.reference import Reference
+from errata.report.grid import RowSpec, artifact_row, check_names, float_row
+from errata.report.provenance import rank_notes
 from errata.report.results import FLOAT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The arguments of `errata.report.run` that decide what is measured."""
+
+    artifacts: Mapping[str, DeployedPipeline]
+    plans: Mapping[str, Plan]
+    reference: Reference
+    baseline: DiffusionPipeline | None
+    fingerprint: str | None
+    inputs: Inputs
+    samples: int
+    batch_size: int
+    seed: int
+    equal_compute: bool
+    notes: tuple[str, ...]
+    amplification: str | None = None
+
+    @property
+    def steps(self) -> int:
+        """Sampling steps, the same for all artifacts."""
+        return next(iter(self.artifacts.values())).num_inference_steps
+
+    @property
+    def device(self) -> torch.device:
+        """What all run on."""
+        device: torch.device = next(iter(self.artifacts.values())).pipe.device
+        return device
+
+    def rows(self) -> list[RowSpec]:
+        """Those that were asked for, artifact by artifact, the float model's first."""
+        rows = [] if self.fingerprint is None else [self.float_row(self.steps)]
+        for name, deployed in self.artifacts.items():
+            for plan_name, plan in self.plans.items():
+                role = "uncorrected" if plan.corrects_nothing else "plan"
+                rows.append(artifact_row(name, deployed, plan_name, plan, role=role))  # type: ignore[arg-type]
+        return rows
+
+    def float_row(self, steps: int) -> RowSpec:
+        """A row of the float model."""
+        assert self.fingerprint is not None  # else there is no such row
+        return float_row(self.fingerprint, steps, device=self.device.type, recorded_steps=self.steps)
+
+
+def ask(
+    deployed: DeployedPipeline | Mapping[str, DeployedPipeline],
+    plans: Mapping[str, Plan],
+    reference: Reference,
+    *,
+    samples: int,
+    batch_size: int,
+    seed: int,
+    baseline: DiffusionPipeline | None,
+    inputs: Inputs,
+    equal_compute: bool,
+    amplification: str | None,
+    shown: int,
+    announce: Callable[[str], None],
+) -> Asked:
+    """Looks through the arguments of `errata.report.run`; `announce` hears what will weaken the result.
+
+    Raises:
+        ReportError: one does not fit.
+        PlanError: an artifact cannot serve a plan.
+    """
+    artifacts = named(deployed)
+    check_sizes(artifacts, samples=samples, batch_size=batch_size, shown=shown)
+    plans = with_uncorrected(plans)
+    check_names(plans)
+    fingerprint = None if baseline is None else fingerprint_of(artifacts, baseline)
+    for artifact in artifacts.values():
+        for plan in plans.values():
+            wrap(artifact, plan)  # refuses what cannot be served
+    notes = rank_notes(samples, reference)
+    for note in notes:
+        announce(note)
+    return Asked(
+        artifacts=artifacts,
+        plans=plans,
+        reference=reference,
+        baseline=baseline,
+        fingerprint=fingerprint,
+        inputs=inputs,
+        samples=samples,
+        batch_size=batch_size,
+        seed=seed,
+        equal_compute=equal_compute,
+        notes=notes,
+        amplification=amplification,
+    )
 
 
 def named(deployed: DeployedPipeline | Mapping[str, DeployedPipeline]) -> dict[str, DeployedPipeline]:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline
-
-from errata.correct import Plan
 from errata.correct.costs import Costs, price
-from errata.correct.sampling import Inputs
 from errata.deploy import DeployedPipeline
 from errata.quality.reference import Reference
+from errata.report.asking import Asked
 from errata.report.equal_compute import Rival, float_steps, rivals_of
-from errata.report.grid import RowSpec, artifact_row, float_row, repeats
+from errata.report.grid import RowSpec, artifact_row, repeats
 from errata.report.growth import amplified_at, growth_of
 from errata.report.ledger import FILE, Ledger, Target
 from errata.report.measurements import Measurements
@@ -24,54 +20,14 @@ from errata.report.results import FLOAT
 from errata.report.sampling import BatchSampler, RowSamplers
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The arguments of `errata.report.run` that decide what is measured."""
-
-    artifacts: Mapping[str, DeployedPipeline]
-    plans: Mapping[str, Plan]
-    reference: Reference
-    baseline: DiffusionPipeline | None
-    fingerprint: str | None
-    inputs: Inputs
-    samples: int
-    batch_size: int
-    seed: int
-    equal_compute: bool
-    notes: tuple[str, ...]
-    amplification: str | None = None
-
-    @property
-    def steps(self) -> int:
-        """Sampling steps, the same for all artifacts."""
-        return next(iter(self.artifacts.values())).num_inference_steps
-
-    @property
-    def device(self) -> str:
-        """Kind of device that all run on."""
-        return str(next(iter(self.artifacts.values())).pipe.device.type)
-
-    def rows(self) -> list[RowSpec]:
-        """Those that were asked for, artifact by artifact, the float model's first."""
-        rows = [] if self.fingerprint is None else [self.float_row(self.steps)]
-        for name, deployed in self.artifacts.items():
-            for plan_name, plan in self.plans.items():
-                role = "uncorrected" if plan.corrects_nothing else "plan"
-                rows.append(artifact_row(name, deployed, plan_name, plan, role=role))  # type: ignore[arg-type]
-        return rows
-
-    def float_row(self, steps: int) -> RowSpec:
-        """A row of the float model."""
-        assert self.fingerprint is not None  # else there is no such row
-        return float_row(self.fingerprint, steps, device=self.device, recorded_steps=self.steps)
-
-
 def begin(
     asked: Asked,
     folder: Path,
     measurements: Measurements,
     samplers: RowSamplers,
     sampler: BatchSampler,
+    *,
+    facts: Mapping[str, str],
 ) -> Ledger:
     """Measures the first batch of every row that was asked for, and writes the ledger; does neither twice."""
     rows = asked.rows()
@@ -86,7 +42,7 @@ def begin(
         rows=tuple(_sorted([*rows, *added])),
         batches=tuple(map(len, measurements.batches)),
         batch_names=measurements.names_of_batches,
-        protocol=_protocol(asked, measurements, rows[0]),
+        protocol=_protocol(asked, measurements, rows[0], facts),
         sizes={name: size_of(deployed) for name, deployed in asked.artifacts.items()},
         backends={name: kernels_of(deployed) for name, deployed in asked.artifacts.items()},
         repeats=tuple((*key, same) for key, same in repeats(rows, asked.artifacts).items()),
@@ -188,7 +144,7 @@ def _sorted(rows: list[RowSpec]) -> list[RowSpec]:
     return sorted(rows, key=lambda row: (names.index(row.artifact), row.role == "equal compute"))
 
 
-def _protocol(asked: Asked, measurements: Measurements, first: RowSpec) -> Any:
+def _protocol(asked: Asked, measurements: Measurements, first: RowSpec, facts: Mapping[str, str]) -> Any:
     return make_protocol(
         next(iter(asked.artifacts.values())),
         asked.reference,
@@ -197,5 +153,12 @@ def _protocol(asked: Asked, measurements: Measurements, first: RowSpec) -> Any:
         batch_size=asked.batch_size,
         image_size=measurements.image_size(first.directory),
         paired_with=FLOAT if asked.baseline is not None else "uncorrected",
+        facts={**_resizing(asked.reference), **facts},
         notes=asked.notes + exception_notes(asked.artifacts),
     )
+
+
+def _resizing(reference: Reference) -> dict[str, str]:
+    """What the feature network does to images of another size, where it says so."""
+    resizing = getattr(reference.network, "resizing", None)
+    return {"Resizing": resizing} if isinstance(resizing, str) else {}

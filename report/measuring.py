@@ -10,18 +10,18 @@ from typing import NoReturn
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from errata.correct import Plan, wrap
+from errata.correct import Plan
 from errata.correct.sampling import Inputs, batches_of, default_inputs
 from errata.deploy import DeployedPipeline
 from errata.quality.reference import Reference
-from errata.report.asking import check_sizes, fingerprint_of, named, with_uncorrected
-from errata.report.beginning import Asked, begin
-from errata.report.grid import RowSpec, check_names
+from errata.report import formatting
+from errata.report.asking import Asked, ask
+from errata.report.beginning import begin
+from errata.report.grid import RowSpec
 from errata.report.ledger import Ledger
 from errata.report.locking import locked
 from errata.report.measurements import Measurements
-from errata.report.probing import check_network
-from errata.report.provenance import rank_notes
+from errata.report.probing import check_images
 from errata.report.sampling import BatchSampler, RowSamplers
 from errata.report.scoring import Scorer
 from errata.report.settings import (
@@ -67,69 +67,66 @@ def measure(
     Raises:
         ReportError, PlanError: as `run`.
     """
-    artifacts = named(deployed)
-    check_sizes(artifacts, samples=samples, batch_size=batch_size, shown=shown)
-    plans = with_uncorrected(plans)
-    check_names(plans)
-    fingerprint = None if baseline is None else fingerprint_of(artifacts, baseline)
-    for artifact in artifacts.values():
-        for plan in plans.values():
-            wrap(artifact, plan)  # refuses what cannot be served
-    check_network(reference, [artifact.pipe for artifact in artifacts.values()])
-    notes = rank_notes(samples, reference)
-    for note in notes:
-        announce(note)
-    asked = Asked(
-        artifacts=artifacts,
-        plans=plans,
-        reference=reference,
-        baseline=baseline,
-        fingerprint=fingerprint,
-        inputs=inputs,
+    scorer = scorer or Scorer()
+    asked = ask(
+        deployed,
+        plans,
+        reference,
         samples=samples,
         batch_size=batch_size,
         seed=seed,
+        baseline=baseline,
+        inputs=inputs,
         equal_compute=equal_compute,
-        notes=notes,
         amplification=amplification,
-    )
-    settings = Settings(
-        seed=seed,
-        batch_size=batch_size,
-        network=reference.digest,
-        reference=statistics_digest(reference.statistics),
-        paired_with=fingerprint or UNCORRECTED,
-        scores=(scorer or Scorer()).names,
         shown=shown,
+        announce=announce,
     )
-    device = next(iter(artifacts.values())).pipe.device
-    workers = Workers(on_cpu=device.type == "cpu")
-    if workers.is_first:
-        open_folder(Path(out), settings)
-    workers.wait()
-    folder = open_folder(Path(out), settings)
+    check_images(reference, scorer, [artifact.pipe for artifact in asked.artifacts.values()])
+    workers, shard = Workers(on_cpu=asked.device.type == "cpu"), shard or Shard()
+    folder = _folder(Path(out), _settings(asked, scorer, shown), workers)
     batches = batches_of(samples, batch_size)
     measurements = Measurements([folder], batches=batches, names=batch_names(inputs, batches))
-    samplers = RowSamplers(artifacts, baseline, seed=seed, inputs=inputs)
+    samplers = RowSamplers(asked.artifacts, baseline, seed=seed, inputs=inputs)
     sampler = BatchSampler(
         samplers,
         measurements,
         reference,
-        scorer=scorer or Scorer(),
+        scorer=scorer,
         inputs=inputs,
-        device=device,
+        device=asked.device,
         shown=shown,
     )
     if workers.is_first:
         with locked(folder):
-            begin(asked, folder, measurements, samplers, sampler)
+            begin(asked, folder, measurements, samplers, sampler, facts=scorer.facts)
     workers.wait()
     ledger = Ledger.read(folder)
     if workers.is_first:
-        announce(_promise(ledger, shard or Shard()))
-    _sample(ledger.rows, sampler, workers.batches(shard or Shard(), len(batches)), batches)
+        announce(_promise(ledger, shard))
+    _sample(ledger.rows, sampler, workers.batches(shard, len(batches)), batches)
     workers.wait()
     return workers
+
+
+def _settings(asked: Asked, scorer: Scorer, shown: int) -> Settings:
+    return Settings(
+        seed=asked.seed,
+        batch_size=asked.batch_size,
+        network=asked.reference.digest,
+        reference=statistics_digest(asked.reference.statistics),
+        paired_with=asked.fingerprint or UNCORRECTED,
+        scores=(*scorer.names, *scorer.facts.values()),
+        shown=shown,
+    )
+
+
+def _folder(out: Path, settings: Settings, workers: Workers) -> Path:
+    """Made by the first process, looked into by all."""
+    if workers.is_first:
+        open_folder(out, settings)
+    workers.wait()
+    return open_folder(out, settings)
 
 
 def _sample(
@@ -147,15 +144,8 @@ def _advance(bar: tqdm[NoReturn], count: int) -> None:
 
 def _promise(ledger: Ledger, shard: Shard) -> str:
     seconds = ledger.promised_seconds / shard.count
-    span = (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else (f"{seconds / 3600:.1f} h")
-    )
     share = f", of which shard {shard} does its part" if shard.count > 1 else ""
     return (
-        f"{len(ledger.rows)} rows of {sum(ledger.batches)} images{share}: about {span} of denoiser calls, in "
-        "one process"
+        f"{len(ledger.rows)} rows of {sum(ledger.batches)} images{share}: about {formatting.span(seconds)} "
+        "of denoiser calls, in one process"
     )

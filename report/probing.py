@@ -1,4 +1,4 @@
-"""Whether a feature network takes the images of a pipeline, found out without sampling any."""
+"""Whether images of a pipeline can be measured, found out without sampling any."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import torch
 
 from errata.errors import ReportError
 from errata.quality.reference import Reference
+from errata.report.scoring import Scorer
 
 
-def check_network(reference: Reference, pipes: Sequence[Any]) -> None:
-    """Shows the feature network noise of the size that each pipeline makes.
+def check_images(reference: Reference, scorer: Scorer, pipes: Sequence[Any]) -> None:
+    """Shows noise of the size that each pipeline makes to the feature network, and to what scores images.
 
     Raises:
-        ReportError: it refuses it, its features do not fit the reference, or there are several sizes.
+        ReportError: one refuses it or is not installed, the features do not fit the reference, or there are
+            several sizes.
     """
     sizes = {image_size(pipe) for pipe in pipes} - {None}
     if len(sizes) > 1:
@@ -24,7 +26,9 @@ def check_network(reference: Reference, pipes: Sequence[Any]) -> None:
             "channels); report on them one by one"
         )
     for height, width, channels in filter(None, sizes):
-        reference.features(torch.rand(2, channels, height, width))
+        noise = torch.rand(2, channels, height, width)
+        reference.features(noise)
+        scorer.paired(noise, noise.flip(0))
 
 
 def image_size(pipe: Any) -> tuple[int, int, int] | None:

@@ -91,6 +91,7 @@ def make_protocol(
     batch_size: int,
     image_size: tuple[int, int, int],
     paired_with: str,
+    facts: Mapping[str, str],
     notes: tuple[str, ...] = (),
 ) -> Protocol:
     """The protocol of a measurement that begins now, on this machine."""
@@ -113,5 +114,6 @@ def make_protocol(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         command="",
         paired_with=paired_with,
+        facts=facts,
         notes=notes,
     )

@@ -38,6 +38,16 @@ class Scorer:
         optional = ((LPIPS, self.lpips), (CLIP, self.clip))
         return ("psnr", "ssim", *(name for name, score in optional if score is not None))
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """Which model gives each score that depends on one."""
+        models = ((LPIPS, self.lpips), (CLIP, self.clip))
+        return {
+            name: str(getattr(model, "name", type(model).__name__))
+            for name, model in models
+            if model is not None
+        }
+
     def paired(self, images: Tensor, others: Tensor) -> dict[str, Tensor]:
         """Distances of images from others of the same noise, `(B,)` each."""
         scores = {"psnr": psnr(images, others), "ssim": ssim(images, others)}
