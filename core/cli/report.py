@@ -101,6 +101,11 @@ def _add_metrics(group: argparse._ArgumentGroup) -> None:
         "--lpips", choices=("alex", "vgg", "squeeze"), help="a learned distance of single images, too"
     )
     group.add_argument(
+        "--amplification",
+        metavar="STEPS",
+        help="sampling steps to probe for how much they amplify errors, as in 0,12,24; slow (default: none)",
+    )
+    group.add_argument(
         "--resamples", type=several, default=200, metavar="N", help="of each interval (default: 200)"
     )
     group.add_argument(
@@ -155,6 +160,7 @@ def _report(args: argparse.Namespace) -> int:
         "inputs": inputs_of(first, args, prompts, labels),
         "scorer": _scorer(args, first.device),
         "equal_compute": args.equal_compute,
+        "amplification": args.amplification,
         "announce": lambda text: print(f"errata: {text}", file=sys.stderr),
     }
     if shard is not None:
@@ -289,7 +295,16 @@ def _spelled(args: argparse.Namespace) -> list[str]:
     words = ["errata", "report", *map(str, args.artifacts)]
     for name in (
         *("reference", "features", "baseline", "samples", "batch_size", "seed", "device", "backend"),
-        *("prompts", "labels", "negative_prompt", "guidance_scale", "clip", "lpips", "resamples"),
+        *(
+            "prompts",
+            "labels",
+            "negative_prompt",
+            "guidance_scale",
+            "clip",
+            "lpips",
+            "amplification",
+            "resamples",
+        ),
         *("plan", "correct", "at", *(choice.field for choice in CHOICES), "out"),
     ):
         value = getattr(args, name)
