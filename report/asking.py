@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from errata.calibration import model_fingerprint
-from errata.correct import Plan, wrap
+from errata.correct import Plan, steps, wrap
 from errata.correct.sampling import Inputs
 from errata.deploy import DeployedPipeline
 from errata.errors import ReportError
@@ -91,6 +91,8 @@ def ask(
     for artifact in artifacts.values():
         for plan in plans.values():
             wrap(artifact, plan)  # refuses what cannot be served
+        if amplification is not None:
+            steps.select(amplification, artifact.schedule)  # refuses steps that are not there
     notes = rank_notes(samples, reference)
     for note in notes:
         announce(note)

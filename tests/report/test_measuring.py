@@ -187,6 +187,8 @@ def test_bad_requests_are_refused_before_anything_is_written(
 
     refused("samples=1; it must be at least 2", samples=1)
     refused("batch_size=0", batch_size=0)
+    with pytest.raises(PlanError, match="'99' reaches step 99"):
+        run(deployed, {}, reference, tmp_path / "r", amplification="99")
     refused("resamples=1", resamples=1)
     refused("no artifact to report on", {})
     refused("names the float model's row", {"float": deployed})
