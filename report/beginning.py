@@ -81,7 +81,7 @@ def begin(
     _warm_up(rows, samplers, measurements)
     sampler.measure(rows, 0)
     added, seconds = _added(asked, rows, measurements) if asked.equal_compute else ([], 0.0)
-    promised = (seconds + sum(_seconds(row, measurements) for row in rows)) / len(measurements.batches[0])
+    seconds += sum(_seconds(row, measurements, _plain_cost(row, rows, measurements)) for row in rows)
     ledger = Ledger(
         rows=tuple(_sorted([*rows, *added])),
         batches=tuple(map(len, measurements.batches)),
@@ -98,7 +98,7 @@ def begin(
             inputs=asked.inputs,
             amplification_steps=asked.amplification,
         ),
-        promised_seconds=promised * asked.samples,
+        promised_seconds=seconds / len(measurements.batches[0]) * asked.samples,
     )
     Target.of(asked.reference).write(folder)
     ledger.write(folder)
@@ -147,8 +147,8 @@ def _candidates(
         if row.role != "plan":
             continue
         deployed = asked.artifacts[row.artifact]
-        plain = next(each for each in rows if each.artifact == row.artifact and each.role == "uncorrected")
-        costs, extra = _cost(plain, measurements), measurements.facts_of(row.directory, 0).extra
+        costs = _plain_cost(row, rows, measurements)
+        extra = measurements.facts_of(row.directory, 0).extra
         assert row.plan is not None  # it corrects something
         for rival in rivals_of(deployed, row.plan, extra, costs):
             yield _rival_row(row.artifact, deployed, rival), rival.seconds
@@ -175,11 +175,18 @@ def _cost(row: RowSpec, measurements: Measurements) -> Costs:
     return measurements.facts_of(row.directory, 0).cost
 
 
-def _seconds(row: RowSpec, measurements: Measurements, costs: Costs | None = None) -> float:
+def _plain_cost(row: RowSpec, rows: list[RowSpec], measurements: Measurements) -> Costs:
+    """In the uncorrected run, which makes calls of every kind; a corrected one may lack some."""
+    plain = ("float", "uncorrected")
+    return _cost(
+        next(each for each in rows if each.artifact == row.artifact and each.role in plain), measurements
+    )
+
+
+def _seconds(row: RowSpec, measurements: Measurements, costs: Costs) -> float:
     """Of the denoiser calls of a batch."""
     facts = measurements.facts_of(row.directory, 0)
-    used = facts.cost if costs is None else costs
-    return price(facts.base, used) + price(facts.extra, used)
+    return price(facts.base, costs) + price(facts.extra, costs)
 
 
 def _sorted(rows: list[RowSpec]) -> list[RowSpec]:
