@@ -42,7 +42,7 @@ SKIPPED: dict[str, int] = {}
 LOWERED = {"num_inference_steps": 6, "num_samples": 4, "batch_size": 4, "samples_per_step": 4, "samples": 4}
 # Pages that need more: a covariance in 64 features needs as many images, else a report warns.
 LOWERED_LESS: dict[str, dict[str, int]] = dict.fromkeys(
-    ("docs/report.md", "docs/scale.md"), {"samples": 80, "batch_size": 40}
+    ("README.md", "docs/report.md", "docs/scale.md"), {"samples": 80, "batch_size": 40}
 )
 STEPS, SAMPLES, RECIPE = 6, 4, "w8a8+deepcache-3"
 
