@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +130,13 @@ def _added(asked: Asked, rows: list[RowSpec], measurements: Measurements) -> tup
     """Rows of equal compute that nobody asked for, and the seconds of a batch of all of them."""
     added: dict[str, RowSpec] = {}
     seconds = 0.0
-    taken = {row.directory for row in rows}
+    taken, names = {row.directory for row in rows}, {row.key for row in rows}
     for row, promised in _candidates(asked, rows, measurements):
         if row.directory not in taken:
             taken.add(row.directory)
-            added[row.directory] = row
+            is_named = row.key in names  # somebody called another plan so
+            name = f"{row.plan_name}, equal compute" if is_named else row.plan_name
+            added[row.directory] = replace(row, plan_name=name)
             seconds += promised
     return list(added.values()), seconds
 

@@ -41,9 +41,9 @@ FOUND: dict[str, tuple[str, ...]] = {
 SKIPPED: dict[str, int] = {}
 LOWERED = {"num_inference_steps": 6, "num_samples": 4, "batch_size": 4, "samples_per_step": 4, "samples": 4}
 # Pages that need more: a covariance in 64 features needs as many images, else a report warns.
-LOWERED_LESS: dict[str, dict[str, int]] = dict.fromkeys(
-    ("README.md", "docs/report.md", "docs/scale.md"), {"samples": 80, "batch_size": 40}
-)
+LOWERED_LESS: dict[str, dict[str, int]] = {
+    page: {"samples": 80, "batch_size": 40} for page in ("README.md", "docs/report.md", "docs/scale.md")
+}
 STEPS, SAMPLES, RECIPE = 6, 4, "w8a8+deepcache-3"
 
 
