@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def begin(
     _warm_up(rows, samplers, measurements)
     sampler.measure(rows, 0)
     added, seconds = _added(asked, rows, measurements) if asked.equal_compute else ([], 0.0)
-    promised = (seconds + sum(_seconds(row, measurements) for row in rows)) / len(measurements.batches[0])
+    seconds += sum(_seconds(row, measurements, _plain_cost(row, rows, measurements)) for row in rows)
     ledger = Ledger(
         rows=tuple(_sorted([*rows, *added])),
         batches=tuple(map(len, measurements.batches)),
@@ -54,7 +55,7 @@ def begin(
             inputs=asked.inputs,
             amplification_steps=asked.amplification,
         ),
-        promised_seconds=promised * asked.samples,
+        promised_seconds=seconds / len(measurements.batches[0]) * asked.samples,
     )
     Target.of(asked.reference).write(folder)
     ledger.write(folder)
@@ -86,11 +87,13 @@ def _added(asked: Asked, rows: list[RowSpec], measurements: Measurements) -> tup
     """Rows of equal compute that nobody asked for, and the seconds of a batch of all of them."""
     added: dict[str, RowSpec] = {}
     seconds = 0.0
-    taken = {row.directory for row in rows}
+    taken, names = {row.directory for row in rows}, {row.key for row in rows}
     for row, promised in _candidates(asked, rows, measurements):
         if row.directory not in taken:
             taken.add(row.directory)
-            added[row.directory] = row
+            is_named = row.key in names  # somebody called another plan so
+            name = f"{row.plan_name}, equal compute" if is_named else row.plan_name
+            added[row.directory] = replace(row, plan_name=name)
             seconds += promised
     return list(added.values()), seconds
 
@@ -103,8 +106,8 @@ def _candidates(
         if row.role != "plan":
             continue
         deployed = asked.artifacts[row.artifact]
-        plain = next(each for each in rows if each.artifact == row.artifact and each.role == "uncorrected")
-        costs, extra = _cost(plain, measurements), measurements.facts_of(row.directory, 0).extra
+        costs = _plain_cost(row, rows, measurements)
+        extra = measurements.facts_of(row.directory, 0).extra
         assert row.plan is not None  # it corrects something
         for rival in rivals_of(deployed, row.plan, extra, costs):
             yield _rival_row(row.artifact, deployed, rival), rival.seconds
@@ -131,11 +134,18 @@ def _cost(row: RowSpec, measurements: Measurements) -> Costs:
     return measurements.facts_of(row.directory, 0).cost
 
 
-def _seconds(row: RowSpec, measurements: Measurements, costs: Costs | None = None) -> float:
+def _plain_cost(row: RowSpec, rows: list[RowSpec], measurements: Measurements) -> Costs:
+    """In the uncorrected run, which makes calls of every kind; a corrected one may lack some."""
+    plain = ("float", "uncorrected")
+    return _cost(
+        next(each for each in rows if each.artifact == row.artifact and each.role in plain), measurements
+    )
+
+
+def _seconds(row: RowSpec, measurements: Measurements, costs: Costs) -> float:
     """Of the denoiser calls of a batch."""
     facts = measurements.facts_of(row.directory, 0)
-    used = facts.cost if costs is None else costs
-    return price(facts.base, used) + price(facts.extra, used)
+    return price(facts.base, costs) + price(facts.extra, costs)
 
 
 def _sorted(rows: list[RowSpec]) -> list[RowSpec]:

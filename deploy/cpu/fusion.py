@@ -10,6 +10,7 @@ from torch import nn
 from errata.compress.network.clock import StepClock
 from errata.compress.network.unet import replace_module
 from errata.deploy.cpu import native
+from errata.deploy.cpu.embedding import OneTimeEmbedding
 from errata.deploy.cpu.output import FusedOutput
 from errata.deploy.cpu.resnet import FusedDownsample, FusedResnet, FusedUpsample
 
@@ -37,6 +38,8 @@ def fuse(unet: nn.Module, clock: StepClock) -> dict[str, str]:
         elif FusedDownsample.is_fusible(module):
             replace_module(unet, name, FusedDownsample(module))
             told[f"{name}.conv"] = "padded as codes"
+    if keeps_biases and OneTimeEmbedding.is_fusible(unet.time_embedding):  # type: ignore[arg-type]
+        unet.time_embedding = OneTimeEmbedding(unet.time_embedding, clock)
     if FusedOutput.is_fusible(unet):
         FusedOutput.into(unet)
         told["conv_out"] = f"input {in_one_pass}"

@@ -33,7 +33,9 @@ RECIPES = [
 
 def test_there_is_something_to_check() -> None:
     assert len(COMMANDS) >= 25
-    assert {"README.md", "compress.md", "correct.md", "deploy.md"} <= {page for page, _ in COMMANDS}
+    assert {"README.md", "compress.md", "correct.md", "deploy.md", "report.md", "scale.md"} <= {
+        page for page, _ in COMMANDS
+    }
     assert {"w4a8", "w4a8-learned", "deepcache:steps=0/4/9", "cachequant-5"} <= set(RECIPES)
     assert len(re.findall(NAME, EXAMPLES)) == 3
 
@@ -59,7 +61,7 @@ def test_every_option_of_a_recipe_is_described() -> None:
 
 def test_python_uses_public_names() -> None:
     tree = ast.parse(PYTHON)
-    stages = {"calibration", "compress", "correct", "deploy"}
+    stages = {"calibration", "compress", "correct", "deploy", "report"}
     used = {
         (node.value.id, node.attr)
         for node in ast.walk(tree)

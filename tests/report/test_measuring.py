@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline
 
-from errata.correct import IEC, Plan, wrap
+from errata.correct import IEC, Forecast, Hindsight, Plan, Refresh, wrap
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError, ReportError
 from errata.report import Reference, Report, frechet_distance, psnr, run, statistics, text_table
@@ -260,3 +260,23 @@ def test_plans_of_the_same_steps_count_once(
     assert [row.same_steps_as for row in report.rows] == [None, None, "full", None]
     assert report.rows[2].verdict.sentence.startswith("Same steps as full. ")
     assert report.rows[2].frechet == report.rows[1].frechet
+
+
+def test_a_plan_that_leaves_no_cached_call(
+    deployed: DeployedPipeline, reference: Reference, tmp_path: Path
+) -> None:
+    report = run({"mine": deployed}, {"full": Plan(Refresh())}, reference, tmp_path / "r", samples=6)
+    row = next(row for row in report.rows if row.plan == "full")
+    assert row.evaluations == {"full": 4, "cached": 0}
+    assert row.overhead is not None
+    assert row.overhead.defined > 0
+
+
+def test_a_plan_called_like_a_row_that_the_report_adds_is_kept(
+    deployed: DeployedPipeline, reference: Reference, tmp_path: Path
+) -> None:
+    plans = {"forecast+hindsight": Plan(Forecast(order=2)) + Plan(Hindsight())}
+    report = run({"mine": deployed}, plans, reference, tmp_path / "r", samples=6)
+    roles = {row.plan: row.role for row in report.rows}
+    assert roles["forecast+hindsight"] == "plan"
+    assert roles["forecast+hindsight, equal compute"] == "equal compute"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
+from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
@@ -292,3 +293,22 @@ def test_biases_are_kept_for_embeddings_of_time_alone(condition: str) -> None:
     assert embeds_time_only(unet)
     setattr(unet.time_embedding if condition == "cond_proj" else unet, condition, nn.Identity())
     assert not embeds_time_only(unet)
+
+
+def test_the_time_embedding_does_not_depend_on_the_number_of_rows() -> None:
+    clock = StepClock()
+    unet: Any = nn.Module()
+    block = TimestepEmbedding(64, 256)
+    unet.time_embedding = block
+    fuse(unet, clock)
+    embedding = unet.time_embedding
+    assert [name for name, _ in embedding.named_parameters()] == [
+        name for name, _ in block.named_parameters()
+    ]
+    rows = torch.randn(1, 64).repeat(37, 1)
+    with clock.at(0, time=3.0):
+        many, one = embedding(rows), embedding(rows[:1])
+    assert torch.equal(many, one.expand(37, -1))
+    torch.testing.assert_close(many, block(rows))
+    differing = torch.randn(5, 64)  # outside of a run every row may have a time of its own
+    torch.testing.assert_close(embedding(differing), block(differing), rtol=0, atol=0)
