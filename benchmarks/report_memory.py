@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/report_memory.py --samples 1000 50000
 
-An artifact of a random 8x8 network, without correction and with it, in 64 pixels as features with every metric
-that needs no further weights. Each number of samples runs in a process of its own, which tells its peak.
+An artifact of a random 8x8 network, without correction and with it, in 64 pixels as features with every
+metric that needs no further weights. Each number of samples runs in a process of its own, which tells its
+peak.
 """
 
 from __future__ import annotations
