@@ -152,6 +152,7 @@ def _report(args: argparse.Namespace) -> int:
             deployed.pipe, args, labels, way_out="report on it from Python: errata.report.run(…)"
         )
     first = next(iter(artifacts.values())).pipe
+    reference.network.to(first.device)
     options: dict[str, Any] = {
         "samples": args.samples,
         "batch_size": args.batch_size,

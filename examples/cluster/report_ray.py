@@ -56,6 +56,7 @@ def measure_share(job: Job, index: int, count: int) -> str:
     artifacts = {Path(path).name: deploy.load(path) for path in job.artifacts}
     device = next(iter(artifacts.values())).pipe.device
     reference = report.Reference.open(job.reference, open_network(job.features))
+    reference.network.to(device)
     baseline = None if job.baseline is None else calibration.load_pipeline(job.baseline).to(device)
     report.measure(
         artifacts,
