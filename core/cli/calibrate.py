@@ -20,6 +20,7 @@ from errata.cli.usage import (
     add_seed_option,
     check_seeds,
     positive,
+    usual_device,
 )
 
 DETAILS = f"""\
@@ -82,17 +83,11 @@ def run(args: argparse.Namespace) -> int:
         prompts=prompts,
         inputs=_inputs(args, labels),
         guidance_scale=args.guidance_scale,
-        device=args.device or _usual_device(),
+        device=args.device or usual_device(),
     )
     payload = {"calibration": str(args.out), "samples": args.samples, "steps": args.steps}
     emit(args, payload, f"{args.samples} trajectories of {args.steps} steps are in {args.out}")
     return 0
-
-
-def _usual_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _inputs(args: argparse.Namespace, labels: Sequence[int] | None) -> list[dict[str, Any]] | None:

@@ -28,6 +28,7 @@ from errata.cli.usage import (
     check_seeds,
     misuse,
     several,
+    usual_device,
 )
 from errata.errors import ReportError
 
@@ -152,7 +153,7 @@ def _report(args: argparse.Namespace) -> int:
             deployed.pipe, args, labels, way_out="report on it from Python: errata.report.run(…)"
         )
     first = next(iter(artifacts.values())).pipe
-    reference.network.to(first.device)
+    reference.network.to(first.device)  # also that of the embedded reference
     options: dict[str, Any] = {
         "samples": args.samples,
         "batch_size": args.batch_size,
@@ -237,7 +238,8 @@ def _reference(args: argparse.Namespace) -> "Reference":
             f"--reference embedded knows its digits in digit-features alone, not in {args.features}; give a "
             "folder, a dataset or an .npz file"
         )
-    return report.Reference.open(args.reference, quality.open_network(args.features))
+    network = quality.open_network(args.features).to(args.device or usual_device())
+    return report.Reference.open(args.reference, network)
 
 
 def _artifacts(args: argparse.Namespace) -> "dict[str, DeployedPipeline]":
@@ -246,23 +248,15 @@ def _artifacts(args: argparse.Namespace) -> "dict[str, DeployedPipeline]":
 
     if len(set(args.artifacts)) < len(args.artifacts):
         raise UsageError("an ARTIFACT is given twice; give each once")
-    loaded = [deploy.load(path, device=_device(args), backend=args.backend) for path in args.artifacts]
+    loaded = [
+        deploy.load(path, device=args.device or usual_device(), backend=args.backend)
+        for path in args.artifacts
+    ]
     names = [deployed.manifest.recipe.name for deployed in loaded]
     for other in ([path.resolve().name for path in args.artifacts], list(map(str, args.artifacts))):
         if len(set(names)) < len(names):
             names = other
     return dict(zip(names, loaded, strict=True))
-
-
-def _device(args: argparse.Namespace) -> str | None:
-    """Each of several processes has a device of its own."""
-    local = os.environ.get("LOCAL_RANK")
-    if args.device is not None or local is None:
-        return str(args.device) if args.device is not None else None
-
-    import torch
-
-    return f"cuda:{local}" if torch.cuda.is_available() else None
 
 
 def _baseline(args: argparse.Namespace, device: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,16 @@ def add_batch_size_option(parser: argparse.ArgumentParser, *, default: int) -> N
 def add_device_option(parser: argparse.ArgumentParser) -> None:
     """Declare where to run."""
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
+
+
+def usual_device() -> str:
+    """CUDA where there is one; of several processes each has its own."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    local = os.environ.get("LOCAL_RANK")
+    return "cuda" if local is None else f"cuda:{local}"
 
 
 def add_backend_option(parser: argparse.ArgumentParser) -> None:
