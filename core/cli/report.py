@@ -16,7 +16,7 @@ from errata.cli.conditions import (
 )
 from errata.cli.output import emit
 from errata.cli.plan_grid import add_grid_options, plans_of
-from errata.cli.plans import CHOICES
+from errata.cli.report_options import add_metric_options, add_scale_options, command_of
 from errata.cli.usage import (
     Commands,
     UsageError,
@@ -83,46 +83,10 @@ def add_parser(commands: Commands) -> None:
     add_condition_options(parser)
     add_device_option(parser)
     add_backend_option(parser)
-    _add_metrics(parser.add_argument_group("metrics"))
+    add_metric_options(parser.add_argument_group("metrics"))
     add_grid_options(parser.add_argument_group("correction"))
-    _add_scale(parser.add_argument_group("many processes"))
+    add_scale_options(parser.add_argument_group("many processes"))
     parser.set_defaults(run=run)
-
-
-def _add_metrics(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--features",
-        default="digit-features",
-        metavar="NETWORK",
-        help="inception (the FID's), inception:WEIGHTS, a folder of a transformers vision model, "
-        "package.module:attribute of your own, or digit-features, of the built-in model (default)",
-    )
-    group.add_argument("--clip", metavar="MODEL", help="a CLIP model, for a CLIP score of image and prompt")
-    group.add_argument(
-        "--lpips", choices=("alex", "vgg", "squeeze"), help="a learned distance of single images, too"
-    )
-    group.add_argument(
-        "--amplification",
-        metavar="STEPS",
-        help="sampling steps to probe for how much they amplify errors, as in 0,12,24; slow (default: none)",
-    )
-    group.add_argument(
-        "--resamples", type=several, default=200, metavar="N", help="of each interval (default: 200)"
-    )
-    group.add_argument(
-        "--save-stats", type=Path, metavar="FILE", help="write the statistics of --reference, and stop"
-    )
-
-
-def _add_scale(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--shard", metavar="I/N", help="measure share I of N, from 0, and make no report yet")
-    group.add_argument(
-        "--merge",
-        type=Path,
-        nargs="+",
-        metavar="DIR",
-        help="make the report of what was measured in these directories; no ARTIFACT is needed",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -171,7 +135,7 @@ def _report(args: argparse.Namespace) -> int:
             told = f"shard {shard} is measured in {args.out}; errata report --merge DIR makes the report"
             emit(args, {"shard": str(shard), "out": str(args.out)}, told)
         return 0
-    command = shlex.join(_spelled(args))
+    command = shlex.join(command_of(args))
     result = report.run(
         artifacts, plans, reference, args.out, resamples=args.resamples, command=command, **options
     )
@@ -283,29 +247,3 @@ def _scorer(args: argparse.Namespace, device: Any) -> "Scorer":
 
         clip = ClipScore(args.clip, device=device)
     return Scorer(lpips=lpips, clip=clip)
-
-
-def _spelled(args: argparse.Namespace) -> list[str]:
-    """The command that gives the same report again."""
-    words = ["errata", "report", *map(str, args.artifacts)]
-    for name in (
-        *("reference", "features", "baseline", "samples", "batch_size", "seed", "device", "backend"),
-        *(
-            "prompts",
-            "labels",
-            "negative_prompt",
-            "guidance_scale",
-            "clip",
-            "lpips",
-            "amplification",
-            "resamples",
-        ),
-        *("plan", "correct", "at", *(choice.field for choice in CHOICES), "out"),
-    ):
-        value = getattr(args, name)
-        if name == "correct":
-            value = ["+".join(given) for given in value or ()]
-        for each in value if isinstance(value, list) else [value]:
-            if each is not None:
-                words += [f"--{name.replace('_', '-')}", str(each)]
-    return words if args.equal_compute else [*words, "--no-equal-compute"]
