@@ -165,12 +165,13 @@ def test_generate_names_what_is_missing_or_has_no_use(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_report_needs_a_model_without_conditions(
+def test_a_report_asks_for_what_the_model_needs(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--reference", "embedded", "--out", tmp_path / "out"]
     line = complaint(capsys, 2, "report", folder / "artifact", *options)
-    assert "needs a class label for every image, and a report has none to give so far" in line
+    assert "needs a class label for every image; give --labels" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_pipelines_take_and_need() -> None:
