@@ -46,8 +46,9 @@ fewer steps. Writes report.html, report.md and report.json, which say where a co
   errata report runs/a runs/b --reference photos --features inception --samples 10000 --out runs/report \\
       --correct iec@all --correct refresh@middle+forecast+hindsight --baseline google/ddpm-cifar10-32
 
-A run that was stopped goes on with the same command. `accelerate launch -m errata.cli report …` shares it
-among processes. For independent jobs, give each --shard 0/16 to 15/16, and bring them together:
+A run that was stopped goes on with the same command. `torchrun --nproc-per-node 4 -m errata.cli report …`, or
+`accelerate launch` on GPUs, shares it among processes. For independent jobs, give each --shard 0/16 to 15/16,
+and bring them together:
 
   errata report --merge runs/report --out runs/report
 
