@@ -29,7 +29,6 @@ def test_the_whole_life_ends_in_a_page(tmp_path: Path, monkeypatch: pytest.Monke
     assert [(row["artifact"], row["plan"]) for row in asked] == [
         ("float", "none"),
         ("deepcache-10", "none"),
-        ("deepcache-10", "ends:1/10"),
         ("deepcache-10", "all"),
     ]
 
