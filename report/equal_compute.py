@@ -23,6 +23,8 @@ from errata.errors import ArtifactMismatch, PlanError
 LEAST_OVERHEAD = 0.01
 # Costs are measured; a rival may be so much dearer and still count as equal.
 TOLERANCE = 1.02
+# Of one step; costs are measured, and a step that costs what the correction does is meant to fit.
+_ROUNDING = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +65,20 @@ def rivals_of(
 
 def float_steps(seconds: float, cost: float, *, most: int) -> int | None:
     """Steps of the float model that take so many seconds, at `cost` for each; None beyond `most`, or at 0."""
-    steps = round(seconds / cost)
+    steps = _affordable(seconds, cost)
     return steps if 1 <= steps <= most else None
+
+
+def _affordable(seconds: float, one: float) -> int:
+    """How many of what costs `one` each; a rival must not cost more, but for what costs scatter."""
+    return int(seconds / one + _ROUNDING)
 
 
 def _more_steps(deployed: DeployedPipeline, seconds: float, base: float, costs: Costs) -> Rival | None:
     """More sampling steps; an artifact with a cache serves them from it."""
     calls = deployed.schedule.calls_per_step
     one = calls * costs["cached" if deployed.schedule.has_cache else "full"]
-    more = round(seconds / one)
+    more = _affordable(seconds, one)
     if not more:
         return None
     steps = deployed.num_inference_steps + more
@@ -89,7 +96,7 @@ def _more_full_steps(schedule: CacheSchedule, seconds: float, base: float, costs
     if not schedule.has_cache:
         return None
     one = schedule.calls_per_step * (costs["full"] - costs["cached"])
-    chosen = _spread(schedule, round(seconds / one)) if one > 0 else []
+    chosen = _spread(schedule, _affordable(seconds, one)) if one > 0 else []
     if not chosen:
         return None
     count = len(chosen)
