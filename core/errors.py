@@ -60,3 +60,8 @@ class PlanError(ErrataError):
 
 class ReportError(ErrataError):
     """A report cannot be measured or written."""
+
+
+def first_line(problem: BaseException) -> str:
+    """What another library's error says, in one line, for a message of ours; its type if it says nothing."""
+    return (str(problem).splitlines() or [type(problem).__name__])[0]

@@ -11,6 +11,7 @@ from torch import nn
 
 from errata.compress.recipes.schedule import StepKind
 from errata.deploy import DeployedPipeline
+from errata.quality.network import device_of
 
 KINDS: tuple[StepKind, ...] = ("full", "cached")
 
@@ -40,7 +41,7 @@ class CallClock:
     def watch_module(self, module: nn.Module) -> Callable[[], None]:
         """Times the calls of a float network as full ones, until the returned function is called."""
         stops: list[Callable[[], Callable[[], float]]] = []
-        before = module.register_forward_pre_hook(lambda *_: stops.append(_start(_device_of(module))))
+        before = module.register_forward_pre_hook(lambda *_: stops.append(_start(device_of(module))))
         after = module.register_forward_hook(lambda *_: self._note("full", stops.pop()()))
 
         def remove() -> None:
@@ -102,7 +103,3 @@ def _start_on_cuda(device: torch.device) -> Callable[[], Callable[[], float]]:
         return read
 
     return stop
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))

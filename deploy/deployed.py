@@ -28,7 +28,7 @@ from errata.deploy.other_steps import nearest_steps, schedule_at, timesteps_at
 from errata.deploy.sharding import read_tensors
 from errata.deploy.tensors import float_parameters
 from errata.deploy.verification import empty_unet, verify
-from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactMismatch
+from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactMismatch, first_line
 
 OnMismatch = Literal["error", "nearest"]
 
@@ -246,7 +246,7 @@ def assembled(root: Path, manifest: Manifest, unet: SteppedUNet, device: torch.d
         # `from_pretrained` would look for a UNet of diffusers' own.
         pipe = composition.pipeline(**components, **composition.settings)
     except Exception as error:  # diffusers and transformers raise whatever they like
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ArtifactCorrupt(f"{root} does not make a {name}: {reason}; deploy again") from error
     # DDIMPipeline turns any scheduler into a DDIMScheduler.
     pipe.register_modules(scheduler=components[SCHEDULER])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.deploy.strict_json import json_object
-from errata.errors import ArtifactCorrupt, ArtifactError
+from errata.errors import ArtifactCorrupt, ArtifactError, first_line
 
 _CURVES = "an elliptic curve key of P-256, P-384 or P-521 in PEM"
 
@@ -68,7 +68,7 @@ def key_refusal(key: Path, error: Exception, kind: str) -> ArtifactError:
     """What to say of a key that the libraries refused; `kind` is "private" or "public"."""
     if isinstance(error, OSError):
         return ArtifactError(f"cannot read the key {key}: {error.strerror}; give {_CURVES}")
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     if isinstance(error, TypeError) and "encrypted" in reason:
         return ArtifactError(f"the key {key} is encrypted; give its password")
     return ArtifactError(f"{key} is no {kind} key that can be used: {reason[:200]}; give {_CURVES}")

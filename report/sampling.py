@@ -15,7 +15,8 @@ from torch import Tensor
 from errata.correct.call_clock import CallClock
 from errata.correct.sampling import FloatSampler, Inputs, PlanSampler, Sampled, Sampler
 from errata.deploy import DeployedPipeline
-from errata.quality.network import has_logits
+from errata.quality.network import device_of, has_logits
+from errata.quality.pixels import to_bytes
 from errata.quality.reference import Reference
 from errata.report.grid import RowSpec
 from errata.report.measurements import BatchMeasured, Measurements
@@ -140,7 +141,7 @@ class BatchSampler:
             features=features,
             logits=self._logits(features),
             scores=self._scores(sampled, indices, others),
-            shown=_as_bytes(sampled.images[: max(0, self._shown - indices.start)]),
+            shown=to_bytes(sampled.images[: max(0, self._shown - indices.start)]),
             seconds=sampled.seconds,
             took=time.perf_counter() - started,
             base=sampled.base,
@@ -160,8 +161,7 @@ class BatchSampler:
         network = self._reference.network
         if not has_logits(network):
             return None
-        device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-        logits: Tensor = network.logits(features.to(device)).cpu()  # type: ignore[operator]
+        logits: Tensor = network.logits(features.to(device_of(network))).cpu()  # type: ignore[operator]
         return logits
 
 
@@ -172,7 +172,3 @@ def _turned(group: Iterable[RowSpec], number: int, *, first: RowSpec | None) -> 
     rest = [row for row in rows if row not in front]
     turn = number % len(rest) if rest else 0
     return [*front, *rest[turn:], *rest[:turn]]
-
-
-def _as_bytes(images: Tensor) -> Tensor:
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8)

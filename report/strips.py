@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from errata.quality.pixels import to_bytes
+
 
 def strip(images: Tensor) -> bytes:
     """PNG of images (N, C, H, W), C 1 or 3, in [0, 1], side by side with transparent gaps."""
@@ -19,7 +21,7 @@ def strip(images: Tensor) -> bytes:
     canvas = torch.zeros(channels + 1, height, count * (width + gap) - gap, dtype=torch.uint8)
     for index, image in enumerate(images):
         left = index * (width + gap)
-        canvas[:channels, :, left : left + width] = (image.clamp(0, 1) * 255).round().to(torch.uint8)
+        canvas[:channels, :, left : left + width] = to_bytes(image)
         canvas[channels, :, left : left + width] = 255
     picture = Image.fromarray(canvas.permute(1, 2, 0).contiguous().numpy(), "LA" if channels == 1 else "RGBA")
     buffer = io.BytesIO()

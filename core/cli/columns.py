@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.cli.usage import UsageError, read_text
+from errata.errors import first_line
 
 # How `datasets` calls its readers of local files.
 _READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
@@ -70,7 +71,7 @@ def _column(source: str, limit: int) -> list[Any]:
             rows = datasets.load_dataset(name, split="train", streaming=True)
         first = list(islice(rows, limit))
     except Exception as problem:  # datasets, its readers and the hub raise whatever they like
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        reason = first_line(problem)
         raise UsageError(f"`{source}` cannot be read: {reason}; allowed are {_ALLOWED}") from problem
     if first and column not in first[0]:
         raise UsageError(f"`{name}` has no column `{column}`; it has {', '.join(sorted(first[0]))}")

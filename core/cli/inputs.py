@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from errata.cli.usage import UsageError
-from errata.errors import ErrataError
+from errata.errors import ErrataError, first_line
 
 # Option, argument of the pipeline, and whether every image has its own.
 _OPTIONS = (
@@ -109,7 +109,7 @@ def refusals_told(pipe: Any) -> Iterator[None]:
     except ErrataError:
         raise
     except (TypeError, ValueError) as problem:
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        reason = first_line(problem)
         raise ErrataError(f"{type(pipe).__name__} refused its arguments: {reason}") from problem
 
 

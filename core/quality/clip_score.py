@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.errors import ReportError
-from errata.quality.inception import to_bytes
+from errata.errors import ReportError, first_line
+from errata.quality.pixels import to_bytes
 
 # What torchmetrics, and so most papers, take.
 DEFAULT_MODEL = "openai/clip-vit-large-patch14"
@@ -89,7 +89,7 @@ def _load(name: str) -> tuple[Any, Any, Any]:
             AutoImageProcessor.from_pretrained(name, backend="pil"),
         )
     except Exception as problem:  # transformers and the hub raise whatever they like
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        reason = first_line(problem)
         raise ReportError(
             f"CLIP `{name}` cannot be loaded: {reason}; give a hub name such as {DEFAULT_MODEL}, or a "
             "directory with a CLIP's model, tokenizer and image processor"

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errata.errors import ReportError
+from errata.errors import ReportError, first_line
+from errata.quality.pixels import require_colour, to_bytes
 
 _POOLED = "2048"
 
@@ -44,7 +45,7 @@ class InceptionFeatures(nn.Module):
                 feature_extractor_weights_path=None if weights is None else str(weights),
             )
         except (OSError, RuntimeError) as problem:
-            reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+            reason = first_line(problem)
             source = "torch-fidelity's address" if weights is None else f"`{weights}`"
             raise ReportError(
                 f"the weights of Inception v3 cannot be loaded from {source}: {reason}; download "
@@ -58,22 +59,13 @@ class InceptionFeatures(nn.Module):
         Raises:
             ReportError: the images have another number of channels.
         """
-        if images.ndim != 4 or images.shape[1] != self.channels:
-            raise ReportError(
-                f"images have shape {tuple(images.shape)}; {self.name} takes (B, 3, H, W): three channels, "
-                "values in [0, 1]"
-            )
+        require_colour(images, self.name)
         return self.extractor(to_bytes(images))[0]
 
     def logits(self, features: Tensor) -> Tensor:
         """Class scores (B, 1008) of features (B, 2048), without the bias: the inception score's own."""
         weight = self.extractor.fc.weight
         return features.to(weight) @ weight.T
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """The uint8 values of images in [0, 1] that an image file holds: rounded, not cut off."""
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def _extractor_class() -> Any:
@@ -102,7 +94,7 @@ def _require_plain_tensors(weights: Path) -> None:
     try:
         torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as problem:
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        reason = first_line(problem)
         raise ReportError(
             f"weights file `{weights}` of Inception v3 is no file of tensors: {reason}; give one that "
             "torch.save wrote, such as torch-fidelity's weights-inception-2015-12-05-6726825d.pth"

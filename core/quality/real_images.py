@@ -14,7 +14,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from errata.errors import ReportError
+from errata.errors import ReportError, first_line
 
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 _BATCH_SIZE = 64
@@ -111,7 +111,7 @@ def _open_dataset(name_or_path: str, split: str) -> Any:
         return datasets.load_dataset(name_or_path, split=split, streaming=True)
     except Exception as problem:  # datasets, its readers and the hub raise whatever they like
         raise ReportError(
-            f"dataset `{name_or_path}`, split `{split}`, cannot be read: {_reason(problem)}; allowed are "
+            f"dataset `{name_or_path}`, split `{split}`, cannot be read: {first_line(problem)}; allowed are "
             f"{_ALLOWED}"
         ) from problem
 
@@ -120,7 +120,7 @@ def _next_row(rows: Iterator[dict[str, Any]], name: str) -> dict[str, Any] | Non
     try:
         return next(rows, None)
     except Exception as problem:  # readers, decoders and the hub raise whatever they like
-        raise ReportError(f"dataset `{name}` breaks off: {_reason(problem)}") from problem
+        raise ReportError(f"dataset `{name}` breaks off: {first_line(problem)}") from problem
 
 
 def _from_row(row: dict[str, Any], column: str, name: str) -> RealImage:
@@ -147,7 +147,3 @@ def _decoded(content: bytes, name: str) -> Image.Image:
     except (OSError, UnidentifiedImageError) as problem:
         raise ReportError(f"`{name}` holds an image that cannot be read: {problem}") from problem
     return image
-
-
-def _reason(problem: Exception) -> str:
-    return (str(problem).splitlines() or [type(problem).__name__])[0]

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from errata.errors import ReportError
+from errata.errors import ReportError, first_line
+from errata.quality.pixels import require_colour
 
 
 class VisionFeatures(nn.Module):
@@ -51,11 +52,7 @@ class VisionFeatures(nn.Module):
         Raises:
             ReportError: the images have another number of channels.
         """
-        if images.ndim != 4 or images.shape[1] != self.channels:
-            raise ReportError(
-                f"images have shape {tuple(images.shape)}; {self.name} takes (B, 3, H, W): three channels, "
-                "values in [0, 1]"
-            )
+        require_colour(images, self.name)
         resized = F.interpolate(images, self._size, mode="bicubic", antialias=True).clamp(0, 1)
         return self._pooled((resized - self.mean) / self.std)
 
@@ -80,7 +77,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
         model = AutoModel.from_pretrained(folder, local_files_only=True)
         return model, AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
     except Exception as problem:  # transformers raises whatever it likes
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        reason = first_line(problem)
         raise ReportError(
             f"feature network `{folder}` cannot be loaded: {reason}; the directory must hold a vision model "
             "and its image processor, as save_pretrained writes them"

@@ -12,7 +12,7 @@ from torch import Tensor
 from errata.compress.network.denoiser import Conditioning
 from errata.compress.recipes.schedule import CacheSchedule, StepKind
 from errata.deploy.deployed import DeployedPipeline
-from errata.errors import ArtifactError
+from errata.errors import ArtifactError, first_line
 
 # More than one tells what is there once from what is there for each sample; four have a median.
 _SAMPLES = 4
@@ -65,7 +65,7 @@ def example_inputs(
     except _SeenError:
         pass
     except Exception as error:  # diffusers raises whatever it likes
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise ArtifactError(
             f"{type(deployed.pipe).__name__} refuses the call {sorted(arguments)} from which the inputs of "
             f"the graphs are taken: {first}; give another one as `example`"

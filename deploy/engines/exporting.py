@@ -31,7 +31,7 @@ from errata.deploy.sharding import is_denoiser_file, read_tensors
 from errata.deploy.tensors import float_parameters
 from errata.deploy.verification import empty_unet
 from errata.directories import refuse_taken, staged_directory
-from errata.errors import ArtifactError
+from errata.errors import ArtifactError, first_line
 
 
 def export_onnx(
@@ -126,7 +126,7 @@ def _write_graphs(
     try:
         write_graphs(network, clock, manifest, sample, cond, staging)
     except (RuntimeError, TypeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise ArtifactError(
             f"{manifest.unet_class} cannot be written as ONNX by torch {torch.__version__}: {first[:300]}; "
             "deploy it without an engine"

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from errata.errors import ReportError
-from errata.quality.inception import InceptionFeatures, to_bytes
+from errata.quality.inception import InceptionFeatures
 from errata.quality.network import channels_of, dimension_of, has_logits, open_network
+from errata.quality.pixels import to_bytes
 
 
 class Opaque:
