@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
+from work_folder import BATCH_SIZE, collect
 
 from errata import calibration, compress, deploy, report
-from errata.calibration import CalibrationSet
 from errata.correct import IEC, Plan
 from errata.deploy import DeployedPipeline
 from errata.embedded import PIPELINE
@@ -28,9 +28,6 @@ RECIPES = ("w8a8", "w4a8", "deepcache-10", "w8a8+deepcache-5")
 PLANS: Mapping[str, Plan] = {"none": Plan.none()} | {
     steps: Plan(IEC(), steps) for steps in ("ends:1/20", "ends:1/10", "ends:1/4", "all")
 }
-BATCH_SIZE = 64
-CALIBRATION_SAMPLES = 64
-CALIBRATION_SEED = 1_000_000  # other noise than the images that are judged
 RESAMPLES = 500
 
 
@@ -41,16 +38,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DIGITS_T100, help="report file (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     pipe = calibration.load_pipeline(PIPELINE)
     pipe.set_progress_bar_config(disable=True)
     result = report.run(
-        deploy_all(pipe, options.work, options.steps),
+        deploy_all(pipe, options),
         PLANS,
         report.Reference.embedded(),
         options.work / "report",
         samples=options.samples,
         batch_size=BATCH_SIZE,
+        seed=options.seed,
         baseline=pipe,
         resamples=RESAMPLES,
         command=" ".join(["python", *sys.argv]),
@@ -61,9 +60,11 @@ def main() -> None:
     print(report.text_table(result))
 
 
-def deploy_all(pipe: DiffusionPipeline, work: Path, steps: int) -> dict[str, DeployedPipeline]:
+def deploy_all(pipe: DiffusionPipeline, options: argparse.Namespace) -> dict[str, DeployedPipeline]:
     """Return every artifact, made unless it is there."""
-    trajectories = collect(pipe, work, steps)
+    work: Path = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    trajectories = collect(pipe, options)
     for folder in ("compressed", "artifacts"):
         (work / folder).mkdir(parents=True, exist_ok=True)
     for recipe in RECIPES:
@@ -73,22 +74,6 @@ def deploy_all(pipe: DiffusionPipeline, work: Path, steps: int) -> dict[str, Dep
         if not artifact.is_dir():
             deploy.export(compress.load(compressed), artifact)
     return {recipe: deploy.load(work / "artifacts" / recipe) for recipe in RECIPES}
-
-
-def collect(pipe: DiffusionPipeline, work: Path, steps: int) -> CalibrationSet:
-    """Return the trajectories, recorded unless they are there."""
-    work.mkdir(parents=True, exist_ok=True)
-    folder = work / "calibration"
-    if (folder / "calibration.json").is_file():
-        return calibration.load(folder)
-    return calibration.collect(
-        pipe,
-        folder,
-        num_inference_steps=steps,
-        num_samples=CALIBRATION_SAMPLES,
-        batch_size=BATCH_SIZE,
-        seed=CALIBRATION_SEED,
-    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from errata.report.growth import amplified_at, growth_of
 from errata.report.ledger import FILE, Ledger, Target
 from errata.report.measurements import Measurements
 from errata.report.provenance import exception_notes, kernels_of, make_protocol, size_of
-from errata.report.results import FLOAT
+from errata.report.results import FLOAT, UNCORRECTED
 from errata.report.sampling import BatchSampler, RowSamplers
 
 
@@ -162,7 +162,7 @@ def _protocol(asked: Asked, measurements: Measurements, first: RowSpec, facts: M
         seed=asked.seed,
         batch_size=asked.batch_size,
         image_size=measurements.image_size(first.directory),
-        paired_with=FLOAT if asked.baseline is not None else "uncorrected",
+        paired_with=FLOAT if asked.baseline is not None else UNCORRECTED,
         facts={**_resizing(asked.reference), **facts},
         notes=asked.notes + exception_notes(asked.artifacts),
     )

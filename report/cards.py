@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from errata.quality.intervals import Estimate
 from errata.report import formatting
+from errata.report.columns import mark_of
 from errata.report.results import Report, RivalResult, Row
 
 
@@ -87,12 +88,11 @@ def _whisker(difference: Estimate, ends: tuple[float, float]) -> Whisker:
     def at(value: float) -> float:
         return 100 * (min(max(value, low), high) - low) / (high - low) if high > low else 50.0
 
-    mark = "" if not interval.excludes_zero else ("good" if interval.high < 0 else "bad")
     return Whisker(
         low=at(interval.low),
         high=at(interval.high),
         value=at(difference.value),
         zero=at(0.0),
-        mark=mark,
+        mark=mark_of(difference, higher_is_better=False),
         beyond="below" if difference.value < low else "above" if difference.value > high else "",
     )

@@ -91,11 +91,11 @@ def _with_interval(estimate: Estimate | None) -> Cell | None:
 def _signed(estimate: Estimate | None) -> Cell | None:
     if estimate is None:
         return None
-    mark = _mark(estimate, higher_is_better=False)
+    mark = mark_of(estimate, higher_is_better=False)
     return Cell(formatting.signed(estimate), estimate.value, formatting.signed_interval(estimate), mark)
 
 
-def _mark(change: Estimate, *, higher_is_better: bool) -> str:
+def mark_of(change: Estimate, *, higher_is_better: bool) -> str:
     """Whether a change is for the good, where its sign is known."""
     if not change.interval.excludes_zero:
         return ""
@@ -134,7 +134,7 @@ def _psnr(row: Row) -> Cell | None:
     text = f"{row.psnr.value:.1f} dB"
     if row.psnr_change is None:
         return Cell(text, row.psnr.value)
-    mark = _mark(row.psnr_change, higher_is_better=True)
+    mark = mark_of(row.psnr_change, higher_is_better=True)
     return Cell(text, row.psnr.value, change=f"change {formatting.signed(row.psnr_change)}", mark=mark)
 
 
@@ -144,7 +144,7 @@ def _metric_column(name: str, metric: Metric) -> Column:
         change = row.changes.get(name)
         if shown is None or change is None:
             return shown
-        mark = _mark(change, higher_is_better=metric.higher_is_better)
+        mark = mark_of(change, higher_is_better=metric.higher_is_better)
         return Cell(shown.text, shown.sort, shown.small, mark, f"change {formatting.signed(change)}")
 
     return Column(f"{metric.title} {metric.arrow}", cell)

@@ -56,13 +56,6 @@ def milliseconds(seconds: float) -> str:
     return f"{value:.1f} ms" if value < 100 else f"{value:.0f} ms"
 
 
-def span(seconds: float) -> str:
-    """A long time: `45 s`, `12 min`, `3.4 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def size(count: int) -> str:
     """Bytes with a decimal unit: `1.81 MB`."""
     number = float(count)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from errata import canonical_json
 from errata.correct import Plan
 from errata.deploy import DeployedPipeline
 from errata.errors import ReportError
 from errata.report.provenance import kernels_of
-from errata.report.results import FLOAT
-
-Role = Literal["float", "uncorrected", "plan", "equal compute"]
+from errata.report.results import FLOAT, Role
 
 Key = tuple[str, str]
 """Names of artifact and plan."""

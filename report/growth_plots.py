@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from errata.correct.analysis.trajectories import UNCORRECTED
 from errata.report.drawing import GREEN, INK, PURPLE, SERIES, SOFT, axes_of, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_UNCORRECTED = "uncorrected"
 
 
 def growth_plot(artifact: str, growth: Mapping[str, Any]) -> str:
@@ -18,7 +17,7 @@ def growth_plot(artifact: str, growth: Mapping[str, Any]) -> str:
     with axes_of(f"growth-{artifact}", width=5.0, height=3.3) as (figure, axes):
         series = iter(SERIES * len(growth["relative"]))
         for plan, errors in _uncorrected_first(growth["relative"]).items():
-            color, marker = (INK, "s") if plan == _UNCORRECTED else next(series)
+            color, marker = (INK, "s") if plan == UNCORRECTED else next(series)
             _draw_line(axes, range(1, len(errors) + 1), errors, label=plan, color=color, marker=marker)
         axes.set_yscale("log")
         _format_percent(axes)
@@ -44,12 +43,12 @@ def amplification_plot(artifact: str, measured: Mapping[str, Any]) -> str:
 
 
 def _uncorrected_first(relative: Mapping[str, Any]) -> dict[str, Any]:
-    return {_UNCORRECTED: relative[_UNCORRECTED], **relative} if _UNCORRECTED in relative else dict(relative)
+    return {UNCORRECTED: relative[UNCORRECTED], **relative} if UNCORRECTED in relative else dict(relative)
 
 
 def _draw_line(axes: Axes, x: Any, y: Any, *, label: str, color: str, marker: str) -> None:
     every = max(1, len(y) // 12)  # a marker at each of 25 steps or more would hide the lines
-    is_plain = label == _UNCORRECTED
+    is_plain = label == UNCORRECTED
     axes.plot(
         x,
         y,

@@ -77,19 +77,17 @@ def facts_of(measurements: Measurements, row: str) -> RowFacts:
     Raises:
         ReportError: a batch is missing or damaged.
     """
-    batches = measurements.facts(row)
-    full = max(batch.count for batch in batches)
-    samples = measurements.samples
+    batches, sizes = measurements.facts(row), tuple(map(len, measurements.batches))
     joules = [batch.joules for batch in batches]
     return RowFacts(
-        sizes=tuple(batch.count for batch in batches),
+        sizes=sizes,
         seconds=tuple(batch.seconds for batch in batches),
         took=sum(batch.took for batch in batches),
-        base=_per_image([(batch.base, batch.count) for batch in batches], samples),
-        extra=_per_image([(batch.extra, batch.count) for batch in batches], samples),
-        cost=_medians([batch.cost for batch in batches if batch.count == full]),
+        base=_per_image([batch.base for batch in batches], sizes),
+        extra=_per_image([batch.extra for batch in batches], sizes),
+        cost=_medians([batch.cost for batch, size in zip(batches, sizes, strict=True) if size == max(sizes)]),
         peak_bytes=max((batch.peak_bytes for batch in batches if batch.peak_bytes is not None), default=None),
-        joules=None if None in joules else sum(each for each in joules if each is not None) / samples,
+        joules=None if None in joules else sum(each for each in joules if each is not None) / sum(sizes),
     )
 
 
@@ -193,14 +191,12 @@ class Judge:
         return Measured(streamed_inception_score(chunks()), replicates=replicates)
 
 
-def _per_image(
-    counted: Sequence[tuple[Mapping[StepKind, float], int]], samples: int
-) -> dict[StepKind, float]:
+def _per_image(counted: Sequence[Mapping[StepKind, float]], sizes: Sequence[int]) -> dict[StepKind, float]:
     total: dict[StepKind, float] = {}
-    for calls, images in counted:
+    for calls, images in zip(counted, sizes, strict=True):
         for kind, number in calls.items():
             total[kind] = total.get(kind, 0.0) + number * images
-    return {kind: number / samples for kind, number in total.items()}
+    return {kind: number / sum(sizes) for kind, number in total.items()}
 
 
 def _medians(costs: Sequence[Mapping[StepKind, float]]) -> dict[StepKind, float]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +109,10 @@ class Ledger:
 
     def agrees_with(self, other: Ledger) -> bool:
         """Whether the measurements of both add up to one report."""
-        return self._identity() == other._identity()
-
-    def _identity(self) -> tuple[Any, ...]:
-        named: Sequence[Any] = [(row.key, row.directory) for row in self.rows]
-        return named, self.batches, self.batch_names
-
-    def with_growth(self, growth: Mapping[str, Any]) -> Ledger:
-        """The same with how errors grow."""
-        return replace(self, growth=growth)
+        same_rows = [(row.key, row.directory) for row in self.rows] == [
+            (row.key, row.directory) for row in other.rows
+        ]
+        return same_rows and (self.batches, self.batch_names) == (other.batches, other.batch_names)
 
 
 @dataclass(frozen=True, kw_only=True)

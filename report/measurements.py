@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,10 @@ FEATURES, LOGITS, SHOWN = "features", "logits", "shown"
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchMeasured:
-    """One row's images of one batch, of B samples.
+class BatchFacts:
+    """What was measured of a batch beside its images.
 
     Attributes:
-        features: `(B, D)`, float32.
-        logits: `(B, K)`, float32: class scores, where the feature network has a classifier.
-        scores: by name, `(B,)` float64: one number for each image, such as its PSNR.
-        shown: `(n, C, H, W)`, uint8: the images that the page shows; n may be 0.
         seconds: of the pipeline call, wall-clock.
         took: seconds with everything that was measured of the images.
         base: denoiser calls per image of the plain run, by kind.
@@ -44,41 +40,6 @@ class BatchMeasured:
         joules: energy that the device took during the call; None where it is not known.
     """
 
-    features: Tensor
-    logits: Tensor | None = None
-    scores: Mapping[str, Tensor] = field(default_factory=dict)
-    shown: Tensor
-    seconds: float
-    took: float
-    base: Mapping[StepKind, float]
-    extra: Mapping[StepKind, float]
-    cost: Mapping[StepKind, float] = field(default_factory=dict)
-    peak_bytes: int | None = None
-    joules: float | None = None
-
-    @property
-    def count(self) -> int:
-        """Number of images."""
-        return len(self.features)
-
-    def facts(self) -> dict[str, Any]:
-        """What is no tensor, as a plain JSON value."""
-        return {
-            "seconds": self.seconds,
-            "took": self.took,
-            "base": dict(self.base),
-            "extra": dict(self.extra),
-            "cost": dict(self.cost),
-            "peak_bytes": self.peak_bytes,
-            "joules": self.joules,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchFacts:
-    """What `BatchMeasured` says beside its tensors, and how many images it was."""
-
-    count: int
     seconds: float
     took: float
     base: Mapping[StepKind, float]
@@ -86,6 +47,25 @@ class BatchFacts:
     cost: Mapping[StepKind, float]
     peak_bytes: int | None
     joules: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchMeasured:
+    """One row's images of one batch, of B samples.
+
+    Attributes:
+        features: `(B, D)`, float32.
+        logits: `(B, K)`, float32: class scores, where the feature network has a classifier.
+        scores: by name, `(B,)` float64: one number for each image, such as its PSNR.
+        shown: `(n, C, H, W)`, uint8: the images that the page shows; n may be 0.
+        facts: calls and times.
+    """
+
+    features: Tensor
+    logits: Tensor | None
+    scores: Mapping[str, Tensor]
+    shown: Tensor
+    facts: BatchFacts
 
 
 class Measurements:
@@ -128,7 +108,7 @@ class Measurements:
             tensors[LOGITS] = measured.logits.float()
         data = save(
             {name: value.contiguous() for name, value in tensors.items()},
-            metadata={"facts": json.dumps(measured.facts())},
+            metadata={"facts": json.dumps(asdict(measured.facts))},
         )
         write_whole(self._path(self._folders[0], row, batch), data)
 
@@ -172,7 +152,7 @@ class Measurements:
         """
         with self._opened(row, batch) as file:
             facts = json.loads(file.metadata()["facts"])
-        return BatchFacts(count=len(self.batches[batch]), **facts)
+        return BatchFacts(**facts)
 
     def image_size(self, row: str) -> tuple[int, int, int]:
         """Height, width and channels of a row's images.
@@ -182,14 +162,6 @@ class Measurements:
         """
         _, channels, height, width = self._read(row, 0, SHOWN).shape
         return height, width, channels
-
-    def shows(self, row: str) -> bool:
-        """Whether images of the row were kept.
-
-        Raises:
-            ReportError: as `chunks`.
-        """
-        return len(self._read(row, 0, SHOWN)) > 0
 
     def names(self, row: str) -> frozenset[str]:
         """Names of the tensors of a row's first batch.

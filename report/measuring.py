@@ -10,11 +10,11 @@ from typing import NoReturn
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
+from errata.compress.work.progress import duration
 from errata.correct import Plan
 from errata.correct.sampling import Inputs, batches_of, default_inputs
 from errata.deploy import DeployedPipeline
 from errata.quality.reference import Reference
-from errata.report import formatting
 from errata.report.asking import Asked, ask
 from errata.report.beginning import begin
 from errata.report.grid import RowSpec
@@ -22,6 +22,7 @@ from errata.report.ledger import Ledger
 from errata.report.locking import locked
 from errata.report.measurements import Measurements
 from errata.report.probing import check_images
+from errata.report.results import UNCORRECTED
 from errata.report.sampling import BatchSampler, RowSamplers
 from errata.report.scoring import Scorer
 from errata.report.settings import (
@@ -33,8 +34,6 @@ from errata.report.settings import (
 from errata.report.shares import Shard, Workers
 
 _log = logging.getLogger(__name__)
-
-UNCORRECTED = "uncorrected"
 
 
 def measure(
@@ -146,6 +145,6 @@ def _promise(ledger: Ledger, shard: Shard) -> str:
     seconds = ledger.promised_seconds / shard.count
     share = f", of which shard {shard} does its part" if shard.count > 1 else ""
     return (
-        f"{len(ledger.rows)} rows of {sum(ledger.batches)} images{share}: about {formatting.span(seconds)} "
-        "of denoiser calls, in one process"
+        f"{len(ledger.rows)} rows of {sum(ledger.batches)} images{share}: about {duration(seconds)} of "
+        " denoiser calls, in one process"
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from errata.directories import refuse_taken
 from errata.errors import ReportError
@@ -46,7 +47,8 @@ def merge(
     if not sources:
         raise ReportError("there is nothing to merge; give the --out of one run or more")
     folders = [Path(source) / FOLDER for source in sources]
-    ledger = _common_ledger(folders)
+    settings = read_settings(folders[0])
+    ledger = _common_ledger(folders, settings)
     measurements = Measurements(folders, batches=ledger.ranges, names=ledger.batch_names)
     _require_all(ledger.rows, measurements)
     place = Path(out)
@@ -55,9 +57,9 @@ def merge(
     judge = Judge(measurements, Target.read(folders[0]), resamples=resamples, seed=ledger.protocol.seed)
     report = _report(ledger, judge, resamples, command)
     strips = {
-        row.key: strip(measurements.all_of(row.directory, SHOWN) / 255)
+        row.key: strip(measurements.all_of(row.directory, SHOWN, most=settings["shown"]) / 255)
         for row in ledger.rows
-        if measurements.shows(row.directory)
+        if settings["shown"]
     }
     _write(report, strips, place, recorded=recorded)
     return report
@@ -109,9 +111,9 @@ def _report(ledger: Ledger, judge: Judge, resamples: int, command: str | None) -
     )
 
 
-def _common_ledger(folders: Sequence[Path]) -> Ledger:
+def _common_ledger(folders: Sequence[Path], settings: Mapping[str, Any]) -> Ledger:
     first, *others = folders
-    settings, ledger = read_settings(first), Ledger.read(first)
+    ledger = Ledger.read(first)
     for folder in others:
         check_same(read_settings(folder), settings, folder)
         if not Ledger.read(folder).agrees_with(ledger):

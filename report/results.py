@@ -54,6 +54,9 @@ from errata.report.verdict import Verdict
 
 SCHEMA = "errata-report/1"
 FLOAT = "float"
+"""Names the float model among artifacts, and its images where single ones are compared with them."""
+UNCORRECTED = "uncorrected"
+"""Names an artifact's own images where those are compared with instead."""
 
 Role = Literal["float", "uncorrected", "plan", "equal compute"]
 Front = Literal["on", "near", "off"]

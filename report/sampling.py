@@ -19,7 +19,7 @@ from errata.quality.network import device_of, has_logits
 from errata.quality.pixels import to_bytes
 from errata.quality.reference import Reference
 from errata.report.grid import RowSpec
-from errata.report.measurements import BatchMeasured, Measurements
+from errata.report.measurements import BatchFacts, BatchMeasured, Measurements
 from errata.report.meters import metered
 from errata.report.results import FLOAT
 from errata.report.scoring import Scorer
@@ -142,13 +142,15 @@ class BatchSampler:
             logits=self._logits(features),
             scores=self._scores(sampled, indices, others),
             shown=to_bytes(sampled.images[: max(0, self._shown - indices.start)]),
-            seconds=sampled.seconds,
-            took=time.perf_counter() - started,
-            base=sampled.base,
-            extra=sampled.extra,
-            cost={kind: summary.median(times) for kind, times in sampled.calls.items() if times},
-            peak_bytes=reading.peak_bytes,
-            joules=reading.joules,
+            facts=BatchFacts(
+                seconds=sampled.seconds,
+                took=time.perf_counter() - started,
+                base=sampled.base,
+                extra=sampled.extra,
+                cost={kind: summary.median(times) for kind, times in sampled.calls.items() if times},
+                peak_bytes=reading.peak_bytes,
+                joules=reading.joules,
+            ),
         )
         self._measurements.write(row.directory, number, measured)
 

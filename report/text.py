@@ -73,29 +73,19 @@ def protocol_lines(report: Report) -> list[tuple[str, str]]:
     return [(name, text) for name, text in lines if text]
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    overhead = row.overhead
+def _text_cells(row: Row) -> tuple[str, ...]:
+    overhead, change = row.overhead if row.is_corrected else None, row.change
     return (
         row.artifact,
         row.plan,
-        formatting.evaluations(row.evaluations),
-        formatting.percent(overhead.defined) if overhead and row.is_corrected else "",
-        formatting.percent(overhead.measured) if overhead and row.is_corrected else "",
+        "+".join(f"{count:.3g}" for count in row.evaluations.values()),
+        formatting.percent(overhead.defined) if overhead else "",
+        formatting.percent(overhead.measured) if overhead else "",
         formatting.value(row.frechet),
-        formatting.interval(row.frechet),
+        f"{formatting.signed(change)} ({formatting.signed_interval(change)})" if change else "",
         f"{row.psnr.value:.1f} dB" if row.psnr else "",
+        row.verdict.kind,
     )
-
-
-def _change(row: Row) -> str:
-    return f"{formatting.signed(row.change)} ({formatting.signed_interval(row.change)})" if row.change else ""
-
-
-def _text_cells(row: Row) -> tuple[str, ...]:
-    calls = "+".join(f"{count:.3g}" for count in row.evaluations.values())
-    _, _, _, overhead, measured, distance, _, psnr = _cells(row)
-    change = _change(row)
-    return (row.artifact, row.plan, calls, overhead, measured, distance, change, psnr, row.verdict.kind)
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
