@@ -38,7 +38,8 @@ def begin(
     _warm_up(rows, samplers, measurements)
     sampler.measure(rows, 0)
     added, seconds = _added(asked, rows, measurements) if asked.equal_compute else ([], 0.0)
-    seconds += sum(_seconds(row, measurements, _plain_cost(row, rows, measurements)) for row in rows)
+    once = {row.directory: row for row in rows}.values()
+    seconds += sum(_seconds(row, measurements, _plain_cost(row, rows, measurements)) for row in once)
     ledger = Ledger(
         rows=tuple(_sorted([*rows, *added])),
         batches=tuple(map(len, measurements.batches)),
@@ -46,7 +47,7 @@ def begin(
         protocol=_protocol(asked, measurements, rows[0], facts),
         sizes={name: size_of(deployed) for name, deployed in asked.artifacts.items()},
         backends={name: kernels_of(deployed) for name, deployed in asked.artifacts.items()},
-        repeats=tuple((*key, same) for key, same in repeats(rows, asked.artifacts).items()),
+        repeats=tuple((*key, same) for key, same in repeats(rows).items()),
         growth=growth_of(
             asked.artifacts,
             asked.baseline,

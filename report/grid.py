@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from errata import canonical_json
@@ -84,7 +84,8 @@ def artifact_row(
         "artifact": deployed.manifest.sha256,
         "device": deployed.pipe.device.type,
         "kernels": kernels_of(deployed),
-        "plan": replace(plan, expected=None).to_json(),
+        # By the steps that it comes to: however they are spelled, they are measured once.
+        "plan": [[method.to_json(), list(placed)] for method, placed in plan.placed(deployed.schedule)],
         "steps": taken,
     }
     return RowSpec(
@@ -112,24 +113,14 @@ def float_row(fingerprint: str, steps: int, *, device: str, recorded_steps: int)
     )
 
 
-def repeats(rows: list[RowSpec], artifacts: Mapping[str, DeployedPipeline]) -> dict[Key, str]:
-    """For each row that corrects the same steps by the same methods as an earlier one, that one's plan.
-
-    Raises:
-        PlanError: an artifact cannot serve a plan.
-    """
+def repeats(rows: Sequence[RowSpec]) -> dict[Key, str]:
+    """For each row that corrects the same steps by the same methods as an earlier one, that one's plan."""
+    first: dict[Key, str] = {}  # artifact and directory, to plan
     repeated: dict[Key, str] = {}
-    seen: list[tuple[str, int, Any, str]] = []
     for row in rows:
-        if row.plan is None or row.steps != artifacts[row.artifact].num_inference_steps:
-            continue
-        placed = row.plan.placed(artifacts[row.artifact].schedule)
-        for artifact, steps, same, name in seen:
-            if (artifact, steps, same) == (row.artifact, row.steps, placed):
-                repeated[row.key] = name
-                break
-        else:
-            seen.append((row.artifact, row.steps, placed, row.plan_name))
+        name = first.setdefault((row.artifact, row.directory), row.plan_name)
+        if name != row.plan_name:
+            repeated[row.key] = name
     return repeated
 
 

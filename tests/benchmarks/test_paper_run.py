@@ -134,7 +134,7 @@ def test_what_was_measured_is_not_measured_again(
     monkeypatch.setattr(Measurements, "write", write_one)
     options = _arguments(_stand_in("ddim", workplace, load_module), workplace, 11)
     options[options.index("--work") + 1] = str(workplace / "stopped")
-    files = [str(PAPER / "table5" / f"cifar10-deepcache-10{end}.yaml") for end in ("-float", "", "-iec-1-10")]
+    files = [str(PAPER / "table5" / f"cifar10-w8a8{end}.yaml") for end in ("-float", "", "-iec-1-10")]
     stops = 0
     while True:
         try:
@@ -145,12 +145,12 @@ def test_what_was_measured_is_not_measured_again(
             break
     assert stops == len(written) == len(set(written)) == 6  # three rows of two batches
     stopping = False
-    further = str(PAPER / "table5" / "cifar10-deepcache-10-iec-all.yaml")
+    further = str(PAPER / "table5" / "cifar10-w8a8-iec-all.yaml")
     assert paper["run"].main([*files, further, *options]) == 0
     assert len(written) == len(set(written)) == 8
     assert paper["run"].main([*files, further, *options, "--equal-compute"]) == 0
     assert len(written) == len(set(written)) > 8
-    (file,) = (workplace / "stopped").glob("*/reports/deepcache-10-*/report.json")
+    (file,) = (workplace / "stopped").glob("*/reports/w8a8-*/report.json")
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
     assert [row["role"] for row in rows[:4]] == ["uncorrected", "plan", "plan", "equal compute"]
     *_, page = capsys.readouterr().out.split("| table |")

@@ -260,6 +260,8 @@ def test_plans_of_the_same_steps_count_once(
     assert [row.same_steps_as for row in report.rows] == [None, None, "full", None]
     assert report.rows[2].verdict.sentence.startswith("Same steps as full. ")
     assert report.rows[2].frechet == report.rows[1].frechet
+    measured = [each for each in (tmp_path / "r" / "measurements").iterdir() if each.is_dir()]
+    assert len(measured) == 3  # "full" and "all" are the same run of this artifact
 
 
 def test_a_plan_that_leaves_no_cached_call(
