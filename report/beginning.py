@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from errata.correct.costs import Costs, price
 from errata.deploy import DeployedPipeline
@@ -16,7 +15,8 @@ from errata.report.grid import RowSpec, artifact_row, repeats
 from errata.report.growth import amplified_at, growth_of
 from errata.report.ledger import FILE, Ledger, Target
 from errata.report.measurements import Measurements
-from errata.report.provenance import exception_notes, kernels_of, make_protocol, size_of
+from errata.report.protocol import Protocol
+from errata.report.provenance import exception_notes, kernels_of, make_protocol, missing_notes, size_of
 from errata.report.results import FLOAT, UNCORRECTED
 from errata.report.sampling import BatchSampler, RowSamplers
 
@@ -37,14 +37,15 @@ def begin(
         return found
     _warm_up(rows, samplers, measurements)
     sampler.measure(rows, 0)
-    added, seconds = _added(asked, rows, measurements) if asked.equal_compute else ([], 0.0)
+    refusals: dict[str, None] = {}  # in order, each once
+    added, seconds = _added(asked, rows, measurements, refusals) if asked.equal_compute else ([], 0.0)
     once = {row.directory: row for row in rows}.values()
     seconds += sum(_seconds(row, measurements, _plain_cost(row, rows, measurements)) for row in once)
     ledger = Ledger(
         rows=tuple(_sorted([*rows, *added])),
         batches=tuple(map(len, measurements.batches)),
         batch_names=measurements.names_of_batches,
-        protocol=_protocol(asked, measurements, rows[0], facts),
+        protocol=_protocol(asked, measurements, rows[0], facts, notes=tuple(refusals)),
         sizes={name: size_of(deployed) for name, deployed in asked.artifacts.items()},
         backends={name: kernels_of(deployed) for name, deployed in asked.artifacts.items()},
         repeats=tuple((*key, same) for key, same in repeats(rows).items()),
@@ -84,12 +85,14 @@ def _warm_up(rows: list[RowSpec], samplers: RowSamplers, measurements: Measureme
             samplers.of(row).sample(range(1))
 
 
-def _added(asked: Asked, rows: list[RowSpec], measurements: Measurements) -> tuple[list[RowSpec], float]:
+def _added(
+    asked: Asked, rows: list[RowSpec], measurements: Measurements, refusals: dict[str, None]
+) -> tuple[list[RowSpec], float]:
     """Rows of equal compute that nobody asked for, and the seconds of a batch of all of them."""
     added: dict[str, RowSpec] = {}
     seconds = 0.0
     taken, names = {row.directory for row in rows}, {row.key for row in rows}
-    for row, promised in _candidates(asked, rows, measurements):
+    for row, promised in _candidates(asked, rows, measurements, refusals):
         if row.directory not in taken:
             taken.add(row.directory)
             is_named = row.key in names  # somebody called another plan so
@@ -100,7 +103,7 @@ def _added(asked: Asked, rows: list[RowSpec], measurements: Measurements) -> tup
 
 
 def _candidates(
-    asked: Asked, rows: list[RowSpec], measurements: Measurements
+    asked: Asked, rows: list[RowSpec], measurements: Measurements, refusals: dict[str, None]
 ) -> Iterator[tuple[RowSpec, float]]:
     float_cost = next((_cost(row, measurements)["full"] for row in rows if row.role == "float"), None)
     for row in rows:
@@ -110,7 +113,11 @@ def _candidates(
         costs = _plain_cost(row, rows, measurements)
         extra = measurements.facts_of(row.directory, 0).extra
         assert row.plan is not None  # it corrects something
-        for rival in rivals_of(deployed, row.plan, extra, costs):
+
+        def refused(told: str, artifact: str = row.artifact) -> None:
+            refusals[f"{artifact}: no row of equal compute for {told}"] = None
+
+        for rival in rivals_of(deployed, row.plan, extra, costs, refused=refused):
             yield _rival_row(row.artifact, deployed, rival), rival.seconds
         if float_cost is not None:
             calls = deployed.schedule.calls_per_step
@@ -155,7 +162,14 @@ def _sorted(rows: list[RowSpec]) -> list[RowSpec]:
     return sorted(rows, key=lambda row: (names.index(row.artifact), row.role == "equal compute"))
 
 
-def _protocol(asked: Asked, measurements: Measurements, first: RowSpec, facts: Mapping[str, str]) -> Any:
+def _protocol(
+    asked: Asked,
+    measurements: Measurements,
+    first: RowSpec,
+    facts: Mapping[str, str],
+    *,
+    notes: tuple[str, ...],
+) -> Protocol:
     return make_protocol(
         next(iter(asked.artifacts.values())),
         asked.reference,
@@ -165,7 +179,7 @@ def _protocol(asked: Asked, measurements: Measurements, first: RowSpec, facts: M
         image_size=measurements.image_size(first.directory),
         paired_with=FLOAT if asked.baseline is not None else UNCORRECTED,
         facts={**_resizing(asked.reference), **facts},
-        notes=asked.notes + exception_notes(asked.artifacts),
+        notes=asked.notes + missing_notes(asked.reference) + exception_notes(asked.artifacts) + notes,
     )
 
 

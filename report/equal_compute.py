@@ -8,7 +8,7 @@ comparison of a correction with the uncorrected run alone hides all of them.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,7 +17,7 @@ from errata.correct import Forecast, Hindsight, Method, Plan, Refresh, SecondOrd
 from errata.correct.costs import Costs, plain_evaluations, price
 from errata.correct.steps import spelled
 from errata.deploy import DeployedPipeline
-from errata.errors import ArtifactMismatch, PlanError
+from errata.errors import ArtifactMismatch, PlanError, first_line
 
 # Below this overhead nothing else can be bought: one more step of a hundred costs as much.
 LEAST_OVERHEAD = 0.01
@@ -47,20 +47,27 @@ class Rival:
 
 
 def rivals_of(
-    deployed: DeployedPipeline, plan: Plan, extra: Mapping[StepKind, float], costs: Costs
+    deployed: DeployedPipeline,
+    plan: Plan,
+    extra: Mapping[StepKind, float],
+    costs: Costs,
+    *,
+    refused: Callable[[str], None] = lambda _: None,
 ) -> list[Rival]:
-    """Rivals of a plan that adds these denoiser calls to an image; those that the artifact can serve."""
+    """Rivals of a plan that adds these denoiser calls to an image; those that the artifact can serve.
+
+    `refused` hears of each other one, and why.
+    """
     seconds, base = price(extra, costs), price(plain_evaluations(deployed.schedule), costs)
-    found = list(_free_correctors(deployed, base))
+    offered = [_free_correctors(deployed.schedule, base)]
     if seconds > LEAST_OVERHEAD * base:
-        for rival in (
+        offered += [
             _more_steps(deployed, seconds, base, costs),
             _more_full_steps(deployed.schedule, seconds, base, costs),
             _second_order(plan, base + seconds),
-        ):
-            if rival is not None and _is_served(deployed, rival):
-                found.append(rival)
-    return [rival for rival in found if rival.plan != plan]
+        ]
+    wanted = [rival for rival in offered if rival is not None and rival.plan != plan]
+    return [rival for rival in wanted if _is_served(deployed, rival, refused)]
 
 
 def float_steps(seconds: float, cost: float, *, most: int) -> int | None:
@@ -145,25 +152,26 @@ def _second_order(plan: Plan, seconds: float) -> Rival | None:
     )
 
 
-def _free_correctors(deployed: DeployedPipeline, base: float) -> Iterator[Rival]:
+def _free_correctors(schedule: CacheSchedule, base: float) -> Rival | None:
     """What corrects a cached run at no evaluation."""
-    rival = Rival(
+    if not schedule.has_cache:
+        return None
+    return Rival(
         name="forecast+hindsight",
         plan=Plan(Forecast(order=1)) + Plan(Hindsight()),
         stands_for="another corrector that costs no evaluation, Forecast and Hindsight",
         seconds=base,
     )
-    if deployed.schedule.has_cache and _is_served(deployed, rival):
-        yield rival
 
 
-def _is_served(deployed: DeployedPipeline, rival: Rival) -> bool:
+def _is_served(deployed: DeployedPipeline, rival: Rival, refused: Callable[[str], None]) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of steps that were not recorded; the report says it in words
             at = deployed if rival.steps is None else deployed.at_steps(rival.steps)
         wrap(at, rival.plan)
-    except (PlanError, ArtifactMismatch):
+    except (PlanError, ArtifactMismatch) as problem:
+        refused(f"{rival.stands_for}: {first_line(problem)}")
         return False
     return True
 

@@ -27,7 +27,7 @@ class Metric:
 
 def _in_features(protocol: Protocol) -> str:
     shown = min(protocol.samples, MOST_COMPARED)
-    real = min(protocol.reference_count, MOST_COMPARED)
+    real = protocol.real_compared
     return f"in the features of {protocol.feature_network}, {shown} images against {real} real ones"
 
 

@@ -22,6 +22,7 @@ class Protocol:
         resamples: bootstrap resamples per interval.
         notes: what a reader must know before trusting the numbers.
         paired_with: whose images single images are compared with, "float" or "uncorrected".
+        real_compared: real images whose features are kept for kernel distance, precision and recall.
         facts: what else belongs to the protocol of a metric, by its name.
         promised_seconds: denoiser calls of all rows at their measured costs.
         sampling_seconds: what sampling and measuring took, in the processes that did it.
@@ -47,6 +48,7 @@ class Protocol:
     notes: tuple[str, ...] = ()
     paired_with: str = "float"
     facts: Mapping[str, str] = field(default_factory=dict)
+    real_compared: int = 0
     promised_seconds: float | None = None
     sampling_seconds: float | None = None
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import torch
 
 from errata.deploy import DeployedPipeline
+from errata.quality.network import has_logits
 from errata.quality.reference import Reference
 from errata.report.machine import describe_machine, versions
 from errata.report.protocol import Protocol
@@ -42,13 +43,24 @@ def rank_notes(samples: int, reference: Reference) -> tuple[str, ...]:
     notes = []
     if warning := rank_warning(samples=samples, dimension=dimension):
         notes.append(warning)
-    if 0 < reference.statistics.count <= dimension:
-        notes.append(
-            f"The reference holds {reference.statistics.count} images, too few for a covariance of full "
-            f"rank in {dimension} features; give at least {dimension + 1}."
-        )
+    if shortfall := reference.rank_shortfall:
+        notes.append(shortfall)
     for note in notes:
         warnings.warn(note, stacklevel=3)
+    return tuple(notes)
+
+
+def missing_notes(reference: Reference) -> tuple[str, ...]:
+    """What is not measured for want of something in the reference or its network."""
+    notes = []
+    if reference.real is None:
+        notes.append(
+            f"No kernel distance, precision and recall: {reference.source} holds statistics without the "
+            "features of the real images; give the images, or what `errata report --save-stats` makes of "
+            "them."
+        )
+    if not has_logits(reference.network):
+        notes.append(f"No inception score: {reference.name} gives no class scores.")
     return tuple(notes)
 
 
@@ -106,6 +118,7 @@ def make_protocol(
         feature_dimension=reference.statistics.dimension,
         reference=reference.source,
         reference_count=reference.statistics.count,
+        real_compared=0 if reference.real is None else len(reference.real),
         resamples=0,
         machine=describe_machine(),
         device=str(deployed.pipe.device),

@@ -6,6 +6,7 @@ from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import IEC, Forecast, Hindsight, Plan, Refresh, SecondOrder
 from errata.correct.costs import Costs, plain_evaluations, price
 from errata.deploy import DeployedPipeline
+from errata.errors import ArtifactMismatch
 from errata.report import Reference, run
 from errata.report.equal_compute import TOLERANCE, _more_full_steps, _spread, float_steps, rivals_of
 
@@ -50,6 +51,19 @@ def test_rivals_of_a_cached_artifact(deployed: DeployedPipeline) -> None:
     at_twelve = price(plain_evaluations(deployed.at_steps(12).schedule), COSTS)
     assert at_twelve == pytest.approx(base + 2.0)
     assert rivals["second-order at all"].plan == Plan(SecondOrder(), "all")
+
+
+def test_what_the_artifact_cannot_serve_is_told(
+    deployed: DeployedPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: DeployedPipeline, steps: int) -> None:
+        raise ArtifactMismatch(f"no timesteps are known for {steps}")
+
+    monkeypatch.setattr(DeployedPipeline, "at_steps", refuse)
+    told: list[str] = []
+    rivals = rivals_of(deployed, Plan(IEC(), "all"), {"full": 2.0}, COSTS, refused=told.append)
+    assert [rival.name for rival in rivals] == ["forecast+hindsight", "+2 full", "second-order at all"]
+    assert told == ["no correction, 12 steps: no timesteps are known for 12"]
 
 
 def test_a_free_plan_has_free_rivals_only(deployed: DeployedPipeline) -> None:

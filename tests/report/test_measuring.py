@@ -1,5 +1,6 @@
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ from diffusers import DDIMPipeline
 
 from errata.correct import IEC, Forecast, Hindsight, Plan, Refresh, wrap
 from errata.deploy import DeployedPipeline
-from errata.errors import PlanError, ReportError
+from errata.errors import ArtifactMismatch, PlanError, ReportError
 from errata.report import Reference, Report, frechet_distance, psnr, run, statistics, text_table
 from errata.report.asking import with_uncorrected
+from errata.report.metrics import metric_lines
 
 PLANS = {"none": Plan.none(), "first": Plan(IEC(), "first:1"), "all": Plan(IEC(), "all")}
 SAMPLES = 10
@@ -245,6 +247,33 @@ def test_a_baseline_of_another_model_is_refused(
     ):
         run({"mine": deployed}, {}, reference, tmp_path / "r", samples=6, baseline=other)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_left_out_is_told(
+    deployed: DeployedPipeline, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: DeployedPipeline, steps: int) -> None:
+        raise ArtifactMismatch("only the recorded number is known")
+
+    monkeypatch.setattr(DeployedPipeline, "at_steps", refuse)
+    plans = {"all": Plan(IEC(), "all")}
+    report = run({"mine": deployed}, plans, reference, tmp_path / "r", samples=6, resamples=2)
+    told = "\n".join(report.protocol.notes)
+    assert "No kernel distance, precision and recall: random images holds statistics without" in told
+    assert "No inception score: block-means gives no class scores." in told
+    assert "mine: no row of equal compute for no correction, " in told
+    assert "steps: only the recorded number is known" in told
+
+
+def test_the_number_of_real_images_is_the_one_that_is_compared(
+    deployed: DeployedPipeline, reference: Reference, tmp_path: Path
+) -> None:
+    kept = replace(reference, real=torch.rand(7, 4))
+    options = {"samples": 6, "resamples": 2, "equal_compute": False}
+    report = run(deployed, {}, kept, tmp_path / "r", **options)  # type: ignore[arg-type]
+    assert report.protocol.reference_count == 50
+    lines = dict(metric_lines(report))
+    assert lines["KID"].endswith("6 images against 7 real ones; unscaled")
 
 
 def test_plans_of_the_same_steps_count_once(
