@@ -1,4 +1,4 @@
-"""Directories that appear complete or not at all."""
+"""Directories and files that appear complete or not at all."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from errata.errors import ErrataError
 
-__all__ = ["make_directory", "refusals_as", "refuse_taken", "staged_directory"]
+__all__ = ["make_directory", "refusals_as", "refuse_taken", "staged_directory", "write_whole"]
 
 
 @contextmanager
@@ -103,6 +103,25 @@ def refusals_as(error: type[ErrataError], *, doing: str, advice: str) -> Iterato
         yield
     except OSError as problem:
         raise error(f"cannot {doing}: {_reason(problem)}; {advice}") from problem
+
+
+def write_whole(path: Path, data: bytes, *, error: type[ErrataError], advice: str) -> None:
+    """Write a file, in place of what is there, that is there complete or not at all, after a crash too.
+
+    Raises:
+        ErrataError: of the given kind; it cannot be written. `advice` says what to do then.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    with refusals_as(error, doing=f"write `{path}`", advice=advice):
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def _reason(problem: OSError) -> str:

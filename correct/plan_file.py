@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import json
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from errata.canonical_json import loads_strict
-from errata.directories import refusals_as
+from errata.directories import refusals_as, write_whole
 from errata.errors import PlanError
 
 if TYPE_CHECKING:
@@ -30,14 +29,7 @@ def save_plan(plan: Plan, path: str | Path) -> None:
     """
     target = Path(path)
     text = json.dumps({"format": FORMAT, "plan": plan.to_json()}, indent=2, allow_nan=False)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
-    with refusals_as(PlanError, doing=f"write `{target}`", advice="choose another file"):
-        try:
-            partial.write_text(text + "\n", encoding="utf-8")
-            partial.replace(target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+    write_whole(target, text.encode() + b"\n", error=PlanError, advice="choose another file")
 
 
 def load_plan(path: str | Path) -> Plan:

@@ -9,7 +9,6 @@ memory but the batch at hand: what belongs to all batches is read again in piece
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from errata import directories
 from errata.compress.recipes.schedule import StepKind
+from errata.directories import refusals_as
 from errata.errors import ReportError
 
 FEATURES, LOGITS, SHOWN = "features", "logits", "shown"
@@ -199,21 +200,12 @@ class Measurements:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all, and survives a crash once it is there.
+    """Write a file of a report, and its folder where there is none, complete or not at all.
 
     Raises:
         ReportError: it cannot be written.
     """
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    advice = "free some space, or choose another directory"
+    with refusals_as(ReportError, doing=f"make `{path.parent}`", advice=advice):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with staged.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(path)
-    except OSError as problem:
-        staged.unlink(missing_ok=True)
-        raise ReportError(
-            f"cannot write `{path}`: {problem.strerror}; free some space, or choose another directory"
-        ) from problem
+    directories.write_whole(path, data, error=ReportError, advice=advice)
