@@ -9,6 +9,7 @@ from typing import Any
 
 from paper_rows import Row, digest_of
 
+from errata.correct.sampling import batches_of
 from errata.errors import ReportError
 
 
@@ -38,13 +39,14 @@ class Conditions:
 
     def calibration(self, *, samples: int, batch_size: int) -> dict[str, Any]:
         """Keyword arguments of `calibration.collect`."""
-        batches = [range(first, min(first + batch_size, samples)) for first in range(0, samples, batch_size)]
         options: dict[str, Any] = {"guidance_scale": self.guidance_scale}
         if self.captions:
             options["prompts"] = self.captions[self.samples :]
         if self.classes or self.eta:
             eta = {"eta": self.eta} if self.eta else {}
-            options["inputs"] = [{**self._labels(batch, total=samples), **eta} for batch in batches]
+            options["inputs"] = [
+                {**self._labels(batch, total=samples), **eta} for batch in batches_of(samples, batch_size)
+            ]
         return options
 
     @property

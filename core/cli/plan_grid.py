@@ -60,16 +60,18 @@ def plans_of(args: argparse.Namespace) -> "dict[str, Plan]":
         PlanError: a file holds no plan.
     """
     asked = args.correct or [("iec",)]
+    has_files_only = args.plan and not args.at and not args.correct
     idle = [choice.flag for choice in given_choices(args)]
-    if args.plan and not args.at and not args.correct and idle:
+    if has_files_only and idle:
         raise UsageError(f"{idle[0]} has no effect with --plan; give --at as well for a row of its own")
+    if args.at and all(map(_is_placed, asked)):
+        raise UsageError("--at has no effect: every method has steps of its own behind its @; leave it out")
     refuse_foreign_choices(args, [name for given in asked for name in given])
 
     from errata.correct import Plan
 
     plans = {str(path): Plan.load(path) for path in args.plan or ()}
-    is_left_out = args.plan and not args.at and not args.correct
-    for given in () if is_left_out else asked:
+    for given in () if has_files_only else asked:
         for steps in _places(args, given):
             plans[_name(args, asked, given, steps)] = methods_at(args, given, steps or "all")
     return plans
@@ -87,7 +89,12 @@ def _name(
 
 def _places(args: argparse.Namespace, given: tuple[str, ...]) -> "tuple[str | None, ...]":
     """Where methods go that have no steps of their own; None where all have."""
-    if all(steps is not None for _, steps in map(placed, given)):
+    if _is_placed(given):
         return (None,)
     usual = ("ends:1/10", "all") if given == ("iec",) else ("all",)
     return tuple(args.at or usual)
+
+
+def _is_placed(given: tuple[str, ...]) -> bool:
+    """Whether all of these methods have steps of their own."""
+    return all(steps is not None for _, steps in map(placed, given))

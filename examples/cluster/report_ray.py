@@ -55,8 +55,8 @@ def measure_share(job: Job, index: int, count: int) -> str:
     torch.set_num_threads(job.threads)  # the last bits of a sum on a CPU depend on it
     artifacts = {Path(path).name: deploy.load(path) for path in job.artifacts}
     device = next(iter(artifacts.values())).pipe.device
-    reference = report.Reference.open(job.reference, open_network(job.features))
-    reference.network.to(device)
+    reference = report.Reference.open(job.reference, open_network(job.features).to(device))
+    reference.network.to(device)  # also that of the embedded reference
     baseline = None if job.baseline is None else calibration.load_pipeline(job.baseline).to(device)
     report.measure(
         artifacts,

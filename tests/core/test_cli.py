@@ -131,6 +131,10 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
             "`1` is too few; give at least",
         ),
         (["report", "x", "--out", "y", "--reference", "z", "--at", "often"], "'often' is not a selection"),
+        (
+            ["report", "x", "--reference", "r", "--out", "y", "--correct", "iec@all", "--at", "full"],
+            "--at has no effect: every method has steps of its own",
+        ),
         (["report"], "--reference is missing; see `errata report --help`"),
         (["report", "x", "--reference", "r"], "--out is missing"),
         (["report", "--reference", "r", "--out", "y"], "there is no ARTIFACT to report on; give what"),
