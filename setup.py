@@ -2,9 +2,8 @@
 
 from setuptools import find_packages, setup
 
-FOLDERS = {"errata": "core"} | {
-    f"errata.{stage}": stage for stage in ("calibration", "compress", "deploy", "correct", "report")
-}
+STAGES = ("runtime", "calibration", "compress", "deploy", "correct", "report")
+FOLDERS = {"errata": "core"} | {f"errata.{stage}": stage for stage in STAGES}
 
 setup(
     package_dir=FOLDERS,

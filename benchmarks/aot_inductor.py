@@ -22,20 +22,20 @@ import torch
 from torch import Tensor, nn
 
 from errata import deploy
-from errata.compress.network.clock import StepClock
-from errata.compress.network.unet import BranchedUNet, float_layer, replace_module
-from errata.compress.quantize.layers import Geometry
-from errata.compress.quantize.scheme import LayerScheme
 from errata.deploy import reference
-from errata.deploy.deployed import load, restore_buffers
 from errata.deploy.engines.agreement import distance
 from errata.deploy.engines.example import example_inputs
 from errata.deploy.engines.onnx_graphs import FullGraph
 from errata.deploy.engines.onnx_layers import StepTables, weight_parts
+from errata.deploy.pipeline import load, restore_buffers
 from errata.deploy.sharding import read_tensors
 from errata.deploy.tensors import float_parameters, read_codes
 from errata.deploy.verification import empty_unet
 from errata.report.machine import describe_machine
+from errata.runtime.layers import Geometry, float_layer, replace_module
+from errata.runtime.scheme import LayerScheme
+from errata.runtime.step_context import StepContext
+from errata.runtime.unet import BranchedUNet
 
 STEP = 3
 WARM_UP_ROUNDS = 2
@@ -84,7 +84,7 @@ def compiled_network(root: Path, x: Tensor, step: Tensor, file: Path) -> Any:
     """The artifact's network as a program of `x` and the step, written to `file` and loaded."""
     manifest = deploy.verify(root)
     tensors = read_tensors(root, manifest)
-    unet, clock = empty_unet(root, manifest), StepClock()
+    unet, context = empty_unet(root, manifest), StepContext()
     parameters = {name: tensors[name] for name in float_parameters(unet, manifest.scheme)}
     for layer in manifest.scheme.layers:
         module = float_layer(unet, layer.name)
@@ -95,12 +95,12 @@ def compiled_network(root: Path, x: Tensor, step: Tensor, file: Path) -> Any:
             scale = tensors[f"{layer.name}.weight_scale"]
             made = reference.ReferenceLayer(layer, Geometry(module), codes, scale, bias, [nn.Identity()])
         else:
-            made = InductorLayer(layer, Geometry(module), codes, tensors, clock)
+            made = InductorLayer(layer, Geometry(module), codes, tensors, context)
         replace_module(unet, layer.name, made)
     unet.load_state_dict(parameters, strict=False, assign=True)
     restore_buffers(unet)
     unet = unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    graph = FullGraph(BranchedUNet(unet), clock, manifest, names=()).eval()
+    graph = FullGraph(BranchedUNet(unet), context, manifest, names=()).eval()
     program = torch.export.export(graph, (x, step), strict=False)
     with torch._inductor.config.patch(freezing=True):
         torch._inductor.aoti_compile_and_package(program, package_path=str(file))
@@ -116,7 +116,7 @@ class InductorLayer(nn.Module):
         geometry: Geometry,
         codes: Tensor,
         tensors: Mapping[str, Tensor],
-        clock: StepClock,
+        context: StepContext,
     ) -> None:
         super().__init__()
         self.scheme = scheme
@@ -124,7 +124,7 @@ class InductorLayer(nn.Module):
         self.bias: Tensor | None
         self.register_buffer("bias", tensors.get(f"{scheme.name}.bias"))
         self.parts = nn.ModuleList(
-            _Part(geometry, *part) for part in weight_parts(scheme, codes, tensors, clock)
+            _Part(geometry, *part) for part in weight_parts(scheme, codes, tensors, context)
         )
 
     def forward(self, x: Tensor) -> Tensor:

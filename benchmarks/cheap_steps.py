@@ -27,15 +27,15 @@ from torch import Tensor, nn
 from errata import calibration
 from errata.calibration import CalibrationSet, Record
 from errata.compress import Quantization, Recipe
-from errata.compress.network.clock import StepClock
 from errata.compress.quantize.bias_correction import correct_biases
 from errata.compress.quantize.equalization import Link, equalize_, links, rescale_
-from errata.compress.quantize.mixed_steps import MixedRows, mixed_rows
 from errata.compress.quantize.observation import observe_ranges
-from errata.compress.quantize.scheme import Scheme
+from errata.compress.quantize.recorded_inputs import MixedRows, mixed_rows
 from errata.compress.quantize.sensitivity import measure
 from errata.compress.quantize.simulation import quantize_weights, range_table, simulate
 from errata.embedded import PIPELINE
+from errata.runtime.scheme import Scheme
+from errata.runtime.step_context import StepContext
 
 Table = dict[str, Tensor]
 # Share of the activations' range in a factor; 0 looks at weights only, 0.5 is SmoothQuant's own choice.
@@ -117,19 +117,19 @@ def show_images(
     name: str, pipe: DiffusionPipeline, subject: nn.Module, scheme: Scheme, table: Table, count: int = 32
 ) -> None:
     """How far whole images are from the float network's, from the same noise; pixels lie in [-1, 1]."""
-    clock, steps = StepClock(), len(table[f"{scheme.attentions[0].sites[0]}.scale"])
+    context, steps = StepContext(), len(table[f"{scheme.attentions[0].sites[0]}.scale"])
 
     def images(unet: nn.Module) -> Tensor:
         scheduler = copy.deepcopy(pipe.scheduler)
         scheduler.set_timesteps(steps)
         x = torch.randn(count, 1, 16, 16, generator=torch.Generator().manual_seed(9))
         for step, timestep in enumerate(scheduler.timesteps):
-            with clock.at(step):
+            with context.at(step):
                 prediction = unet(x, timestep).sample
             x = scheduler.step(prediction, timestep, x).prev_sample
         return x
 
-    gap = images(simulate(subject, scheme, table, clock)) - images(pipe.unet)
+    gap = images(simulate(subject, scheme, table, context)) - images(pipe.unet)
     print(f"  images of {name}: RMS {gap.square().mean().sqrt():.4f}, mean {gap.mean():+.4f}", flush=True)
 
 
@@ -143,11 +143,11 @@ def error_of(
     float_subject: nn.Module | None = None,
 ) -> float:
     """Relative error of the simulated `subject`, or of `float_subject`, against `unet`."""
-    clock = StepClock()
-    tested = float_subject or simulate(subject, scheme, table, clock)
+    context = StepContext()
+    tested = float_subject or simulate(subject, scheme, table, context)
     wrong = total = 0.0
     for batch in rows:
-        with clock.at(batch.steps):
+        with context.at(batch.steps):
             expected, found = batch.predict(unet), batch.predict(tested)
         wrong += float((found - expected).square().sum())
         total += float(expected.square().sum())

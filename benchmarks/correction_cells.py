@@ -24,7 +24,6 @@ from work_folder import load_arrays, save_arrays, write_text
 
 from errata import calibration, deploy
 from errata.compress import Recipe
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import (
     IEC,
     EpsilonScaling,
@@ -42,6 +41,7 @@ from errata.embedded import PIPELINE
 from errata.errors import PlanError
 from errata.quality import Reference
 from errata.report.grid import FLOAT_KEY, Key
+from errata.runtime.schedule import CacheSchedule
 
 MORE_STEPS = "more-steps"
 # Plans that an artifact cannot serve are left out of its part of the table. These come first, everywhere;
@@ -252,14 +252,14 @@ def call_seconds(deployed: deploy.DeployedPipeline, pipe: DiffusionPipeline) -> 
     seconds: dict[str, list[float]] = {kind: [] for kind in calls}
     for turn in range(WARM_UP_CALLS + TIMED_CALLS):
         for kind, call in calls.items():
-            start = clock()
+            start = context()
             call()
             if turn >= WARM_UP_CALLS:
-                seconds[kind].append(clock() - start)
+                seconds[kind].append(context() - start)
     return {kind: statistics.median(times) for kind, times in seconds.items()}
 
 
-def clock() -> float:
+def context() -> float:
     """Return the time when the device has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -36,11 +36,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from errata import calibration, compress, deploy
-from errata.compress.network.branches import shallow_view
-from errata.compress.network.unet import BranchedUNet
 from errata.deploy import DeployedPipeline
 from errata.memory import keep_freed_memory
 from errata.report.machine import describe_machine
+from errata.runtime.branches import shallow_view
+from errata.runtime.unet import BranchedUNet
 
 PLAIN = "w8a8"
 CACHED = ("w8a8+deepcache-10", "w8a8+deepcache-10:branch=1")

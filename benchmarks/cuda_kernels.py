@@ -36,11 +36,6 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
 from errata.compress import Recipe
-from errata.compress.network.clock import StepClock
-from errata.compress.network.unet import float_layer
-from errata.compress.quantize.layers import Geometry
-from errata.compress.quantize.observation import layer_sites, sites_of
-from errata.compress.quantize.scheme import LayerScheme, Scheme
 from errata.deploy.backends import BackendRow, install
 from errata.deploy.cuda.availability import describe
 from errata.deploy.cuda.candidates import candidates
@@ -51,6 +46,9 @@ from errata.deploy.cuda.timing import CudaTimer
 from errata.deploy.packing import pack_int4
 from errata.deploy.reference import ReferenceLayer
 from errata.report.machine import describe_machine
+from errata.runtime.layers import Geometry, float_layer
+from errata.runtime.scheme import LayerScheme, Scheme, layer_sites, sites_of
+from errata.runtime.step_context import StepContext
 
 STEPS = 4
 Measure = Callable[[], float]
@@ -201,12 +199,12 @@ def layer_times(
     x = torch.randn(shape, device=device, dtype=torch.bfloat16)
     if x.ndim == 4:
         x = x.to(memory_format=torch.channels_last)
-    clock, tensors = StepClock(), table_of(unet, (layer,))
-    clock.follow(x.device)
+    step_context, tensors = StepContext(), table_of(unet, (layer,))
+    step_context.follow(x.device)
     made: dict[str, Callable[..., Any]] = {"half": half_module(module, device)}
     for name in ways(module, layer, shape):
-        made[name] = cuda_layer(module, layer, tensors, clock, name).to(device)
-    with clock.at(1):
+        made[name] = cuda_layer(module, layer, tensors, step_context, name).to(device)
+    with step_context.at(1):
         measures = {name: prepared(partial(call, x), device) for name, call in made.items()}
         return interleaved(measures, rounds)
 
@@ -226,12 +224,12 @@ def cuda_layer(
     module: nn.Conv2d | nn.Linear,
     layer: LayerScheme,
     tensors: Mapping[str, Tensor],
-    clock: StepClock,
+    step_context: StepContext,
     name: str,
 ) -> CudaLayer:
     """The layer, always computed in one way."""
     tables = [
-        DeviceStepTable(tensors[f"{site.name}.scale"], tensors[f"{site.name}.zero_point"], clock)
+        DeviceStepTable(tensors[f"{site.name}.scale"], tensors[f"{site.name}.zero_point"], step_context)
         for site in layer_sites(layer)
     ]
     codes = random_codes(layer, module)
@@ -256,14 +254,14 @@ def compiled(module: nn.Module, device: torch.device) -> Callable[..., Any]:
 def print_networks(measured: Network, batch_size: int, bits: int, device: torch.device, rounds: int) -> None:
     """One line for a full call, and how often each kernel was chosen."""
     torch._dynamo.reset()
-    clock = StepClock()
+    step_context = StepContext()
     calls: dict[str, Callable[[], object]] = {}
     reports: dict[str, list[BackendRow]] = {}
     calls["half"] = called(half_module(measured.unet, device), measured, batch_size, torch.bfloat16, device)
-    with clock.at(1):
+    with step_context.at(1):
         for dtype in (torch.float32, torch.bfloat16):
             name = f"low bit {str(dtype).removeprefix('torch.')}"
-            unet, reports[name] = low_bit_network(measured.unet, bits, dtype, clock, device)
+            unet, reports[name] = low_bit_network(measured.unet, bits, dtype, step_context, device)
             calls[name] = called(unet, measured, batch_size, dtype, device)
             calls[name]()  # kernels are chosen here, before anything is traced or recorded
         whole = compiled(unet, device)
@@ -287,14 +285,14 @@ def called(
 
 
 def low_bit_network(
-    unet: nn.Module, bits: int, dtype: torch.dtype, clock: StepClock, device: torch.device
+    unet: nn.Module, bits: int, dtype: torch.dtype, step_context: StepContext, device: torch.device
 ) -> tuple[nn.Module, list[BackendRow]]:
     """The network on the runtime's layers, `dtype` between them, and its report."""
     made = copy.deepcopy(unet)
     scheme = Scheme.of(unet, Recipe.named(f"w{bits}a8"), branch=0)
     tensors = table_of(unet, scheme.layers) | codes_of(unet, scheme.layers) | attention_table(scheme)
     backend = "auto" if device.type == "cuda" else "triton"
-    rows = install(made, scheme, tensors, clock=clock, backend=backend, device=device)
+    rows = install(made, scheme, tensors, step_context=step_context, backend=backend, device=device)
     for parameter in made.parameters():  # of norms; scales and biases of quantized layers stay as they are
         parameter.data = parameter.data.to(dtype)
     for part in made.modules():

@@ -28,9 +28,9 @@ from torch import Tensor
 
 from errata.compress.cache.cache_features import add_distances
 from errata.compress.cache.dps import cost_of, search
-from errata.compress.network.unet import BranchedUNet
-from errata.compress.recipes.schedule import uniform_steps
 from errata.report.machine import describe_machine
+from errata.runtime.schedule import uniform_steps
+from errata.runtime.unet import BranchedUNet
 
 
 def main() -> None:

@@ -35,10 +35,10 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import Generator, Tensor
 
-from errata.compress.network.run import SteppedUNet
-from errata.compress.recipes.schedule import CacheSchedule, StepKind
 from errata.correct import IEC, Plan, wrap
 from errata.deploy import DeployedPipeline
+from errata.runtime.schedule import CacheSchedule, StepKind
+from errata.runtime.stepped_unet import SteppedUNet
 
 SIZE = 8  # 8x8: 64 dimensions
 DEVIATIONS = torch.logspace(math.log10(0.05), math.log10(3), SIZE * SIZE, dtype=torch.float64)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from errata.compress.recipes.schedule import StepKind
 from errata.correct.sampling import Sampled
 from errata.quality.frechet import (
     FeatureStatistics,
@@ -21,6 +20,7 @@ from errata.quality.frechet import (
 from errata.quality.intervals import Estimate, mean_estimate
 from errata.quality.paired import psnr
 from errata.quality.reference import Reference
+from errata.runtime.schedule import StepKind
 
 
 class Tally:

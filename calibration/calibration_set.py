@@ -11,8 +11,8 @@ from torch import Tensor
 from errata.calibration.document import FINISHED, PARTIAL, Document
 from errata.calibration.plain_json import from_plain
 from errata.calibration.shards import Shard, StepReader
-from errata.calibration.streams import calls_per_step
 from errata.errors import CalibrationError
+from errata.runtime.sampler import calls_per_step
 
 __all__ = ["CalibrationSet", "Record", "load"]
 

@@ -93,7 +93,7 @@ class Document:
             content = canonical_json.loads_strict(path.read_bytes())
         except (OSError, ValueError) as problem:
             raise CalibrationError(f"`{path}` cannot be read as JSON ({problem}); collect again") from problem
-        _refuse_other_format(path, content)
+        _check_format(path, content)
         try:
             return cls._from_json(content)
         except (TypeError, ValueError, AttributeError) as problem:
@@ -128,7 +128,7 @@ def differences(recorded: "Request | Calls", now: "Request | Calls") -> list[str
     return [*found[:5], *([f"and {len(found) - 5} more"] if len(found) > 5 else [])]
 
 
-def _refuse_other_format(path: Path, content: Any) -> None:
+def _check_format(path: Path, content: Any) -> None:
     name = content.get("format") if isinstance(content, dict) else None
     if not isinstance(name, str) or name.partition("/")[0] != _FAMILY:
         raise CalibrationError(f"`{path}` is no calibration: its format is {name!r}, not {FORMAT!r}")

@@ -45,7 +45,7 @@ def load_pipeline(source: str | Path) -> DiffusionPipeline:
         index = _check_directory(directory)
         # Diffusers would look for the class in its own package; of ours only those named there are opened.
         pipeline_class = PIPELINES.get(index["_class_name"], DiffusionPipeline)
-        _refuse_stored_adapters(directory)
+        _check_stored_adapters(directory)
         name = str(directory)
     elif not _HUB_NAME.fullmatch(name) or name.startswith("."):
         raise CalibrationError(
@@ -82,7 +82,7 @@ def _check_directory(directory: Path) -> dict[str, Any]:
         )
     for name, value in components.items():
         if isinstance(value, list):
-            _refuse_pickled_weights(directory / name)
+            _check_no_pickles(directory / name)
     if not any((directory / "unet").glob("*.safetensors")):
         raise CalibrationError(
             f"`{directory / 'unet'}` has no safetensors weights; copy the pipeline again or save it with "
@@ -91,7 +91,7 @@ def _check_directory(directory: Path) -> dict[str, Any]:
     return components
 
 
-def _refuse_pickled_weights(folder: Path) -> None:
+def _check_no_pickles(folder: Path) -> None:
     pickled = sorted(path.name for pattern in _PICKLED_WEIGHTS for path in folder.glob(pattern))
     if pickled and not any(folder.glob("*.safetensors")):
         raise CalibrationError(
@@ -100,7 +100,7 @@ def _refuse_pickled_weights(folder: Path) -> None:
         )
 
 
-def _refuse_stored_adapters(directory: Path) -> None:
+def _check_stored_adapters(directory: Path) -> None:
     """Weights beside adapters have other names, which diffusers would leave out with many words."""
     for file in sorted(directory.glob("*/*.safetensors")):
         try:
@@ -144,7 +144,7 @@ def check_pipeline(
         raise CalibrationError(f"`pipe` is a {name}, which has no unet; choose a pipeline with one")
     if getattr(pipe, "scheduler", None) is None:
         raise CalibrationError(f"`pipe` is a {name}, which has no scheduler to record; give it one")
-    _refuse_adapters(pipe)
+    _check_no_adapters(pipe)
     needed = {
         "generator": True,
         "num_inference_steps": True,
@@ -161,7 +161,7 @@ def check_pipeline(
         )
 
 
-def _refuse_adapters(pipe: DiffusionPipeline) -> None:
+def _check_no_adapters(pipe: DiffusionPipeline) -> None:
     """An adapter beside a weight would be left out, or left in float, by all that follows."""
     for component, module in pipe.components.items():
         if not isinstance(module, torch.nn.Module):

@@ -9,8 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from errata.calibration.conditioning import flatten
 from errata.errors import CalibrationError
+from errata.runtime.conditioning import flatten
 
 __all__ = ["Recorder", "Trajectory"]
 
@@ -96,7 +96,7 @@ class Recorder:
         sample, timestep = _copy(arguments.pop("sample")), _one_timestep(arguments.pop("timestep"))
         arguments.pop("return_dict", None)
         cond = flatten(arguments)
-        self._refuse_misfit(sample, timestep, cond)
+        self._check_fits(sample, timestep, cond)
         self._samples.append(sample)
         self._timesteps.append(timestep)
         for name, value in cond.items():
@@ -104,7 +104,7 @@ class Recorder:
             values.append(values[-1] if values and _same(values[-1], value) else _copy(value))
         self._on_call()
 
-    def _refuse_misfit(self, sample: Tensor, timestep: Tensor, cond: dict[str, Tensor]) -> None:
+    def _check_fits(self, sample: Tensor, timestep: Tensor, cond: dict[str, Tensor]) -> None:
         """All calls must stack: same shapes, dtypes and arguments as the first."""
         if not self._samples:
             return

@@ -4,12 +4,12 @@
 """
 
 from errata.compress.compressed import CompressedPipeline, load
-from errata.compress.recipes.caching import CacheQuant, DeepCache
-from errata.compress.recipes.quantization import LearnedRounding, Quantization
-from errata.compress.recipes.recipe import Recipe
-from errata.compress.recipes.schedule import CacheSchedule
-from errata.compress.work.progress import BlockReport
+from errata.compress.jobs.progress import BlockReport
 from errata.compress.workflow import apply
+from errata.runtime.recipes.caching import CacheQuant, DeepCache
+from errata.runtime.recipes.quantization import LearnedRounding, Quantization
+from errata.runtime.recipes.recipe import Recipe
+from errata.runtime.schedule import CacheSchedule
 
 __all__ = [
     "BlockReport",

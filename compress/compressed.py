@@ -15,55 +15,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from errata.calibration import load_pipeline, model_fingerprint
-from errata.calibration.streams import calls_per_step
 from errata.canonical_json import dumps, file_digest, loads_strict
-from errata.compress.cache.corrected import FeatureCorrection, correct_outputs
-from errata.compress.network.clock import StepClock
-from errata.compress.network.denoiser import UNetDenoiser
-from errata.compress.network.pipeline import SteppedPipeline
-from errata.compress.network.run import SteppedUNet
-from errata.compress.network.unet import BranchedUNet
-from errata.compress.quantize.scheme import Scheme
 from errata.compress.quantize.simulation import simulate
-from errata.compress.recipes.recipe import Recipe
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.errors import RecipeError
+from errata.runtime.denoiser import UNetDenoiser
+from errata.runtime.feature_correction import FeatureCorrection, correct_outputs
+from errata.runtime.pipeline import SteppedPipeline
+from errata.runtime.recipes.recipe import Recipe
+from errata.runtime.sampler import Sampler, calls_per_step
+from errata.runtime.schedule import CacheSchedule
+from errata.runtime.scheme import Scheme
+from errata.runtime.step_context import StepContext
+from errata.runtime.stepped_unet import SteppedUNet
+from errata.runtime.unet import BranchedUNet
 
 _FORMAT = "errata-compressed/3"
 _MANIFEST = "compressed.json"
 _QUANTIZERS = "quantizers.safetensors"
 _PIPELINE = "pipeline"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampler:
-    """The sampler that the activation scales belong to.
-
-    `timesteps` has one entry for every denoiser call; a second-order scheduler calls more often than
-    `num_inference_steps` says.
-    """
-
-    scheduler_class: str
-    num_inference_steps: int
-    timesteps: tuple[float, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON value; `from_json` reads it back."""
-        return {
-            "scheduler_class": self.scheduler_class,
-            "num_inference_steps": self.num_inference_steps,
-            "timesteps": list(self.timesteps),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Sampler:
-        """Inverse of `to_json`."""
-        return cls(
-            scheduler_class=str(value["scheduler_class"]),
-            num_inference_steps=int(value["num_inference_steps"]),
-            timesteps=tuple(float(time) for time in value["timesteps"]),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,15 +95,15 @@ class CompressedPipeline(SteppedPipeline):
 
 def simulated_pipe(float_pipe: DiffusionPipeline, compression: Compression) -> DiffusionPipeline:
     """A copy of `float_pipe` with the simulated UNet in place; `float_pipe` is left alone."""
-    clock = StepClock()
+    context = StepContext()
     unet: UNet2DModel = float_pipe.unet
     scheme, table = compression.scheme, compression.table
-    simulated = simulate(unet, scheme, table, clock)
-    correct_outputs(simulated, scheme, table, clock=clock)
+    simulated = simulate(unet, scheme, table, context)
+    correct_outputs(simulated, scheme, table, context=context)
     branched = BranchedUNet(simulated)
     denoiser = UNetDenoiser(
         branched,
-        clock,
+        context,
         compression.schedule,
         compression.sampler.timesteps,
         correction=FeatureCorrection.of(scheme, table),

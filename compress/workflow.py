@@ -15,24 +15,25 @@ from torch import Tensor, nn
 from errata.calibration import CalibrationSet
 from errata.compress.cache.cache_correction import fit_cache_correction
 from errata.compress.cache.dps import search_schedule
-from errata.compress.cache.stream_check import refuse_irregular_guidance
-from errata.compress.compressed import CompressedPipeline, Compression, Sampler, write
+from errata.compress.cache.stream_check import check_regular_guidance
+from errata.compress.compressed import CompressedPipeline, Compression, write
+from errata.compress.jobs.journal import Journal, remove_leftovers
+from errata.compress.jobs.preparation import Preparation, check_origin, request_of
+from errata.compress.jobs.progress import BlockListener, BlockProgress
+from errata.compress.jobs.reuse import origin_of, taken_table
 from errata.compress.quantize.bias_correction import correct_biases
 from errata.compress.quantize.equalization import equalize_
 from errata.compress.quantize.observation import SAMPLES_PER_STEP, observe_ranges
-from errata.compress.quantize.scheme import Scheme
 from errata.compress.quantize.simulation import quantize_weights, range_table
-from errata.compress.recipes.caching import CacheQuant
-from errata.compress.recipes.quantization import Quantization
-from errata.compress.recipes.recipe import Recipe
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.compress.rounding.learned_rounding import learn_rounding
-from errata.compress.work.journal import Journal, remove_leftovers
-from errata.compress.work.preparation import Preparation, check_origin, request_of
-from errata.compress.work.progress import BlockListener, BlockProgress
-from errata.compress.work.reuse import origin_of, taken_table
-from errata.directories import refuse_taken
+from errata.directories import check_is_vacant
 from errata.errors import RecipeError
+from errata.runtime.recipes.caching import CacheQuant
+from errata.runtime.recipes.quantization import Quantization
+from errata.runtime.recipes.recipe import Recipe
+from errata.runtime.sampler import Sampler
+from errata.runtime.schedule import CacheSchedule
+from errata.runtime.scheme import Scheme
 
 
 def apply(
@@ -50,7 +51,7 @@ def apply(
     `pipe` is left as it was; all work is done on a float32 copy of its UNet. Every quantizer gets a range at
     every recorded step, from full passes of the float UNet, whatever the cache schedule skips.
 
-    What is finished is kept in `NAME.partial` beside `out` (see `errata.compress.work.journal`): the same
+    What is finished is kept in `NAME.partial` beside `out` (see `errata.compress.jobs.journal`): the same
     call goes on where a killed one stopped, and ends with the same bytes as a run without a break (same
     machine, versions and number of threads). The directory is removed when `out` is complete.
 
@@ -81,12 +82,12 @@ def apply(
         raise RecipeError(f"samples_per_step={samples_per_step!r}; allowed are whole numbers of at least 1")
     out = Path(out)
     remove_leftovers(out)
-    refuse_taken(out, error=RecipeError)
+    check_is_vacant(out, error=RecipeError)
     recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
     preparation = Preparation.of(pipe, recipe)
     check_origin(pipe, calibration_set)
     if recipe.cache is not None:
-        refuse_irregular_guidance(calibration_set)
+        check_regular_guidance(calibration_set)
     origin = origin_of(calibration_set, samples_per_step=samples_per_step)
     taken = None if reuse is None else taken_table(reuse, recipe, origin)
     request = request_of(pipe.unet, origin, recipe, samples_per_step=samples_per_step)

@@ -8,9 +8,9 @@ imports none of them, and not torch either.
 from importlib.metadata import PackageNotFoundError, version
 
 from errata.errors import (
-    ArtifactCorrupt,
+    ArtifactCorruptError,
     ArtifactError,
-    ArtifactMismatch,
+    ArtifactMismatchError,
     ArtifactVersionError,
     CalibrationError,
     ErrataError,
@@ -20,9 +20,9 @@ from errata.errors import (
 )
 
 __all__ = [
-    "ArtifactCorrupt",
+    "ArtifactCorruptError",
     "ArtifactError",
-    "ArtifactMismatch",
+    "ArtifactMismatchError",
     "ArtifactVersionError",
     "CalibrationError",
     "ErrataError",

@@ -20,7 +20,7 @@ def dumps(value: Any) -> bytes:
         ValueError: a number is not finite, a text is not valid Unicode, or the value contains itself.
         TypeError: a key is not a string, or a value has no place in JSON.
     """
-    _refuse_keys_that_are_no_strings(value)
+    _check_keys(value)
     text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
     return text.encode() + b"\n"
 
@@ -35,7 +35,7 @@ def loads_strict(data: bytes) -> Any:
         return json.loads(
             data.decode(),
             object_pairs_hook=_unique_keys,
-            parse_constant=_refuse_constant,
+            parse_constant=_reject_constant,
             parse_float=_finite,
         )
     except RecursionError:
@@ -53,7 +53,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _refuse_keys_that_are_no_strings(value: Any) -> None:
+def _check_keys(value: Any) -> None:
     """`json` would turn the key 1 into "1" silently, and two keys into the same one."""
     waiting, seen = [value], set()
     while waiting:
@@ -80,7 +80,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return unique
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 

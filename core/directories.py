@@ -10,7 +10,7 @@ from pathlib import Path
 
 from errata.errors import ErrataError
 
-__all__ = ["make_directory", "refusals_as", "refuse_taken", "staged_directory", "write_whole"]
+__all__ = ["check_is_vacant", "make_directory", "refusals_as", "staged_directory", "write_whole"]
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def staged_directory(out: Path, *, error: type[ErrataError], staging: Path | Non
             its parent exists. What an earlier, killed attempt left there is removed.
     """
     target = out.resolve()  # through a symlink, which a rename would replace or trip over
-    refuse_taken(out, error=error)
+    check_is_vacant(out, error=error)
     if staging is None:
         staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
     else:
@@ -40,7 +40,7 @@ def staged_directory(out: Path, *, error: type[ErrataError], staging: Path | Non
         raise
 
 
-def refuse_taken(out: Path, *, error: type[ErrataError]) -> None:
+def check_is_vacant(out: Path, *, error: type[ErrataError]) -> None:
     """Refuse a place that cannot become a new directory, before the work that would fill it.
 
     Raises:

@@ -4,9 +4,9 @@
     ├── CalibrationError       a pipeline cannot be calibrated, or a calibration set cannot be used
     ├── RecipeError            a recipe is unknown, malformed, or does not fit the model
     ├── ArtifactError          an artifact cannot be written, opened or run
-    │   ├── ArtifactCorrupt        its bytes are not the ones that its manifest promises
+    │   ├── ArtifactCorruptError   its bytes are not the ones that its manifest promises
     │   ├── ArtifactVersionError   its format is one that this release does not read
-    │   └── ArtifactMismatch       it was made for another machine, sampler or number of steps
+    │   └── ArtifactMismatchError  it was made for another machine, sampler or number of steps
     ├── PlanError              a correction plan is malformed, or cannot serve this artifact
     └── ReportError            a report cannot be measured or written
 
@@ -14,9 +14,9 @@ Every message names the thing at fault, the value received, what was allowed, an
 """
 
 __all__ = [
-    "ArtifactCorrupt",
+    "ArtifactCorruptError",
     "ArtifactError",
-    "ArtifactMismatch",
+    "ArtifactMismatchError",
     "ArtifactVersionError",
     "CalibrationError",
     "ErrataError",
@@ -42,7 +42,7 @@ class ArtifactError(ErrataError):
     """An artifact cannot be written, opened or run."""
 
 
-class ArtifactCorrupt(ArtifactError):
+class ArtifactCorruptError(ArtifactError):
     """An artifact's bytes are not the ones that its manifest promises."""
 
 
@@ -50,7 +50,7 @@ class ArtifactVersionError(ArtifactError):
     """An artifact's format version is one that this release does not read."""
 
 
-class ArtifactMismatch(ArtifactError):
+class ArtifactMismatchError(ArtifactError):
     """An artifact was made for another machine, sampler or number of steps than it is asked to serve."""
 
 

@@ -14,9 +14,9 @@ from errata.correct.corrector import (
     CallView,
     Correction,
     Corrector,
+    CorrectorContext,
     Evaluation,
     Method,
-    Setting,
     StepView,
 )
 from errata.correct.diffier import DiffIER
@@ -47,6 +47,7 @@ __all__ = [
     "CorrectedPipeline",
     "Correction",
     "Corrector",
+    "CorrectorContext",
     "DiffIER",
     "EpsilonScaling",
     "Evaluation",
@@ -62,7 +63,6 @@ __all__ = [
     "Refresh",
     "RunStats",
     "SecondOrder",
-    "Setting",
     "StepStats",
     "StepView",
     "TrajectoryError",

@@ -8,13 +8,13 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from errata.compress.network.pipeline import SteppedPipeline
-from errata.compress.network.run import SteppedUNet
 from errata.correct.pipeline import CorrectedPipeline, wrap
 from errata.correct.plans import Plan
 from errata.correct.stats import RunStats
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError
+from errata.runtime.pipeline import SteppedPipeline
+from errata.runtime.stepped_unet import SteppedUNet
 
 _ATTACHMENT = "_errata_attachment"
 

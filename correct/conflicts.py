@@ -21,11 +21,11 @@ def conflict(step: int) -> PlanError:
     )
 
 
-def refuse_conflicts(placed: Sequence[tuple[Method, tuple[int, ...]]], *, is_linear: bool) -> None:
+def check_conflicts(placed: Sequence[tuple[Method, tuple[int, ...]]], *, is_linear: bool) -> None:
     """Refuses a plan in which one method sets the sample of a step and a later one starts anew there.
 
     IEC sets samples where the scheduler's step is not linear in the prediction. An argument of the call can
-    bend it too (`guidance_rescale`): that shows at the step itself, where `Tap` refuses it.
+    bend it too (`guidance_rescale`): that shows at the step itself, where `SchedulerHook` refuses it.
 
     Raises:
         PlanError: naming the first such step.

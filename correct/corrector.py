@@ -18,14 +18,15 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from errata.compress.network.run import CallView, Evaluation
-from errata.compress.recipes.schedule import CacheSchedule, StepKind
 from errata.correct.noise_levels import NoiseLevels
+from errata.runtime.run import CallView, Evaluation
+from errata.runtime.schedule import CacheSchedule, StepKind
 
 __all__ = [
     "CallView",
     "Correction",
     "Corrector",
+    "CorrectorContext",
     "Evaluate",
     "Evaluation",
     "Features",
@@ -33,7 +34,6 @@ __all__ = [
     "Noise",
     "Preview",
     "Rows",
-    "Setting",
     "StepView",
     "put",
     "take",
@@ -85,7 +85,7 @@ class Noise(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class CorrectorContext:
     """Where a corrector works; known before anything is generated.
 
     Attributes:
@@ -175,7 +175,7 @@ class Corrector:
 
     remembers = 1
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: CorrectorContext) -> None:
         self.setting = setting
         self.taps: frozenset[int] = frozenset(setting.steps)
 
@@ -194,14 +194,14 @@ class Method(Protocol):
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
         """Steps at which the method can do anything."""
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: CorrectorContext) -> None:
         """Refuses what cannot work, before anything is generated.
 
         Raises:
             PlanError: it says what cannot and what would.
         """
 
-    def corrector(self, setting: Setting) -> Corrector:
+    def corrector(self, setting: CorrectorContext) -> Corrector:
         """A corrector for one run."""
 
     def to_json(self) -> dict[str, Any]:

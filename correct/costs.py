@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from errata.compress.recipes.schedule import CacheSchedule, StepKind
 from errata.deploy import DeployedPipeline
+from errata.runtime.schedule import CacheSchedule, StepKind
 
 Costs = Mapping[StepKind, float]
 """Measured seconds of one denoiser call of each kind."""

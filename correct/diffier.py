@@ -36,13 +36,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct.choices import is_count, is_number, require
 from errata.correct.config_json import StoredDataclass
-from errata.correct.corrector import Correction, Corrector, Noise, Rows, Setting, StepView
+from errata.correct.corrector import Correction, Corrector, CorrectorContext, Noise, Rows, StepView
+from errata.correct.device_sync import is_free_to_read
 from errata.correct.noise_levels import required
-from errata.correct.waiting import is_free_to_read
+from errata.correct.validation import is_count, is_number, require
 from errata.errors import PlanError
+from errata.runtime.schedule import CacheSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +74,11 @@ class DiffIER(StoredDataclass):
         """Every step: it needs nothing but the prediction."""
         return tuple(range(schedule.num_steps))
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: CorrectorContext) -> None:
         """See `Method.check`: noise levels must be known. Whether a step is guided shows when it is made."""
         required(setting.levels, self, setting.steps)
 
-    def corrector(self, setting: Setting) -> Corrector:
+    def corrector(self, setting: CorrectorContext) -> Corrector:
         """See `Method.corrector`."""
         return _Descent(self, setting)
 
@@ -86,7 +86,7 @@ class DiffIER(StoredDataclass):
 class _Descent(Corrector):
     """Every step stands alone."""
 
-    def __init__(self, choices: DiffIER, setting: Setting) -> None:
+    def __init__(self, choices: DiffIER, setting: CorrectorContext) -> None:
         super().__init__(setting)
         self._choices = choices
         self._levels = required(setting.levels, choices, setting.steps)

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 
 import torch
 
-from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct.choices import is_number, require
 from errata.correct.config_json import StoredDataclass
-from errata.correct.corrector import Correction, Corrector, Setting, StepView
+from errata.correct.corrector import Correction, Corrector, CorrectorContext, StepView
 from errata.correct.noise_levels import required
+from errata.correct.validation import is_number, require
 from errata.errors import PlanError
+from errata.runtime.schedule import CacheSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class EpsilonScaling(StoredDataclass):
         """Every step: it needs nothing but the prediction."""
         return tuple(range(schedule.num_steps))
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: CorrectorContext) -> None:
         """See `Method.check`: noise levels must be known, and λ must stay above 0."""
         required(setting.levels, self, setting.steps)
         for step in setting.steps:
@@ -68,7 +68,7 @@ class EpsilonScaling(StoredDataclass):
         """λ at denoiser call `step`."""
         return self.scale + self.slope * (step // schedule.calls_per_step)
 
-    def corrector(self, setting: Setting) -> Corrector:
+    def corrector(self, setting: CorrectorContext) -> Corrector:
         """See `Method.corrector`."""
         return _Division(self, setting)
 
@@ -76,7 +76,7 @@ class EpsilonScaling(StoredDataclass):
 class _Division(Corrector):
     """Every step stands alone."""
 
-    def __init__(self, choices: EpsilonScaling, setting: Setting) -> None:
+    def __init__(self, choices: EpsilonScaling, setting: CorrectorContext) -> None:
         super().__init__(setting)
         self._choices = choices
         self._levels = required(setting.levels, choices, setting.steps)

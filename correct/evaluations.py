@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from errata.compress.network.denoiser import Denoiser
-from errata.compress.network.run import UNetCall
-from errata.compress.recipes.schedule import StepKind
 from errata.correct.corrector import Features, Rows, put, take
 from errata.correct.guidance import Guidance
 from errata.correct.noise_levels import NoiseLevels
 from errata.correct.preview import SchedulerStep
 from errata.errors import PlanError
+from errata.runtime.denoiser import Denoiser
+from errata.runtime.run import UNetCall
+from errata.runtime.schedule import StepKind
 
 
 class Evaluations:

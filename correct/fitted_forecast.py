@@ -19,13 +19,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct.choices import is_number
 from errata.correct.config_json import StoredDataclass
-from errata.correct.corrector import CallView, Corrector, Evaluation, Setting
+from errata.correct.corrector import CallView, Corrector, CorrectorContext, Evaluation
 from errata.correct.extrapolation import Differences, combined, newton_basis, weighted_sum
 from errata.correct.forecast import forecast_steps
+from errata.correct.validation import is_number
 from errata.errors import PlanError
+from errata.runtime.schedule import CacheSchedule
 
 REFIT = "fit it with errata.correct.fit_forecast(deployed), or let `errata plan` do it"
 
@@ -62,7 +62,7 @@ class FittedForecast(StoredDataclass):
         """The cached steps after the second full one, as `Forecast`."""
         return forecast_steps(schedule)
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: CorrectorContext) -> None:
         """See `Method.check`.
 
         Raises:
@@ -77,7 +77,7 @@ class FittedForecast(StoredDataclass):
                 f"calls; here are {schedule.num_steps}, of which {len(schedule.full_steps)} are full: {REFIT}"
             )
 
-    def corrector(self, setting: Setting) -> Corrector:
+    def corrector(self, setting: CorrectorContext) -> Corrector:
         """See `Method.corrector`."""
         return _Weighting(self, setting)
 
@@ -85,7 +85,7 @@ class FittedForecast(StoredDataclass):
 class _Weighting(Corrector):
     """FittedForecast on one run; what it knows is what the run has stored."""
 
-    def __init__(self, choices: FittedForecast, setting: Setting) -> None:
+    def __init__(self, choices: FittedForecast, setting: CorrectorContext) -> None:
         super().__init__(setting)
         self._weights = choices.weights
         self._steps = self.taps

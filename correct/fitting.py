@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from errata.compress.network.run import CallView, Evaluation
-from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct.choices import is_count, require
 from errata.correct.fitted_forecast import FittedForecast, reads
 from errata.correct.forecast import forecast_steps
 from errata.correct.sampling import Inputs, batches_of, default_inputs, generators_of
+from errata.correct.validation import is_count, require
 from errata.deploy import DeployedPipeline
 from errata.errors import ErrataError, PlanError
+from errata.runtime.run import CallView, Evaluation
+from errata.runtime.schedule import CacheSchedule
 
 # δ, of the mean of G's diagonal: keeps the system solvable where a feature hardly moves between full steps.
 _RIDGE = 1e-6

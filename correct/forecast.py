@@ -15,11 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct.choices import is_count, is_number, require
 from errata.correct.config_json import StoredDataclass
-from errata.correct.corrector import CallView, Corrector, Evaluation, Setting
+from errata.correct.corrector import CallView, Corrector, CorrectorContext, Evaluation
 from errata.correct.extrapolation import Differences, combined, hermite_basis, newton_basis
+from errata.correct.validation import is_count, is_number, require
+from errata.runtime.schedule import CacheSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +52,10 @@ class Forecast(StoredDataclass):
         """The cached steps after the second full one; before it there is nothing to extrapolate from."""
         return forecast_steps(schedule)
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: CorrectorContext) -> None:
         """See `Method.check`: it works with every scheduler."""
 
-    def corrector(self, setting: Setting) -> Corrector:
+    def corrector(self, setting: CorrectorContext) -> Corrector:
         """See `Method.corrector`."""
         return _Forecasting(self, setting)
 
@@ -63,7 +63,7 @@ class Forecast(StoredDataclass):
 class _Forecasting(Corrector):
     """Forecast on one run; what it knows is what the run has stored."""
 
-    def __init__(self, choices: Forecast, setting: Setting) -> None:
+    def __init__(self, choices: Forecast, setting: CorrectorContext) -> None:
         super().__init__(setting)
         self._choices = choices
         self._steps = self.taps

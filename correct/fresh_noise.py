@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from errata.correct.waiting import sent
+from errata.correct.device_sync import sent
 
 
 class FreshNoise:

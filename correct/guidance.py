@@ -22,10 +22,10 @@ import torch
 from diffusers import StableDiffusionLatentUpscalePipeline
 from torch import Tensor
 
-from errata.compress.network.arguments import is_same_timestep
-from errata.compress.network.run import UNetCall
 from errata.correct.corrector import Rows, take
 from errata.errors import PlanError
+from errata.runtime.run import UNetCall
+from errata.runtime.unet_arguments import is_same_timestep
 
 # Rounding to the nearest changes a value by eps / 2 of it at most, by eps / sqrt(12) as a root mean square
 # where the errors are spread evenly. Twice that is allowed for.

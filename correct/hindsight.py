@@ -35,16 +35,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct.choices import is_number, require
 from errata.correct.config_json import StoredDataclass
 from errata.correct.corrector import (
     CallView,
     Correction,
     Corrector,
+    CorrectorContext,
     Evaluation,
     Method,
-    Setting,
     StepView,
 )
 from errata.correct.fitted_forecast import FittedForecast
@@ -52,7 +50,9 @@ from errata.correct.forecast import Forecast
 from errata.correct.lookahead import Lookahead
 from errata.correct.noise_levels import required
 from errata.correct.step_rule import require_kept_samples
+from errata.correct.validation import is_number, require
 from errata.errors import PlanError
+from errata.runtime.schedule import CacheSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Hindsight(StoredDataclass):
             step for step in schedule.full_steps if step >= calls and schedule.kind(step - calls) == "cached"
         )
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: CorrectorContext) -> None:
         """See `Method.check`.
 
         Raises:
@@ -89,7 +89,7 @@ class Hindsight(StoredDataclass):
         required(setting.levels, self, setting.steps)
         require_kept_samples(self, setting)
 
-    def corrector(self, setting: Setting) -> Corrector:
+    def corrector(self, setting: CorrectorContext) -> Corrector:
         """See `Method.corrector`."""
         return _LookingBack(self, setting)
 
@@ -97,7 +97,7 @@ class Hindsight(StoredDataclass):
 class _LookingBack(Corrector):
     """Hindsight on one run; keeps the predictions right before each full step."""
 
-    def __init__(self, choices: Hindsight, setting: Setting) -> None:
+    def __init__(self, choices: Hindsight, setting: CorrectorContext) -> None:
         super().__init__(setting)
         self._choices = choices
         self._levels = required(setting.levels, choices, setting.steps)
@@ -142,7 +142,7 @@ class _LookingBack(Corrector):
         return total * a[end + self._calls]
 
 
-def _judged(setting: Setting) -> frozenset[int]:
+def _judged(setting: CorrectorContext) -> frozenset[int]:
     """Where errors are taken back: the selected full steps, and what the plan refreshes in their intervals.
 
     Cached steps after the last scheduled full one have none after them, so those refreshed there are judged
@@ -167,7 +167,7 @@ def growth(step: int, end: int, reads: tuple[int, ...]) -> float:
     return math.prod((step - read) / (end - read) for read in reads)
 
 
-def refuse_misled(placed: Sequence[tuple[Method, tuple[int, ...]]]) -> None:
+def check_order(placed: Sequence[tuple[Method, tuple[int, ...]]]) -> None:
     """Refuses a plan in which Hindsight stands before what decides how cached steps are made.
 
     Raises:

@@ -46,24 +46,24 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct.choices import is_count, is_number, require
 from errata.correct.config_json import StoredDataclass
 from errata.correct.corrector import (
     Correction,
     Corrector,
+    CorrectorContext,
     Evaluate,
     Features,
     Preview,
     Rows,
-    Setting,
     StepView,
     put,
     take,
 )
+from errata.correct.device_sync import is_free_to_read
 from errata.correct.noise_levels import NoiseLevels
-from errata.correct.waiting import is_free_to_read
+from errata.correct.validation import is_count, is_number, require
 from errata.errors import PlanError
+from errata.runtime.schedule import CacheSchedule
 
 # Of the sample's own size: what two ways to round float32 differ by. A residual below it is noise, and its
 # growth says nothing.
@@ -149,10 +149,10 @@ class IEC(StoredDataclass):
         """The full steps: a cached one has no feature of its own to correct."""
         return schedule.full_steps
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: CorrectorContext) -> None:
         """See `Method.check`: it works with every scheduler."""
 
-    def corrector(self, setting: Setting) -> Corrector:
+    def corrector(self, setting: CorrectorContext) -> Corrector:
         """See `Method.corrector`."""
         return _Refinement(self, setting)
 
@@ -165,7 +165,7 @@ class IEC(StoredDataclass):
 class _Refinement(Corrector):
     """IEC on one run; every step stands alone."""
 
-    def __init__(self, choices: IEC, setting: Setting) -> None:
+    def __init__(self, choices: IEC, setting: CorrectorContext) -> None:
         super().__init__(setting)
         self._choices = choices
 

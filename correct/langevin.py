@@ -32,13 +32,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct.choices import is_count, is_number, require
 from errata.correct.config_json import StoredDataclass
-from errata.correct.corrector import Correction, Corrector, Rows, Setting, StepView
+from errata.correct.corrector import Correction, Corrector, CorrectorContext, Rows, StepView
 from errata.correct.iec import residual
 from errata.correct.noise_levels import NoiseLevels, required
 from errata.correct.step_rule import require_kept_samples
+from errata.correct.validation import is_count, is_number, require
+from errata.runtime.schedule import CacheSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +66,12 @@ class Langevin(StoredDataclass):
         """Every step but the sampler's last: noise that is added there stays in the image."""
         return tuple(range(schedule.num_steps - schedule.calls_per_step))
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: CorrectorContext) -> None:
         """See `Method.check`: noise levels must be known, and samples kept."""
         self.required(setting)
         require_kept_samples(self, setting)
 
-    def required(self, setting: Setting) -> NoiseLevels:
+    def required(self, setting: CorrectorContext) -> NoiseLevels:
         """The noise levels, which must be known and leave some signal at the calls after the selected steps.
 
         Raises:
@@ -80,7 +80,7 @@ class Langevin(StoredDataclass):
         ahead = [step + setting.schedule.calls_per_step for step in setting.steps]
         return required(setting.levels, self, ahead)
 
-    def corrector(self, setting: Setting) -> Corrector:
+    def corrector(self, setting: CorrectorContext) -> Corrector:
         """See `Method.corrector`."""
         return _Diffusion(self, setting)
 
@@ -88,7 +88,7 @@ class Langevin(StoredDataclass):
 class _Diffusion(Corrector):
     """Every step stands alone."""
 
-    def __init__(self, choices: Langevin, setting: Setting) -> None:
+    def __init__(self, choices: Langevin, setting: CorrectorContext) -> None:
         super().__init__(setting)
         self._choices = choices
         self._levels = choices.required(setting)

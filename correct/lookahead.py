@@ -19,15 +19,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct.choices import is_count, is_number, require
 from errata.correct.config_json import StoredDataclass
-from errata.correct.corrector import CallView, Corrector, Evaluation, Features, Method, Setting, StepView
+from errata.correct.corrector import (
+    CallView,
+    Corrector,
+    CorrectorContext,
+    Evaluation,
+    Features,
+    Method,
+    StepView,
+)
 from errata.correct.extrapolation import Differences, combined, newton_basis
 from errata.correct.fitted_forecast import FittedForecast
 from errata.correct.forecast import Forecast, cached_steps
 from errata.correct.refresh import Refresh
+from errata.correct.validation import is_count, is_number, require
 from errata.errors import PlanError
+from errata.runtime.schedule import CacheSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +65,7 @@ class Lookahead(StoredDataclass):
         """The cached steps."""
         return cached_steps(schedule)
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: CorrectorContext) -> None:
         """See `Method.check`.
 
         Raises:
@@ -69,7 +77,7 @@ class Lookahead(StoredDataclass):
                 "choose Forecast, which needs none"
             )
 
-    def corrector(self, setting: Setting) -> Corrector:
+    def corrector(self, setting: CorrectorContext) -> Corrector:
         """See `Method.corrector`."""
         return _LookingAhead(self, setting)
 
@@ -77,7 +85,7 @@ class Lookahead(StoredDataclass):
 class _LookingAhead(Corrector):
     """Lookahead on one run; keeps the latest points at which it looked."""
 
-    def __init__(self, choices: Lookahead, setting: Setting) -> None:
+    def __init__(self, choices: Lookahead, setting: CorrectorContext) -> None:
         super().__init__(setting)
         assert setting.levels is not None  # checked when the plan was wrapped
         self._levels = setting.levels
@@ -123,7 +131,7 @@ class _LookingAhead(Corrector):
         return start + self._calls * min(max(1, round(position * steps)), last)
 
 
-def refuse_idle(placed: Sequence[tuple[Method, tuple[int, ...]]], schedule: CacheSchedule) -> None:
+def check_effect(placed: Sequence[tuple[Method, tuple[int, ...]]], schedule: CacheSchedule) -> None:
     """Refuses a plan that pays for looking ahead in an interval, of which other methods decide every step.
 
     Raises:

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.compress.network.arguments import is_same_timestep
 from errata.errors import PlanError
+from errata.runtime.unet_arguments import is_same_timestep
 
 # Read in diffusers 0.42; `tests/correct/test_noise_levels.py` checks each against its own step.
 _BY_TIMESTEP = frozenset({"DDIMScheduler", "DDPMScheduler", "PNDMScheduler"})

@@ -8,26 +8,26 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from errata.compress.network.denoiser import Denoiser
-from errata.compress.network.pipeline import SteppedPipeline
-from errata.compress.network.run import Run
-from errata.correct.conflicts import refuse_conflicts
-from errata.correct.corrector import Corrector, Method, Setting
+from errata.correct.batch_invariance import SampleWise, works_one_by_one
+from errata.correct.conflicts import check_conflicts
+from errata.correct.corrector import Corrector, CorrectorContext, Method
 from errata.correct.diffier import DiffIER
 from errata.correct.fresh_noise import FreshNoise
 from errata.correct.guidance import asked_scale, scheduler_timesteps
-from errata.correct.hindsight import refuse_misled
+from errata.correct.hindsight import check_order
 from errata.correct.iec import IEC
-from errata.correct.lookahead import refuse_idle
+from errata.correct.lookahead import check_effect
 from errata.correct.noise_levels import NoiseLevels
 from errata.correct.plans import Plan
 from errata.correct.refresh import Refresh
-from errata.correct.sample_wise import SampleWise, works_one_by_one
+from errata.correct.scheduler_hook import SchedulerHook, decide, run_stats
 from errata.correct.stats import RunStats, overhead
 from errata.correct.step_rule import is_linear, keeps_samples
-from errata.correct.tap import Tap, decide, run_stats
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError
+from errata.runtime.denoiser import Denoiser
+from errata.runtime.pipeline import SteppedPipeline
+from errata.runtime.run import Run
 
 
 def wrap(deployed: DeployedPipeline, plan: Plan, *, batch_invariant: bool = False) -> CorrectedPipeline:
@@ -74,11 +74,11 @@ class CorrectedPipeline:
         self.plan = plan
         _check_artifact(plan, deployed)
         self._placed = plan.placed(deployed.schedule)
-        refuse_idle(self._placed, deployed.schedule)
-        refuse_misled(self._placed)
-        _refuse_unguided(self._placed, deployed.pipe)
+        check_effect(self._placed, deployed.schedule)
+        check_order(self._placed)
+        _check_can_guide(self._placed, deployed.pipe)
         if batch_invariant:
-            _refuse_shared_decisions(plan)
+            _check_batch_invariant(plan)
         self._levels: NoiseLevels | None = None
         self._checked_with: tuple[Any, Any] | None = None
         self._check_scheduler()
@@ -115,7 +115,7 @@ class CorrectedPipeline:
             output = run.pipe(**arguments)
             self._stats = run_stats(run, {})
             return output
-        tap = Tap(
+        tap = SchedulerHook(
             run,
             correctors,
             levels=self._levels,
@@ -162,13 +162,13 @@ class CorrectedPipeline:
         self._levels = _levels_of(self.deployed)
         for method, steps in self._placed:
             method.check(self._setting(steps))
-        refuse_conflicts(self._placed, is_linear=is_linear(scheduler))
+        check_conflicts(self._placed, is_linear=is_linear(scheduler))
         self._checked_with = scheduler, config
 
-    def _setting(self, steps: tuple[int, ...]) -> Setting:
+    def _setting(self, steps: tuple[int, ...]) -> CorrectorContext:
         denoiser = self.deployed.denoiser
         refreshing = [chosen for method, chosen in self._placed if isinstance(method, Refresh)]
-        return Setting(
+        return CorrectorContext(
             steps=steps,
             schedule=denoiser.schedule,
             timesteps=denoiser.timesteps,
@@ -216,7 +216,7 @@ def _check_artifact(plan: Plan, deployed: DeployedPipeline) -> None:
         )
 
 
-def _refuse_shared_decisions(plan: Plan) -> None:
+def _check_batch_invariant(plan: Plan) -> None:
     for method, _ in plan.parts:
         if isinstance(method, IEC) and method.stopping == "official":
             raise PlanError(
@@ -225,7 +225,7 @@ def _refuse_shared_decisions(plan: Plan) -> None:
             )
 
 
-def _refuse_unguided(placed: Sequence[tuple[Method, tuple[int, ...]]], pipe: Any) -> None:
+def _check_can_guide(placed: Sequence[tuple[Method, tuple[int, ...]]], pipe: Any) -> None:
     """Whether a call is guided shows when it is made; without a guidance scale none ever is."""
     names = [*inspect.signature(type(pipe).__call__).parameters, *dir(type(pipe))]
     can_guide = any("guidance" in name for name in names)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import steps as grammar
 from errata.correct.config_json import fields_of
 from errata.correct.corrector import Method
@@ -23,6 +22,7 @@ from errata.correct.planner.expectation import Expectation
 from errata.correct.refresh import Refresh
 from errata.correct.second_order import SecondOrder
 from errata.errors import PlanError
+from errata.runtime.schedule import CacheSchedule
 
 if TYPE_CHECKING:
     from errata.deploy import DeployedPipeline
@@ -165,7 +165,7 @@ class Plan:
         Raises:
             PlanError: another type or version, an unknown method, a missing or an unknown key.
         """
-        _refuse_depth(value)
+        _check_depth(value)
         fields = fields_of(cls, value, version=2)
         also, artifact, expected = fields["also"], fields["artifact"], fields["expected"]
         if artifact is not None and not isinstance(artifact, str):
@@ -216,7 +216,7 @@ def _placed(method: Method, steps: str, schedule: CacheSchedule) -> tuple[int, .
     )
 
 
-def _refuse_depth(value: Any) -> None:
+def _check_depth(value: Any) -> None:
     for _ in range(MOST_PARTS):
         value = value.get("also") if isinstance(value, Mapping) else None
     if value is not None:

@@ -15,8 +15,8 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Generator, Tensor
 
+from errata.correct.device_sync import on_host
 from errata.correct.step_rule import may_draw_noise
-from errata.correct.waiting import on_host
 
 
 class SchedulerStep:

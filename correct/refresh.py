@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct.config_json import StoredDataclass
-from errata.correct.corrector import CallView, Corrector, Evaluation, Setting
+from errata.correct.corrector import CallView, Corrector, CorrectorContext, Evaluation
 from errata.correct.forecast import cached_steps
+from errata.runtime.schedule import CacheSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,10 @@ class Refresh(StoredDataclass):
         """The cached steps."""
         return cached_steps(schedule)
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: CorrectorContext) -> None:
         """See `Method.check`: it works with every scheduler."""
 
-    def corrector(self, setting: Setting) -> Corrector:
+    def corrector(self, setting: CorrectorContext) -> Corrector:
         """See `Method.corrector`."""
         return _Refreshing(setting)
 
@@ -37,7 +37,7 @@ class Refresh(StoredDataclass):
 class _Refreshing(Corrector):
     """Refresh on one run."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: CorrectorContext) -> None:
         super().__init__(setting)
         self._steps = self.taps
         self.taps = frozenset()

@@ -1,4 +1,4 @@
-"""Runs float and deployed pipelines on equal noise, with a clock. Nothing else here calls a pipeline."""
+"""Runs float and deployed pipelines on equal noise, with a timer. Nothing else here calls a pipeline."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from errata.compress.recipes.schedule import StepKind
-from errata.correct.call_clock import CallClock
+from errata.correct.call_timer import CallTimer
 from errata.correct.pipeline import CorrectedPipeline, wrap
 from errata.correct.plans import Plan
 from errata.deploy import DeployedPipeline
+from errata.runtime.schedule import StepKind
 
 Inputs = Callable[[range], Mapping[str, Any]]
 """Pipeline keyword arguments for the samples of one batch, given their indices."""
@@ -27,7 +27,7 @@ Inputs = Callable[[range], Mapping[str, Any]]
 class Sampled:
     """One batch: images (B, C, H, W), float32 in [0, 1] on the CPU; denoiser calls are per image.
 
-    `calls` has the seconds of every denoiser call by kind, where the sampler has a `CallClock`.
+    `calls` has the seconds of every denoiser call by kind, where the sampler has a `CallTimer`.
     """
 
     images: Tensor
@@ -58,13 +58,13 @@ class FloatSampler:
     def sample(self, indices: range) -> Sampled:
         """See `Sampler.sample`."""
         arguments = {**self._inputs(indices), "num_inference_steps": self._steps}
-        clock = CallClock()
-        remove = clock.watch_module(self._pipe.unet)
+        timer = CallTimer()
+        remove = timer.watch_module(self._pipe.unet)
         try:
             images, seconds = _timed(self._pipe, arguments, indices, self._seed)
         finally:
             remove()
-        calls = clock.take()
+        calls = timer.take()
         return Sampled(
             images=images, seconds=seconds, base={"full": float(len(calls["full"]))}, extra={}, calls=calls
         )
@@ -73,7 +73,7 @@ class FloatSampler:
 class PlanSampler:
     """An artifact under a plan.
 
-    clock: what watches the artifact, if anything does.
+    timer: what watches the artifact, if anything does.
 
     Raises:
         PlanError: the artifact cannot serve the plan.
@@ -86,17 +86,17 @@ class PlanSampler:
         *,
         seed: int,
         inputs: Inputs,
-        clock: CallClock | None = None,
+        timer: CallTimer | None = None,
     ) -> None:
         self._corrected: CorrectedPipeline = wrap(deployed, plan)
-        self._deployed, self._seed, self._inputs, self._clock = deployed, seed, inputs, clock
+        self._deployed, self._seed, self._inputs, self._timer = deployed, seed, inputs, timer
 
     def sample(self, indices: range) -> Sampled:
         """See `Sampler.sample`."""
         with _quiet(self._deployed.pipe):
             images, seconds = _timed(self._corrected, self._inputs(indices), indices, self._seed)
         stats = self._corrected.stats
-        calls = {} if self._clock is None else self._clock.take()
+        calls = {} if self._timer is None else self._timer.take()
         return Sampled(images=images, seconds=seconds, base=stats.base, extra=stats.extra, calls=calls)
 
 

@@ -28,13 +28,13 @@ from typing import Literal
 
 import torch
 
-from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct.choices import is_number, require
 from errata.correct.config_json import StoredDataclass
-from errata.correct.corrector import Correction, Corrector, Setting, StepView
+from errata.correct.corrector import Correction, Corrector, CorrectorContext, StepView
 from errata.correct.iec import refine, residual
 from errata.correct.noise_levels import required
+from errata.correct.validation import is_number, require
 from errata.errors import PlanError
+from errata.runtime.schedule import CacheSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class SecondOrder(StoredDataclass):
         end = schedule.num_steps - schedule.calls_per_step
         return tuple(step for step in schedule.full_steps if step < end)
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: CorrectorContext) -> None:
         """See `Method.check`: noise levels must be known, and every selected step must move in time."""
         required(setting.levels, self, setting.steps)
         for step in setting.steps:
@@ -75,7 +75,7 @@ class SecondOrder(StoredDataclass):
                     "already; record the model with DDIM or Euler, or leave that step out"
                 )
 
-    def corrector(self, setting: Setting) -> Corrector:
+    def corrector(self, setting: CorrectorContext) -> Corrector:
         """See `Method.corrector`."""
         return _Average(self, setting)
 
@@ -83,7 +83,7 @@ class SecondOrder(StoredDataclass):
 class _Average(Corrector):
     """Every step stands alone."""
 
-    def __init__(self, choices: SecondOrder, setting: Setting) -> None:
+    def __init__(self, choices: SecondOrder, setting: CorrectorContext) -> None:
         super().__init__(setting)
         self._choices = choices
         self._levels = required(setting.levels, choices, setting.steps)

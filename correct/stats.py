@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from errata.compress.network.denoiser import Denoiser
-from errata.compress.recipes.schedule import StepKind
 from errata.correct.corrector import Rows
 from errata.correct.costs import price
 from errata.errors import ErrataError
+from errata.runtime.denoiser import Denoiser
+from errata.runtime.schedule import StepKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ class StepRecord:
         Raises:
             ErrataError: a prediction or a residual is not finite.
         """
-        self._refuse_broken()
+        self._check_finite()
         each = [
             StepStats(step=step, kind=plain, extra=changed_kind(plain, kind))
             for step, plain, kind in zip(self.steps, self.scheduled, self.made, strict=True)
@@ -155,15 +155,15 @@ class StepRecord:
                 residuals[index].append(value)
         return tuple(map(tuple, residuals)) if refined else ()
 
-    def _refuse_broken(self) -> None:
+    def _check_finite(self) -> None:
         whole = [True] * self.batch_size if self.is_finite is None else self.is_finite.tolist()
         for rows, values in self.residuals:
             for index, value in _by_sample(rows, values):
                 whole[index] = whole[index] and math.isfinite(value)
-        refuse_broken(self.steps[0], whole)
+        check_finite(self.steps[0], whole)
 
 
-def refuse_broken(step: int, whole: Sequence[bool]) -> None:
+def check_finite(step: int, whole: Sequence[bool]) -> None:
     """Refuses a step of which some samples are not `whole`.
 
     Raises:

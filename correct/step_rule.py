@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from errata.errors import PlanError
 
 if TYPE_CHECKING:
-    from errata.correct.corrector import Setting
+    from errata.correct.corrector import CorrectorContext
 
 # Read in diffusers 0.42: apart from clipping and thresholding, the sample that `step` returns is affine in
 # `model_output`, given the history. `tests/correct/test_schedulers.py` checks each.
@@ -66,7 +66,7 @@ def keeps_samples(scheduler: Any) -> bool:
     return _is_listed(scheduler, (_LINEAR | {"LMSDiscreteScheduler"}) - forgetful)
 
 
-def require_kept_samples(method: object, setting: Setting) -> None:
+def require_kept_samples(method: object, setting: CorrectorContext) -> None:
     """Refuses a method that changes samples where the scheduler would forget the change.
 
     Raises:

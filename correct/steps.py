@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.errors import PlanError
+from errata.runtime.schedule import CacheSchedule
 
 GRAMMAR = (
     '"all", "none", "full" (not served from the cache), "ends:1/10" (the first and the last tenth), '
@@ -88,7 +88,7 @@ def _members(part: str, schedule: CacheSchedule, expression: str) -> set[int]:
                 f"{total} steps; allowed are 1 to {total}"
             )
         return set(range(count)) if match[1] == "first" else set(range(total - count, total))
-    _refuse_beyond(max(high for _, high in _ranges(part)), total, part, expression)
+    _check_within(max(high for _, high in _ranges(part)), total, part, expression)
     return {i for low, high in _ranges(part) for i in range(low, high + 1)}
 
 
@@ -108,7 +108,7 @@ def _ranges(part: str) -> list[tuple[int, int]]:
     return [(int(low), int(high or low)) for low, _, high in pairs]
 
 
-def _refuse_beyond(highest: int, total: int, part: str, expression: str) -> None:
+def _check_within(highest: int, total: int, part: str, expression: str) -> None:
     if highest >= total:
         raise PlanError(
             f"steps {expression!r}: {part!r} reaches step {highest}, but the artifact was recorded with "

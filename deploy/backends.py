@@ -8,13 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from errata.compress.cache.corrected import correct_outputs
-from errata.compress.network.attention import QuantizedAttention, set_attention
-from errata.compress.network.clock import StepClock
-from errata.compress.network.unet import float_layer, replace_module
-from errata.compress.quantize.layers import Geometry
-from errata.compress.quantize.observation import layer_sites
-from errata.compress.quantize.scheme import AttentionScheme, LayerScheme, Scheme
 from errata.deploy import cuda
 from errata.deploy.cpu import int8, native, vnni
 from errata.deploy.cpu.attention import CPUAttention
@@ -23,6 +16,11 @@ from errata.deploy.cpu.weight_only import WeightOnlyLayer
 from errata.deploy.reference import ReferenceLayer, ReferenceQuantizer
 from errata.deploy.tensors import read_codes
 from errata.errors import ArtifactError
+from errata.runtime.attention import QuantizedAttention, set_attention
+from errata.runtime.feature_correction import correct_outputs
+from errata.runtime.layers import Geometry, float_layer, replace_module
+from errata.runtime.scheme import AttentionScheme, LayerScheme, Scheme, layer_sites
+from errata.runtime.step_context import StepContext
 
 BACKENDS = ("auto", "reference", "vnni", "onednn", "triton")
 # Those of int8 layers on the CPU.
@@ -64,7 +62,7 @@ def install(
     scheme: Scheme,
     tensors: Mapping[str, Tensor],
     *,
-    clock: StepClock,
+    context: StepContext,
     backend: str,
     device: torch.device,
 ) -> list[BackendRow]:
@@ -73,13 +71,13 @@ def install(
     for layer in scheme.layers:
         module = float_layer(unet, layer.name)
         chosen, reason = _choose(layer, module, backend, device)
-        replace_module(unet, layer.name, _runtime_layer(module, layer, tensors, clock, chosen, device))
+        replace_module(unet, layer.name, _runtime_layer(module, layer, tensors, context, chosen, device))
         rows.append(
             BackendRow(layer=layer.name, kind=layer.kind, scheme=layer.label(), backend=chosen, reason=reason)
         )
     for attention in scheme.attentions:
-        rows.append(_install_attention(unet, attention, tensors, clock, backend, device))
-    corrected = correct_outputs(unet, scheme, tensors, clock=clock, device=device)
+        rows.append(_install_attention(unet, attention, tensors, context, backend, device))
+    corrected = correct_outputs(unet, scheme, tensors, context=context, device=device)
     rows = [
         replace(row, reason=f"{row.reason}; output corrected in cached calls")
         if row.layer in corrected
@@ -140,7 +138,7 @@ def _runtime_layer(
     module: nn.Conv2d | nn.Linear,
     layer: LayerScheme,
     tensors: Mapping[str, Tensor],
-    clock: StepClock,
+    context: StepContext,
     backend: str,
     device: torch.device,
 ) -> nn.Module:
@@ -149,14 +147,16 @@ def _runtime_layer(
     bias = tensors.get(f"{layer.name}.bias")
     names = [site.name for site in layer_sites(layer)]
     if backend in CPU_INT8:
-        tables = [_step_table(name, tensors, clock) for name in names]
+        tables = [_step_table(name, tensors, context) for name in names]
         return Int8Layer(layer, Geometry(module), codes, weight_scale, bias, tables, kernel=backend)
     if backend == "weight only":
         return WeightOnlyLayer(layer, Geometry(module), codes, weight_scale, bias)
     if backend in ("cuda", "triton"):
         asked = "auto" if backend == "cuda" else backend
-        return cuda.runtime_layer(module, layer, codes, tensors, clock=clock, backend=asked, device=device)
-    quantizers = [_reference_quantizer(name, tensors, clock) for name in names]
+        return cuda.runtime_layer(
+            module, layer, codes, tensors, context=context, backend=asked, device=device
+        )
+    quantizers = [_reference_quantizer(name, tensors, context) for name in names]
     return ReferenceLayer(layer, Geometry(module), codes, weight_scale, bias, quantizers).to(device)
 
 
@@ -164,7 +164,7 @@ def _install_attention(
     unet: nn.Module,
     attention: AttentionScheme,
     tensors: Mapping[str, Tensor],
-    clock: StepClock,
+    context: StepContext,
     backend: str,
     device: torch.device,
 ) -> BackendRow:
@@ -172,11 +172,11 @@ def _install_attention(
     if backend in ("reference", "triton") or _int8_obstacle(device):
         chosen, reason = "reference", "inputs on the 8-bit grid, float products"
         quantizers: list[nn.Module] = [
-            _reference_quantizer(name, tensors, clock).to(device) for name in attention.sites
+            _reference_quantizer(name, tensors, context).to(device) for name in attention.sites
         ]
     else:
         chosen, reason = "float", "inputs on the 8-bit grid, float products"
-        quantizers = [OneDNNQuantizer(_step_table(name, tensors, clock)) for name in attention.sites]
+        quantizers = [OneDNNQuantizer(_step_table(name, tensors, context)) for name in attention.sites]
     query, key, value, probabilities = quantizers
     processor = QuantizedAttention(query=query, key=key, value=value, probabilities=probabilities)
     if is_fused and device.type == "cpu":
@@ -197,9 +197,13 @@ def _install_attention(
     )
 
 
-def _step_table(name: str, tensors: Mapping[str, Tensor], clock: StepClock) -> StepTable:
-    return StepTable(tensors[f"{name}.scale"], tensors[f"{name}.zero_point"], clock)
+def _step_table(name: str, tensors: Mapping[str, Tensor], context: StepContext) -> StepTable:
+    return StepTable(tensors[f"{name}.scale"], tensors[f"{name}.zero_point"], context)
 
 
-def _reference_quantizer(name: str, tensors: Mapping[str, Tensor], clock: StepClock) -> ReferenceQuantizer:
-    return ReferenceQuantizer(tensors[f"{name}.scale"], tensors[f"{name}.zero_point"], bits=8, clock=clock)
+def _reference_quantizer(
+    name: str, tensors: Mapping[str, Tensor], context: StepContext
+) -> ReferenceQuantizer:
+    return ReferenceQuantizer(
+        tensors[f"{name}.scale"], tensors[f"{name}.zero_point"], bits=8, context=context
+    )

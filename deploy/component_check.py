@@ -9,13 +9,13 @@ import torch
 from diffusers import ModelMixin, SchedulerMixin
 
 from errata.calibration.plain_json import from_plain
-from errata.deploy.allowed import is_transformers_model
+from errata.deploy.allowlist import is_transformers_model
 from errata.deploy.components import DIFFUSERS_WEIGHTS, TRANSFORMERS_WEIGHTS
 from errata.deploy.construction import without_memory
 from errata.deploy.limits import LARGEST_NUMBER, LARGEST_SCHEDULER_NUMBER
 from errata.deploy.safetensors_header import read_header
 from errata.deploy.strict_json import json_object, largest_whole_number
-from errata.errors import ArtifactCorrupt
+from errata.errors import ArtifactCorruptError
 
 _CONFIG = "config.json"
 
@@ -48,13 +48,15 @@ def network_settings(file: Path) -> Any:
 def _settings(file: Path, largest: int) -> Any:
     settings = json_object(file)
     if (number := largest_whole_number(settings)) > largest:
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{file} has a setting of {str(number)[:40]}; whole numbers there are at most {largest:,}"
         )
     try:
         return from_plain(settings)
     except ValueError as error:  # a `$float` that is none
-        raise ArtifactCorrupt(f"{file} is not readable: {error}; it was not written by errata") from error
+        raise ArtifactCorruptError(
+            f"{file} is not readable: {error}; it was not written by errata"
+        ) from error
 
 
 def _check_diffusers_model(folder: Path, kind: type[Any]) -> None:
@@ -107,10 +109,12 @@ def _check_scheduler(folder: Path, kind: type[Any]) -> None:
 
 def _tensors(folder: Path, name: str) -> Any:
     if not (folder / name).is_file():
-        raise ArtifactCorrupt(f"{folder} has no {name}; copy the artifact again")
+        raise ArtifactCorruptError(f"{folder} has no {name}; copy the artifact again")
     return read_header(folder / name).tensors
 
 
-def _misfit(folder: Path, kind: type[Any], reason: str) -> ArtifactCorrupt:
+def _misfit(folder: Path, kind: type[Any], reason: str) -> ArtifactCorruptError:
     first = (reason.splitlines() or ["no reason given"])[0][:300]
-    return ArtifactCorrupt(f"{folder} does not make a {kind.__name__}: {first}; it was not written by errata")
+    return ArtifactCorruptError(
+        f"{folder} does not make a {kind.__name__}: {first}; it was not written by errata"
+    )

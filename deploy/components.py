@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from errata.calibration.plain_json import from_plain, to_plain
-from errata.deploy.allowed import is_tokenizer, is_transformers_model
+from errata.deploy.allowlist import is_tokenizer, is_transformers_model
 from errata.deploy.limits import LARGEST_JSON
 from errata.deploy.safetensors_header import read_header
 from errata.deploy.strict_json import json_object, json_value
 from errata.deploy.tokenizer_files import forget_use
-from errata.errors import ArtifactCorrupt, ArtifactError
+from errata.errors import ArtifactCorruptError, ArtifactError
 
 # One file a model, whatever its size: an index beside several would name files.
 _ONE_FILE = "100000GB"
@@ -81,7 +81,7 @@ def check_component(folder: Path) -> None:
 
 def _check_settings(settings: dict[str, Any], file: Path) -> None:
     if _FOREIGN_FORMAT in settings or settings != _without_places(settings):
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{file} has a setting that names a file, a model or a program; it was not written by errata"
         )
     check_version(settings, file)
@@ -95,7 +95,7 @@ def check_version(settings: Mapping[str, Any], file: Path) -> None:
     """
     stated = settings.get(_VERSION, "0")
     if not isinstance(stated, str) or not _VERSION_NUMBER.fullmatch(stated):
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{file} has {_VERSION}={str(stated)[:80]!r}, which is no version; deploy again"
         )
 

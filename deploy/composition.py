@@ -10,12 +10,12 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from errata.deploy.allowed import component_class, pipeline_class
+from errata.deploy.allowlist import component_class, pipeline_class
 from errata.deploy.components import check_version
 from errata.deploy.manifest import MANIFEST_FILE, Manifest
 from errata.deploy.sharding import is_denoiser_file
 from errata.deploy.strict_json import json_object
-from errata.errors import ArtifactCorrupt
+from errata.errors import ArtifactCorruptError
 
 MODEL_INDEX = "model_index.json"
 DENOISER = "unet"
@@ -70,7 +70,7 @@ def _read(file: Path) -> Composition:
     check_version(index, file)
     name = index.get("_class_name")
     if not isinstance(name, str):
-        raise ArtifactCorrupt(f"{file} names no pipeline class; it was not written by errata")
+        raise ArtifactCorruptError(f"{file} names no pipeline class; it was not written by errata")
     components: dict[str, tuple[str, str] | None] = {}
     settings: dict[str, Any] = {}
     for key, value in index.items():
@@ -84,7 +84,7 @@ def _read(file: Path) -> Composition:
             case None | bool() | int() | float() | str():
                 settings[key] = value
             case _:
-                raise ArtifactCorrupt(
+                raise ArtifactCorruptError(
                     f"{file}: {key!r} is neither a component nor a setting; it was not written by errata"
                 )
     return Composition(pipeline=pipeline_class(name), components=components, settings=settings)
@@ -99,10 +99,10 @@ def _check_signature(root: Path, composition: Composition) -> None:
     taken = needed | optional, set(parameters) - needed - optional
     for given, allowed in zip((composition.components, composition.settings), taken, strict=True):
         if extra := sorted(set(given) - allowed):
-            raise ArtifactCorrupt(f"{root / MODEL_INDEX}: {name} takes no {extra[0]!r}; deploy again")
+            raise ArtifactCorruptError(f"{root / MODEL_INDEX}: {name} takes no {extra[0]!r}; deploy again")
     present = {key for key, entry in composition.components.items() if entry is not None}
     if missing := sorted(needed - optional - present):
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{root} does not make a {name}: {MODEL_INDEX} lacks {missing[0]!r}; deploy again"
         )
 
@@ -111,7 +111,7 @@ def _check_entry(root: Path, composition: Composition, component: str, expected:
     entry = composition.components.get(component)
     if entry is None or entry[1] != expected:
         found = None if entry is None else entry[1]
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{root / MODEL_INDEX}: component {component!r} is {found!r}, {MANIFEST_FILE} says {expected!r}; "
             "it was not written by errata"
         )
@@ -125,14 +125,14 @@ def _check_files(root: Path, composition: Composition, manifest: Manifest) -> No
         if file == MODEL_INDEX:
             continue
         if folder not in present or len(rest) != 1:
-            raise ArtifactCorrupt(f"{root / file} belongs to no component of {MODEL_INDEX}; remove it")
+            raise ArtifactCorruptError(f"{root / file} belongs to no component of {MODEL_INDEX}; remove it")
         name = rest[0]
         is_redirection = name in _REDIRECTIONS or name.endswith(_REDIRECTING_SUFFIX)
         is_own = name in _OWN_FILES.get(folder, {name}) or is_denoiser_file(file)
         if not name.endswith(_SUFFIXES) or is_redirection or not is_own:
-            raise ArtifactCorrupt(
+            raise ArtifactCorruptError(
                 f"{root / file} is not allowed: a component holds {', '.join(_SUFFIXES)} files that refer to "
                 "no others, never pickles or programs; deploy again"
             )
     for name in sorted(present - {PurePosixPath(file).parts[0] for file in manifest.files}):
-        raise ArtifactCorrupt(f"{root} has no files of component {name!r}; copy the artifact again")
+        raise ArtifactCorruptError(f"{root} has no files of component {name!r}; copy the artifact again")

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from torch import nn
 
-from errata.calibration.streams import calls_per_step
 from errata.canonical_json import dumps
-from errata.compress.network.unet import BranchedUNet
-from errata.compress.quantize.scheme import Scheme
 from errata.deploy.limits import MOST_MATCHES
 from errata.deploy.manifest import MANIFEST_FILE, Manifest
 from errata.deploy.strict_json import json_object
-from errata.errors import ArtifactCorrupt, RecipeError
+from errata.errors import ArtifactCorruptError, RecipeError
+from errata.runtime.sampler import calls_per_step
+from errata.runtime.scheme import Scheme
+from errata.runtime.unet import BranchedUNet
 
 UNET_CONFIG = "unet/config.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
@@ -38,7 +38,7 @@ def check_consistency(root: Path, unet: nn.Module, manifest: Manifest) -> None:
         scheme = Scheme.of(branched.unet, recipe, branch=manifest.schedule.branch)
         is_schedule_allowed = recipe.allows(manifest.schedule)
     except RecipeError as error:
-        raise ArtifactCorrupt(f"{root}: {error}; it was not written by errata") from error
+        raise ArtifactCorruptError(f"{root}: {error}; it was not written by errata") from error
     float32_bytes = 4 * sum(value.numel() for value in unet.state_dict().values())
     agrees = {
         "scheme": dumps(manifest.scheme.to_json()) == dumps(scheme.to_json()),  # where 1 is not true
@@ -55,8 +55,8 @@ def check_consistency(root: Path, unet: nn.Module, manifest: Manifest) -> None:
             raise _contradiction(root, manifest, name)
 
 
-def _contradiction(root: Path, manifest: Manifest, name: str) -> ArtifactCorrupt:
-    return ArtifactCorrupt(
+def _contradiction(root: Path, manifest: Manifest, name: str) -> ArtifactCorruptError:
+    return ArtifactCorruptError(
         f"{root / MANIFEST_FILE}: {name} does not fit the recipe {manifest.recipe.name[:200]}, the network "
         "or the artifact's other files; it was not written by errata"
     )
@@ -70,7 +70,7 @@ def _check_sizes(root: Path, unet: nn.Module, manifest: Manifest) -> None:
     patterns = 0 if quantization is None else len(quantization.patterns)
     modules = sum(1 for _ in unet.modules())
     if patterns * modules > MOST_MATCHES:
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{root / MANIFEST_FILE}: {patterns:,} patterns for {modules:,} modules are too many to compare; "
             f"allowed are {MOST_MATCHES:,} pairs"
         )
@@ -80,7 +80,7 @@ def _check_streams(root: Path, manifest: Manifest) -> None:
     """A cache must keep the calls of a sampler step apart; without one the schedule need not know of them."""
     found, expected = manifest.schedule.calls_per_step, calls_per_step(manifest.sampler.timesteps or (0.0,))
     if found != expected and (manifest.schedule.has_cache or found != 1):
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{root / MANIFEST_FILE}: its timesteps have {expected} denoiser calls in each sampler step, its "
             f"schedule has calls_per_step={found}: a cached call would read the feature of another call; "
             "compress the pipeline again"

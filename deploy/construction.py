@@ -16,7 +16,7 @@ from torch.nn.modules.module import (
 )
 
 from errata.deploy.limits import LARGEST_SAMPLE, LARGEST_STRIDE, MOST_MODULES
-from errata.errors import ArtifactCorrupt
+from errata.errors import ArtifactCorruptError
 
 
 @contextmanager
@@ -61,14 +61,14 @@ def check_geometry(file: Path, network: nn.Module, settings: Mapping[str, Any]) 
             for word, least in (("stride", 1), ("padding", 0), ("dilation", 1)):
                 value = getattr(module, word)
                 if not _are_whole(value, least, LARGEST_STRIDE) or len(value) != 2:
-                    raise ArtifactCorrupt(
+                    raise ArtifactCorruptError(
                         f"{file} gives layer {name!r} the {word} {str(value)[:80]}; allowed are pairs of "
                         f"whole numbers from {least} to {LARGEST_STRIDE}"
                     )
     size = settings.get("sample_size")
     sides = size if isinstance(size, list) else [size]
     if size is not None and not (_are_whole(sides, 1, LARGEST_SAMPLE) and 1 <= len(sides) <= 2):
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{file} has sample_size={str(size)[:80]}; allowed are whole numbers from 1 to {LARGEST_SAMPLE:,}"
         )
 

@@ -13,7 +13,7 @@ from errata.deploy.manifest import Manifest
 from errata.deploy.packing import has_code_out_of_range
 from errata.deploy.safetensors_header import StoredTensor, read_header
 from errata.deploy.tensors import TensorType, expected_tensors, odd_packed_codes
-from errata.errors import ArtifactCorrupt
+from errata.errors import ArtifactCorruptError
 
 _CODES = ".codes"
 _SCALES = (".scale", ".weight_scale")
@@ -33,12 +33,14 @@ def check_denoiser(files: Sequence[Path], unet: nn.Module, manifest: Manifest) -
     for file in files:
         header = read_header(file)
         if header.metadata:
-            raise ArtifactCorrupt(f"{file} has metadata, which the format does not know; deploy again")
+            raise ArtifactCorruptError(f"{file} has metadata, which the format does not know; deploy again")
         if not header.tensors and len(files) > 1:
-            raise ArtifactCorrupt(f"{file} is an empty shard; deploy again")
+            raise ArtifactCorruptError(f"{file} is an empty shard; deploy again")
         for name, tensor in header.tensors.items():
             if name in places:
-                raise ArtifactCorrupt(f"{file} holds tensor {name!r}, which {places[name].name} holds too")
+                raise ArtifactCorruptError(
+                    f"{file} holds tensor {name!r}, which {places[name].name} holds too"
+                )
             places[name] = file
             if name in expected:
                 _check_type(file, name, tensor, expected[name], manifest)
@@ -53,9 +55,9 @@ def check_denoiser(files: Sequence[Path], unet: nn.Module, manifest: Manifest) -
 def _check_names(files: Sequence[Path], found: set[str], expected: set[str]) -> None:
     path = files[0] if len(files) == 1 else files[0].parent
     if missing := sorted(expected - found):
-        raise ArtifactCorrupt(f"{path} lacks {len(missing)} tensors, the first is {missing[0]!r}")
+        raise ArtifactCorruptError(f"{path} lacks {len(missing)} tensors, the first is {missing[0]!r}")
     if extra := sorted(found - expected):
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{path} holds {len(extra)} tensors outside the scheme, the first is {extra[0][:200]!r}"
         )
 
@@ -65,7 +67,7 @@ def _check_type(path: Path, name: str, found: StoredTensor, expected: TensorType
     is_open = not manifest.is_quantized and expected[0].is_floating_point and found.dtype.is_floating_point
     same_type = is_open or found.dtype == expected[0]
     if not same_type or found.shape != expected[1]:
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{path}: tensor {name!r} is {found.dtype} {found.shape}, the scheme {manifest.recipe.name} says "
             f"{expected[0]} {expected[1]}"
         )
@@ -73,20 +75,20 @@ def _check_type(path: Path, name: str, found: StoredTensor, expected: TensorType
 
 def _check_values(path: Path, name: str, value: Tensor, *, is_padded: bool) -> None:
     if name.endswith(_CODES) and has_code_out_of_range(value):
-        raise ArtifactCorrupt(f"{path}: tensor {name!r} holds a code outside the symmetric range")
+        raise ArtifactCorruptError(f"{path}: tensor {name!r} holds a code outside the symmetric range")
     if is_padded and int(value[-1]) >> 4:
-        raise ArtifactCorrupt(f"{path}: tensor {name!r} fills its last byte up with another code than 0")
+        raise ArtifactCorruptError(f"{path}: tensor {name!r} fills its last byte up with another code than 0")
     if not value.is_floating_point():
         return
     if not bool(torch.isfinite(value).all()):
-        raise ArtifactCorrupt(f"{path}: tensor {name!r} holds NaN or infinity")
+        raise ArtifactCorruptError(f"{path}: tensor {name!r} holds NaN or infinity")
     if name.endswith(_SCALES):
         _check_scales(path, name, value)
 
 
 def _check_scales(path: Path, name: str, value: Tensor) -> None:
     if not bool((value > 0).all()):
-        raise ArtifactCorrupt(f"{path}: tensor {name!r} holds a scale that is not positive")
+        raise ArtifactCorruptError(f"{path}: tensor {name!r} holds a scale that is not positive")
     code = _LARGEST_CODE[f".{name.rpartition('.')[2]}"]
     if not bool(torch.isfinite(value * code).all()):
-        raise ArtifactCorrupt(f"{path}: tensor {name!r} holds a scale that makes code {code} infinite")
+        raise ArtifactCorruptError(f"{path}: tensor {name!r} holds a scale that makes code {code} infinite")

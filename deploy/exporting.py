@@ -15,7 +15,7 @@ import errata
 from errata.calibration.fingerprint import public_config
 from errata.canonical_json import file_digest
 from errata.compress import CompressedPipeline
-from errata.deploy.allowed import entry_of, is_pipeline
+from errata.deploy.allowlist import entry_of, is_pipeline
 from errata.deploy.components import write_component, write_json
 from errata.deploy.composition import DENOISER, MODEL_INDEX
 from errata.deploy.manifest import MANIFEST_FILE, FileRecord, Manifest

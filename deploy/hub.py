@@ -19,7 +19,7 @@ from errata.deploy.hub_source import SIGNATURE_FILE, HubSource, hub_errors
 from errata.deploy.manifest import MANIFEST_FILE
 from errata.deploy.model_card import CARD_FILE, model_card
 from errata.deploy.verification import verify
-from errata.directories import refuse_taken, staged_directory
+from errata.directories import check_is_vacant, staged_directory
 from errata.errors import ArtifactError
 
 _OF_THE_HUB = ".gitattributes"
@@ -103,7 +103,7 @@ def from_hub(
             holds no artifact, or no signature where one is asked for.
     """
     if out is not None:
-        refuse_taken(Path(out), error=ArtifactError)
+        check_is_vacant(Path(out), error=ArtifactError)
     api = _api(token)
     with hub_errors(f"fetch {repo_id!r}" + ("" if revision is None else f" at {revision!r}")):
         info = api.model_info(repo_id, revision=revision, files_metadata=True)

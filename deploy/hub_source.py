@@ -13,7 +13,7 @@ from errata.deploy.inventory import check_names
 from errata.deploy.limits import LARGEST_MANIFEST, LARGEST_SETTINGS
 from errata.deploy.manifest import MANIFEST_FILE, Manifest, read_manifest
 from errata.deploy.verification import verify
-from errata.errors import ArtifactCorrupt, ArtifactError
+from errata.errors import ArtifactCorruptError, ArtifactError
 
 # The signature's name in a repository: beside the artifact's files, and none of them.
 SIGNATURE_FILE = "errata.sig"
@@ -62,7 +62,7 @@ class HubSource:
         """Before gigabytes are fetched for nothing."""
         for name, record in manifest.files.items():
             if self.sizes.get(name) != record.bytes:
-                raise ArtifactCorrupt(
+                raise ArtifactCorruptError(
                     f"{name} of {self.repo_id!r} has {self.sizes.get(name)} bytes, its manifest says "
                     f"{record.bytes:,}; push the artifact again"
                 )

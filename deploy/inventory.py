@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from errata.canonical_json import file_digest
 from errata.deploy.manifest import MANIFEST_FILE, FileRecord, Manifest
-from errata.errors import ArtifactCorrupt
+from errata.errors import ArtifactCorruptError
 
 # Names that mean the same file on every system.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
@@ -27,12 +27,12 @@ def check_files(root: Path, manifest: Manifest, *, manifest_file: str = MANIFEST
     for path in _walk(root):
         name = path.relative_to(root).as_posix()
         if name not in manifest.files and name != manifest_file:
-            raise ArtifactCorrupt(
+            raise ArtifactCorruptError(
                 f"{path} is not listed in the manifest; remove it or copy the artifact again"
             )
         present.add(name)
     if missing := sorted(set(manifest.files) - present):
-        raise ArtifactCorrupt(f"{root / missing[0]} is missing; copy the artifact again")
+        raise ArtifactCorruptError(f"{root / missing[0]} is missing; copy the artifact again")
     # Sizes first: they are cheap, and a file that was cut short is told as such.
     for name, record in manifest.files.items():
         _check_size(root / name, record)
@@ -51,14 +51,14 @@ def check_names(root: Path, manifest: Manifest, *, manifest_file: str = MANIFEST
     for name in manifest.files:
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or pure.as_posix() != name or "\\" in name:
-            raise ArtifactCorrupt(f"{file} names a file outside the artifact: {name!r}")
+            raise ArtifactCorruptError(f"{file} names a file outside the artifact: {name!r}")
         if not _PLAIN_NAME.fullmatch(name):
-            raise ArtifactCorrupt(
+            raise ArtifactCorruptError(
                 f"{file} names the file {name!r}; allowed are letters, digits, '.', '_' and '-' of ASCII, "
                 "and no dot or '-' at the start; it was not written by errata"
             )
         if other := folded.get(name.lower()):
-            raise ArtifactCorrupt(
+            raise ArtifactCorruptError(
                 f"{file} names {other!r} and {name!r}, which some systems take for one file; it was not "
                 "written by errata"
             )
@@ -84,21 +84,25 @@ def _walk(root: Path) -> Iterator[Path]:
                 elif entry.is_file(follow_symlinks=False):
                     yield path
                 else:
-                    raise ArtifactCorrupt(
+                    raise ArtifactCorruptError(
                         f"{path} is a link or special file; an artifact holds plain files only"
                     )
         if is_empty:
-            raise ArtifactCorrupt(f"{folder} is an empty directory; remove it or copy the artifact again")
+            raise ArtifactCorruptError(
+                f"{folder} is an empty directory; remove it or copy the artifact again"
+            )
 
 
 def _check_size(path: Path, record: FileRecord) -> None:
     size = path.lstat().st_size
     if size != record.bytes:
-        raise ArtifactCorrupt(f"{path} has {size:,} bytes, the manifest says {record.bytes:,}; copy it again")
+        raise ArtifactCorruptError(
+            f"{path} has {size:,} bytes, the manifest says {record.bytes:,}; copy it again"
+        )
 
 
 def _check_digest(path: Path, record: FileRecord) -> None:
     if file_digest(path) != record.sha256:
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{path} was altered: its SHA-256 is not the manifest's; copy the artifact again"
         )

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from errata.canonical_json import digest, dumps
-from errata.compress.compressed import Sampler
-from errata.compress.quantize.scheme import Scheme
-from errata.compress.recipes.recipe import Recipe
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.deploy.limits import LARGEST_MANIFEST, LONGEST_PATTERN, MOST_CALLS
 from errata.deploy.strict_json import bounded_json
-from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactVersionError, RecipeError
+from errata.errors import ArtifactCorruptError, ArtifactError, ArtifactVersionError, RecipeError
+from errata.runtime.recipes.recipe import Recipe
+from errata.runtime.sampler import Sampler
+from errata.runtime.schedule import CacheSchedule
+from errata.runtime.scheme import Scheme
 
 FORMAT = "errata-artifact/1"
 MANIFEST_FILE = "errata.json"
@@ -149,9 +149,9 @@ def read_sealed(root: Path, name: str, form: str) -> dict[str, Any]:
     try:
         value = bounded_json(data)
     except ValueError as error:
-        raise ArtifactCorrupt(f"{file} is not valid JSON ({error}); copy the artifact again") from error
+        raise ArtifactCorruptError(f"{file} is not valid JSON ({error}); copy the artifact again") from error
     if not isinstance(value, dict):
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{file} holds a {type(value).__name__}, not a manifest; copy the artifact again"
         )
     if value.get("format") != form:
@@ -164,17 +164,19 @@ def read_sealed(root: Path, name: str, form: str) -> dict[str, Any]:
     except ValueError:  # text that no canonical JSON can hold
         is_intact = False
     if not is_intact:
-        raise ArtifactCorrupt(f"{file} was altered: its own digest does not match; copy the artifact again")
+        raise ArtifactCorruptError(
+            f"{file} was altered: its own digest does not match; copy the artifact again"
+        )
     return value
 
 
 def _read(root: Path, file: Path) -> bytes:
     if file.is_symlink():
-        raise ArtifactCorrupt(f"{file} is a link or special file; an artifact holds plain files only")
+        raise ArtifactCorruptError(f"{file} is a link or special file; an artifact holds plain files only")
     if not file.is_file():
         raise ArtifactError(f"{root} is no artifact: it has no {file.name}; make one with `errata deploy`")
     if (size := file.stat().st_size) > LARGEST_MANIFEST:
-        raise ArtifactCorrupt(f"{file} has {size:,} bytes; a manifest has at most {LARGEST_MANIFEST:,}")
+        raise ArtifactCorruptError(f"{file} has {size:,} bytes; a manifest has at most {LARGEST_MANIFEST:,}")
     return file.read_bytes()
 
 
@@ -185,14 +187,16 @@ def parse_manifest(value: dict[str, Any], file: Path) -> Manifest:
         ArtifactCorrupt: it is none.
     """
     if missing := sorted(_KEYS - set(value)):
-        raise ArtifactCorrupt(f"{file} lacks the keys {missing}; it was not written by errata")
+        raise ArtifactCorruptError(f"{file} lacks the keys {missing}; it was not written by errata")
     if extra := sorted(set(value) - _KEYS):
-        raise ArtifactCorrupt(f"{file} has unknown keys: {str(extra)[:200]}; it was not written by errata")
+        raise ArtifactCorruptError(
+            f"{file} has unknown keys: {str(extra)[:200]}; it was not written by errata"
+        )
     try:
         manifest = _typed(value)
-        _refuse_other_spellings(value, manifest)
+        _check_spelling(value, manifest)
     except (KeyError, TypeError, ValueError, AttributeError, RecipeError) as error:
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{file} is not a readable manifest: {str(error)[:500]}; it was not written by errata"
         ) from error
     return manifest
@@ -217,7 +221,7 @@ def _typed(value: dict[str, Any]) -> Manifest:
     )
 
 
-def _refuse_other_spellings(value: dict[str, Any], manifest: Manifest) -> None:
+def _check_spelling(value: dict[str, Any], manifest: Manifest) -> None:
     """Whatever was read would be written the same way; a recipe may leave out what has a default.
 
     Raises:

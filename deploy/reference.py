@@ -6,32 +6,33 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from errata.compress.network.clock import StepClock
-from errata.compress.quantize.layers import Geometry
-from errata.compress.quantize.ranges import dequantize, quantize
-from errata.compress.quantize.scheme import LayerScheme
 from errata.deploy.packing import dequantize_weight
+from errata.runtime.layers import Geometry
+from errata.runtime.ranges import dequantize, quantize
+from errata.runtime.scheme import LayerScheme
+from errata.runtime.step_context import StepContext
 
 
 class ReferenceQuantizer(nn.Module):
     """Quantizes and dequantizes an activation with the scale and zero point of the current step.
 
-    The arithmetic is that of the simulation (`errata.compress.quantize.ranges`), operation by operation. The
-    step is read from the clock's tensor, so that what is compiled or captured serves every step.
+    The arithmetic is that of the simulation (`errata.compress.quantize.quantizers`), operation by
+    operation. The step is read from the context's tensor, so that what is compiled or captured serves every
+    step.
     """
 
-    def __init__(self, scale: Tensor, zero_point: Tensor, *, bits: int, clock: StepClock) -> None:
+    def __init__(self, scale: Tensor, zero_point: Tensor, *, bits: int, context: StepContext) -> None:
         super().__init__()
         self.scale: Tensor
         self.zero_point: Tensor
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point.float())
         self.bits = bits
-        self.clock = clock
+        self.context = context
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` on the grid of the current step, same shape and dtype."""
-        step = self.clock.step_on(x.device)
+        step = self.context.step_on(x.device)
         # Scalars without a dimension: with one they would turn half precision into float32.
         scale, zero_point = (
             table.index_select(0, step).squeeze(0) for table in (self.scale, self.zero_point)

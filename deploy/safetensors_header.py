@@ -18,7 +18,7 @@ import torch
 
 from errata.deploy.limits import LARGEST_HEADER, MOST_DIMENSIONS
 from errata.deploy.strict_json import bounded_json
-from errata.errors import ArtifactCorrupt
+from errata.errors import ArtifactCorruptError
 
 _COUNT_BYTES = 8
 _METADATA = "__metadata__"
@@ -124,5 +124,5 @@ def _check_coverage(file: Path, tensors: Mapping[str, StoredTensor], data_bytes:
         raise _refusal(file, f"{data_bytes - position:,} bytes after the last tensor belong to none")
 
 
-def _refusal(file: Path, reason: str) -> ArtifactCorrupt:
-    return ArtifactCorrupt(f"{file} is not a safetensors file: {reason}; copy the artifact again")
+def _refusal(file: Path, reason: str) -> ArtifactCorruptError:
+    return ArtifactCorruptError(f"{file} is not a safetensors file: {reason}; copy the artifact again")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from errata.deploy.manifest import Manifest
-from errata.errors import ArtifactCorrupt, ArtifactError
+from errata.errors import ArtifactCorruptError, ArtifactError
 
 DENOISER_FILE = "unet/errata.safetensors"
 # The same as in diffusers and huggingface_hub.
@@ -87,14 +87,14 @@ def denoiser_files(root: Path, manifest: Manifest) -> list[Path]:
     shards = sorted(name for name in manifest.files if _SHARD.fullmatch(name))
     if DENOISER_FILE in manifest.files:
         if shards:
-            raise ArtifactCorrupt(f"{root} has both {DENOISER_FILE} and {shards[0]}; deploy again")
+            raise ArtifactCorruptError(f"{root} has both {DENOISER_FILE} and {shards[0]}; deploy again")
         return [root / DENOISER_FILE]
     if not shards:
-        raise ArtifactCorrupt(f"{root} has no {DENOISER_FILE} and no shards; every artifact needs them")
+        raise ArtifactCorruptError(f"{root} has no {DENOISER_FILE} and no shards; every artifact needs them")
     expected = [f"unet/errata-{number:05d}-of-{len(shards):05d}.safetensors" for number in _count(shards)]
     if len(shards) < 2 or shards != expected:
         odd = sorted(set(shards) ^ set(expected)) or shards
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{root} has {len(shards)} shards of {DENOISER_FILE}, but {odd[0]} does not fit: several shards "
             "are numbered from 1 and say how many they are; copy the artifact again"
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.deploy.strict_json import json_object
-from errata.errors import ArtifactCorrupt, ArtifactError, first_line
+from errata.errors import ArtifactCorruptError, ArtifactError, first_line
 
 _CURVES = "an elliptic curve key of P-256, P-384 or P-521 in PEM"
 
@@ -38,7 +38,7 @@ def check_signature(root: Path, digests: Mapping[str, str], signature: Path, pub
     except Exception as error:  # the libraries below raise whatever they like
         raise _refusal(root, signature, public_key, error, _first_difference(payload, digests)) from error
     if missing := sorted(set(digests) - set(_signed(payload))):  # it may say that it left files out
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{signature} does not cover {missing[0]}; sign the artifact with `errata sign`"
         )
 
@@ -94,9 +94,9 @@ def _payload(signature: Path) -> dict[str, Any]:
             base64.b64decode(bundle["dsseEnvelope"]["payload"], validate=True)
         )
         payload["predicate"]["resources"][0]["name"]
-    except (ArtifactCorrupt, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+    except (ArtifactCorruptError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{signature} is damaged, or was not written by `errata sign`: {reason}; fetch it again"
         ) from error
     return payload
@@ -126,11 +126,11 @@ def _refusal(
             "or do not trust it"
         )
     if reason.startswith("Signature mismatch"):
-        return ArtifactCorrupt(
+        return ArtifactCorruptError(
             f"{signature} is of another artifact than {root}: {different[:200]!r} is not the file that was "
             "signed; fetch both again"
         )
-    return ArtifactCorrupt(
+    return ArtifactCorruptError(
         f"{signature} is damaged: it does not hold for the key {public_key} "
         f"({reason or type(error).__name__}); fetch it again"
     )

@@ -34,7 +34,7 @@ def sign(
             `signature` exists, is inside the artifact, or cannot be written.
     """
     root, key, out = Path(artifact), Path(private_key), Path(signature)
-    _refuse_place(root, out)
+    _check_outside(root, out)
     signing, hashing = library("signing"), library("hashing")
     verify(root)
     try:
@@ -53,7 +53,7 @@ def sign(
     return out
 
 
-def _refuse_place(root: Path, out: Path) -> None:
+def _check_outside(root: Path, out: Path) -> None:
     if out.resolve().is_relative_to(root.resolve()):
         raise ArtifactError(
             f"{out} is inside the artifact, where no other file may be; write the signature beside it, as "

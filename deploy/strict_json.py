@@ -7,7 +7,7 @@ from typing import Any
 
 from errata.canonical_json import loads_strict
 from errata.deploy.limits import DEEPEST_JSON, LARGEST_SETTINGS, MOST_JSON_VALUES
-from errata.errors import ArtifactCorrupt
+from errata.errors import ArtifactCorruptError
 
 
 def json_value(file: Path, *, largest: int = LARGEST_SETTINGS) -> Any:
@@ -18,11 +18,13 @@ def json_value(file: Path, *, largest: int = LARGEST_SETTINGS) -> Any:
             is no JSON.
     """
     if (size := file.stat().st_size) > largest:
-        raise ArtifactCorrupt(f"{file} has {size:,} bytes; JSON of this kind has at most {largest:,}")
+        raise ArtifactCorruptError(f"{file} has {size:,} bytes; JSON of this kind has at most {largest:,}")
     try:
         return bounded_json(file.read_bytes())
     except ValueError as error:
-        raise ArtifactCorrupt(f"{file} is not valid JSON: {error}; it was not written by errata") from error
+        raise ArtifactCorruptError(
+            f"{file} is not valid JSON: {error}; it was not written by errata"
+        ) from error
 
 
 def json_object(file: Path) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def json_object(file: Path) -> dict[str, Any]:
     """
     value = json_value(file)
     if not isinstance(value, dict):
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{file} holds a {type(value).__name__}, not an object; it was not written by errata"
         )
     return value

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from errata.compress.network.unet import float_layer
-from errata.compress.quantize.observation import layer_sites
-from errata.compress.quantize.scheme import CacheCorrection, LayerScheme, Scheme
 from errata.deploy.packing import pack_int4, packed_bytes, unpack_int4
+from errata.runtime.layers import float_layer
+from errata.runtime.scheme import CacheCorrection, LayerScheme, Scheme, layer_sites
 
 TensorType = tuple[torch.dtype, tuple[int, ...]]
 

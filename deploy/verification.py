@@ -8,8 +8,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from errata.canonical_json import file_digest
-from errata.compress.network.unet import float_layer
-from errata.deploy.allowed import component_class
+from errata.deploy.allowlist import component_class
 from errata.deploy.component_check import check_fit, network_settings
 from errata.deploy.components import check_component
 from errata.deploy.composition import DENOISER, check_composition
@@ -20,7 +19,8 @@ from errata.deploy.inventory import check_files
 from errata.deploy.manifest import MANIFEST_FILE, Manifest, read_manifest
 from errata.deploy.sharding import DENOISER_FILE, denoiser_files
 from errata.deploy.signature_check import check_signature
-from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactVersionError
+from errata.errors import ArtifactCorruptError, ArtifactError, ArtifactVersionError
+from errata.runtime.layers import float_layer
 
 __all__ = ["DENOISER_FILE", "empty_unet", "verify"]
 
@@ -81,7 +81,7 @@ def _check_contents(root: Path, manifest: Manifest) -> None:
     tensor_files = denoiser_files(root, manifest)
     for name in (UNET_CONFIG, MODEL_INDEX, SCHEDULER_CONFIG):
         if name not in manifest.files:
-            raise ArtifactCorrupt(f"{root} has no {name}; every artifact needs it")
+            raise ArtifactCorruptError(f"{root} has no {name}; every artifact needs it")
     unet = empty_unet(root, manifest)
     check_consistency(root, unet, manifest)
     for name, entry in check_composition(root, manifest).components.items():
@@ -92,7 +92,7 @@ def _check_contents(root: Path, manifest: Manifest) -> None:
     try:
         check_denoiser(tensor_files, unet, manifest)
     except SafetensorError as error:
-        raise ArtifactCorrupt(f"{tensor_files[0].parent} holds no safetensors: {error}") from error
+        raise ArtifactCorruptError(f"{tensor_files[0].parent} holds no safetensors: {error}") from error
 
 
 def empty_unet(root: Path, manifest: Manifest) -> nn.Module:
@@ -110,6 +110,6 @@ def empty_unet(root: Path, manifest: Manifest) -> nn.Module:
         for layer in manifest.scheme.layers:
             float_layer(unet, layer.name)
     except Exception as error:  # diffusers raises whatever it likes
-        raise ArtifactCorrupt(f"{file} does not describe the denoiser: {repr(error)[:500]}") from error
+        raise ArtifactCorruptError(f"{file} does not describe the denoiser: {repr(error)[:500]}") from error
     check_geometry(file, unet, settings)
     return unet

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from errata.compress.recipes.schedule import CacheSchedule, StepKind
 from errata.correct import Forecast, Hindsight, Method, Plan, Refresh, SecondOrder, wrap
 from errata.correct.costs import Costs, plain_evaluations, price
 from errata.correct.steps import spelled
 from errata.deploy import DeployedPipeline
-from errata.errors import ArtifactMismatch, PlanError, first_line
+from errata.errors import ArtifactMismatchError, PlanError, first_line
+from errata.runtime.schedule import CacheSchedule, StepKind
 
 # Below this overhead nothing else can be bought: one more step of a hundred costs as much.
 LEAST_OVERHEAD = 0.01
@@ -170,7 +170,7 @@ def _is_served(deployed: DeployedPipeline, rival: Rival, refused: Callable[[str]
             warnings.simplefilter("ignore")  # of steps that were not recorded; the report says it in words
             at = deployed if rival.steps is None else deployed.at_steps(rival.steps)
         wrap(at, rival.plan)
-    except (PlanError, ArtifactMismatch) as problem:
+    except (PlanError, ArtifactMismatchError) as problem:
         refused(f"{rival.stands_for}: {first_line(problem)}")
         return False
     return True

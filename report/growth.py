@@ -15,8 +15,8 @@ In a report's JSON, by artifact:
         samples     how many trajectories
         is_bound    whether the norms are lower bounds
 
-Without a float model there are no `timesteps`, `relative` and `samples`. `errata.correct.analysis.growth` has
-the symbols.
+Without a float model there are no `timesteps`, `relative` and `samples`. The symbols are in
+`errata.correct.analysis.amplification_measure`.
 """
 
 from __future__ import annotations

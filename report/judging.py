@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from errata.compress.recipes.schedule import StepKind
 from errata.quality.frechet import StatisticsAccumulator, frechet_distance, resampled_distances
 from errata.quality.inception_score import resampled_inception_scores, streamed_inception_score
 from errata.quality.intervals import Estimate
-from errata.quality.kernel import kernel_distance_parts
-from errata.quality.manifold import NEIGHBOURS, precision_and_recall
+from errata.quality.kid import kernel_distance_parts
 from errata.quality.measured import Measured
+from errata.quality.precision_recall import NEIGHBOURS, precision_and_recall
 from errata.report.grid import RowSpec
 from errata.report.ledger import Target
 from errata.report.measurements import FEATURES, LOGITS, Measurements
+from errata.runtime.schedule import StepKind
 
 # Kernel distance, precision and recall compare every image with every other; beyond so many, with the first.
 MOST_COMPARED = 10_000

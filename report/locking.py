@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from errata.compress.work.lock import FileLock
+from errata.file_lock import FileLock
 
 _NAME = ".lock"
 _PAUSE = 0.2

@@ -20,9 +20,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from errata import directories
-from errata.compress.recipes.schedule import StepKind
 from errata.directories import refusals_as
 from errata.errors import ReportError
+from errata.runtime.schedule import StepKind
 
 FEATURES, LOGITS, SHOWN = "features", "logits", "shown"
 

@@ -10,10 +10,10 @@ from typing import NoReturn
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from errata.compress.work.progress import duration
 from errata.correct import Plan
 from errata.correct.sampling import Inputs, batches_of, default_inputs
 from errata.deploy import DeployedPipeline
+from errata.durations import duration
 from errata.quality.reference import Reference
 from errata.report.asking import Asked, ask
 from errata.report.beginning import begin

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from errata.directories import refuse_taken
+from errata.directories import check_is_vacant
 from errata.errors import ReportError
 from errata.report.drawing import require_matplotlib
 from errata.report.grid import RowSpec
@@ -53,7 +53,7 @@ def merge(
     _require_all(ledger.rows, measurements)
     place = Path(out)
     if place.resolve() not in [Path(source).resolve() for source in sources]:
-        refuse_taken(place, error=ReportError)
+        check_is_vacant(place, error=ReportError)
     judge = Judge(measurements, Target.read(folders[0]), resamples=resamples, seed=ledger.protocol.seed)
     report = _report(ledger, judge, resamples, command)
     strips = {

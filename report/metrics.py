@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from errata.quality.manifold import NEIGHBOURS
+from errata.quality.precision_recall import NEIGHBOURS
 from errata.report.judging import MOST_COMPARED
 from errata.report.protocol import Protocol
 from errata.report.results import FLOAT, Report

@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from errata.correct.call_clock import CallClock
+from errata.correct.call_timer import CallTimer
 from errata.correct.sampling import FloatSampler, Inputs, PlanSampler, Sampled, Sampler
 from errata.deploy import DeployedPipeline
 from errata.quality.network import device_of, has_logits
@@ -26,7 +26,7 @@ from errata.report.scoring import Scorer
 
 
 class RowSamplers:
-    """Makes the sampler of each row; those of one artifact share its weights and its clock."""
+    """Makes the sampler of each row; those of one artifact share its weights and its timer."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class RowSamplers:
         inputs: Inputs,
     ) -> None:
         self._baseline, self._seed, self._inputs = baseline, seed, inputs
-        self._clocks = {name: CallClock() for name in artifacts}
-        self._watched = {name: self._clocks[name].watch(deployed) for name, deployed in artifacts.items()}
+        self._timers = {name: CallTimer() for name in artifacts}
+        self._watched = {name: self._timers[name].watch(deployed) for name, deployed in artifacts.items()}
         self._at_steps: dict[tuple[str, int], DeployedPipeline] = {}
         self._made: dict[tuple[str, str], Sampler] = {}
 
@@ -63,7 +63,7 @@ class RowSamplers:
             row.plan,
             seed=self._seed,
             inputs=self._inputs,
-            clock=self._clocks[row.artifact],
+            timer=self._timers[row.artifact],
         )
 
     def _deployed(self, artifact: str, steps: int) -> DeployedPipeline:
@@ -73,7 +73,7 @@ class RowSamplers:
         if (artifact, steps) not in self._at_steps:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of steps that were not recorded; the row's name says it
-                self._at_steps[artifact, steps] = self._clocks[artifact].watch_again(watched, steps)
+                self._at_steps[artifact, steps] = self._timers[artifact].watch_again(watched, steps)
         return self._at_steps[artifact, steps]
 
 

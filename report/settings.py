@@ -14,7 +14,7 @@ from torch import Tensor
 
 from errata import canonical_json
 from errata.correct.sampling import Inputs
-from errata.directories import refusals_as, refuse_taken
+from errata.directories import check_is_vacant, refusals_as
 from errata.errors import ReportError
 from errata.quality.frechet import FeatureStatistics
 from errata.report.measurements import write_whole
@@ -62,7 +62,7 @@ def open_folder(out: Path, settings: Settings) -> Path:
     if file.is_file():
         check_same(read_settings(folder), settings.to_json(), folder)
         return folder
-    refuse_taken(out, error=ReportError)
+    check_is_vacant(out, error=ReportError)
     if not out.parent.is_dir():
         raise ReportError(f"cannot make `{out}`: `{out.parent}` is no directory; create it first")
     with refusals_as(ReportError, doing=f"make `{out}`", advice="choose another directory"):

@@ -16,17 +16,17 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = {"core": "errata"} | {
-    stage: f"errata/{stage}" for stage in ("calibration", "compress", "deploy", "correct", "report")
-}
+STAGES = ("runtime", "calibration", "compress", "deploy", "correct", "report")
+FOLDERS = {"core": "errata"} | {stage: f"errata/{stage}" for stage in STAGES}
 SMOKE_TEST = """
 import importlib, pathlib, sys
 
 here = pathlib.Path(sys.prefix).resolve()
-for name in ("", ".calibration", ".compress", ".deploy", ".correct", ".report", ".cli", ".embedded"):
-    module = importlib.import_module("errata" + name)
+stages = ("runtime", "calibration", "compress", "deploy", "correct", "report")
+for name in ("errata", "errata.cli", "errata.embedded", *(f"errata.{stage}" for stage in stages)):
+    module = importlib.import_module(name)
     assert here in pathlib.Path(module.__file__).resolve().parents, f"{module.__file__} is not the wheel's"
-for bare in ("core", "calibration", "compress", "deploy", "correct", "report"):
+for bare in ("core", *stages):
     assert importlib.util.find_spec(bare) is None, f"a bare package {bare} is importable"
 
 from diffusers import DiffusionPipeline
@@ -38,7 +38,7 @@ pipe(batch_size=1, num_inference_steps=2)
 """
 
 
-class Failure(Exception):
+class CheckFailedError(Exception):
     """The wheel is not what it should be."""
 
 
@@ -74,7 +74,7 @@ def run(command: list[str], cwd: Path) -> str:
         command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     if done.returncode:
-        raise Failure(f"`{' '.join(command[:4])} ...` failed:\n{done.stdout}")
+        raise CheckFailedError(f"`{' '.join(command[:4])} ...` failed:\n{done.stdout}")
     return done.stdout
 
 
@@ -102,7 +102,7 @@ def compare(tree: Path, wheel: Path) -> int:
         *(f"in the wheel, but in no folder: {name}" for name in found - expected),
     ]
     if complaints:
-        raise Failure("\n".join(sorted(complaints)))
+        raise CheckFailedError("\n".join(sorted(complaints)))
     return len(found)
 
 
@@ -126,7 +126,7 @@ def install(wheel: Path, environment: Path) -> Path:
 def use(programs: Path, elsewhere: Path) -> None:
     for option in ("--version", "--help"):
         if "errata" not in run([str(programs / "errata"), option], elsewhere):
-            raise Failure(f"`errata {option}` does not name errata")
+            raise CheckFailedError(f"`errata {option}` does not name errata")
     (elsewhere / "smoke_test.py").write_text(SMOKE_TEST)
     run([str(programs / "python"), "smoke_test.py"], elsewhere)
 
@@ -141,7 +141,7 @@ def main() -> int:
             wheel = build_wheel(folder / "tree", folder / "dist")
             count = compare(folder / "tree", wheel)
             use(install(wheel, folder / "environment"), folder / "elsewhere")
-        except Failure as failure:
+        except CheckFailedError as failure:
             print(f"check_wheel: error: {failure}", file=sys.stderr)
             return 1
         print(f"{wheel.name}: {count} files, {wheel.stat().st_size / 1e6:.1f} MB, works outside the checkout")

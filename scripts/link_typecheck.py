@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LINKS = ROOT / ".typecheck" / "errata"
-STAGES = ("calibration", "compress", "deploy", "correct", "report")
+STAGES = ("runtime", "calibration", "compress", "deploy", "correct", "report")
 
 
 def wanted_links(root: Path = ROOT) -> dict[str, str]:

@@ -36,16 +36,16 @@ from errata.calibration import CalibrationSet
 from errata.calibration.calibration_set import Record
 from errata.compress.cache.cache_features import SAMPLES, FloatModel, chunk_size, chunks, progress
 from errata.compress.cache.channel_fit import ChannelFit
-from errata.compress.cache.corrected import FEATURE, OUTPUT, FeatureCorrection
 from errata.compress.cache.refined_inputs import RefinedInputs
-from errata.compress.network.clock import StepClock
-from errata.compress.network.denoiser import UNetDenoiser
-from errata.compress.network.inputs import inputs_on
-from errata.compress.network.unet import BranchedUNet
-from errata.compress.quantize.scheme import CorrectedLayer, Scheme
+from errata.compress.quantize.recorded_inputs import inputs_on
 from errata.compress.quantize.simulation import simulate
-from errata.compress.recipes.caching import CacheQuant
-from errata.compress.recipes.schedule import CacheSchedule
+from errata.runtime.denoiser import UNetDenoiser
+from errata.runtime.feature_correction import FEATURE, OUTPUT, FeatureCorrection
+from errata.runtime.recipes.caching import CacheQuant
+from errata.runtime.schedule import CacheSchedule
+from errata.runtime.scheme import CorrectedLayer, Scheme
+from errata.runtime.step_context import StepContext
+from errata.runtime.unet import BranchedUNet
 
 # Features and layer outputs of one chunk, in float32 and float64, that are held at the same time.
 _KEPT_FEATURES = 12
@@ -105,8 +105,8 @@ class _Fitting:
         self._schedule = schedule
         self._samples = samples
         self._float = FloatModel(unet, calibration_set, branch=schedule.branch)
-        self._clock = StepClock()
-        self._simulated = simulate(self._float.unet, scheme, table, self._clock)
+        self._context = StepContext()
+        self._simulated = simulate(self._float.unet, scheme, table, self._context)
         self._gain_of = cache.gain
         is_refined = cache.corrected_by == "iec" and len(schedule.full_steps) < schedule.num_steps
         refined = RefinedInputs(unet, calibration_set) if is_refined else None
@@ -146,7 +146,7 @@ class _Fitting:
     def _denoiser(self, correction: FeatureCorrection | None) -> UNetDenoiser:
         return UNetDenoiser(
             BranchedUNet(self._simulated),
-            self._clock,
+            self._context,
             self._schedule,
             tuple(float(time) for time in self._set.timesteps),
             correction=correction,

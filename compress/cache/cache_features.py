@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from errata.calibration import CalibrationSet
 from errata.calibration.calibration_set import Record
-from errata.compress.network.inputs import inputs_on
-from errata.compress.network.unet import BranchedUNet, in_evaluation
+from errata.compress.quantize.recorded_inputs import inputs_on
+from errata.runtime.unet import BranchedUNet, in_evaluation
 
 # CacheQuant's public code keeps 64 trajectories of a latent model, and as many samples a step for CIFAR-10.
 SAMPLES = 64

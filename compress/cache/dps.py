@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from errata.calibration import CalibrationSet
 from errata.compress.cache.cache_features import feature_distances
-from errata.compress.recipes.caching import CacheQuant, group_lengths
-from errata.compress.recipes.schedule import CacheSchedule, calls_of, uniform_steps
+from errata.runtime.recipes.caching import CacheQuant, group_lengths
+from errata.runtime.schedule import CacheSchedule, calls_of, uniform_steps
 
 
 def search_schedule(

@@ -10,7 +10,7 @@ from errata.calibration import CalibrationSet
 from errata.errors import RecipeError
 
 
-def refuse_irregular_guidance(calibration_set: CalibrationSet) -> None:
+def check_regular_guidance(calibration_set: CalibrationSet) -> None:
     """Refuses guidance that takes several denoiser calls in a part of the sampler steps only.
 
     The streams of such calls do not take turns in a fixed order, so a cached call would read the feature of

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from errata.calibration import CalibrationSet
-from errata.compress.network.clock import StepClock
-from errata.compress.network.passes import input_of
-from errata.compress.quantize.mixed_steps import MixedRows, mixed_rows
-from errata.compress.quantize.scheme import LayerScheme, Scheme
+from errata.compress.jobs.journal import Stage
+from errata.compress.jobs.progress import BlockListener, BlockReport
+from errata.compress.quantize.partial_forward import input_of
+from errata.compress.quantize.recorded_inputs import MixedRows, mixed_rows
 from errata.compress.quantize.simulation import simulate
-from errata.compress.work.journal import Stage
-from errata.compress.work.progress import BlockListener, BlockReport
 from errata.errors import RecipeError
+from errata.runtime.scheme import LayerScheme, Scheme
+from errata.runtime.step_context import StepContext
 
 # Enough for a mean: its noise is at most 1/128 of the mean square of the error, the bias about a tenth of it.
 SAMPLES = 128
@@ -129,12 +129,12 @@ class _Pair:
 
     original: nn.Module
     simulated: nn.Module
-    clock: StepClock
+    context: StepContext
 
     @classmethod
     def of(cls, unet: nn.Module, scheme: Scheme, table: Mapping[str, Tensor]) -> _Pair:
-        clock = StepClock()
-        return cls(copy.deepcopy(unet).float().eval(), simulate(unet, scheme, table, clock), clock)
+        context = StepContext()
+        return cls(copy.deepcopy(unet).float().eval(), simulate(unet, scheme, table, context), context)
 
     @torch.no_grad()
     def set_biases(self, biases: Mapping[str, Tensor]) -> None:
@@ -145,7 +145,7 @@ class _Pair:
     def outputs(self, names: Sequence[str], rows: MixedRows) -> Iterator[tuple[Tensor, Tensor]]:
         """Float and simulated output of each of the layers, which read the same input."""
         original = _input_of(self.original, names[0], rows)
-        with self.clock.at(rows.steps):
+        with self.context.at(rows.steps):
             simulated = _input_of(self.simulated, names[0], rows)
             for name in names:
                 yield (

@@ -12,8 +12,8 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from errata.compress.quantize.scheme import Scheme
 from errata.errors import RecipeError
+from errata.runtime.scheme import Scheme
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import ceil
 
 import torch
@@ -13,14 +12,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from errata.calibration import CalibrationSet
-from errata.compress.network.attention import QuantizedAttention, set_attention
-from errata.compress.network.inputs import inputs_on
-from errata.compress.network.unet import BranchedUNet
-from errata.compress.quantize.ranges import choose_range
-from errata.compress.quantize.scheme import LayerScheme, Scheme
-from errata.compress.work.journal import Stage, without_journal
-from errata.compress.work.progress import StepProgress
+from errata.compress.jobs.journal import Stage, without_journal
+from errata.compress.jobs.progress import StepProgress
+from errata.compress.quantize.range_search import choose_range
+from errata.compress.quantize.recorded_inputs import inputs_on
 from errata.errors import RecipeError
+from errata.runtime.attention import QuantizedAttention, set_attention
+from errata.runtime.scheme import LayerScheme, Scheme, Site, layer_sites, sites_of
+from errata.runtime.unet import BranchedUNet
 
 # Timestep-wise calibration keeps 64 samples a step for CIFAR-10 (CacheQuant, public code).
 SAMPLES_PER_STEP = 64
@@ -28,35 +27,6 @@ _BATCH_SIZE = 32
 # Values kept of each quantizer's inputs at one step, besides their extremes: memory grows with layers, never
 # with samples. The error of a range is a mean over them; twice as many change few ranges.
 _VALUES_PER_STEP = 16384
-
-
-@dataclass(frozen=True)
-class Site:
-    """One activation quantizer: where it sits and what it may assume."""
-
-    name: str
-    bits: int
-    from_zero: bool = False
-
-
-def layer_sites(layer: LayerScheme) -> tuple[Site, ...]:
-    """Sites at the input of a layer, one for each part; none where the input stays in floating point."""
-    if layer.activation_bits is None:
-        return ()
-    return tuple(
-        Site(f"{layer.name}.input.{part}", layer.activation_bits) for part in range(len(layer.input_widths))
-    )
-
-
-def sites_of(scheme: Scheme) -> tuple[Site, ...]:
-    """All activation quantizers of a scheme, layers first."""
-    layers = [site for layer in scheme.layers for site in layer_sites(layer)]
-    attentions = [
-        Site(name, attention.bits, from_zero=name.endswith(".probabilities"))
-        for attention in scheme.attentions
-        for name in attention.sites
-    ]
-    return (*layers, *attentions)
 
 
 class StepSample:

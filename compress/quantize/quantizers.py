@@ -11,8 +11,9 @@ from brevitas.nn import QuantConv2d, QuantLinear
 from brevitas.quant import Int8WeightPerChannelFloatMSE
 from torch import Tensor, nn
 
-from errata.compress.network.clock import StepClock, at_step
 from errata.compress.rounding.straight_through import StraightThrough
+from errata.runtime.ranges import at_step
+from errata.runtime.step_context import StepContext
 
 
 @torch.no_grad()
@@ -46,10 +47,10 @@ class StepwiseQuantizer(nn.Module):
     """Simulated asymmetric activation quantizer with one scale and zero point per sampling step.
 
     Buffers `scale` and `zero_point`, float32, `(T,)`. The output is floating point, on the grid of the step
-    that the clock shows; rows of several steps may run together.
+    that the context holds; rows of several steps may run together.
     """
 
-    def __init__(self, scale: Tensor, zero_point: Tensor, *, bits: int, clock: StepClock) -> None:
+    def __init__(self, scale: Tensor, zero_point: Tensor, *, bits: int, context: StepContext) -> None:
         super().__init__()
         self.scale: Tensor
         self.zero_point: Tensor
@@ -57,12 +58,12 @@ class StepwiseQuantizer(nn.Module):
         self.register_buffer("zero_point", zero_point.clone())
         self.num_bits = bits
         self.register_buffer("bits", torch.tensor(float(bits)))
-        self.clock = clock
+        self.context = context
         self.quantizer = IntQuant(narrow_range=False, signed=False, input_view_impl=Identity())
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantized and dequantized `x`, same shape."""
-        step = self.clock.step
+        step = self.context.step
         scale, zero_point = at_step(self.scale, step, x), at_step(self.zero_point, step, x)
         if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):  # its scale is being learned
             learned: Tensor = StraightThrough.apply(x, scale, zero_point, self.num_bits)

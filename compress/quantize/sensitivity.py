@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from errata.calibration import CalibrationSet
-from errata.compress.network.attention import QuantizedAttention, set_attention
-from errata.compress.network.clock import StepClock
-from errata.compress.network.unet import replace_module
-from errata.compress.quantize.mixed_steps import MixedRows
+from errata.compress.jobs.preparation import check_weights
 from errata.compress.quantize.observation import observe_ranges
-from errata.compress.quantize.scheme import Scheme
+from errata.compress.quantize.recorded_inputs import MixedRows
 from errata.compress.quantize.sensitivity_table import SensitivityRow, SensitivityTable
 from errata.compress.quantize.simulation import quantize_weights, range_table, simulate
-from errata.compress.recipes.recipe import Recipe
-from errata.compress.work.preparation import check_weights
 from errata.errors import CalibrationError, RecipeError
+from errata.runtime.attention import QuantizedAttention, set_attention
+from errata.runtime.layers import replace_module
+from errata.runtime.recipes.recipe import Recipe
+from errata.runtime.scheme import Scheme
+from errata.runtime.step_context import StepContext
 
 __all__ = ["SensitivityRow", "SensitivityTable", "measure"]
 
@@ -73,8 +73,8 @@ def measure(
     check_weights(pipe.unet, calibration_set)
     scheme = Scheme.of(pipe.unet, Recipe(quantization=recipe.quantization), branch=0)
     subject = copy.deepcopy(pipe.unet).float().eval()
-    clock = StepClock()
-    swaps = _swaps(subject, _simulated(subject, calibration_set, scheme, chosen, clock), scheme)
+    context = StepContext()
+    swaps = _swaps(subject, _simulated(subject, calibration_set, scheme, chosen, context), scheme)
     errors: dict[str, list[float]] = {name: [] for name in swaps}
     with tqdm(total=len(chosen) * len(swaps), desc="sensitivity", unit="layer", disable=None) as bar:
         for position, step in enumerate(chosen):
@@ -82,7 +82,7 @@ def measure(
                 MixedRows.of([record])
                 for record in calibration_set.batches(step, limit=samples, batch_size=_BATCH_SIZE)
             ]
-            with clock.at(position):
+            with context.at(position):
                 for name, error in _step_errors(subject, swaps, batches).items():
                     errors[name].append(error)
             bar.update(len(swaps))
@@ -94,11 +94,11 @@ def _simulated(
     calibration_set: CalibrationSet,
     scheme: Scheme,
     steps: Sequence[int],
-    clock: StepClock,
+    context: StepContext,
 ) -> nn.Module:
     """The network with everything quantized; its step is the position in `steps`."""
     ranges = observe_ranges(unet, calibration_set, scheme, steps=steps)
-    return simulate(unet, scheme, quantize_weights(unet, scheme) | range_table(ranges), clock)
+    return simulate(unet, scheme, quantize_weights(unet, scheme) | range_table(ranges), context)
 
 
 def _step_errors(

@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from errata.compress.network.attention import QuantizedAttention, set_attention
-from errata.compress.network.clock import StepClock
-from errata.compress.network.unet import float_layer, replace_module
-from errata.compress.quantize.layers import Geometry, SimulatedLayer, per_output_channel
-from errata.compress.quantize.observation import layer_sites
 from errata.compress.quantize.quantizers import StepwiseQuantizer, quantize_weight
-from errata.compress.quantize.scheme import LayerScheme, Scheme
+from errata.runtime.attention import QuantizedAttention, set_attention
+from errata.runtime.layers import Geometry, float_layer, per_output_channel, replace_module
+from errata.runtime.scheme import LayerScheme, Scheme, layer_sites
+from errata.runtime.step_context import StepContext
+
+
+class SimulatedLayer(nn.Module):
+    """A float layer whose weight lies on its integer grid, and whose input passes stepwise quantizers.
+
+    `weight` is the dequantized weight `(O, I, …)`; each part of a split input has its own quantizer.
+    """
+
+    def __init__(
+        self,
+        scheme: LayerScheme,
+        geometry: Geometry,
+        weight: Tensor,
+        bias: Tensor | None,
+        quantizers: Sequence[StepwiseQuantizer],
+    ) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.geometry = geometry
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+        self.quantizers = nn.ModuleList(quantizers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer on the quantized input; shapes as in the float layer."""
+        if self.quantizers:
+            x = self.geometry.quantize_parts(x, self.scheme.input_widths, self.quantizers)
+        return self.geometry.apply(x, self.weight, self.bias)
 
 
 def quantize_weights(unet: nn.Module, scheme: Scheme) -> dict[str, Tensor]:
@@ -52,10 +78,10 @@ def simulated_weight(layer: LayerScheme, table: Mapping[str, Tensor]) -> Tensor:
     return torch.cat(scaled, dim=1).contiguous()
 
 
-def simulate(unet: nn.Module, scheme: Scheme, table: Mapping[str, Tensor], clock: StepClock) -> nn.Module:
+def simulate(unet: nn.Module, scheme: Scheme, table: Mapping[str, Tensor], context: StepContext) -> nn.Module:
     """A copy of `unet` whose layers and attentions compute on the grids in `table`.
 
-    A correction of the cache is no part of it: `errata.compress.cache.corrected` adds it.
+    A correction of the cache is no part of it: `errata.runtime.feature_correction` adds it.
 
     The copy is in float32 if anything is quantized. Float parameters that the table names take their value
     from there.
@@ -66,11 +92,11 @@ def simulate(unet: nn.Module, scheme: Scheme, table: Mapping[str, Tensor], clock
     replace_parameters(simulated, table)
     device = next(simulated.parameters()).device
     for layer in scheme.layers:
-        module = _simulated_layer(float_layer(simulated, layer.name), layer, table, clock)
+        module = _simulated_layer(float_layer(simulated, layer.name), layer, table, context)
         replace_module(simulated, layer.name, module)
     for attention in scheme.attentions:
         query, key, value, probabilities = (
-            _site_quantizer(name, attention.bits, table, clock).to(device) for name in attention.sites
+            _site_quantizer(name, attention.bits, table, context).to(device) for name in attention.sites
         )
         processor = QuantizedAttention(query=query, key=key, value=value, probabilities=probabilities)
         set_attention(simulated, attention.name, processor)
@@ -86,16 +112,18 @@ def replace_parameters(unet: nn.Module, table: Mapping[str, Tensor]) -> None:
 
 
 def _simulated_layer(
-    module: nn.Conv2d | nn.Linear, layer: LayerScheme, table: Mapping[str, Tensor], clock: StepClock
+    module: nn.Conv2d | nn.Linear, layer: LayerScheme, table: Mapping[str, Tensor], context: StepContext
 ) -> SimulatedLayer:
     weight = simulated_weight(layer, table).to(module.weight.device, module.weight.dtype)
     quantizers = [
-        _site_quantizer(site.name, site.bits, table, clock).to(module.weight.device)
+        _site_quantizer(site.name, site.bits, table, context).to(module.weight.device)
         for site in layer_sites(layer)
     ]
     return SimulatedLayer(layer, Geometry(module), weight, module.bias, quantizers)
 
 
-def _site_quantizer(name: str, bits: int, table: Mapping[str, Tensor], clock: StepClock) -> StepwiseQuantizer:
+def _site_quantizer(
+    name: str, bits: int, table: Mapping[str, Tensor], context: StepContext
+) -> StepwiseQuantizer:
     scale, zero_point = table[f"{name}.scale"], table[f"{name}.zero_point"].float()
-    return StepwiseQuantizer(scale, zero_point, bits=bits, clock=clock)
+    return StepwiseQuantizer(scale, zero_point, bits=bits, context=context)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from errata.compress.quantize.observation import layer_sites
-from errata.compress.quantize.scheme import AttentionScheme, LayerScheme, Scheme
+from errata.runtime.scheme import AttentionScheme, LayerScheme, Scheme, layer_sites
 
 # Modules that are reconstructed as a whole; where one holds another, the outer one counts. By name: the
 # arithmetic here needs nothing of diffusers.

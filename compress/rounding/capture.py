@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errata.compress.network.clock import StepClock
-from errata.compress.network.passes import input_of, output_of
+from errata.compress.quantize.partial_forward import input_of, output_of
 from errata.compress.rounding.blocks import Block
 from errata.compress.rounding.row_store import RowStore
+from errata.runtime.step_context import StepContext
 
 # Runs a UNet on a batch whose rows are at these steps; see `rounding_inputs.MixedSteps`.
 Evaluate = Callable[[nn.Module, Tensor, Mapping[str, Tensor]], object]
@@ -60,7 +60,7 @@ def capture_block(
     student: nn.Module,
     inputs: RowStore,
     evaluate: Evaluate,
-    clock: StepClock,
+    context: StepContext,
     store: RowStore,
     *,
     batch_size: int,
@@ -73,7 +73,7 @@ def capture_block(
         student: the simulated model, earlier blocks learned; its block's arguments are kept.
         inputs: rows of denoiser inputs, with the `step` of each.
         evaluate: runs a model on a batch of `inputs`.
-        clock: of the student.
+        context: of the student.
         store: empty; the caller closes it.
         batch_size: rows in memory at a time.
 
@@ -87,7 +87,7 @@ def capture_block(
         batch = inputs.read(rows)
         step = batch[_STEP].to(device)
         target = output_of(teacher.get_submodule(block.name), partial(evaluate, teacher, step, batch))
-        with clock.at(step):
+        with context.at(step):
             args, kwargs = input_of(
                 student.get_submodule(block.name), partial(evaluate, student, step, batch)
             )

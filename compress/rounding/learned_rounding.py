@@ -14,19 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from errata.calibration import CalibrationSet
-from errata.compress.network.clock import StepClock
-from errata.compress.network.passes import call_order
-from errata.compress.network.unet import float_layer, in_evaluation
-from errata.compress.quantize.scheme import Scheme
+from errata.compress.jobs.journal import Stage
+from errata.compress.jobs.progress import BlockListener, BlockReport
+from errata.compress.quantize.partial_forward import call_order
 from errata.compress.quantize.simulation import simulate, simulated_weight
-from errata.compress.recipes.quantization import LearnedRounding
 from errata.compress.rounding.blocks import Block, blocks_of
 from errata.compress.rounding.capture import capture_block
 from errata.compress.rounding.reconstruction import reconstruct, seed_of
 from errata.compress.rounding.rounding_inputs import MixedSteps, spill_inputs
 from errata.compress.rounding.row_store import RowStore
-from errata.compress.work.journal import Stage
-from errata.compress.work.progress import BlockListener, BlockReport
+from errata.runtime.layers import float_layer
+from errata.runtime.recipes.quantization import LearnedRounding
+from errata.runtime.scheme import Scheme
+from errata.runtime.step_context import StepContext
+from errata.runtime.unet import in_evaluation
 
 _FIGURES = "figures"
 _logger = logging.getLogger(__name__)
@@ -95,8 +96,8 @@ class _Learner:
     ) -> None:
         self._teacher = in_evaluation(unet)
         self._device = next(unet.parameters()).device
-        self._clock = StepClock()
-        self._student = simulate(unet, scheme, table, self._clock).requires_grad_(False)
+        self._context = StepContext()
+        self._student = simulate(unet, scheme, table, self._context).requires_grad_(False)
         self._set = calibration_set
         self._evaluate = MixedSteps(calibration_set.timesteps)
         self._table = table
@@ -166,7 +167,7 @@ class _Learner:
                 self._student,
                 self._inputs,
                 self._evaluate,
-                self._clock,
+                self._context,
                 store,
                 batch_size=self._rounding.batch_size,
             )
@@ -177,7 +178,7 @@ class _Learner:
                 {layer.name: float_layer(self._teacher, layer.name).weight for layer in block.layers},
                 self._table,
                 self._rounding,
-                self._clock,
+                self._context,
             )
         if not result.updates:
             _logger.info("%s keeps its initial rounding: learning did not lower its loss", block.name)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from errata.compress.network.clock import StepClock
 from errata.compress.quantize.simulation import simulated_weight
-from errata.compress.recipes.quantization import LearnedRounding
 from errata.compress.rounding.blocks import Block
 from errata.compress.rounding.capture import BlockData
 from errata.compress.rounding.soft_rounding import SoftRounding
+from errata.runtime.recipes.quantization import LearnedRounding
+from errata.runtime.step_context import StepContext
 
 # AdaRound: the regulariser's exponent falls from 20 to 2, and the first fifth goes without it.
 _BETA = (20.0, 2.0)
@@ -51,7 +51,7 @@ def reconstruct(
     float_weights: Mapping[str, Tensor],
     table: Mapping[str, Tensor],
     rounding: LearnedRounding,
-    clock: StepClock,
+    context: StepContext,
 ) -> Reconstruction:
     """Learns the rounding of every weight in the block, and the scales of its activations.
 
@@ -64,18 +64,18 @@ def reconstruct(
         float_weights: of each layer, by its name.
         table: initial codes, scales and zero points.
         rounding: how long and how fast.
-        clock: of the simulated model.
+        context: of the simulated model.
 
     Source: AdaRound, section 3; block-wise as in BRECQ (Li et al., ICLR 2021), section 3.2. Deviations: the
     loss is relative to the initial one; if the hard codes do worse than the initial ones, those are kept.
     """
-    before = _loss(module, data, clock, {}, rounding.batch_size)
+    before = _loss(module, data, context, {}, rounding.batch_size)
     if not before > 0:  # nothing to gain
         return Reconstruction(updates={}, loss_before=before, loss_after=before)
     learned = _Learned(module, block, float_weights, table)
-    _optimise(module, learned, data, clock, rounding, before, seed_of(rounding.seed, block.name))
+    _optimise(module, learned, data, context, rounding, before, seed_of(rounding.seed, block.name))
     updates = learned.updates()
-    after = _loss(module, data, clock, learned.hardened({**table, **updates}), rounding.batch_size)
+    after = _loss(module, data, context, learned.hardened({**table, **updates}), rounding.batch_size)
     if not after < before:
         return Reconstruction(updates={}, loss_before=before, loss_after=before)
     return Reconstruction(updates=updates, loss_before=before, loss_after=after)
@@ -149,7 +149,7 @@ def _optimise(
     module: nn.Module,
     learned: _Learned,
     data: BlockData,
-    clock: StepClock,
+    context: StepContext,
     rounding: LearnedRounding,
     unit: float,
     seed: int,
@@ -163,7 +163,7 @@ def _optimise(
     for iteration in range(rounding.iterations):
         progress = iteration / rounding.iterations
         batch = data.read(next(order))
-        with clock.at(batch.step):
+        with context.at(batch.step):
             output = functional_call(module, learned.soft(), batch.args, batch.kwargs)
         loss = functional.mse_loss(output, batch.target) / unit
         if progress >= _WARM_UP:
@@ -212,14 +212,14 @@ def _row_order(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def _loss(
-    module: nn.Module, data: BlockData, clock: StepClock, tensors: dict[str, Tensor], batch_size: int
+    module: nn.Module, data: BlockData, context: StepContext, tensors: dict[str, Tensor], batch_size: int
 ) -> float:
     """Mean squared error over all rows, with these tensors in the place of the module's own."""
     total = 0.0
     for first in range(0, len(data), batch_size):
         rows = list(range(first, min(first + batch_size, len(data))))
         batch = data.read(rows)
-        with clock.at(batch.step):
+        with context.at(batch.step):
             output = functional_call(module, tensors, batch.args, batch.kwargs)
         total += float(functional.mse_loss(output, batch.target)) * len(rows)
     return total / len(data)

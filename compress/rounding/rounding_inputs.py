@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from errata.calibration import CalibrationSet
-from errata.compress.network.unet import BranchedUNet
 from errata.compress.rounding.row_store import RowStore
+from errata.runtime.unet import BranchedUNet
 
 _COND = "cond."
 

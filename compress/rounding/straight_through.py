@@ -17,7 +17,7 @@ class StraightThrough(torch.autograd.Function):
         ∂y/∂s = (q - z) - inside x/s
 
     In one function: through the single operations it takes twice the time and three times the memory. The
-    values are those of `errata.compress.quantize.ranges`, to the last bit.
+    values are those of `errata.compress.quantize.range_search`, to the last bit.
 
     Source: LSQ (Esser et al., ICLR 2020), equation 3, with a zero point.
     """

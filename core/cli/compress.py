@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from errata.cli.dry_run import preview_text
 from errata.cli.memory import peak_cuda_memory, peak_memory
 from errata.cli.output import emit, megabytes, schedule_text
-from errata.cli.previews import preview_text
 from errata.cli.recipes import add_recipe_options, recipe_from
 from errata.cli.sensitivities import measure
 from errata.cli.usage import Commands, UsageError, add_command, positive
@@ -19,7 +19,7 @@ from errata.cli.usage import Commands, UsageError, add_command, positive
 if TYPE_CHECKING:
     from errata.calibration import CalibrationSet
     from errata.compress import CompressedPipeline, Recipe
-    from errata.compress.work.progress import BlockReport
+    from errata.compress.jobs.progress import BlockReport
 
 DETAILS = """\
 Recipes: w8a8 and w4a8 are bits of weights and activations; w4a8-learned learns how weights are rounded;
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     from errata import calibration
 
     if args.out is not None and not args.sensitivity:
-        _refuse_taken(args.out)
+        _check_is_vacant(args.out)
     recording = calibration.load(args.calibration)
     if args.dry_run:
         return _dry_run(args, recording, recipe)
@@ -134,13 +134,13 @@ def _check_options(args: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} has no effect {rule}; leave it out")
 
 
-def _refuse_taken(out: Path) -> None:
-    from errata.compress.work.journal import remove_leftovers
-    from errata.directories import refuse_taken
+def _check_is_vacant(out: Path) -> None:
+    from errata.compress.jobs.journal import remove_leftovers
+    from errata.directories import check_is_vacant
     from errata.errors import RecipeError
 
     remove_leftovers(out)
-    refuse_taken(out, error=RecipeError)
+    check_is_vacant(out, error=RecipeError)
 
 
 def _compress(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Recipe") -> int:
@@ -189,7 +189,7 @@ def _summary(
 
 
 def _summary_text(out: Path, compressed: "CompressedPipeline", payload: dict[str, Any]) -> str:
-    from errata.compress.work.progress import duration
+    from errata.durations import duration
 
     memory = f"peak memory {megabytes(payload['peak_memory_bytes'])}"
     if "peak_cuda_memory_bytes" in payload:
@@ -203,9 +203,9 @@ def _summary_text(out: Path, compressed: "CompressedPipeline", payload: dict[str
 
 def _dry_run(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Recipe") -> int:
     from errata import calibration
-    from errata.compress.work.journal import count_finished, work_directory
-    from errata.compress.work.preparation import check_model
-    from errata.compress.work.preview import Preview
+    from errata.compress.jobs.dry_run import Preview
+    from errata.compress.jobs.journal import count_finished, work_directory
+    from errata.compress.jobs.preparation import check_model
 
     pipe = calibration.load_pipeline(args.pipeline)
     check_model(pipe, recording)
@@ -233,7 +233,7 @@ def _progress_told() -> Iterator[None]:
 @contextmanager
 def _resumable(out: Path) -> Iterator[None]:
     """Say after Ctrl-C what is left to go on with."""
-    from errata.compress.work.journal import count_finished, work_directory
+    from errata.compress.jobs.journal import count_finished, work_directory
 
     try:
         yield

@@ -8,11 +8,11 @@ from errata.cli.plans import (
     METHODS_TOLD,
     PLACES,
     add_choices,
+    check_options_belong,
     given_choices,
     methods,
     methods_at,
     placed,
-    refuse_foreign_choices,
 )
 from errata.cli.usage import UsageError
 
@@ -66,7 +66,7 @@ def plans_of(args: argparse.Namespace) -> "dict[str, Plan]":
         raise UsageError(f"{idle[0]} has no effect with --plan; give --at as well for a row of its own")
     if args.at and all(map(_is_placed, asked)):
         raise UsageError("--at has no effect: every method has steps of its own behind its @; leave it out")
-    refuse_foreign_choices(args, [name for given in asked for name in given])
+    check_options_belong(args, [name for given in asked for name in given])
 
     from errata.correct import Plan
 

@@ -162,11 +162,11 @@ def plan_from(args: argparse.Namespace) -> "Plan":
         PlanError: the file holds no plan.
     """
     if args.plan is None:
-        refuse_foreign_choices(args, args.correct)
+        check_options_belong(args, args.correct)
         if args.at is not None and not args.correct:
             raise UsageError("--at has no effect without `--correct METHOD`")
     else:
-        _refuse_beside_a_plan(args)
+        _check_only_plan(args)
 
     from errata.correct import Plan
 
@@ -177,7 +177,7 @@ def plan_from(args: argparse.Namespace) -> "Plan":
     return methods_at(args, args.correct, "all" if args.at is None else args.at)
 
 
-def refuse_foreign_choices(args: argparse.Namespace, given: Iterable[str]) -> None:
+def check_options_belong(args: argparse.Namespace, given: Iterable[str]) -> None:
     """Refuse an option that none of these methods has.
 
     Raises:
@@ -190,7 +190,7 @@ def refuse_foreign_choices(args: argparse.Namespace, given: Iterable[str]) -> No
             raise UsageError(f"{choice.flag} has no effect without {needed}")
 
 
-def _refuse_beside_a_plan(args: argparse.Namespace) -> None:
+def _check_only_plan(args: argparse.Namespace) -> None:
     flags = [choice.flag for choice in given_choices(args)]
     if args.at is not None:
         flags.insert(0, "--at")

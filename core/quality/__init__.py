@@ -20,10 +20,10 @@ from errata.quality.inception_score import (
     weighted_inception_score,
 )
 from errata.quality.intervals import Estimate, Interval, mean_estimate
-from errata.quality.kernel import kernel_distances, subset_size_for
-from errata.quality.manifold import precision_and_recall
+from errata.quality.kid import kernel_distances, subset_size_for
 from errata.quality.network import open_network
 from errata.quality.paired import psnr, ssim
+from errata.quality.precision_recall import precision_and_recall
 from errata.quality.reference import Reference
 
 __all__ = [

@@ -6,7 +6,7 @@ errors = trajectory_error(deployed, float_pipe, plans={"IEC": Plan(IEC())})
 errors.plot("errors.png")
 """
 
-from errata.correct.analysis.growth import Amplification, amplification
+from errata.correct.analysis.amplification_measure import Amplification, amplification
 from errata.correct.analysis.trajectories import TrajectoryError, trajectory_error
 from errata.correct.analysis.values import Values
 

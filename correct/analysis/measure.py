@@ -35,7 +35,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from errata.compress.network.denoiser import UNetDenoiser
 from errata.correct.analysis.norms import (
     Pair,
     arnoldi_norms,
@@ -46,6 +45,7 @@ from errata.correct.analysis.norms import (
 from errata.correct.analysis.probe import Probe
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError
+from errata.runtime.denoiser import UNetDenoiser
 
 Method = Literal["auto", "jacobian", "lanczos", "arnoldi"]
 METHODS = ("auto", "jacobian", "lanczos", "arnoldi")

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.compress.network.denoiser import Denoiser, UNetDenoiser
-from errata.compress.network.run import UNetCall
 from errata.correct.guidance import Guidance
 from errata.correct.noise_levels import NoiseLevels
 from errata.errors import ErrataError, PlanError
+from errata.runtime.denoiser import Denoiser, UNetDenoiser
+from errata.runtime.run import UNetCall
 
 Full = Callable[[Tensor, int, Mapping[str, Tensor]], Tensor]
 """A full evaluation: the network's input, the call and its conditioning; the prediction alone."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from errata.compress.network.run import Run
 from errata.correct.analysis.probe import Probe
 from errata.correct.analysis.watch import SamplerStep, watched
 from errata.correct.guidance import Recogniser
 from errata.correct.noise_levels import NoiseLevels
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError
+from errata.runtime.run import Run
 
 
 def probes_of(

@@ -13,10 +13,10 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from errata.compress.network.denoiser import Denoiser
-from errata.compress.network.run import CallView, Evaluation, Run
 from errata.correct.sampling import Inputs
 from errata.deploy import DeployedPipeline
+from errata.runtime.denoiser import Denoiser
+from errata.runtime.run import CallView, Evaluation, Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from errata.compress.recipes.schedule import CacheSchedule, StepKind
 from errata.correct.corrector import Method
 from errata.correct.costs import Costs, overhead_of
 from errata.correct.epsilon_scaling import EpsilonScaling
@@ -22,6 +21,7 @@ from errata.correct.planner.placements import Unit, intervals, placements, sampl
 from errata.correct.plans import Plan
 from errata.correct.refresh import Refresh
 from errata.correct.second_order import SecondOrder
+from errata.runtime.schedule import CacheSchedule, StepKind
 
 Evaluations = Mapping[StepKind, float]
 

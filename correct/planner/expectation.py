@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from errata.correct.choices import is_number
 from errata.correct.config_json import StoredDataclass
+from errata.correct.validation import is_number
 from errata.errors import PlanError
 
 

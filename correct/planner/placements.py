@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import chain
 
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct.steps import spelled
+from errata.runtime.schedule import CacheSchedule
 
 Unit = tuple[int, ...]
 

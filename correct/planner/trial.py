@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from errata.compress.recipes.schedule import CacheSchedule, StepKind
 from errata.correct.costs import Costs, overhead_of, plain_evaluations, price
 from errata.correct.planner.candidates import Candidate
 from errata.correct.planner.metrics import Metric
 from errata.correct.sampling import Sampled, Sampler
 from errata.errors import PlanError
+from errata.runtime.schedule import CacheSchedule, StepKind
 
 # Counts of evaluations are means over batches, in floating point.
 _ROUNDING = 1e-6

@@ -6,9 +6,9 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from errata.compress.network.attention import QuantizedAttention
 from errata.deploy.cpu.int8 import Int8Layer
 from errata.deploy.cpu.norms import normed_codes_of_each
+from errata.runtime.attention import QuantizedAttention
 
 # Width of a head from which two products in bfloat16 are faster than the fused kernel in float32.
 _WIDE_HEAD = 128

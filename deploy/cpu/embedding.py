@@ -11,7 +11,7 @@ from typing import Any
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
-from errata.compress.network.clock import StepClock
+from errata.runtime.step_context import StepContext
 
 
 class OneTimeEmbedding(nn.Module):
@@ -19,14 +19,14 @@ class OneTimeEmbedding(nn.Module):
 
     Args:
         block: one that `is_fusible`.
-        clock: tells the time that is evaluated, if all rows have the same.
+        context: tells the time that is evaluated, if all rows have the same.
     """
 
-    def __init__(self, block: Any, clock: StepClock) -> None:
+    def __init__(self, block: Any, context: StepContext) -> None:
         super().__init__()
         self.linear_1, self.linear_2 = block.linear_1, block.linear_2
         self.act, self.post_act = block.act, block.post_act
-        self._clock = clock
+        self._context = context
 
     @staticmethod
     def is_fusible(block: nn.Module) -> bool:
@@ -35,7 +35,7 @@ class OneTimeEmbedding(nn.Module):
 
     def forward(self, sample: Tensor, condition: None = None) -> Tensor:
         """`(B, C)` to `(B, D)`, as the block."""
-        is_alike = self._clock.time is not None
+        is_alike = self._context.time is not None
         embedded: Tensor = self.linear_1(sample[:1] if is_alike else sample)
         embedded = self.linear_2(embedded if self.act is None else self.act(embedded))
         embedded = embedded if self.post_act is None else self.post_act(embedded)

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from errata.compress.network.clock import StepClock
-from errata.compress.network.unet import replace_module
 from errata.deploy.cpu import native
 from errata.deploy.cpu.embedding import OneTimeEmbedding
 from errata.deploy.cpu.output import FusedOutput
 from errata.deploy.cpu.resnet import FusedDownsample, FusedResnet, FusedUpsample
+from errata.runtime.layers import replace_module
+from errata.runtime.step_context import StepContext
 
 
-def fuse(unet: nn.Module, clock: StepClock) -> dict[str, str]:
+def fuse(unet: nn.Module, context: StepContext) -> dict[str, str]:
     """Replaces in `unet` itself whatever can be fused; names of layers stay.
 
     Float convolutions that are left get channels_last weights, so that everything is in one memory format.
@@ -30,7 +30,7 @@ def fuse(unet: nn.Module, clock: StepClock) -> dict[str, str]:
     told: dict[str, str] = {}
     for name, module in list(unet.named_modules()):
         if FusedResnet.is_fusible(module):
-            replace_module(unet, name, FusedResnet(module, clock, keeps_biases=keeps_biases))
+            replace_module(unet, name, FusedResnet(module, context, keeps_biases=keeps_biases))
             told |= dict.fromkeys((f"{name}.conv1", f"{name}.conv2"), f"input {in_one_pass}")
         elif FusedUpsample.is_fusible(module):
             replace_module(unet, name, FusedUpsample(module))
@@ -39,7 +39,7 @@ def fuse(unet: nn.Module, clock: StepClock) -> dict[str, str]:
             replace_module(unet, name, FusedDownsample(module))
             told[f"{name}.conv"] = "padded as codes"
     if keeps_biases and OneTimeEmbedding.is_fusible(unet.time_embedding):  # type: ignore[arg-type]
-        unet.time_embedding = OneTimeEmbedding(unet.time_embedding, clock)
+        unet.time_embedding = OneTimeEmbedding(unet.time_embedding, context)
     if FusedOutput.is_fusible(unet):
         FusedOutput.into(unet)
         told["conv_out"] = f"input {in_one_pass}"

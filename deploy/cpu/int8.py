@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from errata.compress.network.clock import StepClock
-from errata.compress.quantize.layers import Geometry
-from errata.compress.quantize.scheme import LayerScheme
 from errata.deploy.cpu.vnni import VNNIProduct
+from errata.runtime.layers import Geometry
+from errata.runtime.scheme import LayerScheme
+from errata.runtime.step_context import StepContext
 
 _NO_POST_OP: tuple[str, list[Any], str] = ("none", [], "")
 # Output pixels of a batch up to which a convolution is done as a product of matrices.
@@ -60,14 +60,14 @@ def _has_fused_quantizer() -> bool:
 class StepTable:
     """Scale and zero point of one activation quantizer by step, as Python numbers."""
 
-    def __init__(self, scale: Tensor, zero_point: Tensor, clock: StepClock) -> None:
+    def __init__(self, scale: Tensor, zero_point: Tensor, context: StepContext) -> None:
         self._scale: list[float] = scale.tolist()
         self._zero_point: list[int] = zero_point.tolist()
-        self._clock = clock
+        self._context = context
 
     def now(self) -> tuple[float, int]:
         """The pair of the current step."""
-        return self._scale[self._clock.step], self._zero_point[self._clock.step]
+        return self._scale[self._context.step], self._zero_point[self._context.step]
 
     def equals(self, other: StepTable) -> bool:
         """Whether both quantize alike at every step."""

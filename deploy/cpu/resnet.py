@@ -20,10 +20,10 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional
 
-from errata.compress.cache.corrected import CorrectedOutput
-from errata.compress.network.clock import StepClock
 from errata.deploy.cpu.int8 import Int8Layer
 from errata.deploy.cpu.norms import normed_codes
+from errata.runtime.feature_correction import CorrectedOutput
+from errata.runtime.step_context import StepContext
 
 
 class FusedResnet(nn.Module):
@@ -31,11 +31,11 @@ class FusedResnet(nn.Module):
 
     Args:
         block: one that `is_fusible`.
-        clock: tells the time that is evaluated.
+        context: tells the time that is evaluated.
         keeps_biases: whether the time embedding follows from that time, for all rows alike.
     """
 
-    def __init__(self, block: Any, clock: StepClock, *, keeps_biases: bool) -> None:
+    def __init__(self, block: Any, context: StepContext, *, keeps_biases: bool) -> None:
         super().__init__()
         self.norm1, self.norm2 = block.norm1, block.norm2
         self.conv1, self.conv2 = block.conv1, block.conv2
@@ -43,7 +43,7 @@ class FusedResnet(nn.Module):
         self.conv_shortcut = block.conv_shortcut
         self.skip_time_act: bool = block.skip_time_act
         self.output_scale_factor: float = block.output_scale_factor
-        self._clock = clock
+        self._context = context
         self._keeps_biases = keeps_biases
         self._biases: dict[float, Tensor] = {}
 
@@ -78,7 +78,7 @@ class FusedResnet(nn.Module):
     def _first(self, codes: Sequence[Tensor], temb: Tensor | None) -> Tensor:
         if temb is None:
             return product(self.conv1, codes)
-        time = self._clock.time
+        time = self._context.time
         if self._keeps_biases and time is not None and not _is_corrected(self.conv1):
             layer = inner(self.conv1)
             return layer.product(codes, self._bias(layer, temb, time))

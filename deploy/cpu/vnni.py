@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from errata.compress.quantize.layers import Geometry
 from errata.deploy.cpu import native
+from errata.runtime.layers import Geometry
 
 _LANES = 16  # outputs of a vector, in int32
 _VECTORS = 4  # of a panel

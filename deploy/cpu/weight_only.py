@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from errata.compress.quantize.layers import Geometry
-from errata.compress.quantize.scheme import LayerScheme
 from errata.deploy.packing import dequantize_weight
+from errata.runtime.layers import Geometry
+from errata.runtime.scheme import LayerScheme
 
 
 class WeightOnlyLayer(nn.Module):

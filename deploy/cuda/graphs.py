@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.compress.cache.corrected import CorrectedOutput
-from errata.compress.network.unet import BranchedUNet
+from errata.runtime.feature_correction import CorrectedOutput
+from errata.runtime.unet import BranchedUNet
 
 _CALLS_BEFORE_CAPTURE = 2
 _Signature = tuple[Any, ...]
@@ -26,9 +26,9 @@ class _Captured:
 class GraphedUNet(BranchedUNet):
     """A `BranchedUNet` that records each call once and then replays it.
 
-    The step is none of the program: layers read it from the clock's tensor, which the denoiser writes before
-    a replay. So every step shares a graph. Give it to a `UNetDenoiser`, and set `reuses_outputs` there: each
-    replay writes its answers into the same memory.
+    The step is none of the program: layers read it from the context's tensor, which the denoiser writes
+    before a replay. So every step shares a graph. Give it to a `UNetDenoiser`, and set
+    `reuses_outputs` there: each replay writes its answers into the same memory.
 
     Cached calls of a network whose outputs are corrected (`CorrectedOutput`) are made one by one, without a
     graph, because the correction takes its row by a Python number.

@@ -9,10 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from errata.compress.network.clock import StepClock
-from errata.compress.quantize.layers import Geometry
-from errata.compress.quantize.observation import layer_sites
-from errata.compress.quantize.scheme import LayerScheme
 from errata.deploy.cuda.availability import describe, triton_obstacle
 from errata.deploy.cuda.candidates import HALVES, INT_MM
 from errata.deploy.cuda.chooser import Chooser
@@ -22,6 +18,9 @@ from errata.deploy.cuda.store import TimesStore
 from errata.deploy.cuda.tables import DeviceStepTable
 from errata.deploy.cuda.timing import CudaTimer
 from errata.errors import ArtifactError
+from errata.runtime.layers import Geometry
+from errata.runtime.scheme import LayerScheme, layer_sites
+from errata.runtime.step_context import StepContext
 
 if TYPE_CHECKING:
     from errata.deploy.backends import BackendRow
@@ -36,7 +35,7 @@ def runtime_layer(
     codes: Tensor,
     tensors: Mapping[str, Tensor],
     *,
-    clock: StepClock,
+    context: StepContext,
     backend: str,
     device: torch.device,
 ) -> CudaLayer:
@@ -47,7 +46,7 @@ def runtime_layer(
         layer: how it is quantized; with activations of 8 bits.
         codes: int8, of its weight's shape.
         tensors: of the artifact.
-        clock: tells the step.
+        context: tells the step.
         backend: "triton", or "auto" for the fastest at each shape.
         device: a CUDA device; or the CPU, in Triton's interpreter.
 
@@ -55,7 +54,7 @@ def runtime_layer(
         ArtifactError: no int8 kernel computes this layer.
     """
     tables = [
-        DeviceStepTable(tensors[f"{site.name}.scale"], tensors[f"{site.name}.zero_point"], clock)
+        DeviceStepTable(tensors[f"{site.name}.scale"], tensors[f"{site.name}.zero_point"], context)
         for site in layer_sites(layer)
     ]
     scale, bias = tensors[f"{layer.name}.weight_scale"], tensors.get(f"{layer.name}.bias")
@@ -65,7 +64,7 @@ def runtime_layer(
         raise ArtifactError(f"no int8 kernel for layer {layer.name!r}: {error}; use 'reference'") from error
     made = made.to(device)
     # Now, not in the first call, which may be one that is recorded. Tensors name their device with its index.
-    clock.follow(tables[0].scale.device)
+    context.follow(tables[0].scale.device)
     return made
 
 

@@ -8,8 +8,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from errata.compress.quantize.layers import Geometry
-from errata.compress.quantize.scheme import LayerScheme
 from errata.deploy.cuda.candidates import Part
 from errata.deploy.cuda.operators import LARGEST_PRODUCT, LARGEST_SUM
 from errata.deploy.cuda.products import Product
@@ -17,6 +15,8 @@ from errata.deploy.cuda.selection import LayerShape, Selection
 from errata.deploy.cuda.tables import DeviceStepTable
 from errata.deploy.cuda.weights import PartWeight
 from errata.deploy.cuda.window import Window
+from errata.runtime.layers import Geometry
+from errata.runtime.scheme import LayerScheme
 
 
 class CudaLayer(nn.Module):

@@ -36,7 +36,7 @@ def activation_codes(x: Tensor, scales: Tensor, zero_points: Tensor, step: Tenso
         step: int64, `(1,)`.
 
     Returns:
-        int8, `(B, H, W, C)`, contiguous. They are those of `errata.compress.quantize.ranges.quantize` on `x`
+        int8, `(B, H, W, C)`, contiguous. They are those of `errata.runtime.ranges.quantize` on `x`
         in float32, bit for bit. NaN has no code.
 
     Raises:

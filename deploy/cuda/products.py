@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from errata.compress.quantize.ranges import quantize
 from errata.deploy.cuda.operators import activation_codes, int8_product, window_numbers
 from errata.deploy.cuda.tables import DeviceStepTable
 from errata.deploy.cuda.tiles import Tile
 from errata.deploy.cuda.weights import PartWeight
 from errata.deploy.cuda.window import Window
+from errata.runtime.ranges import quantize
 
 
 class Product(Protocol):

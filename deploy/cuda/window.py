@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from errata.compress.quantize.layers import Geometry
+from errata.runtime.layers import Geometry
 
 Pair = tuple[int, int]
 

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from errata.compress.network.denoiser import Conditioning, Denoiser
-from errata.deploy.deployed import DeployedPipeline
+from errata.deploy.pipeline import DeployedPipeline
 from errata.errors import ArtifactError
+from errata.runtime.denoiser import Conditioning, Denoiser
 
 # Times what float32 rounding does to the reference: two draws of the same noise differ.
 MARGIN = 2.0

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from errata.compress.cache.corrected import FeatureCorrection
-from errata.compress.network.denoiser import Conditioning
-from errata.compress.recipes.schedule import CacheSchedule, StepKind
 from errata.deploy.engines.onnx_graphs import FEATURE, SAMPLE, STEP
 from errata.deploy.engines.session import Session
+from errata.runtime.denoiser import Conditioning
+from errata.runtime.feature_correction import FeatureCorrection
+from errata.runtime.schedule import CacheSchedule, StepKind
 
 _WARM_UP_CALLS, _TIMED_CALLS = 2, 5
 

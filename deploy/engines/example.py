@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.compress.network.denoiser import Conditioning
-from errata.compress.recipes.schedule import CacheSchedule, StepKind
-from errata.deploy.deployed import DeployedPipeline
+from errata.deploy.pipeline import DeployedPipeline
 from errata.errors import ArtifactError, first_line
+from errata.runtime.denoiser import Conditioning
+from errata.runtime.schedule import CacheSchedule, StepKind
 
 # More than one tells what is there once from what is there for each sample; four have a median.
 _SAMPLES = 4

@@ -13,10 +13,6 @@ from torch import Tensor
 
 import errata
 from errata.canonical_json import file_digest
-from errata.compress.cache.corrected import FEATURE as FEATURE_TABLES
-from errata.compress.network.clock import StepClock
-from errata.compress.network.unet import BranchedUNet
-from errata.deploy.deployed import load, restore_buffers
 from errata.deploy.engines.agreement import check_agreement
 from errata.deploy.engines.example import example_inputs
 from errata.deploy.engines.graph_check import LARGEST_GRAPH, graph_spec
@@ -27,11 +23,15 @@ from errata.deploy.engines.onnx_graphs import CACHED, FULL, write_graphs
 from errata.deploy.engines.runtime import needed
 from errata.deploy.engines.verification import FEATURE_FILE, verify
 from errata.deploy.manifest import FileRecord, Manifest
+from errata.deploy.pipeline import load, restore_buffers
 from errata.deploy.sharding import is_denoiser_file, read_tensors
 from errata.deploy.tensors import float_parameters
 from errata.deploy.verification import empty_unet
-from errata.directories import refuse_taken, staged_directory
+from errata.directories import check_is_vacant, staged_directory
 from errata.errors import ArtifactError, first_line
+from errata.runtime.feature_correction import FEATURE as FEATURE_TABLES
+from errata.runtime.step_context import StepContext
+from errata.runtime.unet import BranchedUNet
 
 
 def export_onnx(
@@ -65,11 +65,11 @@ def export_onnx(
     for package in ("onnx", "onnxruntime"):
         needed(package)
     root, target = Path(artifact), Path(out)
-    refuse_taken(target, error=ArtifactError)
+    check_is_vacant(target, error=ArtifactError)
     deployed = load(root, device="cpu", backend="reference")  # verified
     manifest = deployed.manifest
     tensors = read_tensors(root, manifest)
-    _refuse_half_precision(tensors)
+    _check_full_precision(tensors)
     sample, cond = example_inputs(deployed, example)
     with staged_directory(target, error=ArtifactError) as staging:
         _copy_shared(root, manifest, staging)
@@ -81,7 +81,7 @@ def export_onnx(
     return target
 
 
-def _refuse_half_precision(tensors: Mapping[str, Tensor]) -> None:
+def _check_full_precision(tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
         if value.is_floating_point() and value.dtype is not torch.float32:
             raise ArtifactError(
@@ -112,9 +112,9 @@ def _write_graphs(
     *,
     form: str,
 ) -> None:
-    unet, clock = empty_unet(root, manifest), StepClock()
+    unet, context = empty_unet(root, manifest), StepContext()
     parameters = {name: tensors[name] for name in float_parameters(unet, manifest.scheme)}
-    install_engine_layers(unet, manifest.scheme, tensors, clock, form=form)
+    install_engine_layers(unet, manifest.scheme, tensors, context, form=form)
     unet.load_state_dict(parameters, strict=False, assign=True)
     restore_buffers(unet)
     size = sum(value.nbytes for value in unet.state_dict().values())
@@ -124,7 +124,7 @@ def _write_graphs(
         )
     network = BranchedUNet(unet.eval().requires_grad_(False))
     try:
-        write_graphs(network, clock, manifest, sample, cond, staging)
+        write_graphs(network, context, manifest, sample, cond, staging)
     except (RuntimeError, TypeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
         first = first_line(error)
         raise ArtifactError(

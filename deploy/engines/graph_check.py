@@ -8,7 +8,7 @@ from typing import Any
 
 from errata.deploy.engines.manifest import GraphSpec, TensorSpec
 from errata.deploy.engines.runtime import needed
-from errata.errors import ArtifactCorrupt
+from errata.errors import ArtifactCorruptError
 
 # What protobuf can hold in one message.
 LARGEST_GRAPH = 2**31 - 1
@@ -28,14 +28,14 @@ def check_graph(file: Path, spec: GraphSpec) -> None:
         ArtifactError: onnx is not installed.
     """
     if (size := file.stat().st_size) > LARGEST_GRAPH:
-        raise ArtifactCorrupt(f"{file} has {size:,} bytes; a graph has at most {LARGEST_GRAPH:,}")
+        raise ArtifactCorruptError(f"{file} has {size:,} bytes; a graph has at most {LARGEST_GRAPH:,}")
     onnx = needed("onnx")
     try:
         model = onnx.load(str(file), load_external_data=False)
     except Exception as error:  # protobuf raises whatever it likes
-        raise ArtifactCorrupt(f"{file} is no ONNX: {str(error)[:200]}; export it again") from error
+        raise ArtifactCorruptError(f"{file} is no ONNX: {str(error)[:200]}; export it again") from error
     for reason in _reasons_to_refuse(model):
-        raise ArtifactCorrupt(f"{file} {reason}; it was not written by errata")
+        raise ArtifactCorruptError(f"{file} {reason}; it was not written by errata")
     _check_ends(file, "inputs", model.graph.input, spec.inputs)
     _check_ends(file, "outputs", model.graph.output, spec.outputs)
 
@@ -83,9 +83,11 @@ def _check_ends(file: Path, which: str, found: Iterable[Any], expected: tuple[Te
     try:
         ends = tuple(_spec(end) for end in found)
     except (KeyError, ValueError) as error:
-        raise ArtifactCorrupt(f"{file} has unusable {which}: {str(error)[:200]}; export it again") from error
+        raise ArtifactCorruptError(
+            f"{file} has unusable {which}: {str(error)[:200]}; export it again"
+        ) from error
     if ends != expected:
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{file} has the {which} {_told(ends)}, the manifest says {_told(expected)}; it was not written "
             "by errata"
         )

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import torch
 
-from errata.compress.cache.corrected import FeatureCorrection
-from errata.compress.network.run import SteppedUNet
-from errata.compress.recipes.schedule import StepKind
 from errata.deploy.backends import BackendRow
-from errata.deploy.deployed import DeployedPipeline, assembled
 from errata.deploy.engines.denoiser import EngineDenoiser
 from errata.deploy.engines.manifest import EngineManifest
 from errata.deploy.engines.onnx_graphs import CACHED, FULL
 from errata.deploy.engines.session import Session
 from errata.deploy.engines.verification import as_artifact, feature_tables, float_network, verify
+from errata.deploy.pipeline import DeployedPipeline, assembled
+from errata.runtime.feature_correction import FeatureCorrection
+from errata.runtime.schedule import StepKind
+from errata.runtime.stepped_unet import SteppedUNet
 
 _FILES: dict[StepKind, str] = {"full": FULL, "cached": CACHED}
 

@@ -19,7 +19,7 @@ from errata.deploy.manifest import (
     read_sealed,
 )
 from errata.deploy.sharding import is_denoiser_file
-from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactVersionError
+from errata.errors import ArtifactCorruptError, ArtifactError, ArtifactVersionError
 
 ENGINE_FORMAT = "errata-engine/1"
 ENGINE_FILE = "errata-engine.json"
@@ -153,7 +153,7 @@ def read_engine_manifest(root: Path) -> EngineManifest:
     value = read_sealed(root, ENGINE_FILE, ENGINE_FORMAT)
     if odd := sorted(set(value) ^ _KEYS):
         trouble = "lacks" if odd[0] in _KEYS else "has"
-        raise ArtifactCorrupt(f"{file} {trouble} the key {odd[0][:80]!r}; it was not written by errata")
+        raise ArtifactCorruptError(f"{file} {trouble} the key {odd[0][:80]!r}; it was not written by errata")
     artifact = _artifact(value["artifact"], file)
     if value["form"] not in FORMS:
         raise ArtifactVersionError(
@@ -173,7 +173,7 @@ def read_engine_manifest(root: Path) -> EngineManifest:
             if key != "artifact" and dumps(written) != dumps(value[key]):
                 raise ValueError(f"its {key} would be written as {str(written)[:200]}")
     except (TypeError, ValueError) as error:
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{file} is not a readable manifest: {str(error)[:500]}; it was not written by errata"
         ) from error
     return manifest
@@ -189,7 +189,7 @@ def _artifact(value: Any, file: Path) -> Manifest:
     stated = content.pop(DIGEST_KEY, None)
     artifact = parse_manifest(content, file)
     if stated != artifact.sha256:
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{file} says that its artifact is {str(stated)[:80]}, but its content is {artifact.sha256}; it "
             "was not written by errata"
         )

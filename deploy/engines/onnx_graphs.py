@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from errata.compress.network.clock import StepClock
-from errata.compress.network.unet import BranchedUNet
 from errata.deploy.engines.runtime import needed
 from errata.deploy.manifest import Manifest
+from errata.runtime.step_context import StepContext
+from errata.runtime.unet import BranchedUNet
 
 # The oldest that onnxruntime's int8 products need nothing newer than, so that old runtimes can read it.
 OPSET = 17
@@ -21,14 +21,14 @@ SAMPLE, STEP, FEATURE, PREDICTION = "sample", "step", "feature", "prediction"
 
 
 class _Graph(nn.Module):
-    """What both graphs share: the network, its clock, and the timestep of each step."""
+    """What both graphs share: the network, its step context, and the timestep of each step."""
 
     def __init__(
-        self, network: BranchedUNet, clock: StepClock, manifest: Manifest, names: Sequence[str]
+        self, network: BranchedUNet, context: StepContext, manifest: Manifest, names: Sequence[str]
     ) -> None:
         super().__init__()
         self.network = network
-        self.clock = clock
+        self.context = context
         self.branch = manifest.schedule.branch
         self.names = tuple(names)
         self.times: Tensor
@@ -43,7 +43,7 @@ class FullGraph(_Graph):
 
     def forward(self, sample: Tensor, step: Tensor, *cond: Tensor) -> tuple[Tensor, ...]:
         """See `Denoiser.full`."""
-        with self.clock.at(step):
+        with self.context.at(step):
             prediction, feature = self.network.full(
                 sample, self.times[step], self._named(cond), branch=self.branch
             )
@@ -55,7 +55,7 @@ class CachedGraph(_Graph):
 
     def forward(self, sample: Tensor, step: Tensor, feature: Tensor, *cond: Tensor) -> Tensor:
         """See `Denoiser.cached`."""
-        with self.clock.at(step, kind="cached"):
+        with self.context.at(step, kind="cached"):
             return self.network.cached(
                 sample, self.times[step], self._named(cond), feature, branch=self.branch
             )
@@ -64,7 +64,7 @@ class CachedGraph(_Graph):
 @torch.no_grad()
 def write_graphs(
     network: BranchedUNet,
-    clock: StepClock,
+    context: StepContext,
     manifest: Manifest,
     sample: Tensor,
     cond: Mapping[str, Tensor],
@@ -73,20 +73,20 @@ def write_graphs(
     """Writes `full.onnx` and, with a cache, `cached.onnx` into `folder`.
 
     Args:
-        network: with the layers of `install_engine_layers`, which read `clock`.
-        clock: see there.
+        network: with the layers of `install_engine_layers`, which read `context`.
+        context: see there.
         manifest: of the artifact.
         sample: `(B, C, H, W)`, an input; the graphs take any number of samples of that size.
         cond: the other inputs of that call. Those whose first dimension is B have one entry for each sample.
         folder: an existing directory.
     """
     step = torch.tensor(0)
-    full = FullGraph(network, clock, manifest, names=tuple(cond)).eval()
+    full = FullGraph(network, context, manifest, names=tuple(cond)).eval()
     outputs = full(sample, step, *cond.values())
     named = dict(zip((PREDICTION, FEATURE), outputs, strict=False))
     _write(full, {SAMPLE: sample, STEP: step, **cond}, named, folder / FULL)
     if FEATURE in named:
-        cached = CachedGraph(network, clock, manifest, names=tuple(cond)).eval()
+        cached = CachedGraph(network, context, manifest, names=tuple(cond)).eval()
         inputs = {SAMPLE: sample, STEP: step, FEATURE: named[FEATURE], **cond}
         _write(cached, inputs, {PREDICTION: named[PREDICTION]}, folder / CACHED)
 

@@ -12,38 +12,37 @@ from diffusers.models.upsampling import KUpsample2D
 from torch import Tensor, nn
 from torch.nn import functional
 
-from errata.compress.network.attention import QuantizedAttention
-from errata.compress.network.clock import StepClock
-from errata.compress.quantize.layers import Geometry
-from errata.compress.quantize.observation import layer_sites
-from errata.compress.quantize.scheme import LayerScheme
 from errata.deploy.engines.onnx_nodes import Dequantized, QuantizedMatMul, QuantizedProduct, Windows
+from errata.runtime.attention import QuantizedAttention
+from errata.runtime.layers import Geometry
+from errata.runtime.scheme import LayerScheme, layer_sites
+from errata.runtime.step_context import StepContext
 
 
 class StepTables(nn.Module):
-    """Scale and zero point of an activation at every step, `(T,)` each, and the clock that tells the step."""
+    """Scale and zero point of an activation at every step, `(T,)` each, and the step context."""
 
-    def __init__(self, site: str, tensors: Mapping[str, Tensor], clock: StepClock) -> None:
+    def __init__(self, site: str, tensors: Mapping[str, Tensor], context: StepContext) -> None:
         super().__init__()
         self.scale: Tensor
         self.zero_point: Tensor
         self.register_buffer("scale", tensors[f"{site}.scale"])
         self.register_buffer("zero_point", tensors[f"{site}.zero_point"])
-        self.clock = clock
+        self.context = context
 
     def now(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the current step, float32."""
-        return self.scale[self.clock.step], self.zero_point[self.clock.step].float()
+        return self.scale[self.context.step], self.zero_point[self.context.step].float()
 
 
 def weight_parts(
-    scheme: LayerScheme, codes: Tensor, tensors: Mapping[str, Tensor], clock: StepClock
+    scheme: LayerScheme, codes: Tensor, tensors: Mapping[str, Tensor], context: StepContext
 ) -> Iterator[tuple[Tensor, Tensor, StepTables]]:
     """Codes and scales of the weight and tables of the input, part by part."""
     return zip(
         codes.split(list(scheme.input_widths), dim=1),
         tensors[f"{scheme.name}.weight_scale"],
-        (StepTables(site.name, tensors, clock) for site in layer_sites(scheme)),
+        (StepTables(site.name, tensors, context) for site in layer_sites(scheme)),
         strict=True,
     )
 
@@ -73,7 +72,7 @@ class _Part(nn.Module):
         tables = self.tables
         result: Tensor = QuantizedProduct.apply(
             x,
-            tables.clock.step,
+            tables.context.step,
             tables.scale,
             tables.zero_point,
             self.codes,
@@ -94,7 +93,7 @@ class EngineLayer(nn.Module):
         geometry: Geometry,
         codes: Tensor,
         tensors: Mapping[str, Tensor],
-        clock: StepClock,
+        context: StepContext,
     ) -> None:
         super().__init__()
         self.scheme = scheme
@@ -102,7 +101,7 @@ class EngineLayer(nn.Module):
         self.bias: Tensor | None
         self.register_buffer("bias", tensors.get(f"{scheme.name}.bias"))
         self.parts = nn.ModuleList(
-            _Part(geometry, *part) for part in weight_parts(scheme, codes, tensors, clock)
+            _Part(geometry, *part) for part in weight_parts(scheme, codes, tensors, context)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -163,7 +162,7 @@ class EngineAttention(QuantizedAttention):
         result: Tensor = QuantizedMatMul.apply(
             x,
             y,
-            of_x.clock.step,
+            of_x.context.step,
             of_x.scale,
             of_x.zero_point,
             of_y.scale,

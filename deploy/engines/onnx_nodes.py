@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.onnx.symbolic_opset9 import unused
 
-from errata.compress.quantize.ranges import dequantize, quantize
+from errata.runtime.ranges import dequantize, quantize
 
 _PRODUCT = "com.microsoft::MatMulIntegerToFloat"
 _UINT8_BITS = 8

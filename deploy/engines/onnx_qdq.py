@@ -16,12 +16,12 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional
 
-from errata.compress.network.attention import QuantizedAttention
-from errata.compress.network.clock import StepClock
-from errata.compress.quantize.layers import Geometry
-from errata.compress.quantize.scheme import LayerScheme
 from errata.deploy.engines.onnx_layers import StepTables, attend, sizes_of, weight_parts
 from errata.deploy.engines.onnx_nodes import Dequantized, Int8Grid
+from errata.runtime.attention import QuantizedAttention
+from errata.runtime.layers import Geometry
+from errata.runtime.scheme import LayerScheme
+from errata.runtime.step_context import StepContext
 
 _MIDDLE = 128  # of the codes, which an int8 shifts to zero
 
@@ -35,7 +35,7 @@ class QDQLayer(nn.Module):
         geometry: Geometry,
         codes: Tensor,
         tensors: Mapping[str, Tensor],
-        clock: StepClock,
+        context: StepContext,
     ) -> None:
         super().__init__()
         self.scheme = scheme
@@ -43,7 +43,7 @@ class QDQLayer(nn.Module):
         self.bias: Tensor | None
         self.register_buffer("bias", tensors.get(f"{scheme.name}.bias"))
         self.parts = nn.ModuleList(
-            _Part(geometry, *part) for part in weight_parts(scheme, codes, tensors, clock)
+            _Part(geometry, *part) for part in weight_parts(scheme, codes, tensors, context)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from errata.deploy.cpu import int8
 from errata.deploy.engines.manifest import GraphSpec, TensorSpec
 from errata.deploy.engines.runtime import needed
-from errata.errors import ArtifactCorrupt, ArtifactMismatch
+from errata.errors import ArtifactCorruptError, ArtifactMismatchError
 
 _ERRORS_ONLY = 3
 
@@ -35,7 +35,7 @@ class Session:
                 str(file), self._options(onnxruntime), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime has no class of its own for them all
-            raise ArtifactCorrupt(
+            raise ArtifactCorruptError(
                 f"{file} cannot be run by onnxruntime {onnxruntime.__version__}: {str(error)[:300]}; export "
                 "it again, or install the version that its manifest names"
             ) from error
@@ -63,7 +63,7 @@ class Session:
         expected = {spec.name: spec for spec in self.spec.inputs}
         if odd := sorted(set(expected) ^ set(tensors)):
             trouble = "needs" if odd[0] in expected else "does not take"
-            raise ArtifactMismatch(
+            raise ArtifactMismatchError(
                 f"this engine {trouble} the input {odd[0]!r}; it was exported for {', '.join(expected)}: "
                 "call the pipeline as it was called for the export, or export again with such a call as "
                 "`example`"
@@ -76,7 +76,7 @@ class Session:
 def _array(value: Tensor, spec: TensorSpec, rows: int) -> Any:
     expected = tuple(rows if size is None else size for size in spec.shape)
     if tuple(value.shape) != expected:
-        raise ArtifactMismatch(
+        raise ArtifactMismatchError(
             f"this engine takes {spec.name!r} as {list(spec.shape)}, None being the number of samples "
             f"({rows} here), got {list(value.shape)}; keep to the sizes that it was exported for, or export "
             "again"

@@ -10,8 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from errata.compress.cache.corrected import FEATURE as FEATURE_TABLES
-from errata.deploy.allowed import component_class
+from errata.deploy.allowlist import component_class
 from errata.deploy.component_check import check_fit
 from errata.deploy.components import check_component
 from errata.deploy.composition import DENOISER, MODEL_INDEX, check_composition
@@ -23,7 +22,8 @@ from errata.deploy.inventory import check_files
 from errata.deploy.manifest import Manifest
 from errata.deploy.safetensors_header import read_header
 from errata.deploy.verification import empty_unet
-from errata.errors import ArtifactCorrupt, ArtifactError
+from errata.errors import ArtifactCorruptError, ArtifactError
+from errata.runtime.feature_correction import FEATURE as FEATURE_TABLES
 
 FEATURE_FILE = "cache.safetensors"
 
@@ -84,16 +84,16 @@ def _check_listing(root: Path, manifest: EngineManifest) -> None:
     own = graphs | (set() if artifact.scheme.correction is None else {FEATURE_FILE})
     shared = manifest.shared_files
     if set(manifest.graphs) != graphs:
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{root / ENGINE_FILE} has the graphs {sorted(manifest.graphs)}, its schedule needs "
             f"{sorted(graphs)}; it was not written by errata"
         )
     if odd := sorted(set(manifest.files) ^ (own | set(shared))):
         trouble = "lists" if odd[0] in manifest.files else "does not list"
-        raise ArtifactCorrupt(f"{root / ENGINE_FILE} {trouble} {odd[0]!r}; it was not written by errata")
+        raise ArtifactCorruptError(f"{root / ENGINE_FILE} {trouble} {odd[0]!r}; it was not written by errata")
     for name, record in shared.items():
         if manifest.files[name] != record:
-            raise ArtifactCorrupt(
+            raise ArtifactCorruptError(
                 f"{root / name} is not the file of the artifact that {ENGINE_FILE} names; export again"
             )
 
@@ -103,7 +103,7 @@ def _check_shared(root: Path, manifest: EngineManifest) -> None:
     artifact = as_artifact(manifest)
     for name in (UNET_CONFIG, MODEL_INDEX, SCHEDULER_CONFIG):
         if name not in artifact.files:
-            raise ArtifactCorrupt(f"{root} has no {name}; every engine needs it")
+            raise ArtifactCorruptError(f"{root} has no {name}; every engine needs it")
     check_consistency(root, float_network(root, manifest), artifact)
     for name, entry in check_composition(root, artifact).components.items():
         if entry is not None:
@@ -131,8 +131,10 @@ def _check_step(root: Path, name: str, step: TensorSpec) -> None:
         raise _misfit(root, name, f"a step that is {step.dtype} {list(step.shape)}, not one int64")
 
 
-def _misfit(root: Path, name: str, trouble: str) -> ArtifactCorrupt:
-    return ArtifactCorrupt(f"{root / ENGINE_FILE}: {name} has {trouble[:400]}; it was not written by errata")
+def _misfit(root: Path, name: str, trouble: str) -> ArtifactCorruptError:
+    return ArtifactCorruptError(
+        f"{root / ENGINE_FILE}: {name} has {trouble[:400]}; it was not written by errata"
+    )
 
 
 def _check_feature_tables(root: Path, artifact: Manifest) -> None:
@@ -143,14 +145,14 @@ def _check_feature_tables(root: Path, artifact: Manifest) -> None:
     header = read_header(file)
     is_right = all(item.dtype is torch.float32 and item.shape == shape for item in header.tensors.values())
     if set(header.tensors) != set(FEATURE_TABLES) or not is_right or header.metadata:
-        raise ArtifactCorrupt(
+        raise ArtifactCorruptError(
             f"{file} does not hold exactly {' and '.join(FEATURE_TABLES)}, float32 {list(shape)}; export "
             "again"
         )
     try:
         tables = load_file(file)
     except SafetensorError as error:
-        raise ArtifactCorrupt(f"{file} holds no safetensors: {error}; export again") from error
+        raise ArtifactCorruptError(f"{file} holds no safetensors: {error}; export again") from error
     for name, table in tables.items():
         if not bool(torch.isfinite(table).all()):
-            raise ArtifactCorrupt(f"{file}: tensor {name!r} holds NaN or infinity; export again")
+            raise ArtifactCorruptError(f"{file}: tensor {name!r} holds NaN or infinity; export again")

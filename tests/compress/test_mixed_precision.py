@@ -14,12 +14,12 @@ from torch import nn
 from errata import compress, deploy
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline, LearnedRounding, Quantization, Recipe
-from errata.compress.network.attention import QuantizedAttention
-from errata.compress.quantize.layers import SimulatedLayer
-from errata.compress.quantize.scheme import Scheme
-from errata.compress.recipes.quantization import matches
+from errata.compress.quantize.simulation import SimulatedLayer
 from errata.deploy.verification import DENOISER_FILE
 from errata.errors import RecipeError
+from errata.runtime.attention import QuantizedAttention
+from errata.runtime.recipes.quantization import matches
+from errata.runtime.scheme import Scheme
 
 SPARED_ATTENTION = "down_blocks.1.attentions.0"
 MIXED = Quantization(

@@ -14,8 +14,8 @@ from errata import compress, deploy
 from errata.calibration import CalibrationSet
 from errata.calibration.calibration_set import Record
 from errata.compress import CompressedPipeline
-from errata.compress.network.unet import BranchedUNet
-from errata.compress.quantize.observation import sites_of
+from errata.runtime.scheme import sites_of
+from errata.runtime.unet import BranchedUNet
 
 # By these the recorded samples are multiplied. Full steps are 0 and 3; cached ones read their features.
 FACTORS = (1.0, 8.0, 64.0, 1.0, 64.0, 8.0)

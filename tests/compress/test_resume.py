@@ -15,7 +15,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
 import errata
 from errata import calibration, cli, compress
-from errata.compress.work.journal import Journal, Make, work_directory
+from errata.compress.jobs.journal import Journal, Make, work_directory
 from errata.errors import RecipeError
 
 STEPS = 4

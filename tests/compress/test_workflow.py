@@ -15,9 +15,9 @@ from errata import calibration, compress
 from errata.calibration import CalibrationSet, model_fingerprint
 from errata.canonical_json import file_digest
 from errata.compress import CompressedPipeline, Recipe
-from errata.compress.quantize.observation import sites_of
-from errata.compress.work.preparation import branch_of
-from errata.errors import ArtifactMismatch, CalibrationError, RecipeError
+from errata.compress.jobs.preparation import branch_of
+from errata.errors import ArtifactMismatchError, CalibrationError, RecipeError
+from errata.runtime.scheme import sites_of
 
 Make = Callable[[str], CompressedPipeline]
 
@@ -100,7 +100,7 @@ def test_a_stored_pipeline_gives_the_same_images(tiny_compressed: Make) -> None:
 
 
 def test_another_number_of_steps_is_refused(tiny_compressed: Make) -> None:
-    with pytest.raises(ArtifactMismatch, match="num_inference_steps=7, but 6 were recorded"):
+    with pytest.raises(ArtifactMismatchError, match="num_inference_steps=7, but 6 were recorded"):
         tiny_compressed("w8a8")(num_inference_steps=7)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from errata import calibration, cli, compress, deploy
 from errata.compress import Recipe
-from errata.compress.work.preview import Preview
+from errata.compress.jobs.dry_run import Preview
 
 STEPS = 3
 

@@ -13,12 +13,12 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline
 from torch import Tensor
 
-from errata.compress.network.clock import StepClock
-from errata.compress.network.denoiser import Denoiser, UNetDenoiser
-from errata.compress.network.run import SteppedUNet
-from errata.compress.network.unet import BranchedUNet
-from errata.compress.recipes.schedule import CacheSchedule, StepKind
 from errata.deploy import DeployedPipeline
+from errata.runtime.denoiser import Denoiser, UNetDenoiser
+from errata.runtime.schedule import CacheSchedule, StepKind
+from errata.runtime.step_context import StepContext
+from errata.runtime.stepped_unet import SteppedUNet
+from errata.runtime.unet import BranchedUNet
 
 Deploy = Callable[..., DeployedPipeline]
 
@@ -135,7 +135,7 @@ def deploy_unet(tiny_pipeline: DDIMPipeline) -> Deploy:
         timesteps = _timesteps(scheduler, num_inference_steps)
         branched = BranchedUNet(copy.deepcopy(tiny_pipeline.unet).to(dtype))
         schedule = schedule or CacheSchedule.uncached(len(timesteps))
-        denoiser: Denoiser = UNetDenoiser(branched, StepClock(), schedule, timesteps)
+        denoiser: Denoiser = UNetDenoiser(branched, StepContext(), schedule, timesteps)
         unet = SteppedUNet(denoiser, branched.unet.config, module=branched)
         return _deployed(pipeline(unet=unet, scheduler=scheduler), num_inference_steps)
 

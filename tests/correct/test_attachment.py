@@ -16,10 +16,10 @@ from torch import Generator
 
 from errata import deploy
 from errata.compress import CompressedPipeline
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import IEC, Forecast, Plan, attach, wrap
 from errata.deploy import DeployedPipeline
-from errata.errors import ArtifactMismatch, PlanError
+from errata.errors import ArtifactMismatchError, PlanError
+from errata.runtime.schedule import CacheSchedule
 
 Deploy = Callable[..., DeployedPipeline]
 STEPS = 6
@@ -113,7 +113,7 @@ def test_whatever_else_is_done_to_it_has_its_effect(deployed: DeployedPipeline) 
         expected = images(deployed.pipe)
         deployed.pipe.scheduler = DDIMScheduler(clip_sample=True)
         assert (images(deployed.pipe) != expected).any()
-        with pytest.raises(ArtifactMismatch, match="num_inference_steps=7, but 6 were recorded"):
+        with pytest.raises(ArtifactMismatchError, match="num_inference_steps=7, but 6 were recorded"):
             images(deployed.pipe, num_inference_steps=7)
 
 

@@ -18,7 +18,6 @@ from diffusers import (
 from torch import Tensor
 
 from errata import deploy
-from errata.compress.recipes.schedule import CacheSchedule, StepKind
 from errata.correct import (
     IEC,
     Forecast,
@@ -35,6 +34,7 @@ from errata.correct.corrector import Method
 from errata.correct.hindsight import growth
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError
+from errata.runtime.schedule import CacheSchedule, StepKind
 
 Deploy = Callable[..., DeployedPipeline]
 STEPS, INTERVAL = 16, 5

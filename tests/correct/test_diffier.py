@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct.corrector import Correction, Features, Rows, Setting, StepView
+from errata.correct.corrector import Correction, CorrectorContext, Features, Rows, StepView
 from errata.correct.diffier import DiffIER
 from errata.correct.noise_levels import NoiseLevels
 from errata.errors import PlanError
+from errata.runtime.schedule import CacheSchedule
 
 SIGNAL, NOISE = (0.28, 0.6, 0.96), (0.96, 0.8, 0.28)
 STEP = 1
 
 
-def setting_of(kind: str = "epsilon", *, is_known: bool = True) -> Setting:
+def setting_of(kind: str = "epsilon", *, is_known: bool = True) -> CorrectorContext:
     levels = NoiseLevels(signal=SIGNAL, noise=NOISE, prediction_type=kind) if is_known else None
-    return Setting(
+    return CorrectorContext(
         steps=(0, 1, 2), schedule=CacheSchedule.uncached(3), timesteps=(3.0, 2.0, 1.0), levels=levels
     )
 
@@ -41,7 +41,7 @@ def noise_of(images: list[int], shape: tuple[int, ...], draws: list[int] | None 
 
 
 def view_of(sample: Tensor, prediction: Tensor, noise: Callable[[int], Tensor], **changes: Any) -> StepView:
-    def refuse_preview(prediction: Tensor) -> Tensor:
+    def fail_on_preview(prediction: Tensor) -> Tensor:
         raise AssertionError("takes no look ahead")
 
     def refuse(samples: Tensor, rows: Rows = None, *, step: int | None = None) -> tuple[Tensor, Features]:
@@ -55,7 +55,7 @@ def view_of(sample: Tensor, prediction: Tensor, noise: Callable[[int], Tensor], 
         features=(),
         is_linear=True,
         is_guided=changes.get("is_guided", True),
-        preview=refuse_preview,
+        preview=fail_on_preview,
         evaluate=refuse,
         noise=noise,
     )

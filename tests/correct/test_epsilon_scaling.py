@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct.corrector import Features, Rows, Setting, StepView
+from errata.correct.corrector import CorrectorContext, Features, Rows, StepView
 from errata.correct.epsilon_scaling import EpsilonScaling
 from errata.correct.noise_levels import NoiseLevels
 from errata.errors import PlanError
+from errata.runtime.schedule import CacheSchedule
 
 SIGNAL, NOISE = (0.28, 0.6, 0.96), (0.96, 0.8, 0.28)
 X = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -22,8 +22,8 @@ def levels_of(kind: str = "epsilon") -> NoiseLevels:
     return NoiseLevels(signal=SIGNAL, noise=NOISE, prediction_type=kind)
 
 
-def setting_of(levels: NoiseLevels | None, schedule: CacheSchedule | None = None) -> Setting:
-    return Setting(
+def setting_of(levels: NoiseLevels | None, schedule: CacheSchedule | None = None) -> CorrectorContext:
+    return CorrectorContext(
         steps=(0, 1, 2),
         schedule=schedule or CacheSchedule.uncached(3),
         timesteps=(3.0, 2.0, 1.0),
@@ -41,8 +41,8 @@ def view_of(prediction: Tensor, step: int, sample: Tensor = X) -> StepView:
         is_linear=True,
         is_guided=False,
         preview=refuse,
-        evaluate=refuse_evaluation,
-        noise=refuse_noise,
+        evaluate=fail_on_evaluation,
+        noise=fail_on_noise,
     )
 
 
@@ -50,11 +50,11 @@ def refuse(prediction: Tensor) -> Tensor:
     raise AssertionError("takes no look ahead")
 
 
-def refuse_noise(draw: int) -> Tensor:
+def fail_on_noise(draw: int) -> Tensor:
     raise AssertionError("draws no noise")
 
 
-def refuse_evaluation(
+def fail_on_evaluation(
     samples: Tensor, rows: Rows = None, *, step: int | None = None
 ) -> tuple[Tensor, Features]:
     raise AssertionError("evaluates nothing")
@@ -95,7 +95,9 @@ def test_variance_exploding_samples() -> None:
     """Euler's form, where v belongs to the scaled input."""
     sigma = 3.0
     levels = NoiseLevels(signal=(1.0,), noise=(sigma,), prediction_type="v_prediction", scales_input=True)
-    setting = Setting(steps=(0,), schedule=CacheSchedule.uncached(1), timesteps=(1.0,), levels=levels)
+    setting = CorrectorContext(
+        steps=(0,), schedule=CacheSchedule.uncached(1), timesteps=(1.0,), levels=levels
+    )
     v_of = lambda eps: (eps - sigma * (X - sigma * eps)) / (1 + sigma**2) ** 0.5  # noqa: E731
     correction = EpsilonScaling(scale=1.25).corrector(setting).at_step(view_of(v_of(EPS), 0))
     assert correction is not None

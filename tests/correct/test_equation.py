@@ -10,10 +10,10 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 from torch import Tensor
 
-from errata.compress.network.unet import BranchedUNet
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import IEC, Plan, wrap
 from errata.deploy import DeployedPipeline
+from errata.runtime.schedule import CacheSchedule
+from errata.runtime.unet import BranchedUNet
 
 STEPS, TRAINED, INTERVAL = 4, 1000, 2
 TOLERANCE = 1e-9  # relative to the largest value of the sample

@@ -8,11 +8,11 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from errata.compress.recipes.schedule import CacheSchedule, StepKind
 from errata.correct import FittedForecast, Forecast, Hindsight, Plan, Refresh, fit_forecast, wrap
 from errata.correct.fitted_forecast import reads
 from errata.deploy import DeployedPipeline
 from errata.errors import ErrataError, PlanError
+from errata.runtime.schedule import CacheSchedule, StepKind
 
 STEPS, INTERVAL = 16, 5
 SHAPE = (3, 2, 2)

@@ -10,9 +10,9 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionLatentUpscalePipeli
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Generator, Tensor
 
-from errata.compress.network.run import UNetCall
 from errata.correct.guidance import Guidance, Recogniser, asked_scale
 from errata.errors import PlanError
+from errata.runtime.run import UNetCall
 
 
 def random(rows: int = 2, channels: int = 3, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

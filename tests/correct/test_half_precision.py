@@ -8,7 +8,6 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import (
     IEC,
     DiffIER,
@@ -21,11 +20,12 @@ from errata.correct import (
     Plan,
     Refresh,
     SecondOrder,
-    tap,
+    scheduler_hook,
     wrap,
 )
 from errata.correct.corrector import Correction
 from errata.deploy import DeployedPipeline
+from errata.runtime.schedule import CacheSchedule
 
 Deploy = Callable[..., DeployedPipeline]
 STEPS = 8
@@ -73,13 +73,13 @@ def deployed(deploy_closed_form: Deploy, ddim: DDIMScheduler, loop_pipeline: typ
 def corrections(monkeypatch: pytest.MonkeyPatch) -> list[Correction]:
     """What the methods of a run hand on."""
     seen: list[Correction] = []
-    taken = tap._taken
+    taken = scheduler_hook._taken
 
     def watched(pending: Any, made: Sequence[Correction]) -> Any:
         seen.extend(made)
         return taken(pending, made)
 
-    monkeypatch.setattr(tap, "_taken", watched)
+    monkeypatch.setattr(scheduler_hook, "_taken", watched)
     return seen
 
 

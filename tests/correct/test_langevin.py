@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct.corrector import Correction, Features, Rows, Setting, StepView, take
+from errata.correct.corrector import Correction, CorrectorContext, Features, Rows, StepView, take
 from errata.correct.langevin import Langevin
 from errata.correct.noise_levels import NoiseLevels
 from errata.errors import PlanError
+from errata.runtime.schedule import CacheSchedule
 
 PRESERVING = NoiseLevels(signal=(0.28, 0.6, 0.8), noise=(0.96, 0.8, 0.6))
 EXPLODING = NoiseLevels(signal=(1.0,) * 3, noise=(9.0, 3.0, 0.5), scales_input=True)
@@ -23,8 +23,8 @@ def randn(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def setting_of(levels: NoiseLevels | None, **changes: Any) -> Setting:
-    return Setting(
+def setting_of(levels: NoiseLevels | None, **changes: Any) -> CorrectorContext:
+    return CorrectorContext(
         steps=changes.get("steps", (0, 1)),
         schedule=changes.get("schedule", CacheSchedule.uncached(3)),
         timesteps=(3.0, 2.0, 1.0),

@@ -10,11 +10,11 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from torch import Generator, Tensor
 
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import IEC, Plan, iec, wrap
-from errata.correct.corrector import Setting
+from errata.correct.corrector import CorrectorContext
 from errata.correct.noise_levels import NoiseLevels
 from errata.deploy import DeployedPipeline
+from errata.runtime.schedule import CacheSchedule
 
 Deploy = Callable[..., DeployedPipeline]
 
@@ -124,7 +124,9 @@ def test_what_cannot_be_read_as_noise_is_blended_as_it_is(kind: str, reason: str
         preview=lambda prediction: 0.9 * x - 0.2 * prediction,
         evaluate=lambda samples, rows=None, *, step=None: (torch.cos(samples), ()),
     )
-    setting = Setting(steps=(0,), schedule=CacheSchedule.uncached(1), timesteps=(999.0,), levels=levels)
+    setting = CorrectorContext(
+        steps=(0,), schedule=CacheSchedule.uncached(1), timesteps=(999.0,), levels=levels
+    )
     correction = IEC().corrector(setting).at_step(view)
     assert correction is not None
     expected = 0.5 * torch.cos(x) + 0.5 * torch.cos(0.9 * x - 0.2 * torch.cos(x))

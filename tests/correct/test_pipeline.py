@@ -9,12 +9,21 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, EulerDiscreteScheduler
 from torch import Generator, Tensor
 
-from errata.compress.network.pipeline import SteppedPipeline
-from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct import IEC, CorrectedPipeline, Correction, Corrector, Plan, Setting, StepView, wrap
+from errata.correct import (
+    IEC,
+    CorrectedPipeline,
+    Correction,
+    Corrector,
+    CorrectorContext,
+    Plan,
+    StepView,
+    wrap,
+)
 from errata.correct.noise_levels import NoiseLevels, required
 from errata.deploy import DeployedPipeline
-from errata.errors import ArtifactMismatch, ErrataError, PlanError
+from errata.errors import ArtifactMismatchError, ErrataError, PlanError
+from errata.runtime.pipeline import SteppedPipeline
+from errata.runtime.schedule import CacheSchedule
 
 Deploy = Callable[..., DeployedPipeline]
 STEPS = 6
@@ -198,7 +207,7 @@ class Everywhere:
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
         return tuple(range(schedule.num_steps))
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: CorrectorContext) -> None:
         pass
 
 
@@ -231,10 +240,10 @@ class Levels:
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
         return (2,)
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: CorrectorContext) -> None:
         self.checked.append(required(setting.levels, self, setting.steps))
 
-    def corrector(self, setting: Setting) -> Corrector:
+    def corrector(self, setting: CorrectorContext) -> Corrector:
         self.used.append(setting.levels)
         return Corrector(setting)
 
@@ -313,7 +322,7 @@ def test_a_plan_that_selects_nothing_is_refused_before_sampling(deployed: Deploy
 
 
 def test_another_number_of_steps_is_refused_before_sampling(deployed: DeployedPipeline) -> None:
-    with pytest.raises(ArtifactMismatch, match="num_inference_steps=50"):
+    with pytest.raises(ArtifactMismatchError, match="num_inference_steps=50"):
         wrap(deployed, Plan(IEC()))(latents=latents(), num_inference_steps=50)
     assert deployed.denoiser.calls == []  # type: ignore[attr-defined]
 

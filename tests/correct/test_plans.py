@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from diffusers import DDIMScheduler
 
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import IEC, DiffIER, FittedForecast, Forecast, Hindsight, Plan, Refresh
 from errata.correct.plans import METHODS
 from errata.errors import PlanError
+from errata.runtime.schedule import CacheSchedule
 
 UNCACHED = CacheSchedule.uncached(10)
 CACHED = CacheSchedule.uniform(10, interval=4, branch=1)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct.corrector import Features, Rows, Setting, StepView, take
+from errata.correct.corrector import CorrectorContext, Features, Rows, StepView, take
 from errata.correct.noise_levels import NoiseLevels
 from errata.correct.second_order import SecondOrder
 from errata.errors import PlanError
+from errata.runtime.schedule import CacheSchedule
 
 KINDS = ("epsilon", "v_prediction", "sample")
 VARIANCE = 0.25  # of the data, in the linear denoiser's closed form
@@ -32,12 +32,12 @@ def best_epsilon(x: Tensor, a: float, b: float) -> Tensor:
     return b * x / (a * a * VARIANCE + b * b)
 
 
-def setting_of(levels: NoiseLevels | None, **changes: Any) -> Setting:
+def setting_of(levels: NoiseLevels | None, **changes: Any) -> CorrectorContext:
     total = 8 if levels is None else len(levels.signal)
     schedule = changes.pop("schedule", CacheSchedule.uncached(total))
     timesteps = changes.pop("timesteps", tuple(float(total - i) for i in range(total)))
     steps = changes.pop("steps", tuple(range(total - 1)))
-    return Setting(steps=steps, schedule=schedule, timesteps=timesteps, levels=levels, **changes)
+    return CorrectorContext(steps=steps, schedule=schedule, timesteps=timesteps, levels=levels, **changes)
 
 
 class Network:

@@ -7,10 +7,10 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Generator, Tensor
 
-from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct import IEC, Plan, RunStats, StepStats, overhead, tap, wrap
+from errata.correct import IEC, Plan, RunStats, StepStats, overhead, scheduler_hook, wrap
 from errata.correct.stats import StepRecord
 from errata.deploy import DeployedPipeline
+from errata.runtime.schedule import CacheSchedule
 
 Deploy = Callable[..., DeployedPipeline]
 CACHED = CacheSchedule.uniform(6, interval=3, branch=1)
@@ -122,7 +122,7 @@ def test_a_record_keeps_numbers_and_no_batch_of_samples(
         assert set(fields) == {item.name for item in dataclasses.fields(StepRecord)}
         return StepRecord(**fields)
 
-    monkeypatch.setattr(tap, "StepRecord", recording)
+    monkeypatch.setattr(scheduler_hook, "StepRecord", recording)
     schedule = CacheSchedule.uniform(4, interval=2, branch=1)
     corrected = wrap(deploy_unet(ddim, 4, schedule=schedule), Plan(IEC(iterations=2, guard=False)))
     corrected(latents=torch.randn(3, 1, 8, 8, dtype=torch.float64))

@@ -1,8 +1,8 @@
 import pytest
 
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import steps
 from errata.errors import PlanError
+from errata.runtime.schedule import CacheSchedule
 
 TWENTY = CacheSchedule.uniform(20, interval=5, branch=1)
 

@@ -7,9 +7,9 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import IEC, CorrectedPipeline, Plan, wrap
 from errata.deploy import DeployedPipeline
+from errata.runtime.schedule import CacheSchedule
 
 Deploy = Callable[..., DeployedPipeline]
 STEPS = 4

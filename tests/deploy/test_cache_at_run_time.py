@@ -12,11 +12,11 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from errata import deploy
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import IEC, Plan, wrap
 from errata.deploy import DeployedPipeline
-from errata.deploy.other_steps import nearest_steps, schedule_at
-from errata.errors import ArtifactMismatch, PlanError
+from errata.deploy.step_mapping import nearest_steps, schedule_at
+from errata.errors import ArtifactMismatchError, PlanError
+from errata.runtime.schedule import CacheSchedule
 
 Artifact = Callable[[str], Path]
 CACHED = "w8a8+deepcache-3"  # calls 0 and 3 of 6 are full
@@ -64,7 +64,7 @@ def test_a_feature_serves_only_the_shape_and_type_that_it_was_made_from(deployed
     times = deployed.denoiser.timesteps
     run.pipe.unet(torch.randn(2, 1, 8, 8), times[0])
     with pytest.raises(
-        ArtifactMismatch, match=r"step 1 would read the cached feature of a sample .*2, 1, 8, 8"
+        ArtifactMismatchError, match=r"step 1 would read the cached feature of a sample .*2, 1, 8, 8"
     ):
         run.pipe.unet(torch.randn(2, 1, 16, 16), times[1])
 
@@ -94,7 +94,7 @@ def test_a_clone_shares_weights_and_runs_beside(deployed: DeployedPipeline) -> N
     assert torch.equal(sample(clone, seed=3), sample(deployed, seed=3))
     assert clone.pipe.scheduler is not deployed.pipe.scheduler
     clone_denoiser = clone.denoiser
-    with deployed.denoiser._clock.at(0):  # type: ignore[attr-defined]  # an evaluation of the original
+    with deployed.denoiser._context.at(0):  # type: ignore[attr-defined]  # an evaluation of the original
         done = threading.Thread(target=lambda: sample(clone, seed=3))
         done.start()
         done.join(timeout=20)
@@ -127,7 +127,7 @@ def test_another_number_of_steps_takes_the_nearest_ranges_and_says_so(tiny_artif
     assert mapped.denoiser.timesteps == own_timesteps(9)
     assert mapped.schedule.num_steps == 9
     strict = deploy.load(path)
-    with pytest.raises(ArtifactMismatch, match="num_inference_steps=9, but 6 were recorded"):
+    with pytest.raises(ArtifactMismatchError, match="num_inference_steps=9, but 6 were recorded"):
         sample(strict, num_inference_steps=9)
 
 
@@ -146,7 +146,7 @@ def test_a_mapped_call_is_told_its_own_time_with_recorded_ranges(tiny_artifact: 
     denoiser: Any = deployed.denoiser
     for call, time in enumerate(times):
         nearest = min(range(6), key=lambda step: abs(recorded[step] - time))
-        with torch.no_grad(), denoiser._clock.at(nearest):
+        with torch.no_grad(), denoiser._context.at(nearest):
             expected, _ = denoiser.unet.full(x, time, {}, branch=0)
         assert torch.equal(mapped.denoiser.full(x, call, {})[0], expected)
         if time != recorded[nearest]:
@@ -179,10 +179,12 @@ def test_corrections_work_on_mapped_steps_but_not_plans_of_the_recorded_ones(tin
 def test_unknown_timesteps_are_not_guessed(tiny_artifact: Artifact) -> None:
     deployed = deploy.load(tiny_artifact("w8a8"), on_mismatch="nearest")
     deployed.pipe.scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
-    with pytest.raises(ArtifactMismatch, match="the recorded timesteps are not those of DDIMScheduler at 6"):
+    with pytest.raises(
+        ArtifactMismatchError, match="the recorded timesteps are not those of DDIMScheduler at 6"
+    ):
         sample(deployed, num_inference_steps=9)
     deployed = deploy.load(tiny_artifact("w8a8"), on_mismatch="nearest")
-    with pytest.raises(ArtifactMismatch, match="num_inference_steps=2000: .*choose another number"):
+    with pytest.raises(ArtifactMismatchError, match="num_inference_steps=2000: .*choose another number"):
         sample(deployed, num_inference_steps=2000)
 
 

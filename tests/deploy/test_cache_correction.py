@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from errata import compress, correct, deploy
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline, Recipe
-from errata.compress.cache.corrected import CorrectedOutput
-from errata.compress.quantize.scheme import Scheme
-from errata.compress.recipes.caching import CacheQuant
 from errata.deploy import DeployedPipeline
 from errata.deploy.cpu import int8
 from errata.deploy.tensors import expected_tensors
+from errata.runtime.feature_correction import CorrectedOutput
+from errata.runtime.recipes.caching import CacheQuant
+from errata.runtime.scheme import Scheme
 
 Make = Callable[[str], CompressedPipeline]
 Artifact = Callable[[str], Path]

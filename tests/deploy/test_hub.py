@@ -15,7 +15,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from errata import cli, deploy
 from errata.canonical_json import digest, dumps, file_digest
 from errata.deploy.model_card import model_card
-from errata.errors import ArtifactCorrupt, ArtifactError
+from errata.errors import ArtifactCorruptError, ArtifactError
 
 REPO = "someone/digits-w4a8"
 PARTS = ["errata.json", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json"]
@@ -158,14 +158,14 @@ def test_without_a_directory_it_is_fetched_once(
     assert deploy.from_hub(REPO) == first
     assert [name for name, _ in hub.calls[count:]] == ["__init__", "model_info"]
     (first / "unet" / "config.json").write_bytes(b"{}")
-    with pytest.raises(ArtifactCorrupt, match="config.json has 2 bytes"):
+    with pytest.raises(ArtifactCorruptError, match="config.json has 2 bytes"):
         deploy.from_hub(REPO)
 
 
 def test_nothing_is_pushed_that_does_not_verify(hub: Hub, artifact: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(artifact, tmp_path / "broken"))
     (broken / "unet" / "config.json").write_bytes(b"{}")
-    with pytest.raises(ArtifactCorrupt, match="config.json has 2 bytes"):
+    with pytest.raises(ArtifactCorruptError, match="config.json has 2 bytes"):
         deploy.push_to_hub(broken, REPO)
     assert hub.calls == []
 
@@ -179,7 +179,7 @@ def repo_with(hub: Hub, artifact: Path, **changes: bytes | None) -> None:
 
 def test_a_listed_file_of_another_size_is_not_fetched(hub: Hub, artifact: Path, tmp_path: Path) -> None:
     repo_with(hub, artifact, **{"unet/errata.safetensors": b"x" * 10**6})
-    with pytest.raises(ArtifactCorrupt, match="errata.safetensors of .* has 1000000 bytes, its "):
+    with pytest.raises(ArtifactCorruptError, match="errata.safetensors of .* has 1000000 bytes, its "):
         deploy.from_hub(REPO, tmp_path / "back")
     assert len([name for name, _ in hub.calls if name == "snapshot_download"]) == 1
     assert list(tmp_path.iterdir()) == []
@@ -210,7 +210,7 @@ def test_bytes_altered_on_the_hub(hub: Hub, artifact: Path, tmp_path: Path) -> N
     data = bytearray((artifact / "unet" / "errata.safetensors").read_bytes())
     data[-1] ^= 1
     repo_with(hub, artifact, **{"unet/errata.safetensors": bytes(data)})
-    with pytest.raises(ArtifactCorrupt, match="errata.safetensors was altered: its SHA-256"):
+    with pytest.raises(ArtifactCorruptError, match="errata.safetensors was altered: its SHA-256"):
         deploy.from_hub(REPO, tmp_path / "back")
     assert list(tmp_path.iterdir()) == []
 
@@ -223,7 +223,7 @@ def test_a_manifest_that_asks_for_other_files(name: str, hub: Hub, artifact: Pat
     repo_with(
         hub, artifact, **{"errata.json": dumps({**value, "manifest_sha256": digest(value)}), name: b"x"}
     )
-    with pytest.raises(ArtifactCorrupt, match="names (a file outside|the file)"):
+    with pytest.raises(ArtifactCorruptError, match="names (a file outside|the file)"):
         deploy.from_hub(REPO, tmp_path / "back")
     assert list(tmp_path.iterdir()) == []
 
@@ -313,13 +313,13 @@ def test_a_card_of_ones_own(hub: Hub, artifact: Path) -> None:
 def test_a_card_is_no_part_of_an_artifact(hub: Hub, artifact: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(artifact, tmp_path / "artifact"))
     (root / "README.md").write_text("x")
-    with pytest.raises(ArtifactCorrupt, match="README.md is not listed in the manifest"):
+    with pytest.raises(ArtifactCorruptError, match="README.md is not listed in the manifest"):
         deploy.verify(root)
     value = json.loads((root / "errata.json").read_text())
     value.pop("manifest_sha256")
     value["files"]["README.md"] = {"bytes": 1, "sha256": file_digest(root / "README.md")}
     (root / "errata.json").write_bytes(dumps({**value, "manifest_sha256": digest(value)}))
-    with pytest.raises(ArtifactCorrupt, match="README.md belongs to no component"):
+    with pytest.raises(ArtifactCorruptError, match="README.md belongs to no component"):
         deploy.verify(root)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from errata import cli, deploy
 from errata.canonical_json import digest, dumps
-from errata.errors import ArtifactCorrupt, ArtifactError
+from errata.errors import ArtifactCorruptError, ArtifactError
 
 pytest.importorskip("OpenSSL", reason="signing needs the extra `sign`")
 pytest.importorskip("model_signing", reason="signing needs the extra `sign`")
@@ -59,7 +59,7 @@ def signature(artifact: Path, keys: Path, tmp_path: Path) -> Path:
 
 
 def refused(
-    artifact: Path, signature: Path, key: Path, message: str, kind: type[ArtifactError] = ArtifactCorrupt
+    artifact: Path, signature: Path, key: Path, message: str, kind: type[ArtifactError] = ArtifactCorruptError
 ) -> None:
     with pytest.raises(ArtifactError, match=message) as caught:
         deploy.verify(artifact, signature=signature, public_key=key)
@@ -209,7 +209,7 @@ def test_places_for_a_signature(artifact: Path, signature: Path, keys: Path, tmp
 
 def test_a_broken_artifact_is_not_signed(artifact: Path, keys: Path, tmp_path: Path) -> None:
     (artifact / "unet" / "errata.safetensors").write_bytes(b"x")
-    with pytest.raises(ArtifactCorrupt, match="has 1 bytes, the manifest says"):
+    with pytest.raises(ArtifactCorruptError, match="has 1 bytes, the manifest says"):
         deploy.sign(artifact, keys / "maker.pem", tmp_path / "x.sig")
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
 

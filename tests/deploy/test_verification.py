@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from errata import deploy
 from errata.canonical_json import digest, dumps, file_digest
-from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactVersionError
+from errata.errors import ArtifactCorruptError, ArtifactError, ArtifactVersionError
 
 Artifact = Callable[[str], Path]
 DENOISER = "unet/errata.safetensors"
@@ -85,32 +85,32 @@ def test_truncated_and_missing_files(artifact: Path) -> None:
     file = artifact / DENOISER
     data = file.read_bytes()
     file.write_bytes(data[:-1])
-    refused(artifact, ArtifactCorrupt, "bytes, the manifest says")
+    refused(artifact, ArtifactCorruptError, "bytes, the manifest says")
     file.unlink()
-    refused(artifact, ArtifactCorrupt, "is missing")
+    refused(artifact, ArtifactCorruptError, "is missing")
 
 
 def test_an_altered_file(artifact: Path) -> None:
     file = artifact / "unet" / "config.json"
     file.write_bytes(file.read_bytes().replace(b"1", b"2", 1))
-    refused(artifact, ArtifactCorrupt, "was altered: its SHA-256")
+    refused(artifact, ArtifactCorruptError, "was altered: its SHA-256")
 
 
 def test_unlisted_files_and_links(artifact: Path) -> None:
     (artifact / "unet" / "extra.bin").write_bytes(b"x")
-    refused(artifact, ArtifactCorrupt, "extra.bin is not listed in the manifest")
+    refused(artifact, ArtifactCorruptError, "extra.bin is not listed in the manifest")
     (artifact / "unet" / "extra.bin").unlink()
     (artifact / "unet" / "extra.bin").symlink_to("/etc/passwd")
-    refused(artifact, ArtifactCorrupt, "link or special file")
+    refused(artifact, ArtifactCorruptError, "link or special file")
     (artifact / "unet" / "extra.bin").unlink()
     shutil.move(artifact / "scheduler", artifact.parent / "elsewhere")
     (artifact / "scheduler").symlink_to(artifact.parent / "elsewhere")
-    refused(artifact, ArtifactCorrupt, "link or special file")
+    refused(artifact, ArtifactCorruptError, "link or special file")
 
 
 def test_empty_directories(artifact: Path) -> None:
     (artifact / "vae").mkdir()
-    refused(artifact, ArtifactCorrupt, "vae is an empty directory")
+    refused(artifact, ArtifactCorruptError, "vae is an empty directory")
 
 
 def test_files_that_cannot_be_read(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_files_that_cannot_be_read(artifact: Path, monkeypatch: pytest.MonkeyPat
 def test_paths_outside_the_artifact(artifact: Path, name: str) -> None:
     record = {"bytes": 1, "sha256": "0"}
     rewrite(artifact, lambda value: value["files"].update({name: record}))
-    refused(artifact, ArtifactCorrupt, "names a file outside the artifact")
+    refused(artifact, ArtifactCorruptError, "names a file outside the artifact")
 
 
 def test_another_version(artifact: Path) -> None:
@@ -141,7 +141,7 @@ def test_another_denoiser_class(artifact: Path) -> None:
 @pytest.mark.parametrize("change", [{"pipeline_class": "StableUnknownPipeline"}, {"pipeline_class": "torch"}])
 def test_another_pipeline_class(artifact: Path, change: dict[str, str]) -> None:
     rewrite(artifact, lambda value: value.update(change))
-    refused(artifact, ArtifactCorrupt, "pipeline_class does not fit")
+    refused(artifact, ArtifactCorruptError, "pipeline_class does not fit")
     rename_pipeline(artifact, change["pipeline_class"])
     refused(artifact, ArtifactVersionError, "is no DiffusionPipeline of diffusers")
 
@@ -159,22 +159,22 @@ def test_manifests_that_are_none(artifact: Path) -> None:
     ]:
         assert content != data
         file.write_bytes(content)
-        refused(artifact, ArtifactCorrupt, message)
+        refused(artifact, ArtifactCorruptError, message)
     file.write_bytes(data)
     rewrite(artifact, lambda value: value.update(comment="hello"))
-    refused(artifact, ArtifactCorrupt, r"has unknown keys: \['comment'\]")
+    refused(artifact, ArtifactCorruptError, r"has unknown keys: \['comment'\]")
     file.write_bytes(data)
     rewrite(artifact, lambda value: value.pop("sampler"))
-    refused(artifact, ArtifactCorrupt, r"lacks the keys \['sampler'\]")
+    refused(artifact, ArtifactCorruptError, r"lacks the keys \['sampler'\]")
     file.write_bytes(data)
     rewrite(artifact, lambda value: value["schedule"].update(full_steps=["zero"]))
-    refused(artifact, ArtifactCorrupt, "is not a readable manifest")
+    refused(artifact, ArtifactCorruptError, "is not a readable manifest")
     file.write_bytes(data)
     rewrite(artifact, lambda value: value["files"]["model_index.json"].update(bytes="many"))
-    refused(artifact, ArtifactCorrupt, "is not a readable manifest")
+    refused(artifact, ArtifactCorruptError, "is not a readable manifest")
     file.write_bytes(data)
     rewrite(artifact, lambda value: value["files"].update({"x" * 300: {"bytes": 1, "sha256": "0"}}))
-    refused(artifact, ArtifactCorrupt, "is missing")
+    refused(artifact, ArtifactCorruptError, "is missing")
     file.unlink()
     refused(artifact, ArtifactError, "it has no errata.json")
     refused(artifact.parent / "nowhere", ArtifactError, "is not a directory")
@@ -187,24 +187,24 @@ def test_tensors_outside_the_scheme(artifact: Path) -> None:
     )
     refused(
         artifact,
-        ArtifactCorrupt,
+        ArtifactCorruptError,
         "holds 1 tensors outside the scheme, the first is 'mid_block.resnets.0.conv1",
     )
 
 
 def test_float_weights_in_the_place_of_codes(artifact: Path) -> None:
     retensor(artifact, lambda tensors: tensors.update({"conv_in.codes": torch.randn(16, 1, 3, 3)}))
-    refused(artifact, ArtifactCorrupt, "tensor 'conv_in.codes' is torch.float32")
+    refused(artifact, ArtifactCorruptError, "tensor 'conv_in.codes' is torch.float32")
 
 
 def test_missing_tensors(artifact: Path) -> None:
     retensor(artifact, lambda tensors: tensors.pop("conv_in.weight_scale"))
-    refused(artifact, ArtifactCorrupt, "lacks 1 tensors, the first is 'conv_in.weight_scale'")
+    refused(artifact, ArtifactCorruptError, "lacks 1 tensors, the first is 'conv_in.weight_scale'")
 
 
 def test_tensors_of_another_shape(artifact: Path) -> None:
     retensor(artifact, lambda tensors: tensors.update({"conv_in.input.0.scale": torch.ones(7)}))
-    refused(artifact, ArtifactCorrupt, r"'conv_in.input.0.scale' is torch.float32 \(7,\)")
+    refused(artifact, ArtifactCorruptError, r"'conv_in.input.0.scale' is torch.float32 \(7,\)")
 
 
 @pytest.mark.parametrize(
@@ -213,13 +213,13 @@ def test_tensors_of_another_shape(artifact: Path) -> None:
 )
 def test_scales_that_are_no_numbers(artifact: Path, value: float, message: str) -> None:
     retensor(artifact, lambda tensors: tensors["conv_in.input.0.scale"].fill_(value))
-    refused(artifact, ArtifactCorrupt, message)
+    refused(artifact, ArtifactCorruptError, message)
 
 
 def test_a_denoiser_file_that_is_none(artifact: Path) -> None:
     (artifact / DENOISER).write_bytes(b"\xff" * 64)
     relist(artifact, DENOISER)
-    refused(artifact, ArtifactCorrupt, "is not a safetensors file")
+    refused(artifact, ArtifactCorruptError, "is not a safetensors file")
 
 
 def test_a_config_that_describes_another_network(artifact: Path) -> None:
@@ -228,17 +228,17 @@ def test_a_config_that_describes_another_network(artifact: Path) -> None:
     config["block_out_channels"] = [8, 8]
     file.write_text(json.dumps(config))
     relist(artifact, "unet/config.json")
-    refused(artifact, ArtifactCorrupt, "scheme does not fit the recipe w4a8")
+    refused(artifact, ArtifactCorruptError, "scheme does not fit the recipe w4a8")
     file.write_text("{")
     relist(artifact, "unet/config.json")
-    refused(artifact, ArtifactCorrupt, "unet/config.json is not valid JSON")
+    refused(artifact, ArtifactCorruptError, "unet/config.json is not valid JSON")
 
 
 @pytest.mark.parametrize("text", ["google/ddpm-cifar10-32", "../elsewhere"])
 def test_a_config_that_names_a_place_is_not_followed(artifact: Path, text: str) -> None:
     (artifact / "unet" / "config.json").write_text(json.dumps(text))
     relist(artifact, "unet/config.json")
-    refused(artifact, ArtifactCorrupt, "unet/config.json holds a str, not an object")
+    refused(artifact, ArtifactCorruptError, "unet/config.json holds a str, not an object")
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_a_manifest_that_contradicts_itself(
     artifact: Path, change: Callable[[dict[str, Any]], object], name: str
 ) -> None:
     rewrite(artifact, change)
-    refused(artifact, ArtifactCorrupt, f"{name} does not fit the recipe")
+    refused(artifact, ArtifactCorruptError, f"{name} does not fit the recipe")
 
 
 def test_float_weights_behind_a_shortened_scheme(artifact: Path) -> None:
@@ -281,17 +281,17 @@ def test_float_weights_behind_a_shortened_scheme(artifact: Path) -> None:
 
     retensor(artifact, smuggle)
     rewrite(artifact, leave_out)
-    refused(artifact, ArtifactCorrupt, "scheme does not fit the recipe w4a8")
+    refused(artifact, ArtifactCorruptError, "scheme does not fit the recipe w4a8")
 
 
 def test_codes_outside_the_symmetric_range(artifact: Path) -> None:
     retensor(artifact, lambda tensors: tensors["conv_in.codes"].fill_(-128))
-    refused(artifact, ArtifactCorrupt, "'conv_in.codes' holds a code outside the symmetric range")
+    refused(artifact, ArtifactCorruptError, "'conv_in.codes' holds a code outside the symmetric range")
 
 
 def test_packed_codes_outside_the_symmetric_range(artifact: Path) -> None:
     retensor(artifact, lambda tensors: tensors["mid_block.resnets.0.conv1.codes"].fill_(0x80))
-    refused(artifact, ArtifactCorrupt, "'mid_block.resnets.0.conv1.codes' holds a code outside")
+    refused(artifact, ArtifactCorruptError, "'mid_block.resnets.0.conv1.codes' holds a code outside")
 
 
 def test_half_precision_beside_quantized_layers(artifact: Path) -> None:
@@ -299,7 +299,7 @@ def test_half_precision_beside_quantized_layers(artifact: Path) -> None:
         tensors["conv_norm_out.weight"] = tensors["conv_norm_out.weight"].half()
 
     retensor(artifact, halve)
-    refused(artifact, ArtifactCorrupt, "'conv_norm_out.weight' is torch.float16")
+    refused(artifact, ArtifactCorruptError, "'conv_norm_out.weight' is torch.float16")
 
 
 def test_a_scheduler_that_diffusers_cannot_make(artifact: Path) -> None:
@@ -308,9 +308,9 @@ def test_a_scheduler_that_diffusers_cannot_make(artifact: Path) -> None:
     file.write_text(json.dumps(config))
     relist(artifact, "scheduler/scheduler_config.json")
     rewrite(artifact, lambda value: value.update(scheduler_config=config))
-    refused(artifact, ArtifactCorrupt, "scheduler does not make a DDIMScheduler: nope")
+    refused(artifact, ArtifactCorruptError, "scheduler does not make a DDIMScheduler: nope")
 
 
 def test_a_pipeline_that_needs_more_components(artifact: Path) -> None:
     rename_pipeline(artifact, "LDMPipeline")
-    refused(artifact, ArtifactCorrupt, "does not make a LDMPipeline: model_index.json lacks 'vqvae'")
+    refused(artifact, ArtifactCorruptError, "does not make a LDMPipeline: model_index.json lacks 'vqvae'")

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from errata import deploy
 from errata.compress import CompressedPipeline
-from errata.compress.network.denoiser import Denoiser
 from errata.deploy import DeployedPipeline
 from errata.deploy.cpu import int8, native
 from errata.deploy.engines.agreement import distance
+from errata.runtime.denoiser import Denoiser
 
 LOG = logging.getLogger(__name__)  # `pytest --log-cli-level=INFO` shows the numbers
 BOUND = 0.05

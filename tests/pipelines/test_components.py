@@ -13,9 +13,9 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 
 from errata import calibration, compress, deploy
-from errata.deploy.allowed import component_class, entry_of
+from errata.deploy.allowlist import component_class, entry_of
 from errata.deploy.components import check_component, load_component, write_component
-from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactVersionError
+from errata.errors import ArtifactCorruptError, ArtifactError, ArtifactVersionError
 
 Build = Callable[[str], Any]
 NAMES = [
@@ -163,7 +163,7 @@ def test_settings_that_lead_elsewhere_are_refused(setting: dict[str, Any], tmp_p
     check_component(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(setting))
     with pytest.raises(
-        ArtifactCorrupt, match="config.json has a setting that names a file, a model or a pro"
+        ArtifactCorruptError, match="config.json has a setting that names a file, a model or a pro"
     ):
         check_component(tmp_path)
 
@@ -171,7 +171,7 @@ def test_settings_that_lead_elsewhere_are_refused(setting: dict[str, Any], tmp_p
 @pytest.mark.parametrize("library", ["os", "diffusers.models", "errata", "errata.deploy", "..", ""])
 def test_only_listed_libraries_are_imported(library: str) -> None:
     with pytest.raises(
-        ArtifactCorrupt, match="is not allowed; allowed are diffusers, errata.pipelines, transf"
+        ArtifactCorruptError, match="is not allowed; allowed are diffusers, errata.pipelines, transf"
     ):
         component_class(library, "AutoencoderKL")
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import (
     IEC,
     Correction,
     Corrector,
+    CorrectorContext,
     DiffIER,
     EpsilonScaling,
     Forecast,
@@ -26,14 +26,14 @@ from errata.correct import (
     Plan,
     Refresh,
     SecondOrder,
-    Setting,
     StepView,
     fit_forecast,
     wrap,
 )
 from errata.correct.evaluations import Evaluations
 from errata.deploy import DeployedPipeline
-from errata.errors import ArtifactMismatch, PlanError
+from errata.errors import ArtifactMismatchError, PlanError
+from errata.runtime.schedule import CacheSchedule
 
 Build = Callable[[str], Any]
 Artifact = Callable[[str], DeployedPipeline]
@@ -191,15 +191,15 @@ class Watch:
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
         return tuple(range(schedule.num_steps))
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: CorrectorContext) -> None:
         pass
 
-    def corrector(self, setting: Setting) -> Corrector:
+    def corrector(self, setting: CorrectorContext) -> Corrector:
         return Spy(setting, self.seen)
 
 
 class Spy(Corrector):
-    def __init__(self, setting: Setting, seen: list[Seen]) -> None:
+    def __init__(self, setting: CorrectorContext, seen: list[Seen]) -> None:
         super().__init__(setting)
         self._seen = seen
 
@@ -282,7 +282,7 @@ def test_a_guided_artifact_of_two_calls_says_so_when_it_is_not_guided(
         PlanError, match="1 times for one step of the scheduler, 2 were .*; sample with guidance"
     ):
         latents(small, corrected, guidance_scale=1.0)
-    with pytest.raises(ArtifactMismatch, match="and with guidance: 2 calls a step were recorded"):
+    with pytest.raises(ArtifactMismatchError, match="and with guidance: 2 calls a step were recorded"):
         latents(small, corrected.deployed, guidance_scale=1.0)
 
 

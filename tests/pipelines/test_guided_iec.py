@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from errata.compress.network.unet import BranchedUNet
 from errata.correct import IEC, Plan, wrap
 from errata.deploy import DeployedPipeline
+from errata.runtime.unet import BranchedUNet
 
 Build = Callable[[str], Any]
 Artifact = Callable[[str], DeployedPipeline]

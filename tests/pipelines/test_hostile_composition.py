@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from errata import calibration, compress, deploy
 from errata.canonical_json import digest, dumps, file_digest
-from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactVersionError
+from errata.errors import ArtifactCorruptError, ArtifactError, ArtifactVersionError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers 0.42, NumPy 2
 Build = Callable[[str], Any]
@@ -85,7 +85,9 @@ def test_a_foreign_library_is_not_imported(
     (tmp_path / "foreign_component.py").write_text("class Decoder: ...\n")
     monkeypatch.syspath_prepend(tmp_path)
     rewrite_index(artifact, vae=["foreign_component", "Decoder"])
-    refused(artifact, ArtifactCorrupt, "component library 'foreign_component' is not allowed; allowed are")
+    refused(
+        artifact, ArtifactCorruptError, "component library 'foreign_component' is not allowed; allowed are"
+    )
     assert "foreign_component" not in sys.modules
 
 
@@ -105,39 +107,41 @@ def test_a_class_outside_the_list(artifact: Path, name: str) -> None:
 def test_a_file_that_may_run_or_redirect(artifact: Path, name: str) -> None:
     (artifact / "vae" / name).write_bytes(b"{}")
     relist(artifact)
-    refused(artifact, ArtifactCorrupt, f"vae/{name} is not allowed: a component holds .json, .safetensors")
+    refused(
+        artifact, ArtifactCorruptError, f"vae/{name} is not allowed: a component holds .json, .safetensors"
+    )
 
 
 @pytest.mark.parametrize("name", ["unet/more.safetensors", "scheduler/config.json"])
 def test_a_file_too_many_beside_our_own(artifact: Path, name: str) -> None:
     (artifact / name).write_bytes(b"{}")
     relist(artifact)
-    refused(artifact, ArtifactCorrupt, f"{name} is not allowed")
+    refused(artifact, ArtifactCorruptError, f"{name} is not allowed")
 
 
 def test_a_missing_component_folder(artifact: Path) -> None:
     shutil.rmtree(artifact / "vae")
     relist(artifact)
-    refused(artifact, ArtifactCorrupt, "has no files of component 'vae'; copy the artifact again")
+    refused(artifact, ArtifactCorruptError, "has no files of component 'vae'; copy the artifact again")
 
 
 def test_a_component_too_many(artifact: Path) -> None:
     shutil.copytree(artifact / "vae", artifact / "second")
     relist(artifact)
-    refused(artifact, ArtifactCorrupt, "second/config.json belongs to no component of model_index.json")
+    refused(artifact, ArtifactCorruptError, "second/config.json belongs to no component of model_index.json")
     rewrite_index(artifact, second=["diffusers", "AutoencoderKL"])
-    refused(artifact, ArtifactCorrupt, "ClassConditionalLDMPipeline takes no 'second'")
+    refused(artifact, ArtifactCorruptError, "ClassConditionalLDMPipeline takes no 'second'")
 
 
 def test_files_in_odd_places(artifact: Path) -> None:
     (artifact / "vae" / "deeper").mkdir()
     (artifact / "vae" / "deeper" / "config.json").write_bytes(b"{}")
     relist(artifact)
-    refused(artifact, ArtifactCorrupt, "deeper/config.json belongs to no component")
+    refused(artifact, ArtifactCorruptError, "deeper/config.json belongs to no component")
     shutil.rmtree(artifact / "vae" / "deeper")
     (artifact / "notes.txt").write_bytes(b"")
     relist(artifact)
-    refused(artifact, ArtifactCorrupt, "notes.txt belongs to no component")
+    refused(artifact, ArtifactCorruptError, "notes.txt belongs to no component")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +163,7 @@ def test_files_in_odd_places(artifact: Path) -> None:
 )
 def test_an_index_that_does_not_fit(artifact: Path, change: Index, message: str) -> None:
     rewrite_index(artifact, **change)
-    refused(artifact, ArtifactCorrupt, message)
+    refused(artifact, ArtifactCorruptError, message)
 
 
 def test_an_index_without_a_component(artifact: Path) -> None:
@@ -168,13 +172,13 @@ def test_an_index_without_a_component(artifact: Path) -> None:
     file.write_text(json.dumps({key: value for key, value in index.items() if key != "vae"}))
     shutil.rmtree(artifact / "vae")
     relist(artifact)
-    refused(artifact, ArtifactCorrupt, "model_index.json lacks 'vae'; deploy again")
+    refused(artifact, ArtifactCorruptError, "model_index.json lacks 'vae'; deploy again")
     file.write_text("[]")
     relist(artifact)
-    refused(artifact, ArtifactCorrupt, "model_index.json holds a list, not an object")
+    refused(artifact, ArtifactCorruptError, "model_index.json holds a list, not an object")
     file.write_text("{")
     relist(artifact)
-    refused(artifact, ArtifactCorrupt, "model_index.json is not valid JSON")
+    refused(artifact, ArtifactCorruptError, "model_index.json is not valid JSON")
 
 
 def test_settings_that_lead_elsewhere(artifact: Path) -> None:
@@ -182,11 +186,13 @@ def test_settings_that_lead_elsewhere(artifact: Path) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "_name_or_path": "someone/model"}))
     relist(artifact)
     refused(
-        artifact, ArtifactCorrupt, "vae/config.json has a setting that names a file, a model or a program"
+        artifact,
+        ArtifactCorruptError,
+        "vae/config.json has a setting that names a file, a model or a program",
     )
     file.write_text(json.dumps("someone/model"))
     relist(artifact)
-    refused(artifact, ArtifactCorrupt, "vae/config.json holds a str, not an object")
+    refused(artifact, ArtifactCorruptError, "vae/config.json holds a str, not an object")
 
 
 def test_weights_that_do_not_fit_their_settings(artifact: Path) -> None:
@@ -199,4 +205,4 @@ def test_weights_that_do_not_fit_their_settings(artifact: Path) -> None:
     ]:
         save_file(altered, file)
         relist(artifact)
-        refused(artifact, ArtifactCorrupt, f"class_embedder does not make a ClassEmbedder: {message}")
+        refused(artifact, ArtifactCorruptError, f"class_embedder does not make a ClassEmbedder: {message}")

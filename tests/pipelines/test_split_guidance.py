@@ -24,11 +24,11 @@ from errata.calibration import CalibrationSet
 from errata.canonical_json import digest, dumps
 from errata.compress import CacheSchedule, CompressedPipeline, Recipe
 from errata.compress.cache.cache_features import feature_distances
-from errata.compress.network.unet import BranchedUNet
-from errata.compress.quantize.mixed_steps import mixed_rows
-from errata.compress.work.preview import Preview
-from errata.errors import ArtifactCorrupt, ArtifactMismatch, RecipeError
+from errata.compress.jobs.dry_run import Preview
+from errata.compress.quantize.recorded_inputs import mixed_rows
+from errata.errors import ArtifactCorruptError, ArtifactMismatchError, RecipeError
 from errata.pipelines import ClassConditionalLDMPipeline
+from errata.runtime.unet import BranchedUNet
 
 Build = Callable[[str], Any]
 LOG = logging.getLogger(__name__)  # `pytest --log-cli-level=INFO` shows the numbers
@@ -302,14 +302,14 @@ def test_schedules_that_do_not_fit_the_timesteps(
     one = {"doubled": doubled, "split": split}[name]
     root = deploy.export(one.compressed("deepcache-3"), tmp_path / "artifact")
     rewrite(root, **changes)
-    with pytest.raises(ArtifactCorrupt, match=message):
+    with pytest.raises(ArtifactCorruptError, match=message):
         deploy.verify(root)
 
 
 def test_a_cache_that_mixes_the_streams_is_not_exported_but_an_older_one_without_a_cache_is(
     split: Life, tmp_path: Path
 ) -> None:
-    with pytest.raises(ArtifactCorrupt, match="calls_per_step=1: a cached call would read the feature"):
+    with pytest.raises(ArtifactCorruptError, match="calls_per_step=1: a cached call would read the feature"):
         deploy.export(mixed(split.compressed("deepcache-3")), tmp_path / "mixed")
     root = deploy.export(mixed(split.compressed("w8a8")), tmp_path / "uncached")
     assert deploy.verify(root).schedule == CacheSchedule.uncached(2 * STEPS)
@@ -319,7 +319,7 @@ def test_requests_that_a_run_of_two_calls_cannot_serve(split: Life) -> None:
     compressed = split.compressed("deepcache-3")
     unguided = type(split.small)(split.small.pipe, {**split.small.inputs, "guidance_scale": 1.0})
     message = r"step 1 is at timestep .*, and with guidance: 2 calls a step were recorded"
-    with pytest.raises(ArtifactMismatch, match=message):
+    with pytest.raises(ArtifactMismatchError, match=message):
         latents(unguided, compressed)
     message = "step 6 is beyond the run of sampler steps, 2 denoiser calls each; its last step is 5"
     with pytest.raises(RecipeError, match=message):

@@ -2,13 +2,13 @@
 
 import pytest
 
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import IEC, Forecast, Hindsight, Plan, Refresh, SecondOrder
 from errata.correct.costs import Costs, plain_evaluations, price
 from errata.deploy import DeployedPipeline
-from errata.errors import ArtifactMismatch
+from errata.errors import ArtifactMismatchError
 from errata.report import Reference, run
 from errata.report.equal_compute import TOLERANCE, _more_full_steps, _spread, float_steps, rivals_of
+from errata.runtime.schedule import CacheSchedule
 
 COSTS: Costs = {"full": 1.0, "cached": 0.25}
 
@@ -57,7 +57,7 @@ def test_what_the_artifact_cannot_serve_is_told(
     deployed: DeployedPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: DeployedPipeline, steps: int) -> None:
-        raise ArtifactMismatch(f"no timesteps are known for {steps}")
+        raise ArtifactMismatchError(f"no timesteps are known for {steps}")
 
     monkeypatch.setattr(DeployedPipeline, "at_steps", refuse)
     told: list[str] = []

@@ -9,7 +9,7 @@ from diffusers import DDIMPipeline
 
 from errata.correct import IEC, Forecast, Hindsight, Plan, Refresh, wrap
 from errata.deploy import DeployedPipeline
-from errata.errors import ArtifactMismatch, PlanError, ReportError
+from errata.errors import ArtifactMismatchError, PlanError, ReportError
 from errata.report import Reference, Report, frechet_distance, psnr, run, statistics, text_table
 from errata.report.asking import with_uncorrected
 from errata.report.metrics import metric_lines
@@ -253,7 +253,7 @@ def test_what_is_left_out_is_told(
     deployed: DeployedPipeline, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: DeployedPipeline, steps: int) -> None:
-        raise ArtifactMismatch("only the recorded number is known")
+        raise ArtifactMismatchError("only the recorded number is known")
 
     monkeypatch.setattr(DeployedPipeline, "at_steps", refuse)
     plans = {"all": Plan(IEC(), "all")}

@@ -14,13 +14,13 @@ from errata.calibration.calibration_set import Record
 from errata.compress import CacheQuant, CacheSchedule, CompressedPipeline, Recipe
 from errata.compress.cache import cache_features
 from errata.compress.cache.cache_correction import fit_cache_correction
-from errata.compress.cache.corrected import FeatureCorrection, correct_outputs
 from errata.compress.cache.refined_inputs import input_scales
-from errata.compress.network.clock import StepClock
-from errata.compress.network.denoiser import UNetDenoiser
-from errata.compress.network.unet import BranchedUNet
-from errata.compress.quantize.scheme import CacheCorrection, Scheme
 from errata.compress.quantize.simulation import simulate
+from errata.runtime.denoiser import UNetDenoiser
+from errata.runtime.feature_correction import FeatureCorrection, correct_outputs
+from errata.runtime.scheme import CacheCorrection, Scheme
+from errata.runtime.step_context import StepContext
+from errata.runtime.unet import BranchedUNet
 
 SCHEDULE = CacheSchedule(num_steps=6, full_steps=(0, 3), branch=3)
 CACHED = (1, 2, 4, 5)
@@ -46,14 +46,14 @@ class Case:
 
     def simulated(self, additions: dict[str, Tensor] | None = None) -> tuple[UNetDenoiser, nn.Module]:
         """The simulation; uncorrected without additions."""
-        clock = StepClock()
+        context = StepContext()
         scheme = self.scheme if additions else dataclasses.replace(self.scheme, correction=None)
         table = self.table | (additions or {})
-        unet = simulate(self.unet, scheme, table, clock)
-        correct_outputs(unet, scheme, table, clock=clock)
+        unet = simulate(self.unet, scheme, table, context)
+        correct_outputs(unet, scheme, table, context=context)
         times = tuple(float(time) for time in self.calibration_set.timesteps)
         correction = FeatureCorrection.of(scheme, table)
-        return UNetDenoiser(BranchedUNet(unet), clock, self.schedule, times, correction=correction), unet
+        return UNetDenoiser(BranchedUNet(unet), context, self.schedule, times, correction=correction), unet
 
     @torch.no_grad()
     def float_feature(self, step: int) -> Tensor:

@@ -14,8 +14,8 @@ from errata.compress import CacheQuant, CacheSchedule
 from errata.compress.cache import cache_features
 from errata.compress.cache.cache_features import add_distances, feature_distances
 from errata.compress.cache.dps import cost_of, search, search_schedule
-from errata.compress.network.unet import BranchedUNet
-from errata.compress.recipes.schedule import uniform_steps
+from errata.runtime.schedule import uniform_steps
+from errata.runtime.unet import BranchedUNet
 
 
 def random_distances(num_steps: int, interval: int, seed: int) -> Tensor:

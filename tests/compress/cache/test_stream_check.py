@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from errata.calibration import Record
-from errata.compress.cache.stream_check import refuse_irregular_guidance
+from errata.compress.cache.stream_check import check_regular_guidance
 from errata.errors import RecipeError
 
 
@@ -38,7 +38,7 @@ class Calls:
     ],
 )
 def test_calls_that_a_schedule_keeps_apart(calls: Any) -> None:
-    refuse_irregular_guidance(calls)
+    check_regular_guidance(calls)
 
 
 def test_guidance_at_the_end_of_a_run_alone() -> None:
@@ -47,4 +47,4 @@ def test_guidance_at_the_end_of_a_run_alone() -> None:
         "calls 1 and 2 evaluate the same input under two conditions, .* a cache would mix their features"
     )
     with pytest.raises(RecipeError, match=message):
-        refuse_irregular_guidance(calls)
+        check_regular_guidance(calls)

@@ -11,16 +11,16 @@ from diffusers import DDIMPipeline
 from torch import Tensor, nn
 
 from errata.calibration import CalibrationSet
-from errata.compress.network.clock import StepClock
+from errata.compress.jobs.progress import BlockReport
 from errata.compress.quantize import bias_correction
 from errata.compress.quantize.bias_correction import correct_biases, groups_of
-from errata.compress.quantize.mixed_steps import MixedRows, mixed_rows
 from errata.compress.quantize.observation import observe_ranges
-from errata.compress.quantize.scheme import Scheme
+from errata.compress.quantize.recorded_inputs import MixedRows, mixed_rows
 from errata.compress.quantize.simulation import quantize_weights, range_table, simulate
-from errata.compress.recipes.recipe import Recipe
-from errata.compress.work.progress import BlockReport
 from errata.errors import RecipeError
+from errata.runtime.recipes.recipe import Recipe
+from errata.runtime.scheme import Scheme
+from errata.runtime.step_context import StepContext
 
 Tensors = dict[str, Tensor]
 
@@ -64,7 +64,7 @@ def biases(subject: Subject) -> Tensors:
 
 
 @torch.no_grad()
-def outputs_of(unet: nn.Module, names: list[str], rows: list[MixedRows], clock: StepClock) -> Tensors:
+def outputs_of(unet: nn.Module, names: list[str], rows: list[MixedRows], context: StepContext) -> Tensors:
     """Mean output per channel of every layer, the slow way: all outputs kept, one mean in float64."""
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
 
@@ -77,7 +77,7 @@ def outputs_of(unet: nn.Module, names: list[str], rows: list[MixedRows], clock: 
 
     handles = [unet.get_submodule(name).register_forward_hook(hook(name)) for name in names]
     for batch in rows:
-        with clock.at(batch.steps):
+        with context.at(batch.steps):
             batch.predict(unet)
     for handle in handles:
         handle.remove()
@@ -96,11 +96,11 @@ def test_every_biased_layer_gets_one(subject: Subject, biases: Tensors) -> None:
 def test_all_means_agree_afterwards(subject: Subject, biases: Tensors) -> None:
     names = [layer.name for layer in subject.scheme.layers]
     rows = mixed_rows(subject.calibration_set, samples=bias_correction.SAMPLES, batch_size=64)
-    clock = StepClock()
-    original = outputs_of(subject.unet, names, rows, clock)
+    context = StepContext()
+    original = outputs_of(subject.unet, names, rows, context)
 
     def worst(table: Tensors) -> float:
-        found = outputs_of(simulate(subject.unet, subject.scheme, table, clock), names, rows, clock)
+        found = outputs_of(simulate(subject.unet, subject.scheme, table, context), names, rows, context)
         return max(float((found[name] - original[name]).abs().max()) for name in names)
 
     assert worst(subject.table) > 0.05
@@ -128,8 +128,8 @@ def test_nothing_changes_where_nothing_is_lost(subject: Subject) -> None:
     scheme = Scheme(layers=layers)
     unet = copy.deepcopy(subject.unet)
     table = quantize_weights(unet, scheme)
-    clock = StepClock()
-    simulated = simulate(unet, scheme, table, clock)
+    context = StepContext()
+    simulated = simulate(unet, scheme, table, context)
     for layer in layers:
         weight: Any = simulated.get_submodule(layer.name).weight
         unet.get_parameter(f"{layer.name}.weight").data.copy_(weight)
@@ -146,11 +146,11 @@ def test_a_constant_shift_of_every_layer_is_taken_back(subject: Subject, biases:
     for name, bias in again.items():
         torch.testing.assert_close(bias, biases[name], atol=2e-3, rtol=1e-3)
     rows = mixed_rows(subject.calibration_set, samples=24, batch_size=24)[0]
-    clock = StepClock()
+    context = StepContext()
 
     def error(table: Tensors) -> float:
-        simulated = simulate(subject.unet, subject.scheme, table, clock)
-        with clock.at(rows.steps):
+        simulated = simulate(subject.unet, subject.scheme, table, context)
+        with context.at(rows.steps):
             return float((rows.predict(simulated) - rows.predict(subject.unet)).square().mean())
 
     assert error({**moved, **again}) < 0.5 * error(moved)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from errata.compress.quantize.equalization import Link, dilation, equalize_, links, rescale_
 from errata.compress.quantize.quantizers import quantize_weight
-from errata.compress.quantize.scheme import LayerScheme, Scheme
-from errata.compress.recipes.recipe import Recipe
 from errata.errors import RecipeError
+from errata.runtime.recipes.recipe import Recipe
+from errata.runtime.scheme import LayerScheme, Scheme
 
 
 def scheme_of(unet: nn.Module) -> Scheme:

@@ -8,12 +8,12 @@ from diffusers.models.attention_processor import Attention
 from errata import calibration
 from errata.calibration import CalibrationSet
 from errata.compress import Recipe
+from errata.compress.jobs.journal import Journal
 from errata.compress.quantize import observation
-from errata.compress.quantize.observation import StepSample, observe_ranges, sites_of
-from errata.compress.quantize.ranges import choose_range
-from errata.compress.quantize.scheme import Scheme
-from errata.compress.work.journal import Journal
+from errata.compress.quantize.observation import StepSample, observe_ranges
+from errata.compress.quantize.range_search import choose_range
 from errata.errors import RecipeError
+from errata.runtime.scheme import Scheme, sites_of
 
 Ranges = dict[str, tuple[torch.Tensor, torch.Tensor]]
 

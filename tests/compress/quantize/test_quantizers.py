@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from errata.compress.network.clock import StepClock
 from errata.compress.quantize.quantizers import StepwiseQuantizer, quantize_weight
-from errata.compress.quantize.ranges import dequantize, quantize
+from errata.runtime.ranges import dequantize, quantize
+from errata.runtime.step_context import StepContext
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -28,13 +28,13 @@ def test_weight_range_search_beats_the_plain_maximum() -> None:
 
 
 def test_stepwise_quantizer_equals_the_free_functions_at_every_step() -> None:
-    clock = StepClock()
+    context = StepContext()
     scale, zero_point = torch.tensor([0.01, 0.05, 0.4]), torch.tensor([10.0, 128.0, 200.0])
-    quantizer = StepwiseQuantizer(scale, zero_point, bits=8, clock=clock)
+    quantizer = StepwiseQuantizer(scale, zero_point, bits=8, context=context)
     x = torch.randn(4, 3, 5, 5) * 3
     outputs = []
     for step in range(3):
-        with clock.at(step):
+        with context.at(step):
             outputs.append(quantizer(x))
         expected = quantize(x, scale[step], zero_point[step], bits=8)
         assert torch.equal(outputs[-1], dequantize(expected, scale[step], zero_point[step]))
@@ -42,12 +42,12 @@ def test_stepwise_quantizer_equals_the_free_functions_at_every_step() -> None:
 
 
 def test_a_quantizer_outside_an_evaluation_is_an_error() -> None:
-    quantizer = StepwiseQuantizer(torch.ones(2), torch.zeros(2), bits=8, clock=StepClock())
+    quantizer = StepwiseQuantizer(torch.ones(2), torch.zeros(2), bits=8, context=StepContext())
     with pytest.raises(RuntimeError, match="no sampling step is set"):
         quantizer(torch.ones(1))
 
 
 def test_evaluations_do_not_nest() -> None:
-    clock = StepClock()
-    with clock.at(3), pytest.raises(RuntimeError, match="step 3 is still being evaluated"), clock.at(4):
+    context = StepContext()
+    with context.at(3), pytest.raises(RuntimeError, match="step 3 is still being evaluated"), context.at(4):
         pass

@@ -14,14 +14,14 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from errata.calibration import CalibrationSet
-from errata.compress.network.clock import StepClock
 from errata.compress.quantize.observation import observe_ranges
-from errata.compress.quantize.scheme import Scheme
 from errata.compress.quantize.sensitivity import SensitivityRow, SensitivityTable, measure
 from errata.compress.quantize.simulation import quantize_weights, range_table, simulate, simulated_weight
-from errata.compress.recipes.quantization import Quantization
-from errata.compress.recipes.recipe import DeepCache, Recipe
 from errata.errors import CalibrationError, RecipeError
+from errata.runtime.recipes.quantization import Quantization
+from errata.runtime.recipes.recipe import DeepCache, Recipe
+from errata.runtime.scheme import Scheme
+from errata.runtime.step_context import StepContext
 
 BAD = "down_blocks.1.resnets.1.conv2"
 # A recipe that is quick to measure: these, and nothing else, are quantized.
@@ -78,12 +78,12 @@ def test_a_row_is_what_an_independent_computation_gives(
     alone = Scheme(layers=tuple(layer for layer in scheme.layers if layer.name == name))
     ranges = observe_ranges(tiny_pipeline.unet, tiny_calibration, alone)  # of all six steps
     tensors = quantize_weights(tiny_pipeline.unet, alone) | range_table(ranges)
-    clock = StepClock()
-    simulated = simulate(tiny_pipeline.unet, alone, tensors, clock)
+    context = StepContext()
+    simulated = simulate(tiny_pipeline.unet, alone, tensors, context)
     for step, error in zip(table.steps, row_of(table, name).errors, strict=True):
         x = next(tiny_calibration.batches(step, limit=4)).sample
         expected = tiny_pipeline.unet(x, tiny_calibration.timesteps[step]).sample
-        with clock.at(step):
+        with context.at(step):
             found = simulated(x, tiny_calibration.timesteps[step]).sample
         # A random sample of activations decides the range, another one for another scheme.
         assert float((found - expected).norm() / expected.norm()) == pytest.approx(error, rel=0.02)

@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from errata.compress import Quantization, Recipe
-from errata.compress.network.clock import StepClock
-from errata.compress.quantize.observation import sites_of
-from errata.compress.quantize.scheme import Scheme
 from errata.compress.quantize.simulation import quantize_weights, range_table, simulate
 from errata.compress.rounding.blocks import blocks_of
+from errata.runtime.scheme import Scheme, sites_of
+from errata.runtime.step_context import StepContext
 
 
 def scheme_of(unet: Any, **options: Any) -> Scheme:
@@ -42,7 +41,7 @@ def test_names_lead_to_the_tensors_of_the_simulated_block(network: Callable[[str
     scheme = scheme_of(unet)
     ranges = {site.name: (torch.rand(3) + 0.1, torch.zeros(3)) for site in sites_of(scheme)}
     table = quantize_weights(unet, scheme) | range_table(ranges)
-    simulated = simulate(unet, scheme, table, StepClock())
+    simulated = simulate(unet, scheme, table, StepContext())
     found = set()
     for block in blocks_of(unet, scheme):
         module = simulated.get_submodule(block.name)

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from errata.compress.network.clock import StepClock
-from errata.compress.network.passes import call_order, input_of, output_of
+from errata.compress.quantize.partial_forward import call_order, input_of, output_of
 from errata.compress.rounding.blocks import Block
 from errata.compress.rounding.capture import BlockData, capture_block
 from errata.compress.rounding.row_store import RowStore
+from errata.runtime.step_context import StepContext
 
 
 class Doubling(nn.Module):
@@ -67,7 +67,7 @@ def captured(student: nn.Module, inputs: RowStore, store: RowStore) -> tuple[Blo
         student,
         inputs,
         lambda unet, step, batch: unet(batch["sample"]),
-        StepClock(),
+        StepContext(),
         store,
         batch_size=3,
     )

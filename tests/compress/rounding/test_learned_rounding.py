@@ -11,11 +11,11 @@ from torch import Tensor
 from errata.calibration import CalibrationSet
 from errata.calibration.calibration_set import Record
 from errata.compress import LearnedRounding, Quantization, Recipe
+from errata.compress.jobs.progress import BlockReport
 from errata.compress.quantize.observation import observe_ranges
-from errata.compress.quantize.scheme import Scheme
 from errata.compress.quantize.simulation import quantize_weights, range_table
 from errata.compress.rounding.learned_rounding import learn_rounding
-from errata.compress.work.progress import BlockReport
+from errata.runtime.scheme import Scheme
 
 ROUNDING = LearnedRounding(iterations=20, learning_rate=0.1, samples=24, batch_size=8)
 Tensors = dict[str, Tensor]

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from errata.compress import LearnedRounding
-from errata.compress.network.clock import StepClock
-from errata.compress.quantize.layers import Geometry, SimulatedLayer
 from errata.compress.quantize.quantizers import StepwiseQuantizer, quantize_weight
-from errata.compress.quantize.scheme import LayerScheme
+from errata.compress.quantize.simulation import SimulatedLayer
 from errata.compress.rounding.blocks import Block
 from errata.compress.rounding.capture import BlockData
 from errata.compress.rounding.reconstruction import Reconstruction, reconstruct, seed_of
 from errata.compress.rounding.row_store import RowStore
+from errata.runtime.layers import Geometry
+from errata.runtime.scheme import LayerScheme
+from errata.runtime.step_context import StepContext
 
 ROUNDING = LearnedRounding(iterations=300, learning_rate=0.05, batch_size=32, scale_learning_rate=0.0)
 
@@ -29,14 +30,14 @@ class Problem:
             name="layer", kind="linear", weight_bits=4, activation_bits=8 if activations else None,
             input_widths=(inputs,),
         )  # fmt: skip
-        self.clock = StepClock()
+        self.context = StepContext()
         codes, weight_scale = quantize_weight(self.layer.weight, bits=4)
         self.table = {"layer.codes": codes, "layer.weight_scale": weight_scale[None]}
         quantizers = []
         if activations:
             self.table["layer.input.0.scale"] = torch.full((4,), 0.1)  # too coarse, so there is much to gain
             scale, zero_point = torch.full((4,), 0.1), torch.full((4,), 128.0)
-            quantizers = [StepwiseQuantizer(scale, zero_point, bits=8, clock=self.clock)]
+            quantizers = [StepwiseQuantizer(scale, zero_point, bits=8, context=self.context)]
         self.module = SimulatedLayer(
             self.scheme, Geometry(self.layer), codes * weight_scale[:, None], self.layer.bias, quantizers
         )
@@ -56,7 +57,7 @@ class Problem:
         data = BlockData(self.store, {}, torch.device("cpu"))
         with self.store:
             return reconstruct(
-                self.module, block, data, {"layer": self.layer.weight}, self.table, rounding, self.clock
+                self.module, block, data, {"layer": self.layer.weight}, self.table, rounding, self.context
             )
 
 

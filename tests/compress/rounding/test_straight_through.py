@@ -1,20 +1,20 @@
 import torch
 from torch import Tensor
 
-from errata.compress.network.clock import StepClock
 from errata.compress.quantize.quantizers import StepwiseQuantizer
 from errata.compress.rounding.straight_through import StraightThrough
+from errata.runtime.step_context import StepContext
 
 
-def quantizer(scale: Tensor, clock: StepClock) -> StepwiseQuantizer:
-    return StepwiseQuantizer(scale, torch.tensor([120.0, 100.0, 3.0]), bits=8, clock=clock)
+def quantizer(scale: Tensor, context: StepContext) -> StepwiseQuantizer:
+    return StepwiseQuantizer(scale, torch.tensor([120.0, 100.0, 3.0]), bits=8, context=context)
 
 
 def test_values_are_those_of_the_simulated_quantizer() -> None:
-    clock, step = StepClock(), torch.tensor([2, 0, 0, 1])
-    simulated = quantizer(torch.tensor([0.01, 0.02, 0.013]), clock)
+    context, step = StepContext(), torch.tensor([2, 0, 0, 1])
+    simulated = quantizer(torch.tensor([0.01, 0.02, 0.013]), context)
     x = torch.randn(4, 5, 6)
-    with clock.at(step):
+    with context.at(step):
         expected = simulated(x)
         found = simulated(x.clone().requires_grad_())
     assert found.requires_grad
@@ -22,8 +22,8 @@ def test_values_are_those_of_the_simulated_quantizer() -> None:
 
 
 def test_gradients_are_those_of_its_single_operations() -> None:
-    clock, step = StepClock(), torch.tensor([2, 0, 0])
-    simulated = quantizer(torch.tensor([0.01, 0.02, 0.013]), clock)
+    context, step = StepContext(), torch.tensor([2, 0, 0])
+    simulated = quantizer(torch.tensor([0.01, 0.02, 0.013]), context)
     upstream = torch.randn(3, 40)
     gradients = []
     for fused in (True, False):

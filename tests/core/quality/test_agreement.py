@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from errata.quality.frechet import frechet_distance, statistics
 from errata.quality.inception_score import inception_score
-from errata.quality.kernel import kernel_distances
-from errata.quality.manifold import precision_and_recall
+from errata.quality.kid import kernel_distances
+from errata.quality.precision_recall import precision_and_recall
 
 RELATIVE = 1e-3
 CLEARLY = 10 * RELATIVE

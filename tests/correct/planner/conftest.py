@@ -12,10 +12,10 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import Tensor, nn
 
-from errata.compress.recipes.schedule import CacheSchedule
-from errata.correct.corrector import Correction, Corrector, Setting, StepView
+from errata.correct.corrector import Correction, Corrector, CorrectorContext, StepView
 from errata.deploy import DeployedPipeline
 from errata.quality import Reference, statistics
+from errata.runtime.schedule import CacheSchedule
 
 STEPS = 12
 SHAPE = (1, 4, 4)
@@ -52,9 +52,9 @@ class Exact:
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
         return tuple(step for step in range(schedule.num_steps) if schedule.kind(step) == "cached")
 
-    def check(self, setting: Setting) -> None: ...
+    def check(self, setting: CorrectorContext) -> None: ...
 
-    def corrector(self, setting: Setting) -> Corrector:
+    def corrector(self, setting: CorrectorContext) -> Corrector:
         return _Evaluating(setting)
 
     def to_json(self) -> dict[str, Any]:
@@ -79,9 +79,9 @@ class Shift:
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
         return tuple(range(schedule.num_steps))
 
-    def check(self, setting: Setting) -> None: ...
+    def check(self, setting: CorrectorContext) -> None: ...
 
-    def corrector(self, setting: Setting) -> Corrector:
+    def corrector(self, setting: CorrectorContext) -> Corrector:
         return _Shifting(self, setting)
 
     def to_json(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Shift:
 
 
 class _Shifting(Corrector):
-    def __init__(self, choices: Shift, setting: Setting) -> None:
+    def __init__(self, choices: Shift, setting: CorrectorContext) -> None:
         super().__init__(setting)
         self._by = choices.by
 
@@ -107,7 +107,7 @@ class Fickle(Exact):
 
     is_lucky: Callable[[], bool]
 
-    def corrector(self, setting: Setting) -> Corrector:
+    def corrector(self, setting: CorrectorContext) -> Corrector:
         return _Evaluating(setting) if self.is_lucky() else _Shifting(Shift(by=1.0), setting)
 
 

@@ -2,13 +2,13 @@ import dataclasses
 
 import pytest
 
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct import IEC
 from errata.correct.costs import Costs, overhead_of, plain_evaluations
 from errata.correct.planner.candidates import Candidate, cache_free_plan, candidates_for
 from errata.correct.plans import Plan
 from errata.correct.sampling import PlanSampler, default_inputs
 from errata.deploy import DeployedPipeline
+from errata.runtime.schedule import CacheSchedule
 
 COSTS: Costs = {"full": 1.0, "cached": 0.25}
 CACHED = CacheSchedule.uniform(12, interval=3, branch=1)

@@ -1,8 +1,8 @@
 import pytest
 
-from errata.compress.recipes.schedule import CacheSchedule
 from errata.correct.planner.placements import intervals, placements, sampler_steps
 from errata.correct.steps import select
+from errata.runtime.schedule import CacheSchedule
 
 UNITS = [(step,) for step in range(20)]
 

@@ -14,18 +14,17 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from errata.compress.cache.corrected import CorrectedOutput
-from errata.compress.network.attention import QuantizedAttention
-from errata.compress.network.clock import StepClock
-from errata.compress.network.unet import replace_module
-from errata.compress.quantize.layers import Geometry
-from errata.compress.quantize.scheme import LayerScheme
 from errata.deploy.cpu import int8, native
 from errata.deploy.cpu.attention import CPUAttention
 from errata.deploy.cpu.fusion import embeds_time_only, fuse
 from errata.deploy.cpu.int8 import Int8Layer, StepTable
 from errata.deploy.cpu.output import FusedOutput
 from errata.deploy.cpu.resnet import FusedDownsample, FusedResnet, FusedUpsample
+from errata.runtime.attention import QuantizedAttention
+from errata.runtime.feature_correction import CorrectedOutput
+from errata.runtime.layers import Geometry, replace_module
+from errata.runtime.scheme import LayerScheme
+from errata.runtime.step_context import StepContext
 
 pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this CPU has no VNNI instructions")
 STEPS = 3
@@ -35,7 +34,9 @@ ZERO_POINTS = torch.tensor([100, 120, 140], dtype=torch.uint8)
 BOUND = 4e-3
 
 
-def make_int8(block: Any, clock: StepClock, widths: Mapping[str, tuple[int, ...]] | None = None) -> None:
+def make_int8(
+    block: Any, step_context: StepContext, widths: Mapping[str, tuple[int, ...]] | None = None
+) -> None:
     """Puts int8 layers with random codes into the place of all convolutions and linear layers of `block`."""
     for name, module in list(block.named_modules()):
         if not isinstance(module, nn.Conv2d | nn.Linear) or name == "time_emb_proj":
@@ -52,7 +53,7 @@ def make_int8(block: Any, clock: StepClock, widths: Mapping[str, tuple[int, ...]
             activation_bits=8,
             input_widths=parts,
         )
-        tables = [StepTable(SCALES * (part + 1), ZERO_POINTS, clock) for part in range(len(parts))]
+        tables = [StepTable(SCALES * (part + 1), ZERO_POINTS, step_context) for part in range(len(parts))]
         bias = None if module.bias is None else torch.randn(len(codes))
         kernel = "onednn" if native.product_obstacle() else "vnni"
         layer = Int8Layer(scheme, Geometry(module), codes, scales, bias, tables, kernel=kernel)
@@ -74,10 +75,12 @@ def rms(x: Tensor) -> float:
     return float(x.square().mean().sqrt())
 
 
-def at(clock: StepClock, block: nn.Module, *args: Any, kind: Any = "full") -> Callable[[int], Tensor]:
+def at(
+    step_context: StepContext, block: nn.Module, *args: Any, kind: Any = "full"
+) -> Callable[[int], Tensor]:
     @torch.no_grad()
     def call(step: int) -> Tensor:
-        with clock.at(step, kind=kind, time=float(step)):
+        with step_context.at(step, kind=kind, time=float(step)):
             output: Tensor = block(*(arg[step] if isinstance(arg, list) else arg.clone() for arg in args))
         return output
 
@@ -111,17 +114,19 @@ RESNETS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", RESNETS)
 def test_a_resnet(name: str, keeps_biases: bool, norms: None) -> None:
     settings = {"temb_channels": 20, "groups": 8, **RESNETS[name]}
-    block, clock = ResnetBlock2D(**settings).eval(), StepClock()
+    block, step_context = ResnetBlock2D(**settings).eval(), StepContext()
     parts = {"conv1": (32, 16), "conv_shortcut": (32, 16)} if name == "of a concatenation" else None
-    make_int8(block, clock, parts)
+    make_int8(block, step_context, parts)
     assert FusedResnet.is_fusible(block)
-    fused = FusedResnet(block, clock, keeps_biases=keeps_biases)
+    fused = FusedResnet(block, step_context, keeps_biases=keeps_biases)
     x = channels_last(2, settings["in_channels"], 12, 12)
     embeddings = None if settings["temb_channels"] is None else embeddings_of(rows_differ=not keeps_biases)
     arguments = (x, [None] * STEPS if embeddings is None else embeddings)
     before = x.clone()
-    compare(at(clock, fused, *arguments), at(clock, block, *arguments))
-    compare(at(clock, fused, *arguments), at(clock, block, *arguments))  # with the biases that were kept
+    compare(at(step_context, fused, *arguments), at(step_context, block, *arguments))
+    compare(
+        at(step_context, fused, *arguments), at(step_context, block, *arguments)
+    )  # with the biases that were kept
     assert torch.equal(x, before)
 
 
@@ -132,11 +137,11 @@ def embeddings_of(*, rows_differ: bool) -> list[Tensor]:
 
 def test_an_input_that_is_still_needed_is_not_overwritten(norms: None) -> None:
     """A skip connection reads it later."""
-    block, clock = ResnetBlock2D(in_channels=32, temb_channels=None, groups=8).eval(), StepClock()
-    make_int8(block, clock)
-    fused, x = FusedResnet(block, clock, keeps_biases=False), channels_last(1, 32, 8, 8)
+    block, step_context = ResnetBlock2D(in_channels=32, temb_channels=None, groups=8).eval(), StepContext()
+    make_int8(block, step_context)
+    fused, x = FusedResnet(block, step_context, keeps_biases=False), channels_last(1, 32, 8, 8)
     before = x.clone()
-    with torch.no_grad(), clock.at(0):
+    with torch.no_grad(), step_context.at(0):
         fused(x)
     assert torch.equal(x, before)
 
@@ -156,59 +161,59 @@ class End(nn.Module):
 
 
 def test_the_end_of_a_network(norms: None) -> None:
-    end, clock = End().eval(), StepClock()
-    make_int8(end, clock)
+    end, step_context = End().eval(), StepContext()
+    make_int8(end, step_context)
     fused = copy.deepcopy(end)
     assert FusedOutput.is_fusible(fused)
     for layer in (end.conv_out, fused.conv_out):
         for table in layer.tables:  # type: ignore[union-attr]
-            table._clock = clock
+            table._context = step_context
     FusedOutput.into(fused)
     x = channels_last(2, 32, 12, 12)
-    compare(at(clock, fused, x), at(clock, end, x))
+    compare(at(step_context, fused, x), at(step_context, end, x))
     assert not FusedOutput.is_fusible(nn.Identity())
 
 
 @pytest.mark.parametrize("kind", ["full", "cached"])
 @pytest.mark.parametrize("name", ["conv1", "conv2", "conv_shortcut"])
 def test_a_resnet_whose_output_is_corrected_in_cached_calls(name: str, kind: str, norms: None) -> None:
-    block, clock = (
+    block, step_context = (
         ResnetBlock2D(in_channels=32, out_channels=48, temb_channels=20, groups=8).eval(),
-        StepClock(),
+        StepContext(),
     )
-    make_int8(block, clock)
+    make_int8(block, step_context)
     plain = copy.copy(block)
     plain._modules = dict(block._modules)
     gain, shift = torch.rand(STEPS, 48) + 0.5, torch.randn(STEPS, 48) * 3
-    layer = CorrectedOutput(block.get_submodule(name), gain, shift, clock, is_conv=True)
+    layer = CorrectedOutput(block.get_submodule(name), gain, shift, step_context, is_conv=True)
     setattr(block, name, layer)
-    fused = FusedResnet(block, clock, keeps_biases=True)
+    fused = FusedResnet(block, step_context, keeps_biases=True)
     arguments = channels_last(2, 32, 10, 10), embeddings_of(rows_differ=False)
-    compare(at(clock, fused, *arguments, kind=kind), at(clock, block, *arguments, kind=kind))
-    uncorrected = at(clock, plain, *arguments, kind=kind)(1)
-    distance = rms(at(clock, fused, *arguments, kind=kind)(1) - uncorrected) / rms(uncorrected)
+    compare(at(step_context, fused, *arguments, kind=kind), at(step_context, block, *arguments, kind=kind))
+    uncorrected = at(step_context, plain, *arguments, kind=kind)(1)
+    distance = rms(at(step_context, fused, *arguments, kind=kind)(1) - uncorrected) / rms(uncorrected)
     assert (distance > 10 * BOUND) == (kind == "cached")
 
 
 @pytest.mark.parametrize("output_size", [None, (17, 13)])
 def test_upsampling_repeats_codes_exactly(output_size: tuple[int, int] | None) -> None:
-    block, clock = Upsample2D(32, use_conv=True).eval(), StepClock()
-    make_int8(block, clock)
+    block, step_context = Upsample2D(32, use_conv=True).eval(), StepContext()
+    make_int8(block, step_context)
     assert FusedUpsample.is_fusible(block)
     x = channels_last(2, 32, 8, 6)
     for step in range(STEPS):
-        with clock.at(step):
+        with step_context.at(step):
             found, wanted = FusedUpsample(block)(x, output_size), block(x, output_size)
         assert torch.equal(found, wanted)
 
 
 def test_downsampling_pads_with_the_zero_point() -> None:
-    block, clock = Downsample2D(32, use_conv=True, padding=0, name="op").eval(), StepClock()
-    make_int8(block, clock)
+    block, step_context = Downsample2D(32, use_conv=True, padding=0, name="op").eval(), StepContext()
+    make_int8(block, step_context)
     assert FusedDownsample.is_fusible(block)
     x = channels_last(2, 32, 8, 6)
     for step in range(STEPS):
-        with clock.at(step):
+        with step_context.at(step):
             assert torch.equal(FusedDownsample(block)(x), block(x))
 
 
@@ -224,17 +229,17 @@ def test_attention_over_pixels(heads: int, has_bfloat16: bool, norms: None) -> N
         bias=True,
         residual_connection=True,
     ).eval()
-    clock = StepClock()
-    make_int8(attn, clock)
+    step_context = StepContext()
+    make_int8(attn, step_context)
     x = channels_last(2, 128, 6, 6)
     plain = QuantizedAttention(query=lambda x: x, key=lambda x: x, value=lambda x: x, probabilities=None)
     fused = CPUAttention()
     fused._has_bfloat16 = has_bfloat16
     attn.set_processor(plain)
-    wanted = [at(clock, attn, x)(step) for step in range(STEPS)]
+    wanted = [at(step_context, attn, x)(step) for step in range(STEPS)]
     attn.set_processor(fused)
     for step in range(STEPS):
-        found = at(clock, attn, x)(step)
+        found = at(step_context, attn, x)(step)
         error = rms(found - wanted[step]) / rms(wanted[step] - x)
         assert error <= (2e-2 if heads == 1 and has_bfloat16 else 5e-3)
         assert min(rms(found - w) for o, w in enumerate(wanted) if o != step) > 10 * rms(found - wanted[step])
@@ -246,18 +251,18 @@ def test_attention_between_sequences_quantizes_each_input_once(
     crosses: bool, quantizes_alike: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attn = Attention(query_dim=64, cross_attention_dim=48 if crosses else None, heads=4, dim_head=16).eval()
-    clock = StepClock()
-    make_int8(attn, clock)
+    step_context = StepContext()
+    make_int8(attn, step_context)
     if not quantizes_alike:
-        attn.to_v.tables = [StepTable(SCALES * 2, ZERO_POINTS, clock)]
+        attn.to_v.tables = [StepTable(SCALES * 2, ZERO_POINTS, step_context)]
     x, context = torch.randn(2, 10, 64), torch.randn(2, 5, 48) if crosses else None
     arguments = (x,) if context is None else (x, context)
     attn.set_processor(QuantizedAttention(query=_same, key=_same, value=_same, probabilities=None))
-    wanted = at(clock, attn, *arguments)(1)
+    wanted = at(step_context, attn, *arguments)(1)
     attn.set_processor(CPUAttention())
     quantize = Mock(wraps=int8.quantize_to_uint8)
     monkeypatch.setattr(int8, "quantize_to_uint8", quantize)
-    assert torch.equal(at(clock, attn, *arguments)(1), wanted)
+    assert torch.equal(at(step_context, attn, *arguments)(1), wanted)
     projections = {(True, True): 2, (False, True): 1}.get((crosses, quantizes_alike), 3)
     assert quantize.call_count == projections + 1  # and the output's
 
@@ -267,7 +272,7 @@ def _same(x: Tensor) -> Tensor:
 
 
 def test_what_is_replaced_and_what_stays() -> None:
-    clock = StepClock()
+    step_context = StepContext()
     whole = nn.Module()
     whole.time_embedding = nn.Identity()
     whole.plain = ResnetBlock2D(in_channels=32, temb_channels=20, groups=8)
@@ -278,8 +283,8 @@ def test_what_is_replaced_and_what_stays() -> None:
     )
     whole.resampled = Downsample2D(32, use_conv=True, padding=1, name="op")
     for block in (whole.int8, whole.up, whole.shifted, whole.resampled):
-        make_int8(block, clock)
-    fuse(whole, clock)
+        make_int8(block, step_context)
+    fuse(whole, step_context)
     kinds = {name: type(block).__name__ for name, block in whole.named_children()}
     assert kinds["int8"] == "FusedResnet"
     assert kinds["plain"] == kinds["up"] == kinds["shifted"] == "ResnetBlock2D"
@@ -296,17 +301,17 @@ def test_biases_are_kept_for_embeddings_of_time_alone(condition: str) -> None:
 
 
 def test_the_time_embedding_does_not_depend_on_the_number_of_rows() -> None:
-    clock = StepClock()
+    step_context = StepContext()
     unet: Any = nn.Module()
     block = TimestepEmbedding(64, 256)
     unet.time_embedding = block
-    fuse(unet, clock)
+    fuse(unet, step_context)
     embedding = unet.time_embedding
     assert [name for name, _ in embedding.named_parameters()] == [
         name for name, _ in block.named_parameters()
     ]
     rows = torch.randn(1, 64).repeat(37, 1)
-    with clock.at(0, time=3.0):
+    with step_context.at(0, time=3.0):
         many, one = embedding(rows), embedding(rows[:1])
     assert torch.equal(many, one.expand(37, -1))
     torch.testing.assert_close(many, block(rows))

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from errata.compress.network.clock import StepClock
-from errata.compress.quantize.layers import Geometry
-from errata.compress.quantize.scheme import LayerScheme
 from errata.deploy.cpu import int8, native
 from errata.deploy.cpu.int8 import Int8Layer, OneDNNQuantizer, StepTable, quantize_to_uint8
 from errata.deploy.packing import dequantize_weight
+from errata.runtime.layers import Geometry
+from errata.runtime.scheme import LayerScheme
+from errata.runtime.step_context import StepContext
 
 pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this CPU has no VNNI instructions")
 
@@ -25,7 +25,7 @@ def kernel(request: pytest.FixtureRequest) -> str:
 
 
 def make(
-    module: nn.Conv2d | nn.Linear, widths: tuple[int, ...], clock: StepClock, kernel: str
+    module: nn.Conv2d | nn.Linear, widths: tuple[int, ...], context: StepContext, kernel: str
 ) -> tuple[Int8Layer, Tensor]:
     codes = torch.randint(-127, 128, module.weight.shape, dtype=torch.int8)
     scales = torch.rand(len(widths), codes.shape[0]) * 0.02 + 0.001
@@ -36,7 +36,7 @@ def make(
         activation_bits=8,
         input_widths=widths,
     )
-    tables = [StepTable(SCALES * (part + 1), ZERO_POINTS, clock) for part in range(len(widths))]
+    tables = [StepTable(SCALES * (part + 1), ZERO_POINTS, context) for part in range(len(widths))]
     bias = None if module.bias is None else module.bias.detach()
     layer = Int8Layer(scheme, Geometry(module), codes, scales, bias, tables, kernel=kernel)
     return layer, dequantize_weight(codes, scales, widths)
@@ -63,12 +63,12 @@ CASES = [
 def test_a_layer_equals_float64_arithmetic_on_its_codes(
     module: nn.Conv2d | nn.Linear, widths: tuple[int, ...], shape: tuple[int, ...], kernel: str
 ) -> None:
-    clock = StepClock()
-    layer, weight = make(module, widths, clock, kernel)
+    context = StepContext()
+    layer, weight = make(module, widths, context, kernel)
     x = torch.randn(shape) * 2
     outputs = []
     for step in range(3):
-        with clock.at(step):
+        with context.at(step):
             outputs.append(layer(x))
         parts = Geometry(module).split(x, widths)
         rounded = [
@@ -87,10 +87,10 @@ def test_a_layer_equals_float64_arithmetic_on_its_codes(
 def test_what_is_added_is_added(
     module: nn.Conv2d | nn.Linear, widths: tuple[int, ...], shape: tuple[int, ...], kernel: str
 ) -> None:
-    clock = StepClock()
-    layer, _ = make(module, widths, clock, kernel)
+    context = StepContext()
+    layer, _ = make(module, widths, context, kernel)
     x = torch.randn(shape)
-    with clock.at(1):
+    with context.at(1):
         plain = layer(x)
         added = torch.randn(plain.shape)  # of another memory format than a convolution's output
         given = added.clone()
@@ -102,10 +102,10 @@ def test_what_is_added_is_added(
 
 
 def test_neither_threads_nor_neighbours_change_a_result(kernel: str) -> None:
-    clock = StepClock()
-    layer, _ = make(nn.Conv2d(32, 48, 3, padding=1), (32,), clock, kernel)
+    context = StepContext()
+    layer, _ = make(nn.Conv2d(32, 48, 3, padding=1), (32,), context, kernel)
     x = torch.randn(3, 32, 9, 9)
-    with clock.at(1):
+    with context.at(1):
         together, alone = layer(x), layer(x[1:2])
         torch.set_num_threads(3)
         try:
@@ -119,10 +119,10 @@ def test_neither_threads_nor_neighbours_change_a_result(kernel: str) -> None:
 @pytest.mark.parametrize("values", [255, 0])
 def test_the_largest_sums_are_exact(values: int, kernel: str) -> None:
     """Where a product of pairs were summed in int16, these would saturate."""
-    clock = StepClock()
-    layer, weight = make(nn.Linear(2304, 16, bias=False), (2304,), clock, kernel)
+    context = StepContext()
+    layer, weight = make(nn.Linear(2304, 16, bias=False), (2304,), context, kernel)
     codes = torch.full((7, 2304), values, dtype=torch.uint8)
-    with clock.at(1):
+    with context.at(1):
         output = layer.product([codes], None)
     expected = ((codes.double() - int(ZERO_POINTS[1])) * SCALES[1].double()) @ weight.double().T
     assert (output - expected).abs().max() <= 2e-6 * expected.abs().max()
@@ -145,10 +145,10 @@ def test_the_fused_quantizer_agrees_with_tensor_operations(monkeypatch: pytest.M
 
 
 def test_attention_quantizer_rounds_to_the_grid_of_the_step() -> None:
-    clock = StepClock()
-    quantizer = OneDNNQuantizer(StepTable(SCALES, ZERO_POINTS, clock))
+    context = StepContext()
+    quantizer = OneDNNQuantizer(StepTable(SCALES, ZERO_POINTS, context))
     x = torch.randn(1000)
-    with clock.at(1):
+    with context.at(1):
         output = quantizer(x)
     codes = output / 0.02
     assert (codes - codes.round()).abs().max() < 1e-3

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from errata.compress.network.clock import StepClock
-from errata.compress.quantize.layers import Geometry
-from errata.compress.quantize.ranges import quantize
-from errata.compress.quantize.scheme import LayerScheme
 from errata.deploy.cuda.layer import CudaLayer
 from errata.deploy.cuda.selection import Selection
 from errata.deploy.cuda.tables import DeviceStepTable
 from errata.deploy.packing import dequantize_weight
+from errata.runtime.layers import Geometry
+from errata.runtime.ranges import quantize
+from errata.runtime.scheme import LayerScheme
+from errata.runtime.step_context import StepContext
 
 SCALES = torch.tensor([0.004, 0.02, 0.1])  # differ 25-fold between steps
 ZERO_POINTS = torch.tensor([0, 90, 255], dtype=torch.uint8)
@@ -25,7 +25,7 @@ class Case:
     """A layer and all that it was made of."""
 
     layer: CudaLayer
-    clock: StepClock
+    context: StepContext
     weight: Tensor
     bias: Tensor | None
 
@@ -60,11 +60,11 @@ def make_case() -> Callable[..., Case]:
             activation_bits=8,
             input_widths=tuple(widths),
         )
-        clock = StepClock()
-        clock.follow(torch.device("cpu"))
-        tables = [DeviceStepTable(SCALES * (part + 1), ZERO_POINTS, clock) for part in range(len(widths))]
+        context = StepContext()
+        context.follow(torch.device("cpu"))
+        tables = [DeviceStepTable(SCALES * (part + 1), ZERO_POINTS, context) for part in range(len(widths))]
         bias = None if module.bias is None else module.bias.detach()
         layer = CudaLayer(scheme, Geometry(module), codes, scales, bias, tables, selection)
-        return Case(layer, clock, dequantize_weight(codes, scales, tuple(widths)), bias)
+        return Case(layer, context, dequantize_weight(codes, scales, tuple(widths)), bias)
 
     return make

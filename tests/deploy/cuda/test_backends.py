@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from errata import deploy
 from errata.calibration import CalibrationSet
-from errata.compress.network.clock import StepClock
-from errata.compress.quantize.scheme import LayerScheme
 from errata.deploy import cuda
 from errata.deploy.cuda import CudaLayer, availability, graphs, installing
 from errata.deploy.cuda.candidates import INT_MM
 from errata.deploy.cuda.selection import Fixed
 from errata.errors import ArtifactError
+from errata.runtime.scheme import LayerScheme
+from errata.runtime.step_context import StepContext
 
 Artifact = Callable[[str], Path]
 
@@ -130,7 +130,13 @@ def test_a_layer_that_no_kernel_computes_is_refused() -> None:
     codes = torch.zeros(8, 8, 3, 3, dtype=torch.int8)
     with pytest.raises(ArtifactError, match="no int8 kernel for layer 'odd': padding='same' is a word"):
         cuda.runtime_layer(
-            module, scheme, codes, tensors, clock=StepClock(), backend="triton", device=torch.device("cpu")
+            module,
+            scheme,
+            codes,
+            tensors,
+            context=StepContext(),
+            backend="triton",
+            device=torch.device("cpu"),
         )
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from errata.compress.network.clock import StepClock
 from errata.deploy.cuda.candidates import INT_MM, candidates
 from errata.deploy.cuda.chooser import Chooser
 from errata.deploy.cuda.selection import Fixed, LayerShape, Measured
@@ -17,6 +16,7 @@ from errata.deploy.cuda.tiles import TILES, tile_for
 from errata.deploy.cuda.weights import pack_groups, unpack_groups
 from errata.deploy.reference import ReferenceQuantizer
 from errata.errors import ArtifactError
+from errata.runtime.step_context import StepContext
 
 Make = Callable[..., Any]
 CASES = [
@@ -34,7 +34,7 @@ CASES = [
 def check(case: Any, x: Tensor, bound: float, residual: Tensor | None = None) -> None:
     outputs = []
     for step in range(3):
-        with case.clock.at(step):
+        with case.context.at(step):
             outputs.append(case.layer(x, residual))
         expected = case.expected(x, step, residual)
         assert outputs[-1].dtype is x.dtype
@@ -61,7 +61,7 @@ def test_scales_stay_exact_when_the_network_is_converted_to_half_precision(
 ) -> None:
     case = make_case(module, widths, Fixed(INT_MM))
     x = (torch.randn(shape) * 2).bfloat16()
-    with case.clock.at(1):
+    with case.context.at(1):
         before = case.layer(x)
         case.layer.to(torch.bfloat16)
         for name in ("weights", "tables"):
@@ -82,7 +82,7 @@ def test_half_precision_is_the_layer_without_rounding_of_its_input(
     bias = None if case.bias is None else case.bias.double()
     expected = case.layer.geometry.apply(x.double(), case.weight.double(), bias)
     residual = torch.randn_like(expected).float()
-    with case.clock.at(0):
+    with case.context.at(0):
         for output, wanted in ((case.layer(x), expected), (case.layer(x, residual), expected + residual)):
             assert output.dtype is torch.float32
             assert (output - wanted).abs().max() <= 0.01 * wanted.abs().max()
@@ -103,7 +103,7 @@ def test_a_compiled_layer_is_compiled_once_for_all_steps(make_case: Make) -> Non
         compiled = torch.compile(case.layer, backend=counter, fullgraph=True)
         with torch.no_grad():
             for step in (0, 1, 2, 1):
-                with case.clock.at(step):
+                with case.context.at(step):
                     assert torch.equal(compiled(x), case.layer(x))
         assert counter.frame_count == 1
 
@@ -111,9 +111,9 @@ def test_a_compiled_layer_is_compiled_once_for_all_steps(make_case: Make) -> Non
 def test_a_compiled_block_is_compiled_once_for_all_steps(make_case: Make) -> None:
     """Convolution, activation function, reference quantizer and linear layer, as in a block of a UNet."""
     conv, linear = make_case(*CASES[0][:2], Fixed(INT_MM)), make_case(nn.Linear(24, 8), (24,), Fixed(INT_MM))
-    linear.layer.tables[0].clock = conv.clock
+    linear.layer.tables[0].context = conv.context
     table = linear.layer.tables[0]
-    quantizer = ReferenceQuantizer(table.scale, table.zero_point, bits=8, clock=conv.clock)
+    quantizer = ReferenceQuantizer(table.scale, table.zero_point, bits=8, context=conv.context)
 
     def block(x: Tensor) -> Tensor:
         hidden = nn.functional.silu(conv.layer(x)).flatten(2).mT
@@ -126,7 +126,7 @@ def test_a_compiled_block_is_compiled_once_for_all_steps(make_case: Make) -> Non
     outputs = []
     with torch.no_grad():
         for step in range(3):
-            with conv.clock.at(step):
+            with conv.context.at(step):
                 outputs.append(compiled(x))
                 assert torch.equal(outputs[-1], block(x))
     assert counter.frame_count == 1
@@ -158,7 +158,7 @@ def test_the_fastest_way_runs_and_the_others_are_freed(
     told: list[str] = []
     selection.on_choice = lambda: told.append("choice")
     x = torch.randn(CASES[0][2])
-    with case.clock.at(1):
+    with case.context.at(1):
         outputs = [case.layer(x) for _ in range(2)]
         assert list(case.layer.products) == [chosen]
         expected = case.layer.compute(chosen, [x.permute(0, 2, 3, 1)], None).permute(0, 3, 1, 2)
@@ -172,7 +172,7 @@ def test_the_fastest_way_runs_and_the_others_are_freed(
 def test_every_shape_is_chosen_for_apart(make_case: Make) -> None:
     selection = measured(1.0, 2.0, 2.0, 1.0, 1.0)
     case = make_case(*CASES[6][:2], selection)
-    with case.clock.at(0):
+    with case.context.at(0):
         for rows in (20, 40, 16):
             case.layer(torch.randn(rows, 16))
     assert [choice.name for choice in selection.choices.values()] == [
@@ -187,7 +187,7 @@ def test_a_new_shape_in_a_recording_is_refused(make_case: Make, monkeypatch: pyt
     case = make_case(*CASES[6][:2], measured(1.0, 2.0))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     with (
-        case.clock.at(0),
+        case.context.at(0),
         pytest.raises(ArtifactError, match="'layer' sees 20x16 float32 for the first time.*call the network"),
     ):
         case.layer(torch.randn(20, 16))
@@ -210,12 +210,12 @@ def test_a_chosen_way_is_compiled_once_for_all_steps(make_case: Make) -> None:
     torch._dynamo.reset()
     case = make_case(*CASES[0][:2], measured(1.0, 2.0))
     x, counter = torch.randn(CASES[0][2]), CompileCounterWithBackend("aot_eager")
-    with case.clock.at(0):
+    with case.context.at(0):
         case.layer(x)
     compiled = torch.compile(case.layer, backend=counter, fullgraph=True)
     with torch.no_grad():
         for step in range(3):
-            with case.clock.at(step):
+            with case.context.at(step):
                 assert torch.equal(compiled(x), case.layer(x))
     assert counter.frame_count == 1
 
@@ -244,23 +244,23 @@ def test_sums_beyond_32_bits_are_refused(make_case: Make) -> None:
 
 def test_outside_an_evaluation_a_layer_is_an_error(make_case: Make) -> None:
     case = make_case(*CASES[6][:2], Fixed(INT_MM))
-    with case.clock.at(1):
+    with case.context.at(1):
         case.layer(torch.randn(20, 16))
     with pytest.raises(RuntimeError, match="no single sampling step is set"):
         case.layer(torch.randn(20, 16))
-    with case.clock.at(torch.tensor([0, 1])), pytest.raises(RuntimeError, match="all rows at one step"):
+    with case.context.at(torch.tensor([0, 1])), pytest.raises(RuntimeError, match="all rows at one step"):
         case.layer(torch.randn(20, 16))
 
 
 def test_a_clock_shows_its_step_on_a_device() -> None:
-    clock, cpu = StepClock(), torch.device("cpu")
+    context, cpu = StepContext(), torch.device("cpu")
     with torch.inference_mode():
-        shown = clock.follow(cpu)
+        shown = context.follow(cpu)
     for step in (3, 1):
-        with clock.at(step):
-            assert clock.step_on(cpu) is shown
+        with context.at(step):
+            assert context.step_on(cpu) is shown
             assert shown.tolist() == [step]
-    late = StepClock()
+    late = StepContext()
     with late.at(2):
         assert late.step_on(cpu).tolist() == [2]
     twin = copy.deepcopy(late)

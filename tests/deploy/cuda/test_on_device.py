@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from errata import deploy
 from errata.calibration import CalibrationSet
-from errata.compress.quantize.ranges import quantize
 from errata.deploy import DeployedPipeline
 from errata.deploy.cuda import GraphedUNet
 from errata.deploy.cuda.candidates import INT_MM
@@ -20,6 +19,7 @@ from errata.deploy.cuda.operators import activation_codes
 from errata.deploy.cuda.selection import Fixed
 from errata.deploy.cuda.tiles import TILES
 from errata.errors import ArtifactError
+from errata.runtime.ranges import quantize
 
 pytestmark = [
     pytest.mark.cuda,
@@ -59,7 +59,7 @@ def test_a_layer_equals_float64_arithmetic_on_its_codes(
     residual = torch.randn_like(case.expected(x, 0).float()).to(dtype)
     layer, outputs = case.layer.cuda(), []
     for step in range(3):
-        with case.clock.at(step):
+        with case.context.at(step):
             outputs.append(layer(x.cuda(), residual.cuda()).cpu())
         expected = case.expected(x, step, residual)
         bound = BOUNDS[dtype] * expected.abs().max()
@@ -151,8 +151,8 @@ def without_synchronizing() -> Iterator[None]:
 
 def test_the_step_is_where_the_layers_are(tiny_artifact: Artifact) -> None:
     deployed = deploy.load(tiny_artifact("w8a8"), device="cuda", backend="triton")
-    clock = deployed.pipe.unet._denoiser._clock
-    shown: Tensor = clock.follow(torch.device("cuda", torch.cuda.current_device()))
-    with clock.at(3):
+    context = deployed.pipe.unet._denoiser._context
+    shown: Tensor = context.follow(torch.device("cuda", torch.cuda.current_device()))
+    with context.at(3):
         assert shown.is_cuda
         assert shown.tolist() == [3]

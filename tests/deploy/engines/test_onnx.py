@@ -12,7 +12,7 @@ from torch import Tensor
 from errata import cli, correct, deploy
 from errata.correct import IEC, Forecast, Plan
 from errata.deploy import DeployedPipeline
-from errata.errors import ArtifactCorrupt, ArtifactError, ArtifactMismatch
+from errata.errors import ArtifactCorruptError, ArtifactError, ArtifactMismatchError
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -165,13 +165,15 @@ def test_the_same_artifact_gives_the_same_engine(
 
 def test_other_sizes_and_conditions_are_refused(tiny_engine: Engine) -> None:
     engine: DeployedPipeline = deploy.load(tiny_engine("w8a8"))
-    with pytest.raises(ArtifactMismatch, match=r"takes 'sample' as \[None, 1, 8, 8\].*got \[2, 1, 16, 16\]"):
+    with pytest.raises(
+        ArtifactMismatchError, match=r"takes 'sample' as \[None, 1, 8, 8\].*got \[2, 1, 16, 16\]"
+    ):
         engine.denoiser.full(torch.randn(2, 1, 16, 16), 0, {})
-    with pytest.raises(ArtifactMismatch, match="does not take the input 'class_labels'"):
+    with pytest.raises(ArtifactMismatchError, match="does not take the input 'class_labels'"):
         engine.denoiser.full(torch.randn(2, 1, 8, 8), 0, {"class_labels": torch.tensor([0, 1])})
     with pytest.raises(ValueError, match="step 6 was not recorded"):
         engine.denoiser.full(torch.randn(2, 1, 8, 8), STEPS, {})
-    with pytest.raises(ArtifactMismatch, match="num_inference_steps"):
+    with pytest.raises(ArtifactMismatchError, match="num_inference_steps"):
         engine.at_steps(3)
 
 
@@ -210,7 +212,7 @@ def flip(file: Path) -> None:
 def test_a_damaged_engine_is_refused(harm: Callable[[Path], object], words: str, copied: Path) -> None:
     engines.verify(copied)
     harm(copied)
-    with pytest.raises(ArtifactCorrupt, match=words):
+    with pytest.raises(ArtifactCorruptError, match=words):
         deploy.load(copied)
 
 
@@ -264,7 +266,7 @@ def test_a_forged_graph_is_refused(change: Callable[[object], None], words: str,
     reseal(copied, lambda model: None)
     engines.verify(copied)  # a resealed manifest alone is no reason to refuse
     reseal(copied, change)
-    with pytest.raises(ArtifactCorrupt, match=words):
+    with pytest.raises(ArtifactCorruptError, match=words):
         engines.verify(copied)
 
 

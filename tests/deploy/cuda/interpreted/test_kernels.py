@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from errata.compress.quantize.ranges import quantize
 from errata.deploy.cuda import operators
 from errata.deploy.cuda.operators import activation_codes, int8_product, window_numbers
 from errata.deploy.cuda.tiles import TILES
 from errata.deploy.cuda.weights import PartWeight
 from errata.deploy.cuda.window import Window
+from errata.runtime.ranges import quantize
 
 SCALES = torch.tensor([0.004, 0.02, 0.1])
 ZERO_POINTS = torch.tensor([0, 90, 255], dtype=torch.int32)

@@ -57,7 +57,7 @@ def check(case: Any, x: Tensor, residual: Tensor | None = None) -> None:
     given = x.to(memory_format=torch.channels_last) if x.ndim == 4 else x
     outputs = []
     for step in range(3):
-        with case.clock.at(step):
+        with case.context.at(step):
             outputs.append(case.layer(given, residual))
         expected = case.expected(x, step, residual)
         bound = BOUNDS[x.dtype] * expected.abs().max()
@@ -73,7 +73,7 @@ def check(case: Any, x: Tensor, residual: Tensor | None = None) -> None:
 def test_layouts_of_the_input_do_not_matter(make_case: Callable[..., Any]) -> None:
     case = make_case(*CASES[4][:2], Fixed())
     x = torch.randn(CASES[4][2])
-    with case.clock.at(1):
+    with case.context.at(1):
         layouts = [x, x.to(memory_format=torch.channels_last), x.mT.contiguous().mT]
         outputs = [case.layer(given) for given in layouts]
     assert all(torch.equal(output, outputs[0]) for output in outputs)
@@ -87,7 +87,7 @@ def test_one_compiled_program_serves_every_step(bits: int, make_case: Callable[.
     outputs = []
     with torch.no_grad():
         for step in (0, 1, 2, 1):
-            with case.clock.at(step):
+            with case.context.at(step):
                 outputs.append(compiled(x))
                 assert torch.equal(outputs[-1], case.layer(x))
     assert counter.frame_count == 1

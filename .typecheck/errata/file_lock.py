@@ -1,0 +1,1 @@
+../../core/file_lock.py

@@ -1,0 +1,158 @@
+"""What is checked and decided before any work: a UNet that can be served, its scheme, the request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+import errata
+from errata.calibration import CalibrationSet, model_fingerprint
+from errata.calibration.fingerprint import public_config
+from errata.calibration.plain_json import from_plain
+from errata.errors import CalibrationError, RecipeError
+from errata.runtime.recipes.caching import CacheQuant
+from errata.runtime.recipes.recipe import Recipe
+from errata.runtime.scheme import Scheme
+from errata.runtime.structure import cut_at, default_branch
+from errata.runtime.unet import BranchedUNet
+
+# Components that make a pipeline a latent one, by diffusers' names.
+_AUTOENCODERS = ("vae", "vqvae", "movq")
+# DeepCache's setting for latent models (Ma et al., CVPR 2024): the last resnet.
+_LATENT_BRANCH = 1
+_WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """A recipe as it applies to one pipeline.
+
+    Attributes:
+        recipe: the choices.
+        branch: resnets of the up path that a cached step recomputes; 0 without a cache.
+        scheme: what is quantized or corrected.
+    """
+
+    recipe: Recipe
+    branch: int
+    scheme: Scheme
+
+    @classmethod
+    def of(cls, pipe: DiffusionPipeline, recipe: Recipe) -> Preparation:
+        """Decides, and refuses what cannot be compressed so.
+
+        Raises:
+            RecipeError: naming the layer, block, branch or type of the weights.
+        """
+        BranchedUNet(pipe.unet)  # refuses networks, adapters and attentions that are not supported
+        types = {value.dtype for value in pipe.unet.parameters() if value.is_floating_point()}
+        if len(types) != 1 or not types <= set(_WEIGHT_TYPES):
+            found = ", ".join(sorted(str(item).removeprefix("torch.") for item in types))
+            raise RecipeError(
+                f"the UNet's weights are of type {found}; allowed is one of float32, float16 and bfloat16; "
+                "convert them, as with pipe.unet.to(torch.float32), and collect again"
+            )
+        branch = 0 if recipe.cache is None else recipe.cache.branch or branch_of(pipe)
+        if branch:
+            cut_at(pipe.unet, branch)
+        return cls(recipe=recipe, branch=branch, scheme=Scheme.of(pipe.unet, recipe, branch=branch))
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether the cache schedule depends on the trajectories."""
+        return isinstance(self.recipe.cache, CacheQuant) and self.recipe.cache.search == "dps"
+
+
+def branch_of(pipe: DiffusionPipeline) -> int:
+    """The papers' branch: 1 for a latent pipeline, else that of its UNet.
+
+    Raises:
+        RecipeError: features of this UNet cannot be cached.
+    """
+    usual = default_branch(pipe.unet)
+    is_latent = any(getattr(pipe, name, None) is not None for name in _AUTOENCODERS)
+    return _LATENT_BRANCH if is_latent else usual
+
+
+def request_of(
+    unet: nn.Module, origin: Mapping[str, Any], recipe: Recipe, *, samples_per_step: int
+) -> dict[str, Any]:
+    """Everything that decides the bytes of the stages, with names that a user understands.
+
+    `origin` names the model and the data, see `errata.compress.jobs.reuse.origin_of`.
+    Sums of floating-point numbers depend on the number of threads and on the processor's vector units.
+    """
+    device = next(unet.parameters()).device
+    on = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "model": origin["fingerprint"],  # that of `unet`, see `check_origin`
+        "calibration data": origin["data_sha256"],
+        "recipe": recipe.to_json(),
+        "samples per step": samples_per_step,
+        "device": on,
+        "threads": torch.get_num_threads(),
+        "vector units": torch.backends.cpu.get_cpu_capability(),
+        "versions": {
+            "errata": errata.__version__,
+            "torch": str(torch.__version__),
+            "diffusers": version("diffusers"),
+            "brevitas": version("brevitas"),
+        },
+    }
+
+
+def check_origin(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> None:
+    """Refuses trajectories of another model or scheduler, or altered ones; reads all of them.
+
+    Raises:
+        CalibrationError: naming what differs.
+    """
+    check_model(pipe, calibration_set)
+    calibration_set.verify()
+
+
+def check_model(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> None:
+    """Refuses trajectories of another model or scheduler; reads none of them.
+
+    Raises:
+        CalibrationError: naming what differs.
+    """
+    check_weights(pipe.unet, calibration_set)
+    scheduler = type(pipe.scheduler).__name__
+    config = from_plain(public_config(pipe.scheduler.config))  # as the recording gives it back
+    if scheduler != calibration_set.scheduler_class:
+        raise CalibrationError(
+            f"the calibration set {calibration_set.path} was recorded with "
+            f"{calibration_set.scheduler_class}, the pipeline has {scheduler}; "
+            "use the same scheduler or collect again"
+        )
+    differing = sorted(
+        key
+        for key in config.keys() | calibration_set.scheduler_config.keys()
+        if config.get(key) != calibration_set.scheduler_config.get(key)
+    )
+    if differing:
+        raise CalibrationError(
+            f"the calibration set {calibration_set.path} was recorded with other scheduler settings: "
+            f"{', '.join(differing)} differ; use the same ones or collect again"
+        )
+
+
+def check_weights(unet: nn.Module, calibration_set: CalibrationSet) -> None:
+    """Refuses trajectories of another network.
+
+    Raises:
+        CalibrationError: with both fingerprints.
+    """
+    found = model_fingerprint(unet)
+    if found != calibration_set.fingerprint:
+        raise CalibrationError(
+            f"the calibration set {calibration_set.path} was recorded from another model "
+            f"(fingerprint {calibration_set.fingerprint[:12]}…, this one has {found[:12]}…); collect again"
+        )

@@ -1,0 +1,78 @@
+"""`load` and `verify` for whatever stage `deploy` wrote: an artifact, or an engine made from one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from errata.deploy import pipeline, verification
+from errata.deploy.engines.manifest import ENGINE_FILE
+from errata.deploy.manifest import Manifest
+from errata.deploy.pipeline import DeployedPipeline, OnMismatch
+from errata.errors import ArtifactError
+
+
+def is_engine(path: str | Path) -> bool:
+    """Whether the directory says of itself that it is an engine."""
+    return (Path(path) / ENGINE_FILE).is_file()
+
+
+def load(
+    path: str | Path,
+    device: str | torch.device | None = None,
+    backend: str = "auto",
+    on_mismatch: OnMismatch = "error",
+) -> DeployedPipeline:
+    """Verifies the artifact or engine at `path` and loads it.
+
+    Args:
+        path: directory made by `export` or by `engines.export_onnx`.
+        device: None means CUDA where there is one, else CPU; an engine runs on the CPU.
+        backend: see `pipeline.load`; an engine has its own, so only "auto".
+        on_mismatch: see `pipeline.load`; an engine serves the recorded number of steps, so only "error".
+
+    Raises:
+        ArtifactError: and its subclasses as in `verify`; or a device, backend or `on_mismatch` that is
+            unknown, or that an engine does not have.
+    """
+    if not is_engine(path):
+        return pipeline.load(path, device, backend, on_mismatch)
+    _check_engine_option(path, "device", None if device is None else torch.device(device).type, (None, "cpu"))
+    _check_engine_option(path, "backend", backend, ("auto",))
+    _check_engine_option(path, "on_mismatch", on_mismatch, ("error",))
+    from errata.deploy.engines.loading import load as load_engine  # the exporter's modules take a second
+
+    return load_engine(path)
+
+
+def verify(
+    path: str | Path, *, signature: str | Path | None = None, public_key: str | Path | None = None
+) -> Manifest:
+    """Checks the artifact or engine at `path` and returns its manifest, see `verification.verify`.
+
+    Raises:
+        ArtifactError: and its subclasses as there and in `engines.verify`; an engine has no signature of its
+            own: check that of the artifact that it names.
+    """
+    if not is_engine(path):
+        return verification.verify(path, signature=signature, public_key=public_key)
+    if signature is not None or public_key is not None:
+        raise ArtifactError(
+            f"{path} is an engine, and signatures are of artifacts; check that of the artifact, and compare "
+            "its manifest_sha256 with the one inside the engine's manifest"
+        )
+    from errata.deploy.engines.verification import verify as verify_engine
+
+    return verify_engine(path)
+
+
+def _check_engine_option(
+    path: str | Path, name: str, given: str | None, allowed: tuple[str | None, ...]
+) -> None:
+    if given not in allowed:
+        told = " or ".join(repr(value) for value in allowed)
+        raise ArtifactError(
+            f"{name}={given!r}, but {path} is an engine; allowed is {told}. Load the artifact that it was "
+            "made from for anything else"
+        )

@@ -1,0 +1,213 @@
+"""The denoiser protocol: what runs, and what every corrector, check and exported engine shares."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from errata.runtime.feature_correction import FeatureCorrection
+from errata.runtime.schedule import CacheSchedule, StepKind
+from errata.runtime.step_context import StepContext
+from errata.runtime.unet import BranchedUNet
+
+Conditioning = Mapping[str, Tensor]
+
+# Calls timed per kind; their median is quoted.
+_TIMED_CALLS = 5
+_WARM_UP_CALLS = 2
+
+
+class Denoiser(Protocol):
+    """Evaluates the noise prediction at a recorded sampling step.
+
+    `x` is the network input `(B, C, H, W)`, `step` the index of the call in the recorded schedule (it picks
+    the activation scales), `cond` the network's other tensor arguments (empty for an unconditional model).
+
+    What a call returns is the caller's to keep. A denoiser that writes every answer into the same memory, as
+    replayed CUDA graphs do (`torch.compile(mode="reduce-overhead")` among them), has an attribute
+    `reuses_outputs` that is true; whoever gets it from a pipeline then gets copies (`CopyingDenoiser`).
+    """
+
+    @property
+    def schedule(self) -> CacheSchedule:
+        """Which steps a plain run evaluates in full."""
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """Training time of every recorded call."""
+
+    def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
+        """The prediction `(B, C, H, W)` and the feature that cached calls read (None without a cache)."""
+
+    def cached(
+        self, x: Tensor, step: int, cond: Conditioning, feature: Tensor, *, is_extrapolated: bool = False
+    ) -> Tensor:
+        """The prediction from the shallow branch and a feature.
+
+        The feature is one that a full call left, or made of several: then the part of an error correction
+        that was fitted for plain reuse does not apply.
+        """
+
+    def cost(self, kind: StepKind, *, batch_size: int | None = None) -> float:
+        """Measured seconds of one call of that kind at the latest shape, or at `batch_size`."""
+
+
+class UNetDenoiser:
+    """A `Denoiser` over a diffusers UNet whose quantized layers read `context`.
+
+    A cached call reads a stored feature through `correction`, where there is one. Calls from several threads
+    wait for each other.
+
+    Args:
+        unet: the network.
+        context: what its layers read.
+        schedule: of the calls of a run.
+        timesteps: of those calls.
+        correction: of the feature that cached calls read.
+        ranges_of: for each call, the recorded step whose ranges and corrections it takes; None is its own.
+
+    Attributes:
+        reuses_outputs: see `Denoiser`; to be set by whoever makes the network inside replay CUDA graphs.
+    """
+
+    reuses_outputs: bool = False
+
+    def __init__(
+        self,
+        unet: BranchedUNet,
+        context: StepContext,
+        schedule: CacheSchedule,
+        timesteps: tuple[float, ...],
+        *,
+        correction: FeatureCorrection | None = None,
+        ranges_of: tuple[int, ...] | None = None,
+    ) -> None:
+        if len(timesteps) != schedule.num_steps:
+            raise ValueError(f"{len(timesteps)} timesteps for a schedule of {schedule.num_steps} steps")
+        self._unet = unet
+        self._context = context
+        self._schedule = schedule
+        self._timesteps = timesteps
+        self._correction = correction
+        self._ranges_of = ranges_of
+        self._latest: tuple[torch.Size, torch.dtype, torch.device, dict[str, Tensor]] | None = None
+        self._costs: dict[tuple[StepKind, tuple[int, ...]], float] = {}
+
+    @property
+    def schedule(self) -> CacheSchedule:
+        """Which steps a plain run evaluates in full."""
+        return self._schedule
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """Training time of every recorded call."""
+        return self._timesteps
+
+    @property
+    def unet(self) -> BranchedUNet:
+        """The network, evaluated in full or by its shallow branch."""
+        return self._unet
+
+    @torch.no_grad()
+    def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
+        """See `Denoiser.full`."""
+        timestep = self._timestep(step)
+        with self._context.at(self._ranges(step), time=timestep):
+            self._latest = (x.shape, x.dtype, x.device, dict(cond))
+            return self._unet.full(x, timestep, cond, branch=self._schedule.branch)
+
+    @torch.no_grad()
+    def cached(
+        self, x: Tensor, step: int, cond: Conditioning, feature: Tensor, *, is_extrapolated: bool = False
+    ) -> Tensor:
+        """See `Denoiser.cached`.
+
+        Raises:
+            ValueError: the model has no cache, or the feature belongs to another batch.
+        """
+        if not self._schedule.has_cache:
+            raise ValueError("this model has no feature cache: every step is a full one")
+        if feature.shape[0] != x.shape[0]:
+            raise ValueError(f"the cached feature holds {feature.shape[0]} samples, the input {x.shape[0]}")
+        timestep = self._timestep(step)
+        if self._correction is not None and not is_extrapolated:
+            feature = self._correction(feature, self._ranges(step))
+        with self._context.at(self._ranges(step), kind="cached", time=timestep):
+            self._latest = (x.shape, x.dtype, x.device, dict(cond))
+            return self._unet.cached(x, timestep, cond, feature, branch=self._schedule.branch)
+
+    def at(
+        self, schedule: CacheSchedule, timesteps: tuple[float, ...], ranges_of: tuple[int, ...]
+    ) -> UNetDenoiser:
+        """The same network at other calls; see the class for the arguments."""
+        return UNetDenoiser(
+            self._unet, self._context, schedule, timesteps, correction=self._correction, ranges_of=ranges_of
+        )
+
+    def _ranges(self, step: int) -> int:
+        return step if self._ranges_of is None else self._ranges_of[step]
+
+    def _timestep(self, step: int) -> float:
+        if not 0 <= step < self._schedule.num_steps:
+            raise ValueError(f"step {step} was not recorded; allowed are 0 to {self._schedule.num_steps - 1}")
+        return self._timesteps[step]
+
+    def cost(self, kind: StepKind, *, batch_size: int | None = None) -> float:
+        """See `Denoiser.cost`; measured once per shape, kept for the life of the denoiser.
+
+        Both kinds are timed in turn, so a drift of the machine's speed cancels in their ratio.
+
+        Raises:
+            ValueError: no call has been made yet, so no shape is known; or there are no cached calls.
+        """
+        if kind == "cached" and not self._schedule.has_cache:
+            raise ValueError("this model has no feature cache: there is no cached call to measure")
+        if self._latest is None:
+            raise ValueError(
+                "run the pipeline once before asking for a cost: its input shape is not known yet"
+            )
+        shape, dtype, device, cond = self._latest
+        if batch_size is not None and batch_size != shape[0]:
+            cond = {name: _resized(value, shape[0], batch_size) for name, value in cond.items()}
+            shape = torch.Size((batch_size, *shape[1:]))
+        if (kind, tuple(shape)) not in self._costs:
+            latest = self._latest
+            noise = torch.randn(
+                shape, generator=torch.Generator().manual_seed(0)
+            )  # torch's own stays as it is
+            self._measure(noise.to(device, dtype), cond)
+            self._latest = latest
+        return self._costs[kind, tuple(shape)]
+
+    def _measure(self, x: Tensor, cond: Conditioning) -> None:
+        _, feature = self.full(x, 0, cond)
+        calls: dict[StepKind, Callable[[], object]] = {"full": lambda: self.full(x, 0, cond)}
+        if feature is not None:
+            calls["cached"] = lambda: self.cached(x, 0, cond, feature)
+        seconds: dict[StepKind, list[float]] = {kind: [] for kind in calls}
+        for turn in range(_WARM_UP_CALLS + _TIMED_CALLS):
+            for kind, call in calls.items():
+                start = _now(x.device)
+                call()
+                if turn >= _WARM_UP_CALLS:
+                    seconds[kind].append(_now(x.device) - start)
+        for kind, times in seconds.items():
+            self._costs[kind, tuple(x.shape)] = statistics.median(times)
+
+
+def _resized(value: Tensor, rows: int, batch_size: int) -> Tensor:
+    """Conditioning for another batch size; what is not one entry per row stays as it is."""
+    if value.ndim == 0 or value.shape[0] != rows:
+        return value
+    return value[:1].expand(batch_size, *value.shape[1:])
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,159 @@
+"""The short names of recipes: `w8a8`, `w4a8-learned+cachequant-5:corrected_by=iec`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from errata.errors import RecipeError
+from errata.runtime.recipes.caching import Cache, CacheQuant, DeepCache
+from errata.runtime.recipes.quantization import LearnedRounding, Quantization
+
+GRAMMAR = (
+    "w8a8, w4a8, w8a8-learned, w4a8-learned, deepcache-N, deepcache:steps=0/4/9, cachequant-N, or a "
+    "quantizer and a cache joined by '+', then options after a colon, as in "
+    "w4a8-learned+deepcache-5:iterations=500,branch=1"
+)
+_QUANTIZER = re.compile(r"w([48])a8(-learned)?")
+_CACHE = re.compile(r"(deepcache|cachequant)(?:-(\d+))?")
+
+_Reader = Callable[[str], Any]
+
+
+def _boolean(text: str) -> bool:
+    return {"true": True, "false": False}[text]
+
+
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):  # `int` would read `1_0` and spaces too
+        raise ValueError(text)
+    return int(text)
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    return tuple(_whole(step) for step in text.split("/"))
+
+
+_READERS: Mapping[str, _Reader] = {
+    "iterations": _whole, "samples": _whole, "batch_size": _whole, "seed": _whole,
+    "learning_rate": float, "scale_learning_rate": float,
+    "bias_correction": _boolean, "equalization": _boolean,
+    "branch": _whole, "spacing": str, "center": float, "power": float, "steps": _steps,
+    "search": str, "correction": _boolean, "gain": str, "corrected_by": str,
+}  # fmt: skip
+# What to write, by reader.
+_KINDS: Mapping[_Reader, str] = {
+    _whole: "a whole number", float: "a number", _boolean: "true or false", str: "a word",
+    _steps: "step numbers such as 0/4/9",
+}  # fmt: skip
+
+
+def parse(name: str) -> tuple[Quantization | None, Cache | None]:
+    """The choices that a name stands for.
+
+    Raises:
+        RecipeError: the name is not one of the grammar, or an option has no use or no sense.
+    """
+    body, colon, text = name.partition(":")
+    options = _options(name, text.split(",") if colon else [])
+    quantization: Quantization | None = None
+    cache: Cache | None = None
+    for part in body.split("+"):
+        if (match := _QUANTIZER.fullmatch(part)) and quantization is None:
+            quantization = _quantization(int(match[1]), match[2] is not None, options)
+        elif (match := _CACHE.fullmatch(part)) and cache is None:
+            cache = _cache(match[1], match[2], options)
+        else:
+            raise RecipeError(f"unknown recipe {name!r}: cannot read {part!r}; allowed are {GRAMMAR}")
+    if options:
+        unused = next(iter(options))
+        raise RecipeError(
+            f"recipe {name!r}: option {unused!r} has no use there: {_where(unused)}; leave it out"
+        )
+    return quantization, cache
+
+
+def spell(quantization: Quantization | None, cache: Cache | None) -> str:
+    """The shortest name of these choices; a `*` at the end stands for what only a file can say."""
+    parts, options = [], dict[str, Any]()
+    if quantization is not None:
+        learned = "-learned" if quantization.rounding is not None else ""
+        parts.append(f"w{quantization.weight_bits}a{quantization.activation_bits}{learned}")
+        if quantization.rounding is not None:
+            options |= _changed(quantization.rounding)
+        options |= _changed(quantization, "bias_correction", "equalization")
+    if cache is not None:
+        parts.append(cache.method if cache.interval is None else f"{cache.method}-{cache.interval}")
+        options |= _changed(cache)
+    says_more = quantization is not None and bool(quantization.patterns)
+    tail = ",".join(f"{key}={_text(value)}" for key, value in options.items())
+    return "+".join(parts) + (f":{tail}" if tail else "") + ("*" if says_more else "")
+
+
+def _options(name: str, items: list[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for item in items:
+        key, _, value = item.partition("=")
+        if key in options:
+            raise RecipeError(f"recipe {name!r} gives option {key!r} twice; leave one of them out")
+        if key not in _READERS:
+            raise RecipeError(
+                f"recipe {name!r}: unknown option {item!r}; allowed are {', '.join(_READERS)}, each as "
+                "NAME=VALUE"
+            )
+        try:
+            options[key] = _READERS[key](value)
+        except (KeyError, ValueError) as error:
+            raise RecipeError(
+                f"recipe {name!r}: cannot read {item!r}; {key} takes {_KINDS[_READERS[key]]}"
+            ) from error
+    return options
+
+
+def _quantization(weight_bits: int, is_learned: bool, options: dict[str, Any]) -> Quantization:
+    rounding = LearnedRounding(**_taken(options, LearnedRounding)) if is_learned else None
+    chosen = {key: options.pop(key) for key in ("bias_correction", "equalization") if key in options}
+    return Quantization(weight_bits=weight_bits, activation_bits=8, rounding=rounding, **chosen)
+
+
+def _cache(method: str, interval: str | None, options: dict[str, Any]) -> Cache:
+    every = None if interval is None else int(interval)
+    if method == DeepCache.method:
+        return DeepCache(interval=every, **_taken(options, DeepCache))
+    if every is None:
+        raise RecipeError("cachequant needs an interval, as in cachequant-5")
+    return CacheQuant(interval=every, **_taken(options, CacheQuant))
+
+
+def _taken(options: dict[str, Any], config: type) -> dict[str, Any]:
+    """Takes the fields of a dataclass out of the options."""
+    names = {field.name for field in fields(config)} - {"interval"}
+    return {key: options.pop(key) for key in list(options) if key in names}
+
+
+def _changed(config: Any, *only: str) -> dict[str, Any]:
+    """The options of a dataclass that differ from their defaults."""
+    return {
+        field.name: getattr(config, field.name)
+        for field in fields(config)
+        if field.name in (only or _READERS)
+        and field.default is not MISSING
+        and getattr(config, field.name) != field.default
+    }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "/".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
+def _where(option: str) -> str:
+    names = {
+        "w4a8-learned": LearnedRounding, "w4a8": Quantization, "deepcache-N": DeepCache,
+        "cachequant-N": CacheQuant,
+    }  # fmt: skip
+    homes = [name for name, config in names.items() if option in {field.name for field in fields(config)}]
+    return f"it belongs to {' or '.join(homes)}"

@@ -1,0 +1,163 @@
+"""How diffusers' UNets are put together: the resnets of the up path, and what each of their layers reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers.models.normalization import AdaGroupNorm
+from torch import nn
+
+from errata.errors import RecipeError
+
+# Blocks whose layers run one after another, each up-block resnet on one skip input, each down-block layer
+# (resnet with its attentions, or downsampler) leaving one. A cache may cut between any two of them.
+_CACHEABLE = frozenset(
+    {"AttnDownBlock2D", "AttnUpBlock2D", "CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "DownBlock2D"}
+    | {"ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D", "UpBlock2D"}
+)
+_EMBEDDINGS = ("time_embedding", "class_embedding", "add_embedding", "encoder_hid_proj")
+# DeepCache's settings (Ma et al., CVPR 2024): the last 3 resnets in pixel space, the last 1 in latent space.
+_PIXEL_BRANCH, _LATENT_BRANCH = 3, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpResnet:
+    """One resnet of the up path.
+
+    Attributes:
+        name: such as `up_blocks.1.resnets.0`.
+        hidden_channels: width of the hidden state that enters it, without the skip input.
+        reads_skip: whether it reads that hidden state and a skip input, concatenated.
+    """
+
+    name: str
+    hidden_channels: int
+    reads_skip: bool
+
+
+def up_resnets(unet: Any) -> tuple[UpResnet, ...]:
+    """All resnets of the up path, in the order in which they run."""
+    hidden = int(unet.config.block_out_channels[-1])
+    found = []
+    for block_index, block in enumerate(unet.up_blocks):
+        for index, resnet in enumerate(block.resnets):
+            name = f"up_blocks.{block_index}.resnets.{index}"
+            reads_skip = resnet.in_channels > hidden  # K blocks concatenate before their first resnet only
+            found.append(UpResnet(name=name, hidden_channels=hidden, reads_skip=reads_skip))
+            hidden = _out_channels(resnet)
+    return tuple(found)
+
+
+def skip_widths(unet: nn.Module) -> dict[str, int]:
+    """Width of the main half of every concatenated input, by layer name; `unet` is a float one.
+
+    The first convolution (and the 1x1 shortcut) of an up-block resnet reads `[hidden, skip]` concatenated
+    over channels; the value is the number of channels of `hidden`.
+    """
+    widths: dict[str, int] = {}
+    for resnet in up_resnets(unet):
+        if resnet.reads_skip:
+            widths |= dict.fromkeys(_input_layers(unet, resnet.name), resnet.hidden_channels)
+    return widths
+
+
+def feature_channels(unet: nn.Module, branch: int) -> int:
+    """Width of the feature that a cache keeps when its cached steps recompute the last `branch` resnets.
+
+    Raises:
+        RecipeError: this UNet cannot be cached, or not there.
+    """
+    return cut_at(unet, branch).hidden_channels
+
+
+def feature_readers(unet: nn.Module, branch: int) -> tuple[str, ...]:
+    """Names of the layers that read that feature: a `conv1` and, where there is one, its `conv_shortcut`.
+
+    Raises:
+        RecipeError: this UNet cannot be cached, or not there.
+    """
+    return _input_layers(unet, cut_at(unet, branch).name)
+
+
+def default_branch(unet: nn.Module) -> int:
+    """How many resnets the papers recompute: 3 for an unconditional pixel-space network, else 1.
+
+    Raises:
+        RecipeError: this UNet cannot be cached.
+    """
+    check_cacheable(unet)
+    preferred = _PIXEL_BRANCH if type(unet).__name__ == "UNet2DModel" else _LATENT_BRANCH
+    return min(preferred, len(up_resnets(unet)))
+
+
+def embedding_layers(unet: nn.Module) -> frozenset[str]:
+    """Names of the convolution and linear layers that work on the embedding of time, class and conditions.
+
+    They read one vector (or one per token) a sample and see every step; recipes keep 8-bit weights and float
+    activations there. Among them are the projections in every resnet and in every adaptive group norm.
+    """
+    adaptive = {f"{name}.linear" for name, module in unet.named_modules() if isinstance(module, AdaGroupNorm)}
+    return frozenset(
+        name
+        for name, module in unet.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+        and (name.split(".")[0] in _EMBEDDINGS or name.endswith(".time_emb_proj") or name in adaptive)
+    )
+
+
+def cut_at(unet: nn.Module, branch: int) -> UpResnet:
+    """The first of the last `branch` resnets of the up path.
+
+    Raises:
+        RecipeError: this UNet cannot be cached, or has fewer resnets there.
+    """
+    check_cacheable(unet)
+    resnets = up_resnets(unet)
+    if not 1 <= branch <= len(resnets):
+        raise RecipeError(
+            f"branch={branch}, but the up blocks have {len(resnets)} resnets; allowed are 1 to {len(resnets)}"
+        )
+    return resnets[-branch]
+
+
+def is_cacheable(unet: nn.Module) -> bool:
+    """Whether features of this UNet can be cached."""
+    return not _obstacle(unet)
+
+
+def check_cacheable(unet: nn.Module) -> None:
+    """Refuses a UNet whose features cannot be cached.
+
+    Raises:
+        RecipeError: naming the block.
+    """
+    if obstacle := _obstacle(unet):
+        raise RecipeError(
+            f"a feature cache cannot serve this {type(unet).__name__}: {obstacle}; "
+            "take a recipe without a cache"
+        )
+
+
+def _obstacle(unet: Any) -> str:
+    for kind, blocks in (("down", unet.down_blocks), ("up", unet.up_blocks)):
+        for index, block in enumerate(blocks):
+            if type(block).__name__ not in _CACHEABLE:
+                allowed = ", ".join(sorted(_CACHEABLE))
+                return f"{kind}_blocks.{index} is a {type(block).__name__}, supported are {allowed}"
+    outputs = 1 + sum(len(block.resnets) + (block.downsamplers is not None) for block in unet.down_blocks)
+    if outputs != len(up_resnets(unet)):
+        return f"its down blocks leave {outputs} skip inputs for {len(up_resnets(unet))} up-block resnets"
+    return ""
+
+
+def _input_layers(unet: nn.Module, resnet: str) -> tuple[str, ...]:
+    module = unet.get_submodule(resnet)
+    names = (name for name in ("conv1", "conv_shortcut") if getattr(module, name, None) is not None)
+    return tuple(f"{resnet}.{name}" for name in names)
+
+
+def _out_channels(resnet: Any) -> int:
+    # The attribute is not the width where a K resnet changes it in its last convolution.
+    last = resnet.conv2
+    return int(last.out_channels if isinstance(last, nn.Conv2d) else resnet.out_channels)
