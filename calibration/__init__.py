@@ -12,8 +12,8 @@ the same arguments takes the work up again.
 
 from errata.calibration.calibration_set import CalibrationSet, Record, load
 from errata.calibration.collection import collect
-from errata.calibration.fingerprint import model_fingerprint
 from errata.calibration.pipelines import load_pipeline
+from errata.fingerprint import model_fingerprint
 from errata.runtime.conditioning import nest
 
 __all__ = ["CalibrationSet", "Record", "collect", "load", "load_pipeline", "model_fingerprint", "nest"]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from errata.calibration.document import FINISHED, PARTIAL, Document
-from errata.calibration.plain_json import from_plain
 from errata.calibration.shards import Shard, StepReader
 from errata.errors import CalibrationError
+from errata.plain_json import from_plain
 from errata.runtime.sampler import calls_per_step
 
 __all__ = ["CalibrationSet", "Record", "load"]

@@ -14,11 +14,11 @@ from tqdm.auto import tqdm
 import errata
 from errata.calibration.calibration_set import CalibrationSet, load
 from errata.calibration.document import Request
-from errata.calibration.fingerprint import model_fingerprint, public_config, value_digest
 from errata.calibration.journal import Journal
 from errata.calibration.pipelines import check_pipeline, run_batch, untouched
 from errata.calibration.recorder import Recorder, Trajectory
 from errata.errors import CalibrationError
+from errata.fingerprint import model_fingerprint, public_config, value_digest
 
 __all__ = ["collect"]
 

@@ -23,7 +23,8 @@ from errata.compress.jobs.progress import BlockListener, BlockProgress
 from errata.compress.jobs.reuse import origin_of, taken_table
 from errata.compress.quantize.bias_correction import correct_biases
 from errata.compress.quantize.equalization import equalize_
-from errata.compress.quantize.observation import SAMPLES_PER_STEP, observe_ranges
+from errata.compress.quantize.observation import observe_ranges
+from errata.compress.quantize.recorded_inputs import SAMPLES_PER_STEP
 from errata.compress.quantize.simulation import quantize_weights, range_table
 from errata.compress.rounding.learned_rounding import learn_rounding
 from errata.directories import check_is_vacant

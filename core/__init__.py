@@ -7,6 +7,10 @@ imports none of them, and not torch either.
 
 from importlib.metadata import PackageNotFoundError, version
 
+from errata import renamed as renamed
+from errata.errors import (
+    ArtifactCorrupt as ArtifactCorrupt,
+)
 from errata.errors import (
     ArtifactCorruptError,
     ArtifactError,
@@ -17,6 +21,9 @@ from errata.errors import (
     PlanError,
     RecipeError,
     ReportError,
+)
+from errata.errors import (
+    ArtifactMismatch as ArtifactMismatch,
 )
 
 __all__ = [
@@ -34,6 +41,8 @@ __all__ = [
 
 __version__: str
 """Of the installed package."""
+
+renamed.install()
 
 try:
     __version__ = version("errata")

@@ -46,12 +46,20 @@ class ArtifactCorruptError(ArtifactError):
     """An artifact's bytes are not the ones that its manifest promises."""
 
 
+ArtifactCorrupt = ArtifactCorruptError
+"""The name of releases up to 0.1."""
+
+
 class ArtifactVersionError(ArtifactError):
     """An artifact's format version is one that this release does not read."""
 
 
 class ArtifactMismatchError(ArtifactError):
     """An artifact was made for another machine, sampler or number of steps than it is asked to serve."""
+
+
+ArtifactMismatch = ArtifactMismatchError
+"""The name of releases up to 0.1."""
 
 
 class PlanError(ErrataError):

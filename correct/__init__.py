@@ -37,6 +37,7 @@ from errata.correct.plans import Plan
 from errata.correct.refresh import Refresh
 from errata.correct.second_order import SecondOrder
 from errata.correct.stats import RunStats, StepStats, overhead
+from errata.renamed import old_names
 
 __all__ = [
     "IEC",
@@ -75,3 +76,5 @@ __all__ = [
     "trajectory_error",
     "wrap",
 ]
+
+__getattr__ = old_names(__name__, {"Setting": "CorrectorContext"})

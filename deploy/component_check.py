@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from diffusers import ModelMixin, SchedulerMixin
 
-from errata.calibration.plain_json import from_plain
 from errata.deploy.allowlist import is_transformers_model
 from errata.deploy.components import DIFFUSERS_WEIGHTS, TRANSFORMERS_WEIGHTS
 from errata.deploy.construction import without_memory
@@ -16,6 +15,7 @@ from errata.deploy.limits import LARGEST_NUMBER, LARGEST_SCHEDULER_NUMBER
 from errata.deploy.safetensors_header import read_header
 from errata.deploy.strict_json import json_object, largest_whole_number
 from errata.errors import ArtifactCorruptError
+from errata.plain_json import from_plain
 
 _CONFIG = "config.json"
 

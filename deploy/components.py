@@ -14,13 +14,13 @@ from diffusers import ConfigMixin, ModelMixin
 from safetensors.torch import load_file
 from torch import nn
 
-from errata.calibration.plain_json import from_plain, to_plain
 from errata.deploy.allowlist import is_tokenizer, is_transformers_model
 from errata.deploy.limits import LARGEST_JSON
 from errata.deploy.safetensors_header import read_header
 from errata.deploy.strict_json import json_object, json_value
 from errata.deploy.tokenizer_files import forget_use
 from errata.errors import ArtifactCorruptError, ArtifactError
+from errata.plain_json import from_plain, to_plain
 
 # One file a model, whatever its size: an index beside several would name files.
 _ONE_FILE = "100000GB"

@@ -6,15 +6,14 @@ import inspect
 import json
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
 import errata
-from errata.calibration.fingerprint import public_config
 from errata.canonical_json import file_digest
-from errata.compress import CompressedPipeline
 from errata.deploy.allowlist import entry_of, is_pipeline
 from errata.deploy.components import write_component, write_json
 from errata.deploy.composition import DENOISER, MODEL_INDEX
@@ -24,6 +23,10 @@ from errata.deploy.tensors import stored_tensors
 from errata.deploy.verification import verify
 from errata.directories import staged_directory
 from errata.errors import ArtifactError
+from errata.fingerprint import public_config
+
+if TYPE_CHECKING:
+    from errata.compress import CompressedPipeline
 
 
 def export(
@@ -44,6 +47,8 @@ def export(
         ArtifactError: `out` exists or cannot be written, `max_shard_size` is no size, or a class or component
             of the pipeline is none that an artifact may hold.
     """
+    from errata.compress import CompressedPipeline  # brings in brevitas, which no artifact needs
+
     if not isinstance(compressed, CompressedPipeline):
         raise TypeError(
             f"export takes a CompressedPipeline, got {type(compressed).__name__}; "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchao.quantization.quant_primitives import dequantize_affine
 
 
 def packed_bytes(count: int) -> int:
@@ -56,6 +55,9 @@ def dequantize_weight(codes: Tensor, scales: Tensor, input_widths: tuple[int, ..
         scales: float32, `(P, O)`: one row for each part of the input.
         input_widths: input channels of each part.
     """
+    # Imported here: torchao takes a second, and int8 kernels read the codes themselves.
+    from torchao.quantization.quant_primitives import dequantize_affine
+
     parts = [
         dequantize_affine(part, (1, *part.shape[1:]), scale, None, torch.int8, output_dtype=torch.float32)
         for part, scale in zip(codes.split(list(input_widths), dim=1), scales, strict=True)

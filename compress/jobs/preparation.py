@@ -13,9 +13,9 @@ from torch import nn
 
 import errata
 from errata.calibration import CalibrationSet, model_fingerprint
-from errata.calibration.fingerprint import public_config
-from errata.calibration.plain_json import from_plain
 from errata.errors import CalibrationError, RecipeError
+from errata.fingerprint import public_config
+from errata.plain_json import from_plain
 from errata.runtime.recipes.caching import CacheQuant
 from errata.runtime.recipes.recipe import Recipe
 from errata.runtime.scheme import Scheme

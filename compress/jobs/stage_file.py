@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from errata.calibration.fingerprint import value_digest
+from errata.fingerprint import value_digest
 
 _DIGEST = "sha256"
 

@@ -15,14 +15,12 @@ from errata.calibration import CalibrationSet
 from errata.compress.jobs.journal import Stage, without_journal
 from errata.compress.jobs.progress import StepProgress
 from errata.compress.quantize.range_search import choose_range
-from errata.compress.quantize.recorded_inputs import inputs_on
+from errata.compress.quantize.recorded_inputs import SAMPLES_PER_STEP, inputs_on
 from errata.errors import RecipeError
 from errata.runtime.attention import QuantizedAttention, set_attention
 from errata.runtime.scheme import LayerScheme, Scheme, Site, layer_sites, sites_of
 from errata.runtime.unet import BranchedUNet
 
-# Timestep-wise calibration keeps 64 samples a step for CIFAR-10 (CacheQuant, public code).
-SAMPLES_PER_STEP = 64
 _BATCH_SIZE = 32
 # Values kept of each quantizer's inputs at one step, besides their extremes: memory grows with layers, never
 # with samples. The error of a range is a mean over them; twice as many change few ranges.

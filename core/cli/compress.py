@@ -145,7 +145,7 @@ def _check_is_vacant(out: Path) -> None:
 
 def _compress(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Recipe") -> int:
     from errata import calibration, compress
-    from errata.compress.quantize.observation import SAMPLES_PER_STEP
+    from errata.compress.quantize.recorded_inputs import SAMPLES_PER_STEP
 
     if args.range_samples is not None and recipe.quantization is None:
         raise UsageError(

@@ -33,7 +33,7 @@ def _sibling(name: str) -> Any:
     return module
 
 
-harm = _sibling("harm")
+harm = _sibling("corruptions")
 MANIFEST, WHOLE, UNET, SCHEDULER, INDEX = harm.MANIFEST, harm.WHOLE, harm.UNET, harm.SCHEDULER, harm.INDEX
 SECONDS, MEMORY = 5, 2**30
 LAYER, CONV = "mid_block.resnets.0.conv1", "conv_in"

@@ -11,7 +11,7 @@ from diffusers import DDIMPipeline
 from PIL import Image
 
 from errata import CalibrationError, calibration
-from errata.calibration.fingerprint import value_digest
+from errata.fingerprint import value_digest
 
 
 def test_the_fingerprint_sees_weights_dtype_and_configuration(tiny_pipeline: DDIMPipeline) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from errata import canonical_json
-from errata.calibration.plain_json import from_plain, to_plain
+from errata.plain_json import from_plain, to_plain
 
 
 def test_a_configuration_comes_back_through_json() -> None:

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from errata import canonical_json
-from errata.calibration.plain_json import to_plain
 from errata.errors import CalibrationError
+from errata.plain_json import to_plain
 
 __all__ = ["model_fingerprint", "public_config", "value_digest"]
 
