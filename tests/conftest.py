@@ -18,6 +18,8 @@ with quiet.without_chatter():
     import torch
     from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
+from networks import network as network
+
 from errata import calibration, compress, deploy
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline, Recipe
