@@ -197,7 +197,7 @@ def add_training_options(parser: argparse.ArgumentParser, *, steps: int | None, 
         "--channels-last",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="memory format; without is faster in bfloat16 on a CPU",
+        help="memory format; --no-channels-last was faster in bfloat16 on a CPU",
     )
     parser.add_argument("--mixed-precision", action=argparse.BooleanOptionalAction, help="bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="use torch.compile")
@@ -221,7 +221,7 @@ def run_training(
     data: what to record about the images. packages: whose versions to record. held_out: images to evaluate
     on every `evaluation_steps`, (N, C, H, W), float32 in [-1, 1].
     """
-    # bfloat16 pays on every recent GPU; on CPUs only on those with AMX or AVX512-BF16
+    # bfloat16 pays on every recent GPU, and on few CPUs: those with instructions for it
     mixed = device.type == "cuda" if options.mixed_precision is None else options.mixed_precision
     plan = TrainingPlan(
         steps=options.steps,
