@@ -1,154 +1,38 @@
 """Train a small noise-prediction UNet and write it as a diffusers pipeline folder.
 
 Shared by the `train_*.py` scripts, which only choose the data and the architecture.
-
-| symbol | name here       | meaning                                             |
-|--------|-----------------|-----------------------------------------------------|
-| x_0    | `images`        | clean images in [-1, 1], (B, C, H, W)               |
-| t      | `timesteps`     | training time, integer in [0, 1000), (B,)           |
-| eps    | `noise`         | the Gaussian noise that the network learns to name  |
-| x_t    | `noisy`         | sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps             |
-
-Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", algorithm 1 (the simple loss).
 """
 
 import argparse
-import copy
-import json
 import logging
-import math
-import platform
-import shutil
-import sys
-import tempfile
+import signal
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-from torch import Tensor
-from torch.nn import functional as F
+from diffusers import DDIMScheduler, UNet2DModel
+from torch import Tensor, nn
 from tqdm import tqdm
+from training_checkpoint import TrainingState, load_checkpoint_, save_checkpoint, save_evaluations
+from training_loss import held_out_loss, make_scheduler, noise_loss
+from training_plan import TrainingPlan, TrainingResult, learning_rate_at
+from training_record import continue_from_, training_record, write_pipeline
 
 logger = logging.getLogger(__name__)
-
-LOSS_WINDOW = 200  # steps averaged into the reported loss
 
 BatchSource = Callable[[int, torch.Generator], Tensor]
 """Takes a batch size and a generator, gives images (B, C, H, W), float32 in [-1, 1]."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingPlan:
-    """How long and how fast to train. The run ends at `steps` or `minutes`, whichever comes first.
-
-    The learning rate follows the nearer of the two ends, so its decay always completes.
-    """
-
-    steps: int | None
-    minutes: float | None
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    warmup_steps: int = 200
-    ema_decay: float = 0.999
-    gradient_clip: float = 1.0
-    snapshot_minutes: float | None = None
-    mixed_precision: bool = False
-    compile: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.steps is None and self.minutes is None:
-            raise ValueError("neither steps nor minutes is given; set at least one so that training ends")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; it must be at least 1")
-        if self.minutes is not None and self.minutes <= 0:
-            raise ValueError(f"minutes is {self.minutes}; it must be positive")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
-
-    def progress(self, step: int, seconds: float) -> float:
-        """Return the fraction of the run that is over, in [0, 1]."""
-        by_steps = step / self.steps if self.steps else 0.0
-        by_time = seconds / (60 * self.minutes) if self.minutes else 0.0
-        return min(1.0, max(by_steps, by_time))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """What a run measured."""
-
-    steps: int
-    images_seen: int
-    loss: float
-    seconds: float
-    is_final: bool
-
-
-def make_scheduler() -> DDIMScheduler:
-    """Return the noise schedule of Ho et al. 2020 (linear beta, 1000 steps), sampled with DDIM.
-
-    Nothing is clipped, so that an error of the network reaches the image instead of being hidden.
-    """
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=1e-4,
-        beta_end=0.02,
-        beta_schedule="linear",
-        prediction_type="epsilon",
-        clip_sample=False,
-    )
-
-
-def learning_rate_at(progress: float, step: int, plan: TrainingPlan) -> float:
-    """Return the learning rate: linear warm-up in steps, times a cosine decay to zero in progress."""
-    warmup = min(1.0, (step + 1) / max(1, plan.warmup_steps))
-    return plan.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def draw_timesteps(count: int, limit: int, generator: torch.Generator) -> Tensor:
-    """Return `count` timesteps in [0, limit), int64, one from each of `count` equal strata.
-
-    Stratifying keeps the uniform marginal and lowers the variance of the loss between batches.
-    """
-    position = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    return (position * limit).long().clamp_(max=limit - 1)
-
-
 @torch.no_grad()
-def update_average_(average: UNet2DModel, unet: UNet2DModel, step: int, decay: float) -> None:
+def update_average_(average: nn.Module, unet: nn.Module, step: int, decay: float) -> None:
     """Move the averaged weights toward `unet` in place; the decay warms up so early noise is forgotten."""
     decay = min(decay, (1 + step) / (10 + step))
     targets = list(average.parameters())
     torch._foreach_lerp_(targets, list(unet.parameters()), 1 - decay)
-
-
-def noise_loss(
-    model: Callable[..., Any],
-    scheduler: DDIMScheduler,
-    images: Tensor,
-    generator: torch.Generator,
-    *,
-    mixed_precision: bool,
-) -> Tensor:
-    """Return the mean squared error of the predicted noise on one batch (a scalar, float32).
-
-    images: (B, C, H, W), float32 in [-1, 1]. The generator lives on the CPU so that a seed means
-    the same noise on every device.
-    """
-    noise = torch.randn(images.shape, generator=generator).to(images)
-    timesteps = draw_timesteps(len(images), scheduler.config.num_train_timesteps, generator)
-    timesteps = timesteps.to(images.device)
-    noisy = scheduler.add_noise(images, noise, timesteps)
-    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=mixed_precision):
-        predicted = model(noisy.contiguous(memory_format=torch.channels_last), timesteps).sample
-    return F.mse_loss(predicted.float(), noise)
 
 
 def train(
@@ -159,134 +43,162 @@ def train(
     *,
     device: torch.device,
     save: Callable[[UNet2DModel, TrainingResult], None],
+    checkpoints: Path | None = None,
+    held_out: Tensor | None = None,
 ) -> TrainingResult:
     """Train `unet` in place by `plan`, and hand the averaged weights to `save`.
 
-    `save` is called every `plan.snapshot_minutes` and once at the end.
+    `save` is called every `plan.snapshot_minutes` and once at the end. `checkpoints` is a folder to write
+    checkpoints to, and to continue from if it has one; with it, SIGTERM ends the run after the current step,
+    with a checkpoint. `held_out`: images to evaluate the averaged weights on, (N, C, H, W), in [-1, 1].
     """
-    unet.to(device, memory_format=torch.channels_last).train()
-    average = copy.deepcopy(unet).requires_grad_(False).eval()
+    state = TrainingState.start(unet, plan, device=device)
+    if checkpoints is not None and load_checkpoint_(checkpoints, state, plan):
+        logger.info("step %d: continues from the checkpoint in %s", state.step, checkpoints)
     model = torch.compile(unet) if plan.compile else unet
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=plan.learning_rate, weight_decay=0.01)
-    generator = torch.Generator().manual_seed(plan.seed)
-    losses: deque[Tensor] = deque(maxlen=LOSS_WINDOW)
-    start = last_save = time.monotonic()
-    step, progress = 0, 0.0
-
-    def result() -> TrainingResult:
-        return TrainingResult(
-            steps=step,
-            images_seen=step * plan.batch_size,
-            loss=float(torch.stack(list(losses)).mean()),
-            seconds=round(time.monotonic() - start, 1),
-            is_final=progress >= 1.0,
-        )
-
-    with tqdm(total=plan.steps, unit="step", mininterval=10) as bar:
-        while progress < 1.0:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(progress, step, plan)
-            images = draw_batch(plan.batch_size, generator).to(device)
-            loss = noise_loss(model, scheduler, images, generator, mixed_precision=plan.mixed_precision)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(unet.parameters(), plan.gradient_clip)
-            optimizer.step()
-            update_average_(average, unet, step, plan.ema_decay)
-            losses.append(loss.detach())
-            step += 1
+    snapshot = Timer(plan.snapshot_minutes)
+    checkpoint = Timer(None if checkpoints is None else plan.checkpoint_minutes)
+    with (
+        stop_requests(is_heeded=checkpoints is not None) as is_asked_to_stop,
+        tqdm(total=plan.steps, initial=state.step, unit="step", mininterval=10) as bar,
+    ):
+        while plan.progress(state.step, state.seconds) < 1.0 and not is_asked_to_stop():
+            with measured_time(state):
+                train_step_(model, scheduler, draw_batch, plan, state, device=device)
+                if held_out is not None and state.step % plan.evaluation_steps == 0:
+                    evaluate_(state, scheduler, held_out.to(device), plan, folder=checkpoints)
             bar.update()
-            now = time.monotonic()
-            progress = plan.progress(step, now - start)
-            if plan.snapshot_minutes and now - last_save > 60 * plan.snapshot_minutes and progress < 1.0:
-                save(average, result())
-                last_save = now
-                logger.info("step %d: snapshot, loss %.4f", step, result().loss)
-    save(average, result())
-    return result()
+            if snapshot.is_due():
+                save(state.average, state.result(plan))
+                logger.info("step %d: snapshot, loss %.4f", state.step, state.mean_loss())
+            if checkpoint.is_due():
+                save_checkpoint(checkpoints, state, plan)
+    if checkpoints is not None:
+        save_checkpoint(checkpoints, state, plan)
+    save(state.average, state.result(plan))
+    return state.result(plan)
 
 
-def continue_from_(unet: UNet2DModel, folder: Path) -> list[dict[str, Any]]:
-    """Load the weights of an earlier run into `unet`, and return the list of all earlier runs.
-
-    Only the weights continue: the optimizer, the average and the learning rate start afresh.
-    """
-    stored = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
-    unet.load_state_dict(stored.float().state_dict(), strict=True)
-    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    kept = ("date", "command", "steps", "images_seen", "final_loss", "seconds")
-    return [*record["earlier_runs"], {key: record[key] for key in kept}]
-
-
-def write_pipeline(
-    folder: Path,
-    unet: UNet2DModel,
+def train_step_(
+    model: Callable[..., Any],
     scheduler: DDIMScheduler,
-    record: dict[str, Any],
-) -> None:
-    """Write a diffusers folder with half-precision safetensors weights, and `training.json`.
-
-    Each file is replaced whole, so a reader never meets a half-written one.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    half = copy.deepcopy(unet).to("cpu", memory_format=torch.contiguous_format).half()
-    half.register_to_config(_name_or_path="")
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        DDIMPipeline(unet=half, scheduler=scheduler).save_pretrained(staging, safe_serialization=True)
-        (staging / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        for source in sorted(path for path in staging.rglob("*") if path.is_file()):
-            target = folder / source.relative_to(staging)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            source.chmod(0o644)  # safetensors writes 0600
-            source.replace(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def training_record(
-    unet: UNet2DModel,
+    draw_batch: BatchSource,
     plan: TrainingPlan,
-    result: TrainingResult,
+    state: TrainingState,
     *,
-    data: dict[str, Any],
     device: torch.device,
-    packages: tuple[str, ...],
-    earlier: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """Return what `training.json` holds: how these weights came to be, in plain JSON values.
+) -> None:
+    """Train on one batch. model: `state.unet`, compiled or as it is."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate_at(plan.progress(state.step, state.seconds), state.step, plan)
+    loss = noise_loss(
+        model,
+        scheduler,
+        draw_batch(plan.batch_size, state.generator).to(device),
+        state.generator,
+        mixed_precision=plan.mixed_precision,
+        channels_last=plan.channels_last,
+    )
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(state.unet.parameters(), plan.gradient_clip)
+    state.optimizer.step()
+    update_average_(state.average, state.unet, state.step, plan.ema_decay)
+    state.losses.append(loss.detach())
+    state.step += 1
 
-    Steps, images and seconds are of this run; `earlier_runs` names those that it continued.
-    """
-    return {
-        "status": "final" if result.is_final else "snapshot",
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
-        "data": data,
-        "parameters": sum(parameter.numel() for parameter in unet.parameters()),
-        "earlier_runs": earlier,
-        "steps": result.steps,
-        "images_seen": result.images_seen,
-        "final_loss": round(result.loss, 6),
-        "final_loss_window": LOSS_WINDOW,
-        "seconds": result.seconds,
-        "weights": "exponential moving average, float16",
-        "plan": asdict(plan),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+
+def evaluate_(
+    state: TrainingState,
+    scheduler: DDIMScheduler,
+    images: Tensor,
+    plan: TrainingPlan,
+    *,
+    folder: Path | None,
+) -> None:
+    """Add the loss on held-out images to the state, and write the list of these losses to `folder`."""
+    measured = held_out_loss(state.average, scheduler, images, mixed_precision=plan.mixed_precision)
+    line = {
+        "step": state.step,
+        "images_seen": state.step * plan.batch_size,
+        "seconds": round(state.seconds, 1),
+        "cpu_seconds": round(state.cpu_seconds, 1),
+        "training_loss": round(state.mean_loss(), 6),
+        "held_out_images": len(images),
+        "held_out_loss": measured["loss"],
+        "held_out_loss_by_time": measured["loss_by_time"],
     }
+    state.evaluations.append(line)
+    logger.info("step %d: loss %.4f, held out %.4f", state.step, state.mean_loss(), measured["loss"])
+    if folder is not None:
+        save_evaluations(folder, state)
 
 
-def add_training_options(parser: argparse.ArgumentParser, *, steps: int, batch_size: int) -> None:
+class Timer:
+    """Says when a number of minutes has passed since it last said so, or since it was made."""
+
+    def __init__(self, minutes: float | None) -> None:
+        """minutes: None is never."""
+        self._minutes = minutes
+        self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Return whether the time has passed, and if so start anew."""
+        now = time.monotonic()
+        if self._minutes is None or now - self._last <= 60 * self._minutes:
+            return False
+        self._last = now
+        return True
+
+
+@contextmanager
+def measured_time(state: TrainingState) -> Iterator[None]:
+    """Add the time of the block to the training time of `state`."""
+    start, cpu_start = time.monotonic(), time.process_time()
+    yield
+    state.seconds += time.monotonic() - start
+    state.cpu_seconds += time.process_time() - cpu_start
+
+
+@contextmanager
+def stop_requests(*, is_heeded: bool) -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether SIGTERM has arrived, which does not end the process here.
+
+    is_heeded: False leaves SIGTERM as it is, and the function returns False.
+    """
+    arrived: list[int] = []
+    if not is_heeded:
+        yield lambda: False
+        return
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: arrived.append(number))
+    try:
+        yield lambda: bool(arrived)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def add_training_options(parser: argparse.ArgumentParser, *, steps: int | None, batch_size: int) -> None:
     """Add the options that every training script has; steps and batch_size are their defaults."""
     parser.add_argument("--out", type=Path, required=True, help="pipeline folder to write")
     parser.add_argument("--continue-from", type=Path, help="pipeline folder of an earlier run")
     parser.add_argument("--steps", type=int, default=steps, help="upper bound on training steps")
-    parser.add_argument("--minutes", type=float, help="upper bound on wall-clock time")
+    parser.add_argument("--minutes", type=float, help="upper bound on training time, over all resumed runs")
     parser.add_argument("--batch-size", type=int, default=batch_size)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--snapshot-minutes", type=float, help="also write the folder this often")
+    parser.add_argument(
+        "--checkpoints", type=Path, help="folder of checkpoints; the same command continues from there"
+    )
+    parser.add_argument(
+        "--checkpoint-minutes", type=float, default=10.0, help="write a checkpoint this often"
+    )
+    parser.add_argument("--ema-decay", type=float, default=0.999, help="decay of the averaged weights")
+    parser.add_argument(
+        "--channels-last",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="memory format; --no-channels-last was faster in bfloat16 on a CPU",
+    )
     parser.add_argument("--mixed-precision", action=argparse.BooleanOptionalAction, help="bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="use torch.compile")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; 1 on a busy machine")
@@ -301,12 +213,15 @@ def run_training(
     data: dict[str, Any],
     device: torch.device,
     packages: tuple[str, ...],
+    held_out: Tensor | None = None,
+    evaluation_steps: int = 300,
 ) -> TrainingResult:
     """Train `unet` as the command line says and write `options.out`.
 
-    data: what to record about the images. packages: whose versions to record.
+    data: what to record about the images. packages: whose versions to record. held_out: images to evaluate
+    on every `evaluation_steps`, (N, C, H, W), float32 in [-1, 1].
     """
-    # bfloat16 pays on every recent GPU, and on few CPUs
+    # bfloat16 pays on every recent GPU, and on few CPUs: those with instructions for it
     mixed = device.type == "cuda" if options.mixed_precision is None else options.mixed_precision
     plan = TrainingPlan(
         steps=options.steps,
@@ -314,7 +229,11 @@ def run_training(
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         snapshot_minutes=options.snapshot_minutes,
+        checkpoint_minutes=options.checkpoint_minutes,
+        evaluation_steps=evaluation_steps,
+        ema_decay=options.ema_decay,
         mixed_precision=mixed,
+        channels_last=options.channels_last,
         compile=options.compile,
         seed=options.seed,
     )
@@ -327,4 +246,13 @@ def run_training(
         )
         write_pipeline(options.out, average, scheduler, record)
 
-    return train(unet, scheduler, draw_batch, plan, device=device, save=save)
+    return train(
+        unet,
+        scheduler,
+        draw_batch,
+        plan,
+        device=device,
+        save=save,
+        checkpoints=options.checkpoints,
+        held_out=held_out,
+    )
