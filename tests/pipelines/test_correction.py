@@ -300,10 +300,11 @@ def test_half_precision(name: str, method: Any, small_pipeline: Build, small_art
     assert halved is not None
     corrected, in_half = wrap(deployed, Plan(method)), wrap(halved, Plan(method))
     expected, found = latents(small, corrected), latents(small, in_half)
-    plain = latents(small, deployed)
-    LOG.info("%s: %.1e, correction %.1e", name, distance(found, expected), distance(plain, expected))
+    # What the correction changes, since half precision alone moves the latents by 0.003 to 0.004.
+    change, half_change = expected - latents(small, deployed), found - latents(small, halved)
+    LOG.info("%s: %.1e, its change %.1e", name, distance(found, expected), distance(half_change, change))
     assert distance(found, expected) < 0.02
-    assert distance(found, expected) < 0.5 * distance(plain, expected)
+    assert distance(half_change, change) < 0.2  # 0.01 to 0.08 measured; 1 where nothing is corrected
     assert in_half.stats.extra == corrected.stats.extra
     for one, other in zip(in_half.stats.steps, corrected.stats.steps, strict=True):
         for of_half, of_whole in zip(one.residuals, other.residuals, strict=True):
