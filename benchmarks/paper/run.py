@@ -20,7 +20,8 @@ from itertools import groupby
 from pathlib import Path
 
 import paper_table
-from paper_rows import Row, digest_of, load_rows
+from paper_configs import Config, load_configs
+from paper_rows import Row, digest_of
 from paper_stages import RESAMPLES, Bench, default_device
 from paper_table import Line
 
@@ -75,13 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what is not finished yet, write the table and print it."""
     options = parse_arguments(argv)
     try:
-        asked = [(row, changed(row, options)) for row in load_rows(options.configs)]
+        configs = load_configs(options.configs)
+        asked = [(row, changed(row, options)) for config in configs for row in config.rows]
         if options.dry_run:
             print("\n".join(told(row) for _, row in asked))
             return 0
-        reproduce(
-            asked, options, command=shlex.join(["python", "benchmarks/paper/run.py", *(argv or sys.argv[1:])])
-        )
+        command = shlex.join(["python", "benchmarks/paper/run.py", *(argv or sys.argv[1:])])
+        reproduce(asked, options, out=options.work / "tables" / title(configs), command=command)
     except ErrataError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
@@ -120,9 +121,8 @@ def told(row: Row) -> str:
     return f"table {row.table}  {what} {needs}{left_out}"
 
 
-def reproduce(asked: Sequence[Asked], options: argparse.Namespace, *, command: str) -> list[Line]:
-    """Every row, in the order of the files; the table is written after each recipe."""
-    out = options.work / "tables" / title(options.configs)
+def reproduce(asked: Sequence[Asked], options: argparse.Namespace, *, out: Path, command: str) -> list[Line]:
+    """Return every row, in the order asked for; the table is written to `out` after each recipe."""
     found: dict[int, Line] = {}
     page = ""
     for lines in measured(asked, options, command=command):
@@ -133,11 +133,9 @@ def reproduce(asked: Sequence[Asked], options: argparse.Namespace, *, command: s
     return [found[index] for index in sorted(found)]
 
 
-def title(configs: Sequence[Path]) -> str:
-    """Name of the table that these configs become."""
-    paths = [config.resolve() for config in configs]
-    names = [path.name if path.is_dir() else f"{path.parent.name}-{path.stem}" for path in paths]
-    joined = "+".join(dict.fromkeys(names))
+def title(configs: Sequence[Config]) -> str:
+    """Return the name of the table that is written for these configs."""
+    joined = "+".join(dict.fromkeys(config.title for config in configs))
     return joined if len(joined) <= 80 else f"{joined[:70]}-{digest_of(joined)}"
 
 
