@@ -55,8 +55,9 @@ class TableFile:
         key, number, steps = cells["recipe"], cells.get("N"), cells["iec"]
         recipe = None if key is None else self.recipes[key]
         if ("{N}" in (recipe or "")) != (number is not None):
-            wanted = "leave N null" if number is not None else "give N"
-            raise ReportError(f"{place}: N is {number}, but the recipe is {recipe}; {wanted}")
+            told = "N is null" if number is None else f"N is {number}"
+            wanted = "give N" if number is None else "leave N null"
+            raise ReportError(f"{place}: {told}, but the recipe is {recipe}; {wanted}")
         ambiguous = self.ambiguous.get(key)
         own = {
             "name": cells["name"],
