@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from call_timing import interleaved_seconds
 from torch import Tensor, nn
 
 from errata import deploy
@@ -38,7 +39,6 @@ from errata.deploy.verification import empty_unet
 from errata.report.machine import describe_machine
 
 STEP = 3
-WARM_UP_ROUNDS = 2
 
 
 def main() -> None:
@@ -63,21 +63,9 @@ def main() -> None:
             "the artifact": lambda: own.full(x, STEP, {})[0],
             "AOTInductor": lambda: compiled(x, step)[0],
         }
-        for name, seconds in timed(calls, options.rounds).items():
+        for name, seconds in interleaved_seconds(calls, options.rounds).items():
             away = distance(calls[name](), expected)
-            print(f"{name:<14} {1000 * seconds:>8.1f} ms, {away:.3f} from the reference")
-
-
-def timed(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(WARM_UP_ROUNDS + rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn >= WARM_UP_ROUNDS:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+            print(f"{name:<14} {1000 * statistics.median(seconds):>8.1f} ms, {away:.3f} from the reference")
 
 
 def compiled_network(root: Path, x: Tensor, step: Tensor, file: Path) -> Any:

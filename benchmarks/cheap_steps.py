@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
+from work_folder import recorded
 
 from errata import calibration
 from errata.calibration import CalibrationSet, Record
@@ -66,14 +67,9 @@ def main() -> None:
 def collect(
     pipe: DiffusionPipeline, options: argparse.Namespace, *, samples: int, seed: int
 ) -> CalibrationSet:
-    """Trajectories, recorded unless they are there."""
+    """Return trajectories, recorded unless they are there."""
     folder = options.work / f"calibration-{options.steps}-{samples}-{seed}"
-    if (folder / "calibration.json").is_file():
-        return calibration.load(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return calibration.collect(
-        pipe, folder, num_inference_steps=options.steps, num_samples=samples, batch_size=32, seed=seed
-    )
+    return recorded(pipe, folder, steps=options.steps, samples=samples, batch_size=32, seed=seed)
 
 
 def compare(

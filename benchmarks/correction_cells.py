@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from call_timing import interleaved_seconds
 from compression_table import BATCH_SIZE, artifact_of
 from diffusers import DiffusionPipeline
 from tally import Tally
@@ -249,13 +250,7 @@ def call_seconds(deployed: deploy.DeployedPipeline, pipe: DiffusionPipeline) -> 
     _, feature = denoiser.full(x, step, {})
     if feature is not None:
         calls["cached"] = lambda: denoiser.cached(x, step, {}, feature)
-    seconds: dict[str, list[float]] = {kind: [] for kind in calls}
-    for turn in range(WARM_UP_CALLS + TIMED_CALLS):
-        for kind, call in calls.items():
-            start = clock()
-            call()
-            if turn >= WARM_UP_CALLS:
-                seconds[kind].append(clock() - start)
+    seconds = interleaved_seconds(calls, TIMED_CALLS, warm_up=WARM_UP_CALLS, clock=clock)
     return {kind: statistics.median(times) for kind, times in seconds.items()}
 
 

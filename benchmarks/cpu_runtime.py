@@ -31,9 +31,11 @@ from typing import Any
 
 import numpy
 import torch
+from call_timing import WARM_UP_ROUNDS, Call, interleaved_seconds
 from compress_cifar import cifar_pipeline
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from work_folder import recorded
 
 from errata import calibration, compress, deploy
 from errata.compress.network.branches import shallow_view
@@ -46,8 +48,6 @@ PLAIN = "w8a8"
 CACHED = ("w8a8+deepcache-10", "w8a8+deepcache-10:branch=1")
 SIZES = ("w8a8", "w4a8")
 TRAJECTORIES = 2
-WARM_UP_ROUNDS = 2
-Call = Callable[[], object]
 # Names of the profiler's events, by what they are called in the table.
 KINDS = {
     "int8 products": ("errata::int8_product", "onednn::qconv", "onednn::qlinear"),
@@ -107,13 +107,9 @@ def compressed(options: argparse.Namespace, recipe: str, name: str) -> compress.
 
 
 def recording(options: argparse.Namespace, pipe: Any) -> calibration.CalibrationSet:
-    """A few trajectories, recorded unless they are there: only times matter here, not images."""
+    """Return a few trajectories, recorded unless they are there: only times matter here, not images."""
     folder = options.work / f"calibration-{options.steps}"
-    if (folder / "calibration.json").exists():
-        return calibration.load(folder)
-    return calibration.collect(
-        pipe, folder, num_inference_steps=options.steps, num_samples=TRAJECTORIES, batch_size=TRAJECTORIES
-    )
+    return recorded(pipe, folder, steps=options.steps, samples=TRAJECTORIES, batch_size=TRAJECTORIES, seed=0)
 
 
 @torch.no_grad()
@@ -375,14 +371,8 @@ def noise(batch_size: int, *, seed: int = 0) -> Tensor:
 def timed(
     variants: Mapping[str, Call], rounds: int, *, warm_up: int = WARM_UP_ROUNDS
 ) -> dict[str, tuple[float, float]]:
-    """Median seconds of each variant, and the median ratio of the first one's time to it."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(warm_up + rounds):
-        for name, call in variants.items():
-            start = time.perf_counter()
-            call()
-            if turn >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
+    """Return the median seconds of each variant, and the median ratio of the first one's time to it."""
+    seconds = interleaved_seconds(variants, rounds, warm_up=warm_up)
     first = next(iter(seconds.values()))
     return {
         name: (

@@ -10,19 +10,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from call_timing import Call, interleaved_seconds
 
 from errata import calibration, deploy
 from errata.deploy import DeployedPipeline
 from errata.embedded import PIPELINE
 from errata.report.machine import describe_machine
-
-WARM_UP_ROUNDS = 2
-Call = Callable[[], object]
 
 
 def main() -> None:
@@ -72,14 +68,8 @@ def calls_of(name: str, deployed: DeployedPipeline, x: torch.Tensor) -> dict[str
 
 @torch.no_grad()
 def measure(calls: dict[str, Call], rounds: int) -> list[tuple[str, float, float]]:
-    """Name, median milliseconds and median ratio to the first of the same round."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(WARM_UP_ROUNDS + rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn >= WARM_UP_ROUNDS:
-                seconds[name].append(time.perf_counter() - start)
+    """Return name, median milliseconds and median ratio to the first of the same round."""
+    seconds = interleaved_seconds(calls, rounds)
     first = next(iter(seconds.values()))
     return [
         (
