@@ -1,11 +1,11 @@
-"""What AOTInductor makes of an artifact without a cache: time, size and distance beside its own runtime.
+"""Compare AOTInductor with an artifact's own runtime: time, size and distance. The artifact has no cache.
 
     OMP_NUM_THREADS=1 python benchmarks/aot_inductor.py --artifact DIR --batch-size 8
 
 The network is exported with oneDNN's int8 operators, whose scales are gathered by a step that is an input,
 and compiled with its weights folded into oneDNN's layout; attention is left in floating point. The result
-holds for one batch size and the CPU of the build. It is a compiled library, which nobody should run from a
-directory that came from elsewhere.
+works for one batch size and the CPU it was built on. It is a compiled library: do not run one from a
+directory that you did not make yourself.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ STEP = 3
 def main() -> None:
     """Compile, compare and time."""
     parser = argparse.ArgumentParser(description="AOTInductor against errata's own CPU runtime.")
-    parser.add_argument("--artifact", type=Path, required=True)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--artifact", type=Path, required=True, help="artifact without a cache")
+    parser.add_argument("--batch-size", type=int, default=8, help="images per call (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=11, help="timed rounds (default: %(default)s)")
     options = parser.parse_args()
     print(f"{describe_machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
     own = deploy.load(options.artifact).denoiser

@@ -1,4 +1,4 @@
-"""Time calls in turn, round by round, so that a drift of the machine's speed meets all of them alike."""
+"""Time calls in turn, round by round, so that a drift in the machine's speed affects all of them alike."""
 
 from __future__ import annotations
 

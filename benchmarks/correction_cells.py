@@ -1,4 +1,4 @@
-"""The cells of the table of corrections: artifacts under plans, measured once and kept in files."""
+"""Measure the cells of the table of corrections, one artifact under one plan each, and keep them in files."""
 
 from __future__ import annotations
 

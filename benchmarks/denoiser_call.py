@@ -2,7 +2,7 @@
 
     python benchmarks/denoiser_call.py ARTIFACT --pipeline PIPELINE [--batch-sizes 1 16 64] [--rounds 15]
 
-In every round each variant runs once, in turn, so that a drift of the machine's speed cancels in the ratios.
+In every round each variant runs once, in turn, so that a drift in the machine's speed cancels in the ratios.
 Prints the median milliseconds and the median ratio to the float model of the same round.
 """
 
@@ -24,12 +24,14 @@ from errata.report.machine import describe_machine
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description="Time one denoiser call on each backend.")
-    parser.add_argument("artifact", type=Path)
+    parser.add_argument("artifact", type=Path, help="artifact to time")
     parser.add_argument(
-        "--pipeline", default=str(PIPELINE), help="the float pipeline (default: the embedded one)"
+        "--pipeline", default=str(PIPELINE), help="float pipeline (default: the embedded model)"
     )
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16, 64])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument(
+        "--batch-sizes", type=int, nargs="+", default=[1, 16, 64], help="batch sizes (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds (default: %(default)s)")
     options = parser.parse_args()
     float_unet = calibration.load_pipeline(options.pipeline).unet.eval()
     backends = {name: deploy.load(options.artifact, backend=name) for name in ("reference", "onednn", "auto")}

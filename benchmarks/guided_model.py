@@ -1,6 +1,6 @@
 """A small class-conditional model of handwritten digits, sampled with guidance, and its artifacts.
 
-It is trained when it is first asked for: 8x8 pixels, 0.7 million parameters, minutes on a CPU.
+It is trained on first use: 8x8 pixels, 0.7 million parameters, minutes on a CPU.
 """
 
 from __future__ import annotations

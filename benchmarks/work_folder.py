@@ -1,4 +1,4 @@
-"""What several benchmarks keep of their work: requests, recordings, arrays and texts, whole or not at all."""
+"""Keep the work of a benchmark in a folder: request, recordings, arrays and texts, written atomically."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
 """Find the rows that a command line asks for: tables, rows of tables, and files and folders of a user's own.
 
-benchmarks/paper/table1.yaml, benchmarks/paper/table1                all rows of a table
-benchmarks/paper/table1/cifar10-w8a8.yaml, …/table1/cifar10-w8a8     one row of it
-'benchmarks/paper/table1/cifar10-*'                                  the rows of it that match
-my-row.yaml, my-rows/                                                a file with one row, a folder of files
+A row was once a file in the folder of its table; these paths are still its name:
+
+    benchmarks/paper/table1.yaml, benchmarks/paper/table1                all rows of a table
+    benchmarks/paper/table1/cifar10-w8a8, …/table1/cifar10-w8a8.yaml     one row of it
+    'benchmarks/paper/table1/cifar10-*'                                  the rows of it that match
+    my-row.yaml, my-rows/                                                one row, a folder of such files
 """
 
 from __future__ import annotations
