@@ -1,8 +1,8 @@
-"""How far each backend is from the simulation, at every step and in whole images.
+"""Measure how far each backend is from the simulation, at every step and in whole images.
 
     python benchmarks/agreement.py --compressed DIR --artifact DIR --calibration DIR
 
-The input of a step is the recorded one, so errors do not accumulate; in images they do. Prints the largest
+Each step gets its recorded input, so errors do not accumulate; in images they do. Prints the largest
 relative error over steps (max |difference| / max |simulated|) and the largest relative RMS error of the
 predictions, full and cached, then both for the images, as differences of values in [0, 1].
 """
@@ -26,10 +26,12 @@ from errata.errors import ArtifactError
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description="Agreement of backends with the simulation.")
-    parser.add_argument("--compressed", type=Path, required=True)
-    parser.add_argument("--artifact", type=Path, required=True)
-    parser.add_argument("--calibration", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--compressed", type=Path, required=True, help="compressed pipeline, the simulation")
+    parser.add_argument("--artifact", type=Path, required=True, help="artifact made from it")
+    parser.add_argument(
+        "--calibration", type=Path, required=True, help="calibration set, whose inputs are replayed"
+    )
+    parser.add_argument("--images", type=int, default=64, help="images to sample (default: %(default)s)")
     options = parser.parse_args()
     simulated = compress.load(options.compressed)
     trajectories = calibration.load(options.calibration)

@@ -1,4 +1,4 @@
-"""How an artifact's sampling steps amplify errors, where IEC contracts, and how errors grow along a run.
+"""Measure how an artifact's steps amplify errors, where IEC contracts, and how errors grow along a run.
 
     python benchmarks/amplification.py ARTIFACT --out DIR [--samples 4] [--steps all] [--float PIPELINE]
     python benchmarks/amplification.py ARTIFACT --out DIR --steps 0,50,99 --smooth CACHE_ONLY_ARTIFACT
@@ -6,8 +6,8 @@
 Writes `amplification.json` and `amplification.png` (Fig. 1 of "Iterative Error Correction") into DIR, and
 with `--float`, the pipeline that the artifact came from, `trajectory.json` and `trajectory.png` (Fig. 2).
 
-`--smooth` compares displacements instead: norms of a quantized artifact by differences of several lengths,
-and those of an artifact of the same model without quantizers, by gradients, at the same samples.
+`--smooth` compares displacements instead: norms of a quantized artifact from finite differences of several
+lengths, and norms of an artifact of the same model without quantizers from gradients, at the same samples.
 """
 
 from __future__ import annotations
@@ -38,13 +38,29 @@ DIFFERENCES = (0.03, 0.1, 0.3, 1.0)
 def main() -> None:
     """Measure, write the files and print a summary."""
     parser = argparse.ArgumentParser(description="Amplification of errors by sampling steps.")
-    parser.add_argument("artifact", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--steps", default="all", help="which steps, in the grammar of plans")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--float", dest="pipeline", metavar="PIPELINE", help="also draw the trajectory error")
-    parser.add_argument("--smooth", type=Path, metavar="ARTIFACT", help="compare displacements instead")
+    parser.add_argument("artifact", type=Path, help="artifact to measure")
+    parser.add_argument("--out", type=Path, required=True, help="folder for results")
+    parser.add_argument(
+        "--samples", type=int, default=4, help="samples to average over (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps",
+        default="all",
+        help="steps to measure, as in a plan: all, 0,50,99, ends:1/10, … (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
+    parser.add_argument(
+        "--float",
+        dest="pipeline",
+        metavar="PIPELINE",
+        help="also draw the trajectory error, against this float pipeline",
+    )
+    parser.add_argument(
+        "--smooth",
+        type=Path,
+        metavar="ARTIFACT",
+        help="instead, compare displacements with this artifact without quantizers",
+    )
     options = parser.parse_args()
     print(f"{describe_machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
     options.out.mkdir(parents=True, exist_ok=True)

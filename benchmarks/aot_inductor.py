@@ -1,11 +1,11 @@
-"""What AOTInductor makes of an artifact without a cache: time, size and distance beside its own runtime.
+"""Compare AOTInductor with an artifact's own runtime: time, size and distance. The artifact has no cache.
 
     OMP_NUM_THREADS=1 python benchmarks/aot_inductor.py --artifact DIR --batch-size 8
 
 The network is exported with oneDNN's int8 operators, whose scales are gathered by a step that is an input,
 and compiled with its weights folded into oneDNN's layout; attention is left in floating point. The result
-holds for one batch size and the CPU of the build. It is a compiled library, which nobody should run from a
-directory that came from elsewhere.
+works for one batch size and the CPU it was built on. It is a compiled library: do not run one from a
+directory that you did not make yourself.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from call_timing import interleaved_seconds
 from torch import Tensor, nn
 
 from errata import deploy
@@ -38,15 +39,14 @@ from errata.runtime.step_context import StepContext
 from errata.runtime.unet import BranchedUNet
 
 STEP = 3
-WARM_UP_ROUNDS = 2
 
 
 def main() -> None:
     """Compile, compare and time."""
     parser = argparse.ArgumentParser(description="AOTInductor against errata's own CPU runtime.")
-    parser.add_argument("--artifact", type=Path, required=True)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--artifact", type=Path, required=True, help="artifact without a cache")
+    parser.add_argument("--batch-size", type=int, default=8, help="images per call (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=11, help="timed rounds (default: %(default)s)")
     options = parser.parse_args()
     print(f"{describe_machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
     own = deploy.load(options.artifact).denoiser
@@ -63,21 +63,9 @@ def main() -> None:
             "the artifact": lambda: own.full(x, STEP, {})[0],
             "AOTInductor": lambda: compiled(x, step)[0],
         }
-        for name, seconds in timed(calls, options.rounds).items():
+        for name, seconds in interleaved_seconds(calls, options.rounds).items():
             away = distance(calls[name](), expected)
-            print(f"{name:<14} {1000 * seconds:>8.1f} ms, {away:.3f} from the reference")
-
-
-def timed(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(WARM_UP_ROUNDS + rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn >= WARM_UP_ROUNDS:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+            print(f"{name:<14} {1000 * statistics.median(seconds):>8.1f} ms, {away:.3f} from the reference")
 
 
 def compiled_network(root: Path, x: Tensor, step: Tensor, file: Path) -> Any:

@@ -1,13 +1,13 @@
-"""What the cheap steps beside rounding bring: equalization, bias correction, more bits for a few layers.
+"""Measure what cheap steps besides rounding gain: equalization, bias correction, more bits for few layers.
 
     python benchmarks/cheap_steps.py --work runs/cheap_steps --steps 25
 
-Error is that of the whole network's prediction against the float network, ||eps_q - eps|| / ||eps||, at
-recorded inputs of mixed steps that were not calibrated on; errors of earlier steps do not enter. For biases
-there is also the distance of whole images from those of the float network, from the same noise, where errors
-do accumulate. Calibration sets are kept in --work. With --text the equalizations are compared on a
-text-conditional network with random weights too; it has every kind of link, but its channels lack the
-outliers of a trained one.
+The error is that of the whole network's prediction against the float network, ||eps_q - eps|| / ||eps||, at
+recorded inputs of mixed steps that were not used for calibration; errors of earlier steps have no effect. For
+bias correction it also prints the distance of whole images from those of the float network, from the same
+noise, where errors do accumulate. Calibration sets are kept in --work. --text also compares the equalizations
+on a text-conditional network with random weights; it has every kind of link, but its channels lack the
+outliers of a trained network.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
+from work_folder import recorded
 
 from errata import calibration
 from errata.calibration import CalibrationSet, Record
@@ -47,10 +48,16 @@ W4A8 = Quantization(weight_bits=4, activation_bits=8)
 def main() -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(description="What equalization, bias correction and mixed bits bring.")
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--samples", type=int, default=64, help="recorded trajectories to calibrate on")
-    parser.add_argument("--text", action="store_true", help="also a random text-conditional network")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for calibration sets; reused if it exists"
+    )
+    parser.add_argument("--steps", type=int, default=25, help="sampling steps (default: %(default)s)")
+    parser.add_argument(
+        "--samples", type=int, default=64, help="recorded trajectories to calibrate on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--text", action="store_true", help="also measure a text-conditional network with random weights"
+    )
     options = parser.parse_args()
     pipe = calibration.load_pipeline(PIPELINE)
     calibrated = collect(pipe, options, samples=options.samples, seed=0)
@@ -66,14 +73,9 @@ def main() -> None:
 def collect(
     pipe: DiffusionPipeline, options: argparse.Namespace, *, samples: int, seed: int
 ) -> CalibrationSet:
-    """Trajectories, recorded unless they are there."""
+    """Return trajectories, recorded unless they are there."""
     folder = options.work / f"calibration-{options.steps}-{samples}-{seed}"
-    if (folder / "calibration.json").is_file():
-        return calibration.load(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return calibration.collect(
-        pipe, folder, num_inference_steps=options.steps, num_samples=samples, batch_size=32, seed=seed
-    )
+    return recorded(pipe, folder, steps=options.steps, samples=samples, batch_size=32, seed=seed)
 
 
 def compare(

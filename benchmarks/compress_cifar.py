@@ -2,9 +2,9 @@
 
     python benchmarks/compress_cifar.py --work runs/compress_cifar [--steps 100] [--trajectories 64]
 
-Prints the seconds of calibration and of compression, and their sum over interrupted runs: both resume where
-they were stopped, and what each run took is added up in `seconds.json` of the work directory. What learned
-rounding costs is told block by block on stderr:
+Prints the seconds of calibration and of compression. Both resume where they were stopped, and
+`seconds.json` in the work directory adds up the time of interrupted runs. The cost of learned rounding is
+printed block by block on stderr:
 
     python benchmarks/compress_cifar.py --work runs/compress_cifar --steps 4 --recipe w4a8-learned \\
         --only down_blocks.0.resnets.0 mid_block.resnets.0 up_blocks.3.resnets.2
@@ -54,12 +54,19 @@ def main() -> None:
     """Run what is not finished yet, and print the seconds."""
     parser = argparse.ArgumentParser(description="Time compression of the DDPM-CIFAR10 architecture.")
     parser.add_argument(
-        "--work", type=Path, required=True, help="directory of everything; resumed if it exists"
+        "--work", type=Path, required=True, help="folder for all results; the same command resumes there"
     )
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--trajectories", type=int, default=64)
-    parser.add_argument("--recipe", default="w8a8")
-    parser.add_argument("--only", nargs="+", metavar="MODULE", help="quantize only what these modules hold")
+    parser.add_argument("--steps", type=int, default=100, help="sampling steps (default: %(default)s)")
+    parser.add_argument(
+        "--trajectories",
+        type=int,
+        default=64,
+        help="recorded trajectories to calibrate on (default: %(default)s)",
+    )
+    parser.add_argument("--recipe", default="w8a8", help="recipe to time (default: %(default)s)")
+    parser.add_argument(
+        "--only", nargs="+", metavar="MODULE", help="quantize only the layers inside these modules"
+    )
     options = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
     logging.getLogger("errata").setLevel(logging.INFO)

@@ -1,10 +1,10 @@
-"""Fréchet distance of the embedded model under every recipe, uncorrected and with IEC at every full step.
+"""Measure Fréchet distances of the embedded model by recipe, without IEC and with IEC at every full step.
 
     python benchmarks/compression_table.py --work runs/compression --samples 256
 
-Every artifact and every cell of the table is kept in `--work` when it is done, so a run that was stopped
-goes on where it was. `--recipes` and `--steps` try a part of it. Intervals are paired 95 % ones: all rows
-start from the same noise.
+Finished artifacts and cells of the table stay in `--work`, so the same command resumes a run that was
+stopped. `--recipes` and `--steps` make a smaller table. Intervals are paired, at 95 %: all rows start from
+the same noise.
 """
 
 from __future__ import annotations
@@ -50,12 +50,18 @@ FITTED = ":corrected_by=iec"
 def parse_arguments() -> argparse.Namespace:
     """Return the command-line options."""
     parser = argparse.ArgumentParser(description="Fréchet distances of the embedded model by recipe.")
-    parser.add_argument("--work", type=Path, required=True, help="folder for what is done so far")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
-    parser.add_argument("--pairs", nargs="*", default=[], metavar="A/PLAN=B/PLAN", help="further comparisons")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for all results; the same command resumes there"
+    )
+    parser.add_argument("--steps", type=int, default=100, help="sampling steps (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=256, help="images per row (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
+    parser.add_argument(
+        "--recipes", nargs="+", default=list(RECIPES), help="recipes to measure (default: all of the table)"
+    )
+    parser.add_argument(
+        "--pairs", nargs="*", default=[], metavar="A/PLAN=B/PLAN", help="further pairs of rows to compare"
+    )
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""The cells of the table of corrections: artifacts under plans, measured once and kept in files."""
+"""Measure the cells of the table of corrections, one artifact under one plan each, and keep them in files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from call_timing import interleaved_seconds
 from compression_table import BATCH_SIZE, artifact_of
 from diffusers import DiffusionPipeline
 from tally import Tally
@@ -249,17 +250,11 @@ def call_seconds(deployed: deploy.DeployedPipeline, pipe: DiffusionPipeline) -> 
     _, feature = denoiser.full(x, step, {})
     if feature is not None:
         calls["cached"] = lambda: denoiser.cached(x, step, {}, feature)
-    seconds: dict[str, list[float]] = {kind: [] for kind in calls}
-    for turn in range(WARM_UP_CALLS + TIMED_CALLS):
-        for kind, call in calls.items():
-            start = context()
-            call()
-            if turn >= WARM_UP_CALLS:
-                seconds[kind].append(context() - start)
+    seconds = interleaved_seconds(calls, TIMED_CALLS, warm_up=WARM_UP_CALLS, clock=clock)
     return {kind: statistics.median(times) for kind, times in seconds.items()}
 
 
-def context() -> float:
+def clock() -> float:
     """Return the time when the device has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -1,8 +1,8 @@
-"""What the cells of the table of corrections say: distances, costs, shares, verdicts, with paired intervals.
+"""Summarize the cells of the table of corrections: distances, costs, shares, verdicts, paired intervals.
 
-Every set of images of a row, and of what it compares with, is resampled by the same rows of the same noise,
-so intervals of differences and of shares are paired. Where a row was measured from several seeds, its images
-are pooled for the value and the interval.
+A row and the row that it is compared with are resampled at the same images, which start from the same noise,
+so intervals of differences and of shares are paired. If a row was measured from several seeds, its images are
+pooled.
 """
 
 from __future__ import annotations

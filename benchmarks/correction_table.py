@@ -1,17 +1,18 @@
-"""What every correction buys on the embedded model, artifact by artifact, and what it costs.
+"""Measure what every correction gains on the embedded model, artifact by artifact, and what it costs.
 
     python benchmarks/correction_table.py --work runs/compression --samples 256
     python benchmarks/correction_table.py --work runs/compression --confirm 1000 --rows w8a8/scaling-1.002
 
-The first is the screening. `--confirm` measures again, with as many images from each of three seeds, the rows
-on the screening's front of distance against cost, the uncorrected ones, and those that `--rows` names.
+The first command is the screening. `--confirm` measures some rows again, with that many images from each of
+three seeds: those on the screening's front of distance against cost, the uncorrected rows, and those named by
+`--rows`.
 
-Artifacts are those of `compression_table.py`, shared where `--work` is the same. Every cell is kept in
-`--work` when it is done, with what it was made of: a run that was stopped goes on where it was, and a cell
-whose artifact or plan has changed is measured again. One of which only the code has changed is not.
+Artifacts are those of `compression_table.py`; give the same `--work` to share them. Finished cells stay in
+`--work`, so the same command resumes a run that was stopped. A cell is measured again if its artifact or plan
+has changed, but not if only the code has.
 
-"more-steps" is no correction: the same recipe calibrated at as many sampler steps as cost what IEC costs, or
-nearly so, among those at which sampling starts from about the same noise.
+"more-steps" is not a correction: it is the same recipe calibrated at more sampler steps, as many as cost
+about what IEC costs, among those at which sampling starts from about the same noise.
 """
 
 from __future__ import annotations
@@ -61,16 +62,39 @@ SEEDS = (0, 100_000, 200_000)
 def parse_arguments() -> Namespace:
     """Return the command-line options."""
     parser = argparse.ArgumentParser(description="Corrections of the embedded model: distance and cost.")
-    parser.add_argument("--work", type=Path, required=True, help="folder for what is done so far")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--samples", type=int, default=256, help="of the screening (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--artifacts", nargs="+", default=list(ARTIFACTS), metavar="RECIPE")
-    parser.add_argument("--plans", nargs="+", default=[*PLANS, MORE_STEPS], choices=[*PLANS, MORE_STEPS])
     parser.add_argument(
-        "--confirm", type=int, nargs="?", const=1000, metavar="SAMPLES", help="from each seed (1000)"
+        "--work", type=Path, required=True, help="folder for all results; the same command resumes there"
     )
-    parser.add_argument("--rows", nargs="*", default=[], metavar="RECIPE/PLAN", help="to confirm besides")
+    parser.add_argument("--steps", type=int, default=100, help="sampling steps (default: %(default)s)")
+    parser.add_argument(
+        "--samples", type=int, default=256, help="images per row of the screening (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
+    parser.add_argument(
+        "--artifacts",
+        nargs="+",
+        default=list(ARTIFACTS),
+        metavar="RECIPE",
+        help="artifacts to measure (default: all of the table)",
+    )
+    parser.add_argument(
+        "--plans",
+        nargs="+",
+        default=[*PLANS, MORE_STEPS],
+        choices=[*PLANS, MORE_STEPS],
+        help="plans to measure (default: all)",
+    )
+    parser.add_argument(
+        "--confirm",
+        type=int,
+        nargs="?",
+        const=1000,
+        metavar="SAMPLES",
+        help="measure the best rows again, with this many images from each of three seeds (1000)",
+    )
+    parser.add_argument(
+        "--rows", nargs="*", default=[], metavar="RECIPE/PLAN", help="further rows to confirm"
+    )
     return parser.parse_args()
 
 

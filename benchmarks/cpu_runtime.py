@@ -1,4 +1,4 @@
-"""The CPU runtime at the size of DDPM-CIFAR10 (35.7 million parameters, random weights), against float32.
+"""Measure the CPU runtime against float32 at the size of DDPM-CIFAR10: 35.7 million random weights.
 
     OMP_NUM_THREADS=1 python benchmarks/cpu_runtime.py --work runs/cpu_runtime
     OMP_NUM_THREADS=1 python benchmarks/cpu_runtime.py --work runs/cpu_runtime --only calls --openvino
@@ -7,12 +7,12 @@
               `--openvino` also OpenVINO in float32 and quantized by NNCF (packages openvino and nncf)
     onnx      one full evaluation in onnxruntime: the float32 network, and the engine (extra `export`)
     kinds     where the time of an evaluation goes, by kind of layer
-    sampling  a whole run with a cache against a whole float32 run, and what the int8 gain and the saved
-              multiply-adds together promise
+    sampling  a whole run with a cache against a whole float32 run, and the gain expected from int8 and
+              from the saved multiply-adds together
     memory    resident memory that a loaded pipeline adds, in fresh processes (glibc)
     loading   seconds of `deploy.load`, verification included, and bytes on disk
 
-Variants are timed in turn, round by round, so that a drift of the machine's speed cancels in the ratios; each
+Variants are timed in turn, round by round, so that a drift in the machine's speed cancels in the ratios; each
 ratio is the median over rounds of float32's time to the variant's in the same round.
 """
 
@@ -31,9 +31,11 @@ from typing import Any
 
 import numpy
 import torch
+from call_timing import WARM_UP_ROUNDS, Call, interleaved_seconds
 from compress_cifar import cifar_pipeline
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from work_folder import recorded
 
 from errata import calibration, compress, deploy
 from errata.deploy import DeployedPipeline
@@ -46,8 +48,6 @@ PLAIN = "w8a8"
 CACHED = ("w8a8+deepcache-10", "w8a8+deepcache-10:branch=1")
 SIZES = ("w8a8", "w4a8")
 TRAJECTORIES = 2
-WARM_UP_ROUNDS = 2
-Call = Callable[[], object]
 # Names of the profiler's events, by what they are called in the table.
 KINDS = {
     "int8 products": ("errata::int8_product", "onednn::qconv", "onednn::qlinear"),
@@ -62,15 +62,25 @@ KINDS = {
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description="The CPU runtime at the size of DDPM-CIFAR10.")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the artifacts; kept")
+    parser.add_argument("--work", type=Path, required=True, help="folder for artifacts; reused if it exists")
     parser.add_argument(
-        "--only", nargs="+", choices=list(PARTS), default=[part for part in PARTS if part != "onnx"]
+        "--only",
+        nargs="+",
+        choices=list(PARTS),
+        default=[part for part in PARTS if part != "onnx"],
+        help="parts to measure (default: all but onnx)",
     )
-    parser.add_argument("--steps", type=int, default=100, help="of a whole run")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 1])
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--runs", type=int, default=3, help="whole runs of each variant")
-    parser.add_argument("--openvino", action="store_true")
+    parser.add_argument(
+        "--steps", type=int, default=100, help="sampling steps of a whole run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-sizes", type=int, nargs="+", default=[8, 1], help="batch sizes (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=11, help="timed rounds per call (default: %(default)s)")
+    parser.add_argument(
+        "--runs", type=int, default=3, help="whole runs of each variant (default: %(default)s)"
+    )
+    parser.add_argument("--openvino", action="store_true", help="also time OpenVINO")
     parser.add_argument("--resident", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -107,13 +117,9 @@ def compressed(options: argparse.Namespace, recipe: str, name: str) -> compress.
 
 
 def recording(options: argparse.Namespace, pipe: Any) -> calibration.CalibrationSet:
-    """A few trajectories, recorded unless they are there: only times matter here, not images."""
+    """Return a few trajectories, recorded unless they are there: only times matter here, not images."""
     folder = options.work / f"calibration-{options.steps}"
-    if (folder / "calibration.json").exists():
-        return calibration.load(folder)
-    return calibration.collect(
-        pipe, folder, num_inference_steps=options.steps, num_samples=TRAJECTORIES, batch_size=TRAJECTORIES
-    )
+    return recorded(pipe, folder, steps=options.steps, samples=TRAJECTORIES, batch_size=TRAJECTORIES, seed=0)
 
 
 @torch.no_grad()
@@ -375,14 +381,8 @@ def noise(batch_size: int, *, seed: int = 0) -> Tensor:
 def timed(
     variants: Mapping[str, Call], rounds: int, *, warm_up: int = WARM_UP_ROUNDS
 ) -> dict[str, tuple[float, float]]:
-    """Median seconds of each variant, and the median ratio of the first one's time to it."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(warm_up + rounds):
-        for name, call in variants.items():
-            start = time.perf_counter()
-            call()
-            if turn >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
+    """Return the median seconds of each variant, and the median ratio of the first one's time to it."""
+    seconds = interleaved_seconds(variants, rounds, warm_up=warm_up)
     first = next(iter(seconds.values()))
     return {
         name: (

@@ -1,20 +1,20 @@
 """Time the CUDA kernels: every kind of layer of two UNets, and whole networks, against half precision.
 
     python benchmarks/cuda_kernels.py [--networks ddpm sd15] [--batch-sizes 1 64] [--bits 8 4] [--rounds 20]
-    python benchmarks/cuda_kernels.py --device cpu --interpret        # tiny shapes, no device: does it run?
+    python benchmarks/cuda_kernels.py --device cpu --interpret     # tiny shapes, no GPU: check that it runs
 
 The networks have the architectures of DDPM-CIFAR10 and Stable Diffusion 1.5, with weights of a fixed seed and
-scales and zero points that differ from step to step: speed depends on neither.
+scales and zero points that differ from step to step; neither affects speed.
 
-*Layers*: each kind (shape of weight and input) once, with the number of layers that are of it: the Triton
-kernels with each tile, `torch._int_mm`, and the layer in compiled, channels_last bfloat16. *Networks*: one
-full call, with the fastest kernel for each layer, against the float network in compiled, channels_last
-bfloat16. What is between the layers of the low-bit network is in float32, as `deploy.load` leaves it; in
-bfloat16; and in compiled bfloat16. Everything is timed inside CUDA graphs. In every round each variant runs
+*Layers*: each kind (shape of weight and input) once, with the number of such layers: the Triton kernels
+with each tile, `torch._int_mm`, and the layer in compiled, channels_last bfloat16. *Networks*: one full call,
+with the fastest kernel for each layer, against the float network in compiled, channels_last bfloat16.
+Whatever is between the layers of the low-bit network is in float32, as `deploy.load` leaves it; in bfloat16;
+and in compiled bfloat16. Everything is timed inside CUDA graphs. In every round each variant runs
 once, in turn, between CUDA events, so that a drift of the clock rate cancels in the ratios. Prints medians,
 in milliseconds, and the ratio to half precision.
 
-With `--device cpu` times are the host's, and mean nothing.
+With `--device cpu` times come from the host's clock and mean nothing.
 """
 
 from __future__ import annotations
@@ -57,13 +57,34 @@ Measure = Callable[[], float]
 def parse_arguments() -> argparse.Namespace:
     """Return the command-line options."""
     parser = argparse.ArgumentParser(description="Time the CUDA kernels against half precision.")
-    parser.add_argument("--networks", nargs="+", choices=("ddpm", "sd15"), default=["ddpm", "sd15"])
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64])
-    parser.add_argument("--bits", type=int, nargs="+", choices=(8, 4), default=[8, 4])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--interpret", action="store_true", help="Triton's interpreter, on tiny shapes")
-    parser.add_argument("--skip-layers", action="store_true", help="whole networks only")
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        choices=("ddpm", "sd15"),
+        default=["ddpm", "sd15"],
+        help="architectures (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-sizes", type=int, nargs="+", default=[1, 64], help="batch sizes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--bits",
+        type=int,
+        nargs="+",
+        choices=(8, 4),
+        default=[8, 4],
+        help="weight bits (default: %(default)s)",
+    )
+    parser.add_argument("--rounds", type=int, default=20, help="timed rounds (default: %(default)s)")
+    parser.add_argument(
+        "--device", default="cuda", help="device; cpu only with --interpret (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--interpret",
+        action="store_true",
+        help="use Triton's interpreter on tiny shapes, to check that everything runs",
+    )
+    parser.add_argument("--skip-layers", action="store_true", help="time whole networks only")
     options = parser.parse_args()
     if (options.device == "cpu") != options.interpret:
         parser.error("--device cpu and --interpret go together: no kernel runs on a CPU otherwise")

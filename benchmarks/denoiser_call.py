@@ -2,7 +2,7 @@
 
     python benchmarks/denoiser_call.py ARTIFACT --pipeline PIPELINE [--batch-sizes 1 16 64] [--rounds 15]
 
-In every round each variant runs once, in turn, so that a drift of the machine's speed cancels in the ratios.
+In every round each variant runs once, in turn, so that a drift in the machine's speed cancels in the ratios.
 Prints the median milliseconds and the median ratio to the float model of the same round.
 """
 
@@ -10,30 +10,28 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from call_timing import Call, interleaved_seconds
 
 from errata import calibration, deploy
 from errata.deploy import DeployedPipeline
 from errata.embedded import PIPELINE
 from errata.report.machine import describe_machine
 
-WARM_UP_ROUNDS = 2
-Call = Callable[[], object]
-
 
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description="Time one denoiser call on each backend.")
-    parser.add_argument("artifact", type=Path)
+    parser.add_argument("artifact", type=Path, help="artifact to time")
     parser.add_argument(
-        "--pipeline", default=str(PIPELINE), help="the float pipeline (default: the embedded one)"
+        "--pipeline", default=str(PIPELINE), help="float pipeline (default: the embedded model)"
     )
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16, 64])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument(
+        "--batch-sizes", type=int, nargs="+", default=[1, 16, 64], help="batch sizes (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds (default: %(default)s)")
     options = parser.parse_args()
     float_unet = calibration.load_pipeline(options.pipeline).unet.eval()
     backends = {name: deploy.load(options.artifact, backend=name) for name in ("reference", "onednn", "auto")}
@@ -72,14 +70,8 @@ def calls_of(name: str, deployed: DeployedPipeline, x: torch.Tensor) -> dict[str
 
 @torch.no_grad()
 def measure(calls: dict[str, Call], rounds: int) -> list[tuple[str, float, float]]:
-    """Name, median milliseconds and median ratio to the first of the same round."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(WARM_UP_ROUNDS + rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn >= WARM_UP_ROUNDS:
-                seconds[name].append(time.perf_counter() - start)
+    """Return name, median milliseconds and median ratio to the first of the same round."""
+    seconds = interleaved_seconds(calls, rounds)
     first = next(iter(seconds.values()))
     return [
         (

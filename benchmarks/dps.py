@@ -1,4 +1,4 @@
-"""What the search for a cache schedule costs at the size of ImageNet's LDM-4 and 250 steps. Random weights.
+"""Time the search for a cache schedule at the size of ImageNet's LDM-4 and 250 steps, with random weights.
 
     python benchmarks/dps.py [--steps 250] [--interval 10] [--rows 2] [--calls 2]
 
@@ -6,11 +6,11 @@ The three parts are timed apart:
 
 - collection: calls of the float UNet (its real shape: 3x64x64 latents, feature maps 192x64x64), timed a few
   times and multiplied by the number of steps;
-- distances: the cost matrix, accumulated over all steps; the feature maps begin with one that the UNet made
-  and drift away from it by noise, since what they hold does not change the time;
+- distances: the cost matrix, accumulated over all steps; the feature maps are one from the UNet plus growing
+  noise, since their content does not change the time;
 - search: dynamic programming over the finished matrix.
 
-A row is one input of the UNet; guidance makes two of each sample.
+A row is one input of the UNet; with guidance each sample has two.
 """
 
 from __future__ import annotations
@@ -36,9 +36,13 @@ from errata.runtime.unet import BranchedUNet
 def main() -> None:
     """Measure and print one line for each part."""
     parser = argparse.ArgumentParser(description="Cost of the search for a cache schedule.")
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--interval", type=int, default=10)
-    parser.add_argument("--rows", type=int, default=2, help="rows of a batch (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=250, help="sampling steps (default: %(default)s)")
+    parser.add_argument(
+        "--interval", type=int, default=10, help="mean interval between full steps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=2, help="inputs of the UNet per batch (default: %(default)s)"
+    )
     parser.add_argument("--calls", type=int, default=2, help="timed calls of the UNet (default: %(default)s)")
     options = parser.parse_args()
     print(f"{describe_machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")

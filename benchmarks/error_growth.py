@@ -1,23 +1,23 @@
-"""How the error of a DDIM run grows from step to step, with and without IEC, where everything is known.
+"""Show how the error of a DDIM run grows from step to step, with and without IEC, on Gaussian data.
 
     python benchmarks/error_growth.py --out runs/error_growth.png [--steps 100] [--error 0.05] [--samples 256]
 
 The data are Gaussian, N(0, diag(s²)), standard deviations s from 0.05 to 3 in 64 dimensions, so the ideal
 prediction is linear, ε(x, t) = σ x / (α² s² + σ²) with x_t = α x_0 + σ ε, and both the float DDIM run and the
-exact flow are known. It is left alone, or spoiled in one of three ways:
+exact flow are known. The prediction has one of these errors:
 
-    none       nothing is wrong, so what is drawn is how far IEC moves a run by itself
-    bias       a constant vector, another one at every step
-    slope      that, and a Jacobian that is too large by as much
-    rounding   to a grid, as quantization does: another error at another x
+    none       no error: the curve shows how far IEC alone moves a run
+    bias       a constant vector, different at every step
+    slope      a bias, and a Jacobian that is too large by the same amount
+    rounding   rounding to a grid, as in quantization: the error depends on x
 
-Draws δ_t, the root mean square of x̃_t - x_t over samples and dimensions, x_t being the ideal denoiser's
-uncorrected run: on a log scale, where exponential growth is a straight line, and as a part of the uncorrected
-run's. Prints what it is at the end, and
+Draws δ_t, the root mean square of x̃_t - x_t over samples and dimensions, where x_t is the uncorrected run of
+the ideal denoiser: on a log scale, where exponential growth is a straight line, and as a fraction of the
+uncorrected run's δ_t. Prints δ at the last step, and
 
-    to exact   the distance from the exact flow instead, which DDIM itself misses by its finite steps
-    growth     what is left at the end of a unit error in x_T, in the direction that grows most
-    kept       times that the guard kept the better iterate, a part of samples x steps
+    to exact   the distance from the exact flow, which DDIM itself misses because its steps are finite
+    growth     the final size of a unit error in x_T, in the direction that grows most
+    kept       how often the guard kept the better iterate, as a fraction of samples x steps
 """
 
 from __future__ import annotations
@@ -57,9 +57,16 @@ def main() -> None:
     """Sample, print, draw."""
     parser = argparse.ArgumentParser(description="Growth of the sampling error with and without IEC.")
     parser.add_argument("--out", type=Path, required=True, help="picture to write")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--error", type=float, default=0.05, help="of a prediction (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=100, help="sampling steps (default: %(default)s)")
+    parser.add_argument(
+        "--error",
+        type=float,
+        default=0.05,
+        help="root mean square error of a prediction (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--samples", type=int, default=256, help="samples to average over (default: %(default)s)"
+    )
     options = parser.parse_args()
     flow = Flow(options.steps, options.samples)
     ideal = {name: flow.sample(flow.ideal, method)[0] for name, method in METHODS.items()}

@@ -1,16 +1,15 @@
-"""What corrections do to a model that is sampled with guidance: classes, Fréchet distance, PSNR.
+"""Measure corrections of a model that is sampled with guidance: correct classes, Fréchet distance, PSNR.
 
     OMP_NUM_THREADS=1 python benchmarks/guided_corrections.py --work runs/guided --threads 1
 
 Trains a small class-conditional model of scikit-learn's 8x8 digits (0.7 million parameters, minutes on a CPU;
 one label in ten is dropped, for classifier-free guidance), makes artifacts of it for each guidance scale, and
 samples each under every plan from equal noise. An image is right if the digit classifier of `errata.embedded`
-finds the class in it that was asked for; the classifier and the Fréchet distance see the images enlarged to
-16x16, as the real ones were. Differences are paired, from no correction on the same artifact; intervals are
-95 % ones.
+recognizes the requested class; the classifier and the Fréchet distance see the images enlarged to 16x16, like
+the real ones. Differences are paired, against no correction on the same artifact; intervals are at 95 %.
 
-The model, every artifact and every cell of the table is kept in `--work` when it is done, so a run that was
-stopped goes on where it was. `--recipes`, `--scales` and `--plans` try a part of it.
+The model and finished artifacts and cells of the table stay in `--work`, so the same command resumes a run
+that was stopped. `--recipes`, `--scales` and `--plans` make a smaller table.
 """
 
 from __future__ import annotations
@@ -67,15 +66,27 @@ Cell = tuple[float, str, str]
 def parse_arguments() -> argparse.Namespace:
     """Return the command-line options."""
     parser = argparse.ArgumentParser(description="Corrections of a model that is sampled with guidance.")
-    parser.add_argument("--work", type=Path, required=True, help="folder for what is done so far")
-    parser.add_argument("--steps", type=int, default=30, help="of the sampler")
-    parser.add_argument("--samples", type=int, default=512)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--training-steps", type=int, default=3000)
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads; 1 on a busy machine")
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.5, 4.0])
-    parser.add_argument("--recipes", nargs="+", default=["w8a8", "w4a8"])
-    parser.add_argument("--plans", nargs="+", default=list(PLANS), choices=list(PLANS))
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for all results; the same command resumes there"
+    )
+    parser.add_argument("--steps", type=int, default=30, help="sampling steps (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=512, help="images per row (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
+    parser.add_argument(
+        "--training-steps", type=int, default=3000, help="training steps of the model (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=2, help="CPU threads; use 1 on a busy machine (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--scales", type=float, nargs="+", default=[1.5, 4.0], help="guidance scales (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--recipes", nargs="+", default=["w8a8", "w4a8"], help="recipes to measure (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--plans", nargs="+", default=list(PLANS), choices=list(PLANS), help="plans to measure (default: all)"
+    )
     return parser.parse_args()
 
 

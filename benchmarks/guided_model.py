@@ -1,6 +1,6 @@
 """A small class-conditional model of handwritten digits, sampled with guidance, and its artifacts.
 
-It is trained when it is first asked for: 8x8 pixels, 0.7 million parameters, minutes on a CPU.
+It is trained on first use: 8x8 pixels, 0.7 million parameters, minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DModel
 from torch import Tensor, nn
-from work_folder import write_text
+from work_folder import CALIBRATION_SAMPLES, CALIBRATION_SEED, recorded, write_text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from train_digits import enlarge, load_scans
@@ -30,8 +30,6 @@ NO_CLASS = CLASSES
 RESOLUTION = 8
 # Ho and Salimans, "Classifier-free diffusion guidance" (2022), find 0.1 and 0.2 better than 0.5.
 DROPPED_LABELS = 0.1
-CALIBRATION_SAMPLES = 64
-CALIBRATION_SEED = 1_000_000  # other noise than the images that are judged
 
 
 class Labelled(nn.Module):
@@ -122,26 +120,17 @@ def artifact_of(scale: float, recipe: str, options: argparse.Namespace) -> Path:
     if made.is_dir():
         return deploy.export(compress.load(made), artifact)
     pipe = load_float(options)
-    trajectories = recorded(pipe, folder / "calibration", scale, options)
-    return deploy.export(compress.apply(pipe, trajectories, recipe, made), artifact)
-
-
-def recorded(
-    pipe: DiffusionPipeline, folder: Path, scale: float, options: argparse.Namespace
-) -> calibration.CalibrationSet:
-    """Return trajectories of the float pipeline at a guidance scale, recorded unless they are there."""
-    if (folder / "calibration.json").is_file():
-        return calibration.load(folder)
-    return calibration.collect(
+    trajectories = recorded(
         pipe,
-        folder,
-        num_inference_steps=options.steps,
-        num_samples=CALIBRATION_SAMPLES,
+        folder / "calibration",
+        steps=options.steps,
+        samples=CALIBRATION_SAMPLES,
         batch_size=CALIBRATION_SAMPLES,
         seed=CALIBRATION_SEED + options.seed,
         inputs=[{"class_labels": labels_of(range(CALIBRATION_SAMPLES))}],
         guidance_scale=scale,
     )
+    return deploy.export(compress.apply(pipe, trajectories, recipe, made), artifact)
 
 
 def labels_of(indices: range) -> list[int]:

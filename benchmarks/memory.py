@@ -1,17 +1,17 @@
-"""Peak memory of calibration and of compression against the number of samples: it must not grow.
+"""Measure peak memory of calibration and compression by number of samples: it must not grow.
 
     python benchmarks/memory.py --work runs/memory [--samples 64 128 256 512 1024] [--steps 4]
 
-Every measurement is the largest resident set of a fresh process, several times over, because the allocator
-and the system scatter by hundreds of megabytes. On the embedded model, with few steps:
+Every measurement is the largest resident set of a fresh process. Each is repeated, because the allocator and
+the system vary by hundreds of megabytes. On the embedded model, with few steps:
 
     calibrate   `collect`, in batches of 64
     ranges      w8a8, activation ranges chosen on all samples
     rounding    w4a8-learned on as many inputs as samples, few iterations
 
 Prints medians and ranges, writes `memory.json` and the plot `memory.png` (with the extra `report`) to the
-work directory, and resumes where it was stopped. Pages of memory-mapped files count as resident, so a set
-that is read from disk may show until the system takes the pages back; calibration data are small here.
+work directory, and resumes where it was stopped. Pages of memory-mapped files count as resident until the
+system takes them back, so a calibration set that is read from disk may show; here it is small.
 """
 
 from __future__ import annotations
@@ -36,10 +36,20 @@ ITERATIONS = 3
 def main() -> None:
     """Measure what is not measured yet; print, plot."""
     parser = argparse.ArgumentParser(description="Peak memory against the number of samples.")
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--samples", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for all results; the same command resumes there"
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        nargs="+",
+        default=[64, 128, 256, 512, 1024],
+        help="numbers of samples (default: %(default)s)",
+    )
+    parser.add_argument("--steps", type=int, default=4, help="sampling steps (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="processes per measurement (default: %(default)s)"
+    )
     parser.add_argument("--one", nargs=2, metavar=("COLUMN", "SAMPLES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

@@ -1,18 +1,18 @@
-"""Measured wall-clock overhead of correction plans against the overhead as it is defined.
+"""Compare the wall-clock overhead of correction plans with the overhead as errata defines it.
 
     python benchmarks/overhead.py ARTIFACT [ARTIFACT …] [--plans iec forecast-2 …] [--rounds 9]
 
-Plans are named as in `correction_cells.py`; those that an artifact cannot serve are left out. "wrapped" is
+Plans are named as in `correction_cells.py`; plans that an artifact cannot run are left out. "wrapped" is
 the artifact in a `CorrectedPipeline` that corrects nothing.
 
-Every round samples one batch uncorrected and one under each plan, in turn, so that a drift of the machine's
+Every round samples one batch uncorrected and one under each plan, in turn, so that a drift in the machine's
 speed cancels. Measured is the median over rounds of (corrected time / uncorrected time of that round) - 1;
 defined is Σ(extra calls × their cost) / Σ(base calls × their cost), with costs from the same process.
 
-Wall-clock times of whole runs scatter on a shared machine. So the time spent outside the network is measured
-too: `besides` is the median of what correction adds there, as a share of the uncorrected run, and the last
-column is (defined + besides) / defined, the ratio that identical calls of the network would give. Of a plan
-that costs no evaluation, `besides` is all there is.
+Wall-clock times of whole runs vary on a shared machine, so the time spent outside the network is measured
+too: `besides` is the median time that correction adds there, as a share of the uncorrected run. The last
+column is (defined + besides) / defined, the ratio if all calls of the network took equally long. For a plan
+without extra calls, `besides` is the whole overhead.
 """
 
 from __future__ import annotations
@@ -39,10 +39,17 @@ DEFAULT = ("iec-ends-10", "iec", "second-order", "forecast-1", "forecast-1+hinds
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description="Measured against defined overhead.")
-    parser.add_argument("artifacts", type=Path, nargs="+")
-    parser.add_argument("--plans", nargs="+", default=list(DEFAULT), choices=OFFERED, metavar="PLAN")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("artifacts", type=Path, nargs="+", help="artifacts to time")
+    parser.add_argument(
+        "--plans",
+        nargs="+",
+        default=list(DEFAULT),
+        choices=OFFERED,
+        metavar="PLAN",
+        help="plans to time (default: %(default)s)",
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="images per batch (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="timed rounds (default: %(default)s)")
     options = parser.parse_args()
     print(f"{describe_machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"batch {options.batch_size}, {options.rounds} rounds")

@@ -1,12 +1,12 @@
-"""Does the planner keep its budget, and does a row of the table of corrections beat what it returns?
+"""Check that the planner keeps its budget, and whether a row of the table of corrections beats its plan.
 
     python benchmarks/planner_check.py --work runs/correction --artifacts deepcache-20:branch=1
 
 For every artifact and budget: `errata.correct.plan` searches with images that start from `--search-seed`.
-The plan that it returns, and the best rows of `correction_table.py`'s screening among those that cost no
-more, are then measured again from `--seed`, which neither has seen. A plan is beaten where a row is nearer to
-the reference beyond the paired 95 % interval. Plans and measurements are kept in `--work`, so a run that was
-stopped goes on where it was; the screening has to be there.
+Its plan, and the best rows of `correction_table.py`'s screening that cost no more, are then measured again on
+new images from `--seed`. A row beats the plan if it is nearer to the reference by more than the paired 95 %
+interval. Plans and measurements stay in `--work`, so the same command resumes a run that was stopped. Run the
+screening with the same `--work` first.
 """
 
 from __future__ import annotations
@@ -62,16 +62,42 @@ class Verdict:
 def parse_arguments() -> Namespace:
     """Return the command-line options."""
     parser = argparse.ArgumentParser(description="The planner against the table of corrections.")
-    parser.add_argument("--work", type=Path, required=True, help="that of correction_table.py")
-    parser.add_argument("--artifacts", nargs="+", required=True, metavar="RECIPE")
-    parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS))
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--samples", type=int, default=1000, help="of what is measured again")
-    parser.add_argument("--searched", type=int, default=256, help="images of a finalist of the search")
-    parser.add_argument("--screened", type=int, default=256, help="images of the screening")
-    parser.add_argument("--rivals", type=int, default=3, help="rows that are measured again, at most")
-    parser.add_argument("--search-seed", type=int, default=2_000_000)
-    parser.add_argument("--seed", type=int, default=3_000_000)
+    parser.add_argument("--work", type=Path, required=True, help="the folder that correction_table.py wrote")
+    parser.add_argument(
+        "--artifacts", nargs="+", required=True, metavar="RECIPE", help="artifacts to plan for"
+    )
+    parser.add_argument(
+        "--budgets",
+        nargs="+",
+        type=float,
+        default=list(BUDGETS),
+        help="largest overheads allowed (default: %(default)s)",
+    )
+    parser.add_argument("--steps", type=int, default=100, help="sampling steps (default: %(default)s)")
+    parser.add_argument(
+        "--samples", type=int, default=1000, help="images per final measurement (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--searched", type=int, default=256, help="images per finalist of the search (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--screened", type=int, default=256, help="images per row of the screening (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rivals", type=int, default=3, help="most rows of the table to measure again (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--search-seed",
+        type=int,
+        default=2_000_000,
+        help="seed of the first image of the search (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=3_000_000,
+        help="seed of the first image of the final measurement (default: %(default)s)",
+    )
     return parser.parse_args()
 
 

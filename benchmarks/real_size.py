@@ -1,12 +1,12 @@
-"""Does a UNet of Stable Diffusion 1.5's size fit, and what does a step of each stage cost? Random weights.
+"""Measure time and peak memory of every stage on a UNet of Stable Diffusion 1.5's size, random weights.
 
     python benchmarks/real_size.py --work runs/real_size
 
-The UNet has its real shape (859.5 M parameters, 64x64 latents, cross attention 768 wide); what surrounds it
-does not matter for these figures and is small: a class label stands for the text. One guided trajectory of
-`--steps` steps is recorded, then W8A8 ranges are taken at those steps, and one ResNet block and one
-transformer block get learned rounding. Seconds are quoted per denoiser step, so that other runs can be
-foreseen; each stage runs in a process of its own, whose peak memory it reports.
+The UNet has its real shape (859.5 M parameters, 64x64 latents, cross attention 768 wide). The rest of the
+pipeline does not affect these figures and is small: a class label replaces the text. The script records one
+guided trajectory of `--steps` steps, takes W8A8 ranges at those steps, and learns the rounding of one ResNet
+block and one transformer block. Seconds are per denoiser step, so that other runs can be estimated; each
+stage runs in its own process and reports its peak memory.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ TRANSFORMER = "down_blocks.0.attentions.1"
 def parse_arguments() -> argparse.Namespace:
     """Return the command-line options."""
     parser = argparse.ArgumentParser(description="Cost of every stage on a UNet of Stable Diffusion 1.5.")
-    parser.add_argument("--work", type=Path, required=True, help="folder for what is made")
+    parser.add_argument("--work", type=Path, required=True, help="folder for results")
     parser.add_argument("--steps", type=int, default=2, help="sampling steps (default: %(default)s)")
     parser.add_argument(
-        "--iterations", type=int, default=4, help="of learned rounding (default: %(default)s)"
+        "--iterations", type=int, default=4, help="iterations of learned rounding (default: %(default)s)"
     )
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     return parser.parse_args()

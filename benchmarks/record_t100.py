@@ -1,9 +1,9 @@
-"""Measure the larger table of the embedded model, which ships with the package as a recorded result.
+"""Measure the larger table of the embedded model, which the package ships as a recorded result.
 
     python benchmarks/record_t100.py --work runs/record_t100
 
-Four artifacts under five plans at 100 steps and 1000 images. A run that was stopped goes on with the same
-command; `--steps` and `--samples` try it out small.
+Four artifacts under five plans at 100 steps and 1000 images. The same command resumes a run that was stopped;
+use `--steps` and `--samples` for a quick trial.
 """
 
 from __future__ import annotations
@@ -34,11 +34,15 @@ RESAMPLES = 500
 def main() -> None:
     """Measure what is missing, then write the report."""
     parser = argparse.ArgumentParser(description="Record the larger table of the embedded model.")
-    parser.add_argument("--work", type=Path, required=True, help="folder for what is done so far")
-    parser.add_argument("--out", type=Path, default=DIGITS_T100, help="report file (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for all results; the same command resumes there"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=DIGITS_T100, help="report file to write (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=100, help="sampling steps (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=1000, help="images per row (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
     options = parser.parse_args()
     pipe = calibration.load_pipeline(PIPELINE)
     pipe.set_progress_bar_config(disable=True)

@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/report_memory.py --samples 1000 50000
 
-An artifact of a random 8x8 network, without correction and with it, in 64 pixels as features with every
-metric that needs no further weights. Each number of samples runs in a process of its own, which tells its
-peak.
+The artifact is a random 8x8 network, run without and with correction. Features are the 64 pixels, and every
+metric that needs no further weights is measured. Each number of samples runs in its own process, which
+reports its peak.
 """
 
 from __future__ import annotations
@@ -46,7 +46,13 @@ class Pixels(nn.Module):
 def main() -> None:
     """Run every number of samples, or one of them as the child."""
     parser = argparse.ArgumentParser(description="Memory of a report against its samples.")
-    parser.add_argument("--samples", type=int, nargs="+", default=[1000, 50_000])
+    parser.add_argument(
+        "--samples",
+        type=int,
+        nargs="+",
+        default=[1000, 50_000],
+        help="numbers of images, each in its own process (default: %(default)s)",
+    )
     parser.add_argument("--artifact", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.artifact is not None:

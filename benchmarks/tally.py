@@ -1,4 +1,4 @@
-"""What a benchmark keeps of the images of one cell while they stream by; in memory, unlike a report."""
+"""Accumulate what a benchmark needs of one cell's images, batch by batch; in memory, unlike a report."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What several benchmarks keep of their work: requests, recordings, arrays and texts, whole or not at all."""
+"""Keep the work of a benchmark in a folder: request, recordings, arrays and texts, written atomically."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +35,41 @@ def check_request(options: argparse.Namespace) -> None:
 
 
 def collect(pipe: DiffusionPipeline, options: argparse.Namespace) -> CalibrationSet:
-    """Return the trajectories, recorded unless they are there."""
-    folder = options.work / "calibration"
+    """Return the trajectories of `--work`, recorded unless they are there."""
+    return recorded(
+        pipe,
+        options.work / "calibration",
+        steps=options.steps,
+        samples=CALIBRATION_SAMPLES,
+        batch_size=BATCH_SIZE,
+        seed=CALIBRATION_SEED + options.seed,
+    )
+
+
+def recorded(
+    pipe: DiffusionPipeline,
+    folder: Path,
+    *,
+    steps: int,
+    samples: int,
+    batch_size: int,
+    seed: int,
+    inputs: Sequence[Mapping[str, Any]] | None = None,
+    guidance_scale: float | None = None,
+) -> CalibrationSet:
+    """Return the trajectories in a folder, recorded there first if it has none."""
     if (folder / "calibration.json").is_file():
         return calibration.load(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     return calibration.collect(
         pipe,
         folder,
-        num_inference_steps=options.steps,
-        num_samples=CALIBRATION_SAMPLES,
-        batch_size=BATCH_SIZE,
-        seed=CALIBRATION_SEED + options.seed,
+        num_inference_steps=steps,
+        num_samples=samples,
+        batch_size=batch_size,
+        seed=seed,
+        inputs=inputs,
+        guidance_scale=guidance_scale,
     )
 
 

@@ -1,12 +1,13 @@
 """Reproduce rows of the tables of "Iterative Error Correction": the whole life of a model in one command.
 
-    python benchmarks/paper/run.py benchmarks/paper/table1 --work runs/paper
-    python benchmarks/paper/run.py benchmarks/paper/table2/cifar10-deepcache-10-iec.yaml --samples 1000
+    python benchmarks/paper/run.py benchmarks/paper/table1.yaml --work runs/paper
+    python benchmarks/paper/run.py benchmarks/paper/table2/cifar10-deepcache-10-iec --samples 1000
 
-A CONFIG is the file of a row, or a folder of them. It is calibrated, compressed, deployed and reported; rows
-of one model share its calibration, rows of one recipe its artifact and its images without correction. What is
-finished stays in `--work`; the same command goes on from there. The table lies in `WORK/tables`, as Markdown
-and JSON. README.md says where weights and references come from.
+Each CONFIG is a table, a row of a table, or a file or folder of your own rows. Every row is calibrated,
+compressed, deployed and reported. Rows of one model share a calibration set; rows of one recipe share an
+artifact and its images without correction. Finished work stays in `--work`, so the same command resumes a run
+that was stopped. The result is in `WORK/tables`, as Markdown and JSON. README.md says where to get weights
+and references.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from itertools import groupby
 from pathlib import Path
 
 import paper_table
-from paper_rows import Row, digest_of, load_rows
+from paper_configs import Config, load_configs
+from paper_rows import Row, digest_of
 from paper_stages import RESAMPLES, Bench, default_device
 from paper_table import Line
 
@@ -28,60 +30,77 @@ from errata.errors import ErrataError, ReportError
 from errata.quality import Reference, open_network
 
 Asked = tuple[Row, Row]
-"""A row as its file says, and as it is run."""
+"""A row as its table or file says, and as it is run."""
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the command-line options."""
     parser = argparse.ArgumentParser(description="Reproduce rows of the paper's tables.")
-    parser.add_argument("configs", nargs="+", type=Path, metavar="CONFIG", help="file of a row, or a folder")
     parser.add_argument(
-        "--work", type=Path, default=Path("runs/paper"), help="folder of everything (%(default)s)"
+        "configs",
+        nargs="+",
+        type=Path,
+        metavar="CONFIG",
+        help="table, row of a table (TABLE/ROW, or a pattern in quotes), or file or folder of your own rows",
     )
-    parser.add_argument("--pipeline", metavar="DIR", help="diffusers folder or hub name, of every row given")
     parser.add_argument(
-        "--reference", metavar="SOURCE", help="image folder, .npz statistics or DATASET:COLUMN"
+        "--work",
+        type=Path,
+        default=Path("runs/paper"),
+        help="folder for all results; the same command resumes there (default: %(default)s)",
     )
-    parser.add_argument("--prompts", metavar="FILE", help="one caption a line")
     parser.add_argument(
-        "--samples", type=int, metavar="N", help="images a row; the paper has 50,000 or 5,000"
+        "--pipeline",
+        metavar="DIR",
+        help="diffusers folder or hub name, for all rows (default: that of each row)",
     )
-    parser.add_argument("--steps", type=int, metavar="N")
-    parser.add_argument("--batch-size", type=int, metavar="N")
-    parser.add_argument("--calibration-samples", type=int, metavar="N")
+    parser.add_argument(
+        "--reference", metavar="SOURCE", help="real images: a folder, .npz statistics or DATASET:COLUMN"
+    )
+    parser.add_argument("--prompts", metavar="FILE", help="file of captions, one a line, for text models")
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="images per row (default: the paper's 50,000 or 5,000)"
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: the paper's)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images per batch, also in calibration")
+    parser.add_argument("--calibration-samples", type=int, metavar="N", help="recorded trajectories")
     parser.add_argument(
         "--feature-network",
         metavar="NETWORK",
-        help="as --features of `errata report`: inception (the paper's), inception:WEIGHTS, …",
+        help="as --features of `errata report`: inception (default, the paper's), inception:WEIGHTS, …",
     )
     parser.add_argument(
         "--clip",
         metavar="MODEL",
-        help="hub name or folder of the CLIP that scores captions; `none`: no score",
+        help="hub name or folder of the CLIP model for the CLIP score; `none` for no score",
     )
     parser.add_argument(
         "--equal-compute",
         action="store_true",
-        help="add to the reports what else the compute of each correction buys; not to the table",
+        help="add compute-matched alternatives to each report; the table stays as it is",
     )
     parser.add_argument(
-        "--resamples", type=int, default=RESAMPLES, metavar="N", help="per interval (%(default)s)"
+        "--resamples",
+        type=int,
+        default=RESAMPLES,
+        metavar="N",
+        help="bootstrap resamples per interval (default: %(default)s)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="list the rows and what they need, do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="list the rows and what they need, then stop")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is not finished yet, write the table and print it."""
+    """Run what is not finished, write the table and print it."""
     options = parse_arguments(argv)
     try:
-        asked = [(row, changed(row, options)) for row in load_rows(options.configs)]
+        configs = load_configs(options.configs)
+        asked = [(row, changed(row, options)) for config in configs for row in config.rows]
         if options.dry_run:
             print("\n".join(told(row) for _, row in asked))
             return 0
-        reproduce(
-            asked, options, command=shlex.join(["python", "benchmarks/paper/run.py", *(argv or sys.argv[1:])])
-        )
+        command = shlex.join(["python", "benchmarks/paper/run.py", *(argv or sys.argv[1:])])
+        reproduce(asked, options, out=options.work / "tables" / title(configs), command=command)
     except ErrataError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
@@ -89,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def changed(row: Row, options: argparse.Namespace) -> Row:
-    """The row with the settings of the command line."""
+    """Return the row with the settings of the command line."""
     calibration = dict(row.calibration)
     if options.calibration_samples is not None:
         calibration["samples"] = options.calibration_samples
@@ -110,7 +129,7 @@ def changed(row: Row, options: argparse.Namespace) -> Row:
 
 
 def told(row: Row) -> str:
-    """A row in one line."""
+    """Return a row in one line."""
     needs = f"pipeline {row.pipeline}, reference {row.reference}" + (
         f", prompts {row.prompts}" if row.prompts else ""
     )
@@ -120,9 +139,8 @@ def told(row: Row) -> str:
     return f"table {row.table}  {what} {needs}{left_out}"
 
 
-def reproduce(asked: Sequence[Asked], options: argparse.Namespace, *, command: str) -> list[Line]:
-    """Every row, in the order of the files; the table is written after each recipe."""
-    out = options.work / "tables" / title(options.configs)
+def reproduce(asked: Sequence[Asked], options: argparse.Namespace, *, out: Path, command: str) -> list[Line]:
+    """Return every row, in the order asked for; the table is written to `out` after each recipe."""
     found: dict[int, Line] = {}
     page = ""
     for lines in measured(asked, options, command=command):
@@ -133,18 +151,16 @@ def reproduce(asked: Sequence[Asked], options: argparse.Namespace, *, command: s
     return [found[index] for index in sorted(found)]
 
 
-def title(configs: Sequence[Path]) -> str:
-    """Name of the table that these configs become."""
-    paths = [config.resolve() for config in configs]
-    names = [path.name if path.is_dir() else f"{path.parent.name}-{path.stem}" for path in paths]
-    joined = "+".join(dict.fromkeys(names))
+def title(configs: Sequence[Config]) -> str:
+    """Return the name of the table that is written for these configs."""
+    joined = "+".join(dict.fromkeys(config.title for config in configs))
     return joined if len(joined) <= 80 else f"{joined[:70]}-{digest_of(joined)}"
 
 
 def measured(
     asked: Sequence[Asked], options: argparse.Namespace, *, command: str
 ) -> Iterator[dict[int, Line]]:
-    """Lines by index, model by model and recipe by recipe."""
+    """Yield lines by index, model by model and recipe by recipe."""
     numbered = [
         (index, paper, row) for index, (paper, row) in enumerate(asked) if "row" not in row.unsupported
     ]

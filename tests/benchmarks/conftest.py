@@ -33,7 +33,16 @@ def paper() -> Iterator[dict[str, Any]]:
     """The modules of `benchmarks/paper`, which import each other by their bare names, by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(PAPER))
-        names = ("paper_rows", "paper_conditions", "paper_stages", "paper_stand_ins", "paper_table")
+        names = (
+            "paper_rows",
+            "paper_files",
+            "paper_table_file",
+            "paper_configs",
+            "paper_conditions",
+            "paper_stages",
+            "paper_stand_ins",
+            "paper_table",
+        )
         modules: dict[str, Any] = {name: importlib.import_module(name) for name in names}
         modules["run"] = module_at("paper_run", PAPER / "run.py")
         yield modules

@@ -81,7 +81,7 @@ ABLATION = {
 
 
 def expected() -> dict[tuple[int, str], str]:
-    """FID by table and name of the row's file."""
+    """Return FID by table and name of the row."""
     found: dict[tuple[int, str], str] = {}
     for (table, dataset), (alone, *pairs) in PRINTED.items():
         found[table, f"{dataset}-float"] = alone

@@ -1,7 +1,7 @@
-"""The recipes of the IEC paper: every row is there and says what the paper prints."""
+"""The tables of the IEC paper: every row is there, says what the paper prints, and is what its name says."""
 
-import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,33 +9,15 @@ import pytest
 
 from errata import correct
 from errata.compress import CacheQuant, CacheSchedule, Recipe
-from errata.errors import PlanError, RecipeError, ReportError
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "benchmarks" / "paper"
-BASE = {
-    "model": "M",
-    "dataset": "D",
-    "image_size": 8,
-    "pipeline": "somewhere",
-    "pipeline_class": "DDIMPipeline",
-    "scheduler": {"class": "DDIMScheduler"},
-    "steps": 10,
-    "calibration": {"samples": 4, "batch_size": 2, "seed": 9},
-    "samples": 6,
-    "batch_size": 3,
-    "reference": "real",
-    "feature_network": "inception",
-    "metrics": ["fid"],
-}
-ROW: dict[str, Any] = {"base": "base.yaml", "table": 1, "row": "W8A8", "recipe": "w8a8", "plan": None}
-ROW["published"] = {"fid": "4.32"}
 
 
 @pytest.fixture(scope="module")
 def rows(paper: dict[str, Any]) -> dict[tuple[int, str], Any]:
-    """Every row, by table and name of its file."""
-    found = paper["paper_rows"].load_rows(sorted(PAPER.glob("table?")))
+    """Every row, by table and name."""
+    found = paper["paper_configs"].load_rows(sorted(PAPER.glob("table?.yaml")))
     return {(row.table, row.name): row for row in found}
 
 
@@ -58,14 +40,18 @@ def test_every_row_is_there_with_the_printed_fid(rows: dict[tuple[int, str], Any
     assert {place: row.published["fid"] for place, row in rows.items()} == expected
 
 
-def test_files_lie_in_the_folder_of_their_table(paper: dict[str, Any]) -> None:
-    for folder in PAPER.glob("table?"):
-        tables = {row.table for row in paper["paper_rows"].load_rows([folder])}
-        assert tables == {int(folder.name.removeprefix("table"))}
+def test_each_table_has_its_number_and_its_rows_with_unique_names(paper: dict[str, Any]) -> None:
+    counts = {}
+    for file in PAPER.glob("table?.yaml"):
+        rows = paper["paper_table_file"].load_table(file)
+        assert {row.table for row in rows} == {int(file.stem.removeprefix("table"))}
+        assert max(Counter(row.name for row in rows).values()) == 1
+        counts[file.stem] = len(rows)
+    assert counts == {"table1": 13, "table2": 27, "table3": 43, "table4": 22, "table5": 14}
 
 
-def test_rows_of_a_folder_are_in_the_order_of_the_table(paper: dict[str, Any]) -> None:
-    names = [row.name for row in paper["paper_rows"].load_rows([PAPER / "table2"])]
+def test_rows_of_a_table_are_listed_by_dataset_and_interval(paper: dict[str, Any]) -> None:
+    names = [row.name for row in paper["paper_configs"].load_rows([PAPER / "table2"])]
     assert names[9:] == [f"churches-{name}" for name in (*_pairs(3, 5, 10, 15), "float")] + [
         f"cifar10-{name}" for name in (*_pairs(3, 5, 10, 15), "float")
     ]
@@ -86,7 +72,7 @@ def test_further_metrics_are_those_of_their_table(rows: dict[tuple[int, str], An
     assert rows[4, "imagenet-w4a8-cachequant-20-iec"].published == {"fid": "11.10", "is": "130.01"}
 
 
-def test_recipes_are_those_that_the_files_are_named_after(rows: dict[tuple[int, str], Any]) -> None:
+def test_recipes_are_those_that_the_rows_are_named_after(rows: dict[tuple[int, str], Any]) -> None:
     for (_, name), row in rows.items():
         recipe = row.compression()
         if recipe is None:
@@ -127,46 +113,46 @@ def test_placements_of_table_5_cost_what_it_prints(rows: dict[tuple[int, str], A
             assert f"{share * whole:.3g}%" == cell.split()[1], (recipe, place)
 
 
+def test_rows_have_the_recipes_and_settings_that_were_typed_in_by_hand(
+    rows: dict[tuple[int, str], Any],
+) -> None:
+    learned = "iterations=3000,samples=1024,batch_size=32"
+    assert rows[1, "churches-w4a8-iec"].recipe == f"w4a8-learned:{learned}"
+    assert (
+        rows[3, "cifar10-w4a8-cachequant-15"].recipe
+        == f"w4a8-learned+cachequant-15:{learned},gain=least_squares"
+    )
+    assert rows[4, "coco-w4a8-cachequant-5-iec"].recipe == (
+        "w4a8-learned+cachequant-5:iterations=3000,samples=512,batch_size=4,gain=least_squares"
+    )
+    best = rows[3, "bedrooms-w8a8-cachequant-2-iec"]
+    assert (best.row, best.recipe) == ("4/8 CacheQ-N=2 +IEC", "w8a8+cachequant-2:gain=least_squares")
+    assert best.ambiguous.endswith("take `w4a8-learned+cachequant-2`.")
+    assert best.plan == {"method": "iec", "steps": "full"}
+    assert (best.model, best.image_size, best.steps, best.samples) == ("LDM-4", 256, 100, 50000)
+    cheap = rows[5, "cifar10-deepcache-10-iec-1-20"]
+    assert (cheap.row, cheap.published) == ("Deepcache-N=10: ±1/20", {"fid": "9.55", "overhead": "1.4%"})
+    assert cheap.plan == {"method": "iec", "steps": "ends:1/20 & full"}
+    assert rows[5, "cifar10-w8a8-float"].published == {"fid": "4.19", "overhead": None}
+
+
+def test_notes_stand_beside_the_rows_that_they_are_about(rows: dict[tuple[int, str], Any]) -> None:
+    for (table, name), row in rows.items():
+        is_learned = "w4a8-cachequant" in name
+        assert ("quantization part" in row.unsupported) == is_learned, name
+        assert ("image_size" in row.unsupported) == name.startswith("coco")
+        is_ambiguous = {
+            2: "deepcache-15" in name,
+            3: name.startswith("bedrooms-w"),
+            4: not name.endswith("float"),
+        }
+        assert (row.ambiguous is not None) == is_ambiguous.get(table, False), name
+
+
 def test_rows_of_a_model_share_their_calibration(rows: dict[tuple[int, str], Any]) -> None:
     keys = {row.key.rpartition("-")[0]: row.key for row in rows.values()}
     assert set(keys) == {"cifar-10", "lsun-churches", "lsun-bedrooms", "imagenet", "ms-coco"}
     assert {row.key for row in rows.values()} == set(keys.values())
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"colour": 1}, ReportError, "unknown key 'colour'; allowed are base, ambiguous"),
-        ({"published": {"sfid": "1"}}, ReportError, "metric 'sfid' is unknown; allowed are fid, is"),
-        ({"recipe": "w3a8"}, RecipeError, "unknown recipe 'w3a8'"),
-        ({"recipe": None, "plan": {"method": "iec"}}, ReportError, "corrects the float model"),
-        ({"plan": {"method": "magic"}}, ReportError, "method 'magic' is unknown; allowed are iec"),
-        ({"plan": {"method": "iec", "steps": "some"}}, PlanError, "'some' is not a selection of steps"),
-        ({"plan": {"method": "iec", "size": 1}}, ReportError, "iec has no such choice: .*'size'"),
-        ({"pipeline_class": "Other"}, ReportError, "pipeline_class is 'Other'; allowed are DDIMPipeline"),
-        ({"clip": "somewhere"}, ReportError, "has a clip, but no prompts to score images by"),
-        ({"calibration": {"samples": 1}}, ReportError, r"calibration has \['samples'\]; it needs"),
-        ({"table": None, "base": "missing.yaml"}, ReportError, "missing.yaml` cannot be read as YAML"),
-    ],
-)
-def test_what_a_file_must_not_say(
-    changes: dict[str, Any], error: type[Exception], message: str, paper: dict[str, Any], tmp_path: Path
-) -> None:
-    (tmp_path / "base.yaml").write_text(json.dumps(BASE))
-    (tmp_path / "row.yaml").write_text(json.dumps(ROW | changes))
-    with pytest.raises(error, match=message):
-        paper["paper_rows"].load_row(tmp_path / "row.yaml")
-
-
-def test_an_incomplete_file_and_an_empty_folder_are_told(paper: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "row.yaml").write_text(json.dumps({"table": 1}))
-    with pytest.raises(
-        ReportError, match="row.yaml` is incomplete: .*missing .* add it there or in its base"
-    ):
-        paper["paper_rows"].load_row(tmp_path / "row.yaml")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ReportError, match="holds no .yaml file"):
-        paper["paper_rows"].load_rows([tmp_path / "empty"])
 
 
 def test_labels_run_through_all_classes_and_captions_follow_their_index(paper: dict[str, Any]) -> None:
