@@ -19,6 +19,7 @@ Sources: "Iterative Error Correction", Eq. 9 and 10; CacheQuant (ranges per step
 
 import argparse
 import copy
+import itertools
 from pathlib import Path
 
 import torch
@@ -41,7 +42,8 @@ def choose_range(x: Tensor) -> tuple[Tensor, Tensor]:
     low, high = x.min().clamp(max=0) * factors, x.max().clamp(min=0) * factors  # zero stays exact: it pads
     s = ((high - low) / 255).clamp(min=1e-8)
     z = (-low / s).round()
-    values = x.flatten()[:: max(1, x.numel() // 4096)]  # enough for a mean
+    some = x.flatten()[:: max(1, x.numel() // 4096)]  # enough for a mean, with the extremes
+    values = torch.cat([some, torch.stack(x.aminmax())])
     best = (fake_quantize(values, s, z) - values).abs().pow(2.4).mean(dim=1).argmin()
     return s[best, 0], z[best, 0]
 
@@ -55,16 +57,13 @@ def quantize_weight(w: Tensor) -> Tensor:
 
 
 # Phase 2, the network: it knows its step, because activations change so much from noise to image that one
-# range cannot fit all steps. Deep features change slowly, so a cached step computes only the layers around
-# them.
+# range cannot fit all steps. Deep features change slowly, so a cached step computes only what is around them.
 class Network:
     """A copy of a UNet that runs step i in full, or from the feature of an earlier step."""
 
     def __init__(self, unet: UNet2DModel, timesteps: list[int]) -> None:
-        if type(unet.up_blocks[-1]).__name__ != "UpBlock2D":
-            raise ValueError(
-                f"the last up block is a {type(unet.up_blocks[-1]).__name__}; it must be an UpBlock2D"
-            )
+        if (last := type(unet.up_blocks[-1]).__name__) != "UpBlock2D":
+            raise ValueError(f"the last up block is {last}, not UpBlock2D; choose another pipeline")
         self.unet, self.timesteps, self.i = copy.deepcopy(unet).eval(), timesteps, 0
         self.ranges: dict[tuple[nn.Module, int], list[tuple[Tensor, Tensor]]] = {}  # see `quantize`
         self.last = self.unet.up_blocks[-1].resnets[-1]  # reads [F, skip]; skip is what conv_in returns
@@ -129,15 +128,14 @@ def sample(network: Network, x: Tensor, steps: list[tuple[float, float]], N=1, K
     """Return x_T, …, x_0 from `x` = x_T, (B, C, H, W); N = 1 is no cache, K = 0 no correction."""
     xs = [x]
     for i, (A, B) in enumerate(steps):
-        is_full = i % N == 0
-        if is_full:
+        if i % N == 0:
             eps, feature = network.full(x, i)
-        else:
-            eps = network.cached(x, i, feature)
-        y = A * x + B * eps  # Eq. 9
-        for _ in range(K if is_full else 0):  # a cached step has no feature of its own to correct
-            eps, feature = network.full(y, i)  # the same t; cached steps go on with this feature
-            y = y + lam * (A * x + B * eps - y)  # Eq. 10
+            y = A * x + B * eps  # Eq. 9
+            for _ in range(K):
+                eps, feature = network.full(y, i)  # the same t; cached steps go on with this feature
+                y = y + lam * (A * x + B * eps - y)  # Eq. 10
+        else:  # not corrected: its error comes from the feature, which only a full step renews
+            y = A * x + B * network.cached(x, i, feature)
         x = y
         xs.append(x)
     return xs
@@ -149,6 +147,7 @@ def main() -> None:
     parser.add_argument("pipeline", nargs="?", default=DIGITS, help="diffusers folder or hub name")
     parser.add_argument("--out", default="minimal.png", help="image grid; one row for each line of the table")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # the digits are too small for more; a large model wants them
     pipe = DDIMPipeline.from_pretrained(options.pipeline)
     config, (timesteps, steps) = pipe.unet.config, ddim(pipe.scheduler, 25)
     shape = (2, 8, config.in_channels, config.sample_size, config.sample_size)
@@ -158,14 +157,10 @@ def main() -> None:
 
     rows: list[Tensor] = []
     print(f"{'':24}{'full + cached calls':>21}{'PSNR to the float images':>26}")
-    for name, model, N, K in (
-        ("float", network, 1, 0),
-        ("float, IEC", network, 1, 1),  # not the same images: Eq. 10 solves for another x_{t-1}
-        ("quantized", quantized, 1, 0),
-        ("quantized, IEC", quantized, 1, 1),
-        ("quantized, cached", quantized, 5, 0),
-        ("quantized, cached, IEC", quantized, 5, 1),
-    ):
+    # IEC moves the images of the float model too: Eq. 10 solves for another x_{t-1} than DDIM's.
+    for model, N, K in itertools.product((network, quantized), (1, 5), (0, 1)):
+        name = "float" if model is network else "quantized"
+        name += ", cached" * (N > 1) + ", IEC" * K
         rows.append((sample(model, x_T, steps, N, K)[-1] / 2 + 0.5).clamp(0, 1))
         psnr = -10 * (rows[-1] - rows[0]).square().mean().log10()
         full, cached = len(steps[::N]) * (1 + K), len(steps) - len(steps[::N])
