@@ -23,6 +23,8 @@ from errata.compress.network.unet import BranchedUNet
 from errata.compress.quantize.quantizers import StepwiseQuantizer
 from errata.compress.quantize.quantizers import quantize_weight as errata_weight
 from errata.compress.quantize.ranges import choose_range as errata_range
+from errata.compress.quantize.scheme import Scheme
+from errata.compress.quantize.simulation import quantize_weights, simulated_weight
 from errata.compress.recipes.caching import DeepCache
 from errata.compress.recipes.quantization import Quantization
 from errata.correct import IEC, Plan, wrap
@@ -34,7 +36,11 @@ STEPS, INTERVAL = 6, 3
 # Trajectories that ranges are chosen on. With so few, no layer of the tiny network has more activations than
 # `choose_range` looks at, and both sides look at the same ones.
 SAMPLES = 4
-CONVOLUTIONS_ONLY = ("time_embedding", "*.time_emb_proj", "*.attentions")
+CONVOLUTIONS = Quantization(
+    weight_bits=8,
+    activation_bits=8,
+    modules_to_not_convert=("time_embedding", "*.time_emb_proj", "*.attentions"),
+)
 FLOAT_TOLERANCE = 1e-6
 
 
@@ -99,9 +105,8 @@ def make_compressed(
 
     @functools.cache
     def make(is_quantized: bool) -> CompressedPipeline:
-        bits = Quantization(weight_bits=8, activation_bits=8, modules_to_not_convert=CONVOLUTIONS_ONLY)
         recipe = Recipe(
-            quantization=bits if is_quantized else None, cache=DeepCache(interval=INTERVAL, branch=1)
+            quantization=CONVOLUTIONS if is_quantized else None, cache=DeepCache(interval=INTERVAL, branch=1)
         )
         out = tmp_path_factory.mktemp("minimal") / "compressed"
         return compress.apply(tiny_pipeline, tiny_calibration, recipe, out, samples_per_step=SAMPLES)
@@ -141,14 +146,25 @@ def negative(size: int) -> Tensor:
     return -torch.rand(size)
 
 
-def coarse(size: int) -> Tensor:
-    """Small whole numbers and an outlier: a scale near 1, which cuts the outlier, is best."""
+def cut(size: int) -> Tensor:
+    """An outlier that is better cut: a scale near 1 fits the small whole numbers that the rest is."""
     values = torch.randint(31, (size,)).float()
+    values[::2] = 0.0  # who looks at every second value sees none of them
+    values[1] = 261.0
+    return values
+
+
+def kept(size: int) -> Tensor:
+    """An outlier that is not quite worth cutting; by squared errors it would be."""
+    values = cut(size)
     values[1] = 259.0
     return values
 
 
-@pytest.mark.parametrize("draw", [signed, mostly_positive, positive, negative, coarse, torch.zeros])
+DRAWS = (signed, mostly_positive, positive, negative, cut, kept, torch.zeros)
+
+
+@pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize("size", [4096, 12288])
 def test_ranges_are_those_of_errata(minimal: ModuleType, draw: Callable[[int], Tensor], size: int) -> None:
     """On the same values: of a large tensor every third, and its extremes."""
@@ -158,8 +174,7 @@ def test_ranges_are_those_of_errata(minimal: ModuleType, draw: Callable[[int], T
     expected_s, expected_z = errata_range(seen, bits=8)
     assert torch.equal(s, expected_s)
     assert torch.equal(z, expected_z)
-    if draw is coarse:
-        assert 0.9 < s * 255 / 259 < 0.99
+    assert draw is not cut or s * 255 < 0.99 * x.max()
 
 
 def test_activations_are_those_of_errata(minimal: ModuleType) -> None:
@@ -183,6 +198,26 @@ def test_weights_are_those_of_errata(minimal: ModuleType, size: tuple[int, ...])
     codes, scale = errata_weight(w, bits=8)
     expected = codes.float() * scale.reshape(-1, 1, 1, 1)
     torch.testing.assert_close(minimal.quantize_weight(w), expected, rtol=1e-6, atol=0)
+
+
+def test_weights_of_a_network_are_those_of_errata(minimal: ModuleType) -> None:
+    """Of one whose blocks differ in width: where inputs are split tells which weights share a scale."""
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 24, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+    ).eval()
+    quantized = minimal.quantize(minimal.Network(unet, [500]), [torch.randn(1, 1, 8, 8)]).unet
+    scheme = Scheme.of(unet, Recipe(quantization=CONVOLUTIONS), branch=0)
+    table = quantize_weights(unet, scheme)
+    for layer in scheme.layers:
+        expected = simulated_weight(layer, table)
+        torch.testing.assert_close(quantized.get_submodule(layer.name).weight, expected, rtol=1e-6, atol=0)
+    assert len({layer.input_widths for layer in scheme.layers if len(layer.input_widths) == 2}) > 3
 
 
 def test_a_weight_of_zeros_stays_one(minimal: ModuleType) -> None:
