@@ -414,6 +414,7 @@ def test_the_script_prints_a_table_and_writes_a_grid(
     with Image.open(grid) as image:
         assert image.size == (8 * 8, len(table) * 8)
         assert image.mode == "L"
+        assert image.getextrema() == (0, 255)  # white stays white
 
 
 def test_the_default_pipeline_is_the_embedded_one(minimal: ModuleType) -> None:
