@@ -40,6 +40,7 @@ the authors' code differs, and does as it does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -186,6 +187,35 @@ def _meant_at_start(view: StepView, levels: NoiseLevels) -> Evaluate:
         return levels.prediction(take(view.sample, rows).to(wide), eps_y, view.step), features
 
     return evaluate
+
+
+def plain_iec(
+    x_t: Tensor,
+    eps: Tensor,
+    step: Callable[[Tensor, Tensor], Tensor],
+    denoise: Callable[[Tensor], Tensor],
+    *,
+    step_size: float = 0.5,
+    iterations: int = 1,
+) -> Tensor:
+    """Return x_{t-1} as the paper has it; sampling runs `iterate` below, which is tested against this.
+
+    `iterate` adds what the paper leaves out: a residual and a stop per sample, the guard, half precision, the
+    cached features, and the prediction that a multistep scheduler has to remember.
+
+    Args:
+        x_t: the sample that the step starts from, `(B, …)`.
+        eps: ε(x_t, t).
+        step: the scheduler's step, `step(x_t, ε)` = A x_t + B ε for DDIM.
+        denoise: the network at the timestep of x_t, `denoise(x)` = ε(x, t).
+        step_size: λ.
+        iterations: K.
+    """
+    x = step(x_t, eps)  # Eq. 9
+    for _ in range(iterations):
+        eps = denoise(x)
+        x = x + step_size * (step(x_t, eps) - x)  # Eq. 10
+    return x
 
 
 def iterate(
