@@ -18,7 +18,6 @@ from errata.deploy.allowlist import is_tokenizer, is_transformers_model
 from errata.deploy.limits import LARGEST_JSON
 from errata.deploy.safetensors_header import read_header
 from errata.deploy.strict_json import json_object, json_value
-from errata.deploy.tokenizer_files import forget_use
 from errata.errors import ArtifactCorruptError, ArtifactError
 from errata.plain_json import from_plain, to_plain
 
@@ -37,6 +36,20 @@ _PLACE_SUFFIX = "_file"
 _VERSION = "_diffusers_version"
 _VERSION_NUMBER = re.compile(r"\d{1,9}(\.\d{1,9}){0,4}((\.dev|rc|\.post)\d{1,9})?(\+[a-z0-9.]{1,40})?")
 _FOREIGN_FORMAT = "quantization_config"
+# A tokenizer's files.
+_STATE_FILE = "tokenizer.json"
+_SETTINGS_FILE = "tokenizer_config.json"
+# What a call leaves behind in `tokenizer.json`, and as what it comes back in `tokenizer_config.json`.
+_STATE = ("truncation", "padding")
+_TRACES = (
+    "is_local",
+    "local_files_only",
+    "max_length",
+    "pad_to_multiple_of",
+    "stride",
+    "truncation_strategy",
+)
+_SIDES = ("padding_side", "truncation_side")
 
 
 def write_component(component: Any, folder: Path) -> None:
@@ -48,7 +61,7 @@ def write_component(component: Any, folder: Path) -> None:
     options = {"safe_serialization": True, "max_shard_size": _ONE_FILE}
     component.save_pretrained(folder, **(options if isinstance(component, nn.Module) else {}))
     if is_tokenizer(type(component)):
-        forget_use(folder, component)
+        _forget_use(folder, component)
     for file in _settings_files(folder):
         settings = json.loads(file.read_bytes())
         if _FOREIGN_FORMAT in settings:
@@ -164,3 +177,23 @@ def _without_places(value: Any) -> Any:
         for key, item in value.items()
         if key not in _PLACES and not key.endswith(_PLACE_SUFFIX)
     }
+
+
+def _forget_use(folder: Path, tokenizer: Any) -> None:
+    """Rewrite a tokenizer's files without traces of its use: the same tokenizer always has the same bytes.
+
+    Transformers 5 keeps truncation and padding of the latest call inside the tokenizer, stores them with it,
+    and turns them into settings when it is opened; it also stores how it was opened. Every call sets the
+    former anew, and nothing reads the latter, so nothing is lost.
+    """
+    state_file, settings_file = folder / _STATE_FILE, folder / _SETTINGS_FILE
+    if state_file.is_file():
+        state = json.loads(state_file.read_bytes())
+        text = json.dumps(state | dict.fromkeys(_STATE), indent=2, ensure_ascii=False)
+        state_file.write_text(text + "\n", encoding="utf-8")
+    settings = json.loads(settings_file.read_bytes())
+    kept = {name: value for name, value in settings.items() if name not in _TRACES}
+    # These may be traces or settings; dropped is what says no more than the class does.
+    usual = {name: getattr(type(tokenizer), name, None) for name in _SIDES} | {"pad_token_type_id": 0}
+    kept = {name: value for name, value in kept.items() if name not in usual or value != usual[name]}
+    settings_file.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from errata.deploy import pipeline, verification
+from errata.deploy import verification
+from errata.deploy.assembly import load_artifact
 from errata.deploy.engines.manifest import ENGINE_FILE
 from errata.deploy.manifest import Manifest
 from errata.deploy.pipeline import DeployedPipeline, OnMismatch
@@ -24,20 +25,25 @@ def load(
     backend: str = "auto",
     on_mismatch: OnMismatch = "error",
 ) -> DeployedPipeline:
-    """Verifies the artifact or engine at `path` and loads it.
+    """Verify the artifact or engine at `path`, then load it.
 
     Args:
-        path: directory made by `export` or by `engines.export_onnx`.
+        path: directory made by `deploy` or by `export_onnx`.
         device: None means CUDA where there is one, else CPU; an engine runs on the CPU.
-        backend: see `pipeline.load`; an engine has its own, so only "auto".
-        on_mismatch: see `pipeline.load`; an engine serves the recorded number of steps, so only "error".
+        backend: "auto" picks the fastest kernel for each layer, and computes attention in one fused kernel
+            whose softmax output is not quantized; "vnni", "onednn" (CPU) and "triton" (CUDA) use int8
+            wherever the scheme allows it, and keep to the scheme; "reference" keeps to it in floating point.
+            An engine has a runtime of its own, so only "auto".
+        on_mismatch: what a request for another number of steps than recorded does: "error" refuses it,
+            "nearest" serves it with the ranges of the nearest recorded steps, and warns; see
+            `DeployedPipeline.at_steps`. An engine serves the recorded number of steps, so only "error".
 
     Raises:
         ArtifactError: and its subclasses as in `verify`; or a device, backend or `on_mismatch` that is
             unknown, or that an engine does not have.
     """
     if not is_engine(path):
-        return pipeline.load(path, device, backend, on_mismatch)
+        return load_artifact(path, device, backend, on_mismatch)
     _check_engine_option(path, "device", None if device is None else torch.device(device).type, (None, "cpu"))
     _check_engine_option(path, "backend", backend, ("auto",))
     _check_engine_option(path, "on_mismatch", on_mismatch, ("error",))

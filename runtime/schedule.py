@@ -173,3 +173,35 @@ def _power_law(num_steps: int, count: int, center: float, power: float) -> tuple
     # Rounded before it is cut: a whole number must not fall to the one below by the last bit.
     inner = {int(round(center + math.copysign(abs(u) ** power, u), 9)) for u in spread}
     return tuple(sorted({0} | {min(step, num_steps - 1) for step in inner}))
+
+
+def nearest_steps(
+    timesteps: tuple[float, ...], recorded: tuple[float, ...], *, calls_per_step: int
+) -> tuple[int, ...]:
+    """For every call the recorded one of the same stream that is nearest in time, the earlier one of two."""
+    starts = range(0, len(recorded), calls_per_step)
+    return tuple(
+        min(starts, key=lambda start: abs(recorded[start] - time)) + call % calls_per_step
+        for call, time in enumerate(timesteps)
+    )
+
+
+def schedule_at(schedule: CacheSchedule, ranges_of: tuple[int, ...]) -> CacheSchedule:
+    """The cache schedule of calls that take the ranges of these recorded ones.
+
+    As recorded, the feature is refreshed where an interval begins: by the first call in each of them.
+    """
+    calls = schedule.calls_per_step
+    if not schedule.has_cache:
+        return CacheSchedule.uncached(len(ranges_of), calls_per_step=calls)
+    starts = schedule.full_steps[::calls]
+    intervals = [sum(start <= step for start in starts) for step in ranges_of[::calls]]
+    full = [
+        place for place, interval in enumerate(intervals) if place == 0 or interval != intervals[place - 1]
+    ]
+    return CacheSchedule(
+        num_steps=len(ranges_of),
+        full_steps=calls_of(full, calls_per_step=calls),
+        branch=schedule.branch,
+        calls_per_step=calls,
+    )

@@ -13,13 +13,7 @@ from torch import Tensor, nn
 from errata.errors import RecipeError
 from errata.runtime.branches import kept_input, shallow_view
 from errata.runtime.conditioning import nest
-from errata.runtime.structure import (
-    UpResnet,
-    cut_at,
-    is_cacheable,
-    up_resnets,
-)
-from errata.runtime.support_checks import check_supported
+from errata.runtime.structure import UpResnet, check_supported, cut_at, is_cacheable, up_resnets
 
 _ADAPTER = "down_intrablock_additional_residuals"
 _CONTROL = "mid_block_additional_residual"

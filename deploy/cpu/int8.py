@@ -97,7 +97,7 @@ class Int8Layer(nn.Module):
         tables: scale and zero point by step, of each part of the input.
 
     Args:
-        kernel: "vnni" or "onednn".
+        product: what multiplies each part, `VNNIProduct` or `OneDNNProduct`.
     """
 
     def __init__(
@@ -109,17 +109,17 @@ class Int8Layer(nn.Module):
         bias: Tensor | None,
         tables: list[StepTable],
         *,
-        kernel: str,
+        product: type[VNNIProduct | OneDNNProduct],
     ) -> None:
         super().__init__()
         self.scheme = scheme
         self.geometry = geometry
         self.tables = tables
         self.bias = bias if bias is None else bias.contiguous()
-        make: type[VNNIProduct | OneDNNProduct] = VNNIProduct if kernel == "vnni" else OneDNNProduct
         parts = codes.split(list(scheme.input_widths), dim=1)
         self._products = [
-            make(geometry, part, scale.contiguous()) for part, scale in zip(parts, weight_scale, strict=True)
+            product(geometry, part, scale.contiguous())
+            for part, scale in zip(parts, weight_scale, strict=True)
         ]
 
     @torch.compiler.disable

@@ -40,7 +40,7 @@ class TritonProduct(nn.Module):
         self.weight = weight
         self.table = table
         self.window = window_numbers(window)
-        self.tile = tile.numbers(is_int4=weight.bits == 4)
+        self.tile = tile.numbers(is_int4=weight.is_packed)
 
     def forward(self, x: Tensor, residual: Tensor | None, dtype: torch.dtype) -> Tensor:
         """See `Product`."""
@@ -49,7 +49,7 @@ class TritonProduct(nn.Module):
         codes = activation_codes(x, *activation)
         output: Tensor = int8_product(
             codes, weight.codes, weight.column_sum, weight.scale, self.bias, residual, *activation,
-            self.window, weight.bits == 4, dtype, self.tile,
+            self.window, weight.is_packed, dtype, self.tile,
         )  # fmt: skip
         return output
 

@@ -7,10 +7,7 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
-from diffusers.models.downsampling import KDownsample2D
-from diffusers.models.upsampling import KUpsample2D
 from torch import Tensor, nn
-from torch.nn import functional
 
 from errata.deploy.engines.onnx_nodes import Dequantized, QuantizedMatMul, QuantizedProduct, Windows
 from errata.runtime.attention import QuantizedAttention
@@ -47,7 +44,7 @@ def weight_parts(
     )
 
 
-class _Part(nn.Module):
+class GatheredPart(nn.Module):
     """The product of one part of an input, `(B, I, H, W)` or `(…, I)`, with the weight of that part."""
 
     def __init__(self, geometry: Geometry, codes: Tensor, weight_scale: Tensor, tables: StepTables) -> None:
@@ -84,8 +81,14 @@ class _Part(nn.Module):
         return result
 
 
+PartMaker = Callable[[Geometry, Tensor, Tensor, StepTables], nn.Module]
+
+
 class EngineLayer(nn.Module):
-    """Convolution or linear layer on uint8 inputs and int8 weights; a concatenated input has two parts."""
+    """Convolution or linear layer; a concatenated input has two parts.
+
+    `part` makes the product of one part: `GatheredPart` on uint8 inputs and int8 weights, or another form.
+    """
 
     def __init__(
         self,
@@ -94,6 +97,8 @@ class EngineLayer(nn.Module):
         codes: Tensor,
         tensors: Mapping[str, Tensor],
         context: StepContext,
+        *,
+        part: PartMaker,
     ) -> None:
         super().__init__()
         self.scheme = scheme
@@ -101,7 +106,7 @@ class EngineLayer(nn.Module):
         self.bias: Tensor | None
         self.register_buffer("bias", tensors.get(f"{scheme.name}.bias"))
         self.parts = nn.ModuleList(
-            _Part(geometry, *part) for part in weight_parts(scheme, codes, tensors, context)
+            part(geometry, *given) for given in weight_parts(scheme, codes, tensors, context)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -191,34 +196,6 @@ def attend(
 def _softmax(attn: Attention, scores: Tensor, mask: Tensor | None) -> Tensor:
     scores = scores * attn.scale
     return (scores if mask is None else scores + mask).softmax(dim=-1)
-
-
-class EngineResampling(nn.Module):
-    """A K-block's change of resolution, channel by channel, as `KDownsample2D` and `KUpsample2D` compute it.
-
-    They build a weight for all channels at each call, which a graph cannot hold.
-    """
-
-    def __init__(self, module: KDownsample2D | KUpsample2D) -> None:
-        super().__init__()
-        self.kernel: Tensor
-        self.register_buffer("kernel", module.kernel, persistent=False)
-        self.pad, self.pad_mode = module.pad, module.pad_mode
-        self.is_up = isinstance(module, KUpsample2D)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` at half or twice the height and width."""
-        channels, height, width = sizes_of(x)[1:]
-        border = (self.pad + 1) // 2 if self.is_up else self.pad
-        padded = functional.pad(x, (border,) * 4, self.pad_mode)
-        each = padded.reshape(-1, 1, height + 2 * border, width + 2 * border)
-        if self.is_up:
-            output = functional.conv_transpose2d(
-                each, self.kernel[None, None], stride=2, padding=2 * self.pad + 1
-            )
-        else:
-            output = functional.conv2d(each, self.kernel[None, None], stride=2)
-        return output.reshape(-1, channels, *sizes_of(output)[2:])
 
 
 def sizes_of(x: Tensor) -> tuple[int, ...]:

@@ -9,8 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from errata.errors import RecipeError
-
-_WEIGHT_BITS = (4, 8)
+from errata.runtime.weight_formats import allowed_weight_bits, is_weight_bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class Quantization:
     conv_in, conv_out and the layers of the time and other embeddings keep 8-bit weights.
 
     Attributes:
-        weight_bits: 4 or 8.
+        weight_bits: of a registered weight format, see `errata.runtime.weight_formats`.
         activation_bits: 8.
         rounding: None rounds weights to nearest.
         bias_correction: biases take up the mean error that quantization leaves in a layer's output.
@@ -76,16 +75,20 @@ class Quantization:
     modules_to_not_convert: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.weight_bits not in _WEIGHT_BITS:
-            raise RecipeError(f"weight_bits={self.weight_bits} is not supported; allowed are 4 and 8")
+        if not is_weight_bits(self.weight_bits):
+            raise RecipeError(
+                f"weight_bits={self.weight_bits!r} is not supported; allowed are {allowed_weight_bits()}"
+            )
         if self.activation_bits != 8:
             raise RecipeError(f"activation_bits={self.activation_bits} is not supported; allowed is 8")
         for name in ("bias_correction", "equalization"):
             if type(getattr(self, name)) is not bool:
                 raise RecipeError(f"{name}={getattr(self, name)!r}; allowed are true and false")
         for pattern, bits in self.bits.items():
-            if type(pattern) is not str or not pattern or bits not in _WEIGHT_BITS:
-                raise RecipeError(f"bits: {pattern!r}: {bits!r}; a name pattern stands for 4 or 8 bits")
+            if type(pattern) is not str or not pattern or not is_weight_bits(bits):
+                raise RecipeError(
+                    f"bits: {pattern!r}: {bits!r}; a name pattern stands for {allowed_weight_bits('or')} bits"
+                )
         if isinstance(self.modules_to_not_convert, str) or not all(
             isinstance(pattern, str) and pattern for pattern in self.modules_to_not_convert
         ):

@@ -14,7 +14,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from errata import cli, deploy
 from errata.canonical_json import digest, dumps, file_digest
-from errata.deploy.model_card import model_card
+from errata.deploy.hub import model_card
 from errata.errors import ArtifactCorruptError, ArtifactError
 
 REPO = "someone/digits-w4a8"

@@ -15,8 +15,7 @@ from errata.compress import CompressedPipeline
 from errata.deploy import DeployedPipeline
 from errata.deploy.cpu import int8, native
 from errata.deploy.cpu.int8 import Int8Layer
-from errata.deploy.cpu.weight_only import WeightOnlyLayer
-from errata.deploy.reference import ReferenceLayer
+from errata.deploy.reference import ReferenceLayer, WeightOnlyLayer
 from errata.errors import ArtifactError, ArtifactMismatchError
 
 Make = Callable[[str], CompressedPipeline]

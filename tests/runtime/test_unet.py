@@ -12,13 +12,13 @@ from errata.errors import RecipeError
 from errata.runtime.layers import float_layer
 from errata.runtime.structure import (
     check_cacheable,
+    check_no_lora,
     default_branch,
     embedding_layers,
     feature_channels,
     feature_readers,
     skip_widths,
 )
-from errata.runtime.support_checks import check_no_lora
 from errata.runtime.unet import BranchedUNet
 
 CACHEABLE = ("pixel", "labels", "resnet", "sd", "nomid", "sdxl", "upscaler", "audioldm2")

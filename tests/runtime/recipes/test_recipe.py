@@ -10,7 +10,7 @@ from errata.errors import RecipeError
 W8A8 = Quantization(weight_bits=8, activation_bits=8)
 W4A8 = Quantization(weight_bits=4, activation_bits=8)
 NAMES = [
-    "w8a8", "w4a8", "w8a8-learned", "w4a8-learned", "deepcache-5", "cachequant-5",
+    "w8a8", "w6a8", "w4a8", "w6a8-learned", "w8a8-learned", "w4a8-learned", "deepcache-5", "cachequant-5",
     "w8a8+deepcache-10", "w4a8+deepcache-3:branch=1", "w4a8-learned+cachequant-5",
     "w4a8-learned:iterations=3000", "w4a8-learned:samples=64", "w4a8-learned:batch_size=8",
     "w4a8-learned:seed=7", "w4a8-learned:learning_rate=0.001", "w4a8-learned:learning_rate=1e-05",
@@ -84,7 +84,10 @@ def test_what_only_a_file_can_say_is_marked_in_the_name() -> None:
     ("name", "message"),
     [
         ("w3a8", "unknown recipe 'w3a8'.*allowed are w8a8"),
-        ("w4a4", "unknown recipe 'w4a4'"),
+        ("w4a4", "unknown recipe 'w4a4': activations have 8 bits in every recipe, because .*; use w4a8$"),
+        ("w4a4-learned+deepcache-5", "activations have 8 bits.*; use w4a8-learned$"),
+        ("w3a4", "unknown recipe 'w3a4': cannot read 'w3a4'"),
+        ("w5a8", "unknown recipe 'w5a8'.*allowed are w8a8, w6a8, w4a8, w8a8-learned"),
         ("", "unknown recipe ''"),
         ("w8a8+w4a8", "cannot read 'w4a8'"),
         ("deepcache-3+cachequant-3", "cannot read 'cachequant-3'"),
