@@ -36,7 +36,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
 from errata.compress import Recipe
-from errata.deploy.backends import finish, install
+from errata.deploy.assembly import finish, install
 from errata.deploy.cuda.candidates import candidates
 from errata.deploy.cuda.installing import describe
 from errata.deploy.cuda.layer import CudaLayer

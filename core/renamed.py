@@ -65,6 +65,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "errata.correct.tap": ("errata.correct.scheduler_hook",),
     "errata.correct.waiting": ("errata.correct.device_sync",),
     "errata.deploy.allowed": ("errata.deploy.allowlist",),
+    "errata.deploy.backends": ("errata.deploy.kernel_registry", "errata.deploy.assembly"),
     "errata.deploy.contents": ("errata.deploy.verification",),
     "errata.deploy.cpu.embedding": ("errata.deploy.cpu.fusion",),
     "errata.deploy.cpu.output": ("errata.deploy.cpu.fusion",),

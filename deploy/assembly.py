@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,22 +11,38 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from errata.deploy import reference as _reference
 from errata.deploy.allowlist import component_class
-from errata.deploy.backends import finish, install
 from errata.deploy.components import load_component
 from errata.deploy.composition import DENOISER, SCHEDULER, check_composition
-from errata.deploy.kernel_registry import check_backend
+from errata.deploy.cpu import kernels as _cpu
+from errata.deploy.cuda import installing as _cuda
+from errata.deploy.kernel_registry import (
+    AttentionRequest,
+    BackendRow,
+    LayerRequest,
+    check_backend,
+    choose_attention_kernel,
+    choose_layer_kernel,
+    layer_kernels,
+)
 from errata.deploy.manifest import Manifest
 from errata.deploy.pipeline import DeployedPipeline, OnMismatch
 from errata.deploy.sharding import read_tensors
 from errata.deploy.tensors import float_parameters
 from errata.deploy.verification import empty_unet, verify
 from errata.errors import ArtifactCorruptError, ArtifactError, first_line
+from errata.runtime.attention import QuantizedAttention
 from errata.runtime.denoiser import UNetDenoiser
-from errata.runtime.feature_correction import FeatureCorrection
+from errata.runtime.feature_correction import FeatureCorrection, correct_outputs
+from errata.runtime.replacement import replace_layers
+from errata.runtime.scheme import AttentionScheme, LayerScheme, Scheme
 from errata.runtime.step_context import StepContext
 from errata.runtime.stepped_unet import SteppedUNet
 from errata.runtime.unet import BranchedUNet
+
+# Importing them registers the kernels that errata brings.
+OUR_KERNELS = (_reference, _cpu, _cuda)
 
 
 def load_artifact(
@@ -62,7 +80,7 @@ def load_artifact(
 
 
 def _without_mapping(tensors: dict[str, Tensor], manifest: Manifest) -> dict[str, Tensor]:
-    """All but codes as copies: kernels drop the codes, and one small tensor would keep the file in memory."""
+    """Copy all but codes: kernels drop the codes, and one small tensor would keep the file in memory."""
     if not manifest.is_quantized:
         return tensors
     return {name: value if name.endswith(".codes") else value.clone() for name, value in tensors.items()}
@@ -83,10 +101,10 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 
 def assembled(root: Path, manifest: Manifest, unet: SteppedUNet, device: torch.device) -> DiffusionPipeline:
-    """The diffusers pipeline of a verified artifact around its denoiser.
+    """Return the diffusers pipeline of a verified artifact around its denoiser.
 
     Raises:
-        ArtifactCorrupt: its components do not make one.
+        ArtifactCorruptError: its components do not make one.
     """
     composition = check_composition(root, manifest)
     name = composition.pipeline.__name__
@@ -108,7 +126,7 @@ def assembled(root: Path, manifest: Manifest, unet: SteppedUNet, device: torch.d
 
 
 def restore_buffers(unet: nn.Module) -> None:
-    """Buffers that no file holds because they follow from the configuration (the K-blocks' blur kernels)."""
+    """Restore buffers that no file holds: they follow from the configuration (the K-blocks' blur kernels)."""
     stored = set(unet.state_dict())
     if all(not value.is_meta or name in stored for name, value in unet.named_buffers()):
         return
@@ -118,3 +136,57 @@ def restore_buffers(unet: nn.Module) -> None:
         if value.is_meta and name not in stored:
             owner, _, leaf = name.rpartition(".")
             unet.get_submodule(owner)._buffers[leaf] = made[name]
+
+
+def install(
+    unet: nn.Module,
+    scheme: Scheme,
+    tensors: Mapping[str, Tensor],
+    *,
+    context: StepContext,
+    backend: str,
+    device: torch.device,
+) -> list[BackendRow]:
+    """Put runtime layers into `unet` (in place) for its float ones; return the report.
+
+    Call `finish` when the network has its other parameters, too.
+    """
+    rows: list[BackendRow] = []
+
+    def layer(described: LayerScheme, module: nn.Conv2d | nn.Linear) -> nn.Module:
+        request = LayerRequest(
+            scheme=described, module=module, tensors=tensors, context=context, device=device, backend=backend
+        )
+        kernel, reason = choose_layer_kernel(request)
+        rows.append(_row(described.name, described.kind, described.label(), kernel.name, reason))
+        return kernel.build(request)
+
+    def attention(products: AttentionScheme) -> QuantizedAttention:
+        request = AttentionRequest(
+            scheme=products, tensors=tensors, context=context, device=device, backend=backend
+        )
+        kernel, reason = choose_attention_kernel(request)
+        name = f"{products.name} (matmuls)"
+        rows.append(_row(name, "attention", f"a{products.bits}", kernel.name, reason))
+        return kernel.build(request)
+
+    replace_layers(unet, scheme, layer=layer, attention=attention)
+    corrected = correct_outputs(unet, scheme, tensors, context=context, device=device)
+    return [
+        replace(row, reason=f"{row.reason}; output corrected in cached calls")
+        if row.layer in corrected
+        else row
+        for row in rows
+    ]
+
+
+def finish(unet: nn.Module, rows: list[BackendRow], context: StepContext) -> None:
+    """Let the kernels in use finish a network whose layers are all in place: in `unet` and `rows` itself."""
+    used = {row.backend for row in rows}
+    finishers = [kernel.finish for kernel in layer_kernels() if kernel.name in used and kernel.finish]
+    for finisher in dict.fromkeys(finishers):
+        finisher(unet, rows, context)
+
+
+def _row(layer: str, kind: str, scheme: str, backend: str, reason: str) -> BackendRow:
+    return BackendRow(layer=layer, kind=kind, scheme=scheme, backend=backend, reason=reason)

@@ -21,12 +21,12 @@ _CONFIG = "config.json"
 
 
 def check_fit(folder: Path, kind: type[Any]) -> None:
-    """Compares the settings of a network with its weights, and makes a scheduler of a scheduler's settings.
+    """Compare the settings of a network with its weights, and make a scheduler of a scheduler's settings.
 
     Tokenizers and processors are not made: their files are read when the artifact is loaded.
 
     Raises:
-        ArtifactCorrupt: naming the file that does not fit.
+        ArtifactCorruptError: naming the file that does not fit.
     """
     if issubclass(kind, ModelMixin):
         _check_diffusers_model(folder, kind)
@@ -37,10 +37,10 @@ def check_fit(folder: Path, kind: type[Any]) -> None:
 
 
 def network_settings(file: Path) -> Any:
-    """The settings of a network, whose numbers are of a size that one has.
+    """Return the settings of a network, whose numbers are of a size that one has.
 
     Raises:
-        ArtifactCorrupt: they are no JSON object, or a number is out of range.
+        ArtifactCorruptError: they are no JSON object, or a number is out of range.
     """
     return _settings(file, LARGEST_NUMBER)
 
@@ -53,7 +53,7 @@ def _settings(file: Path, largest: int) -> Any:
         )
     try:
         return from_plain(settings)
-    except ValueError as error:  # a `$float` that is none
+    except ValueError as error:  # an invalid `$float`
         raise ArtifactCorruptError(
             f"{file} is not readable: {error}; it was not written by errata"
         ) from error
@@ -79,7 +79,7 @@ def _check_diffusers_model(folder: Path, kind: type[Any]) -> None:
 
 
 def _check_transformers_model(folder: Path, kind: type[Any]) -> None:
-    """Only that they are as large as each other: transformers renames tensors when it reads and writes them.
+    """Check that settings and weights are as large as each other: transformers renames tensors.
 
     What is missing, unexpected or of another shape is refused when the model is loaded.
     """

@@ -53,7 +53,7 @@ _SIDES = ("padding_side", "truncation_side")
 
 
 def write_component(component: Any, folder: Path) -> None:
-    """Writes a component into the new directory `folder`; its settings name no place of this machine.
+    """Write a component into the new directory `folder`; its settings name no place of this machine.
 
     Raises:
         ArtifactError: its weights are in a format of their own.
@@ -72,16 +72,16 @@ def write_component(component: Any, folder: Path) -> None:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Writes JSON for people, sorted and indented; the infinities of some schedulers are spelled out."""
+    """Write JSON for people, sorted and indented; the infinities of some schedulers are spelled out."""
     text = json.dumps(to_plain(value), indent=2, sort_keys=True, allow_nan=False)
     file.write_text(text + "\n", encoding="utf-8")
 
 
 def check_component(folder: Path) -> None:
-    """Refuses JSON and safetensors that are none, and settings that would make a loader look elsewhere.
+    """Check that JSON and safetensors are valid, and that no setting makes a loader look elsewhere.
 
     Raises:
-        ArtifactCorrupt: naming the file.
+        ArtifactCorruptError: naming the file.
     """
     for file in sorted(folder.glob("*.json")):
         if file.name.endswith(_CONFIG):
@@ -101,20 +101,20 @@ def _check_settings(settings: dict[str, Any], file: Path) -> None:
 
 
 def check_version(settings: Mapping[str, Any], file: Path) -> None:
-    """Refuses a version of diffusers that diffusers could not read.
+    """Check that diffusers can read the version of diffusers that settings state.
 
     Raises:
-        ArtifactCorrupt: naming it.
+        ArtifactCorruptError: naming it.
     """
     stated = settings.get(_VERSION, "0")
     if not isinstance(stated, str) or not _VERSION_NUMBER.fullmatch(stated):
         raise ArtifactCorruptError(
-            f"{file} has {_VERSION}={str(stated)[:80]!r}, which is no version; deploy again"
+            f"{file} has {_VERSION}={str(stated)[:80]!r}, which is not a version number; deploy again"
         )
 
 
 def load_component(folder: Path, kind: type[Any]) -> Any:
-    """The component that `write_component` wrote, in its own floating types; disturbs no random state.
+    """Return the component that `write_component` wrote, in its own floating types; disturbs no random state.
 
     Raises:
         Exception: whatever diffusers and transformers raise if the files do not make a `kind`.
@@ -136,7 +136,7 @@ def _diffusers_model(folder: Path, kind: type[Any]) -> nn.Module:
 
 
 def _transformers_model(folder: Path, kind: type[Any]) -> nn.Module:
-    """Transformers takes one type for the whole model; a mixed one (T5's) is narrowed afterwards."""
+    """Load with one type for the whole model, as transformers does; narrow a mixed one (T5's) afterwards."""
     stored = _float_types(folder / TRANSFORMERS_WEIGHTS)
     widest = functools.reduce(torch.promote_types, stored.values())
     model, told = kind.from_pretrained(
@@ -163,7 +163,7 @@ def _float_types(file: Path) -> dict[str, torch.dtype]:
 
 
 def _settings_files(folder: Path) -> list[Path]:
-    """The configurations; vocabularies are JSON too, but their keys are words."""
+    """Return the configurations; vocabularies are JSON too, but their keys are words."""
     return sorted(folder.glob(f"*{_CONFIG}"))
 
 

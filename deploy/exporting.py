@@ -45,8 +45,8 @@ def deploy(
 
     Raises:
         TypeError: not a `CompressedPipeline`.
-        ArtifactError: `out` exists or cannot be written, `max_shard_size` is no size, or a class or component
-            of the pipeline is none that an artifact may hold.
+        ArtifactError: `out` exists or cannot be written, `max_shard_size` is not a size, or a class or
+            component of the pipeline is not one that an artifact may hold.
     """
     from errata.compress import CompressedPipeline  # brings in brevitas, which no artifact needs
 
@@ -91,11 +91,11 @@ def export_onnx(
 
 
 def _check_pipeline(pipe: DiffusionPipeline) -> None:
-    """Before anything is written: only what a loader may name can be deployed."""
+    """Check that a loader may name everything in the pipeline, before anything is written."""
     if not is_pipeline(type(pipe)):
         raise ArtifactError(
-            f"{type(pipe).__module__}.{type(pipe).__name__} is a pipeline of neither diffusers nor errata, "
-            "and an artifact names no other; use the class that it is made from"
+            f"{type(pipe).__module__}.{type(pipe).__name__} is not a pipeline of diffusers or errata, "
+            "and an artifact can name no other; use the class that it is derived from"
         )
     for component in pipe.components.values():
         if component is not None:

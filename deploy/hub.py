@@ -78,7 +78,7 @@ def push_to_hub(
     public_key: str | Path | None = None,
     token: str | None = None,
 ) -> str:
-    """Verifies an artifact and makes it the whole content of a model repository, in one commit.
+    """Verify an artifact and make it the whole content of a model repository, in one commit.
 
     Args:
         artifact: directory made by `export`.
@@ -129,7 +129,7 @@ def from_hub(
     public_key: str | Path | None = None,
     token: str | None = None,
 ) -> Path:
-    """Fetches an artifact, verifies it, and returns its directory.
+    """Fetch an artifact, verify it, and return its directory.
 
     Args:
         repo_id: as `"owner/name"`.
@@ -150,7 +150,7 @@ def from_hub(
         commit, sizes = str(info.sha), {item.rfilename: item.size for item in info.siblings or ()}
     if not _COMMIT.fullmatch(commit):  # it becomes a directory's name
         raise ArtifactError(
-            f"the hub names the commit {commit[:80]!r} of {repo_id!r}, which is none; try again"
+            f"the hub names the commit {commit[:80]!r} of {repo_id!r}, which is not a commit hash; try again"
         )
     source = HubSource(api, repo_id, commit, sizes)
     if out is None:
@@ -190,7 +190,7 @@ class HubSource:
         self.api, self.repo_id, self.commit, self.sizes = api, repo_id, commit, sizes
 
     def fetch(self, folder: Path, public_key: str | Path | None) -> None:
-        """Puts the artifact, and nothing else, into an empty directory, and verifies it.
+        """Put the artifact, and nothing else, into an empty directory, and verify it.
 
         Raises:
             ArtifactError: and its subclasses as in `verify`; or the repository holds no artifact.
@@ -205,7 +205,7 @@ class HubSource:
 
     @contextmanager
     def signature(self, public_key: str | Path | None) -> Iterator[Path | None]:
-        """The repository's signature, for as long as the block runs; None where there is no key to check it.
+        """Yield the repository's signature while the block runs; None without a key to check it.
 
         Raises:
             ArtifactError: the repository has none.
@@ -218,7 +218,7 @@ class HubSource:
             yield Path(beside) / SIGNATURE_FILE
 
     def _check_sizes(self, manifest: Manifest) -> None:
-        """Before gigabytes are fetched for nothing."""
+        """Check the sizes before gigabytes are fetched for nothing."""
         for name, record in manifest.files.items():
             if self.sizes.get(name) != record.bytes:
                 raise ArtifactCorruptError(
@@ -232,8 +232,8 @@ class HubSource:
             if size is None or size > most:
                 found = "is not there" if size is None else f"has {size:,} bytes; allowed are {most:,}"
                 raise ArtifactError(
-                    f"{self.repo_id!r} at {self.commit[:12]} will not do: {name} {found}; give a repository "
-                    "that `errata push` has filled"
+                    f"{self.repo_id!r} at {self.commit[:12]} is not an artifact: {name} {found}; give a "
+                    "repository that `errata push` has filled"
                 )
         with hub_errors(f"fetch {self.repo_id!r}"):
             # Into a directory of its own: the hub's cache consists of links, which no artifact holds.
@@ -249,7 +249,7 @@ class HubSource:
 
 @contextmanager
 def hub_errors(doing: str) -> Iterator[None]:
-    """Whatever the hub's client raises, in one line."""
+    """Raise whatever the hub's client raises as an `ArtifactError` in one line."""
     try:
         yield
     except ArtifactError:
@@ -262,7 +262,7 @@ def hub_errors(doing: str) -> Iterator[None]:
 
 
 def model_card(manifest: Manifest, repo_id: str) -> str:
-    """Markdown with the metadata that the hub reads; the same manifest and name give the same text."""
+    """Return Markdown with the metadata that the hub reads; the same manifest and name give the same text."""
     tags = ["diffusers", "errata", *_kinds(manifest)]
     return _PAGE.format(
         tags="\n".join(f"- {tag}" for tag in tags),

@@ -16,10 +16,10 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._
 
 
 def check_files(root: Path, manifest: Manifest, *, manifest_file: str = MANIFEST_FILE) -> None:
-    """Compares the directory with the manifest, a file of that name: names, kinds, sizes and digests.
+    """Compare the directory with the manifest, a file of that name: names, kinds, sizes and digests.
 
     Raises:
-        ArtifactCorrupt: naming the file.
+        ArtifactCorruptError: naming the file.
         OSError: it cannot be read.
     """
     check_names(root, manifest, manifest_file=manifest_file)
@@ -41,10 +41,10 @@ def check_files(root: Path, manifest: Manifest, *, manifest_file: str = MANIFEST
 
 
 def check_names(root: Path, manifest: Manifest, *, manifest_file: str = MANIFEST_FILE) -> None:
-    """Refuses names that lead outside the artifact, or that not every system takes for the same file.
+    """Check that no name leads outside the artifact, and that each means one file on every system.
 
     Raises:
-        ArtifactCorrupt: naming the file.
+        ArtifactCorruptError: naming the file.
     """
     file = root / manifest_file
     folded: dict[str, str] = {manifest_file: manifest_file}
@@ -66,10 +66,10 @@ def check_names(root: Path, manifest: Manifest, *, manifest_file: str = MANIFEST
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Every file below `root`, as the directory lists them; no link is followed.
+    """Yield every file below `root`, as the directory lists them; follow no link.
 
     Raises:
-        ArtifactCorrupt: a link, a special file, or an empty directory.
+        ArtifactCorruptError: a link, a special file, or an empty directory.
     """
     waiting = [root]
     while waiting:

@@ -15,7 +15,7 @@ from errata.errors import ArtifactError
 
 
 def is_engine(path: str | Path) -> bool:
-    """Whether the directory says of itself that it is an engine."""
+    """Return whether the directory says of itself that it is an engine."""
     return (Path(path) / ENGINE_FILE).is_file()
 
 
@@ -55,7 +55,7 @@ def load(
 def verify(
     path: str | Path, *, signature: str | Path | None = None, public_key: str | Path | None = None
 ) -> Manifest:
-    """Checks the artifact or engine at `path` and returns its manifest, see `verification.verify`.
+    """Check the artifact or engine at `path` and return its manifest, see `verification.verify`.
 
     Raises:
         ArtifactError: and its subclasses as there and in `engines.verify`; an engine has no signature of its
@@ -65,8 +65,8 @@ def verify(
         return verification.verify(path, signature=signature, public_key=public_key)
     if signature is not None or public_key is not None:
         raise ArtifactError(
-            f"{path} is an engine, and signatures are of artifacts; check that of the artifact, and compare "
-            "its manifest_sha256 with the one inside the engine's manifest"
+            f"{path} is an engine, and only artifacts are signed; check the artifact's signature, and "
+            "compare its manifest_sha256 with the one inside the engine's manifest"
         )
     from errata.deploy.engines.verification import verify as verify_engine
 
@@ -79,6 +79,6 @@ def _check_engine_option(
     if given not in allowed:
         told = " or ".join(repr(value) for value in allowed)
         raise ArtifactError(
-            f"{name}={given!r}, but {path} is an engine; allowed is {told}. Load the artifact that it was "
-            "made from for anything else"
+            f"{name}={given!r}, but {path} is an engine, where only {told} is allowed. For anything else, "
+            "load the artifact that it was made from"
         )

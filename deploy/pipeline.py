@@ -54,7 +54,7 @@ class DeployedPipeline(SteppedPipeline):
 
     @classmethod
     def of(cls, pipe: DiffusionPipeline) -> DeployedPipeline | None:
-        """The artifact whose diffusers pipeline this is, or a copy of it; None if it is no artifact's."""
+        """Return the artifact that a diffusers pipeline, or a copy of it, belongs to; None without one."""
         facts = getattr(pipe, _FACTS, None)
         if facts is None or not isinstance(pipe.unet, SteppedUNet):
             return None
@@ -65,7 +65,7 @@ class DeployedPipeline(SteppedPipeline):
         """Sample; arguments are those of the diffusers pipeline.
 
         Raises:
-            ArtifactMismatch: another `num_inference_steps` than recorded, unless `on_mismatch` is "nearest".
+            ArtifactMismatchError: another `num_inference_steps` than recorded, and `on_mismatch` is "error".
         """
         named = self.named(kwargs, args)
         asked = named.get("num_inference_steps", self.num_inference_steps)
@@ -74,14 +74,14 @@ class DeployedPipeline(SteppedPipeline):
         return super().__call__(**named)
 
     def at_steps(self, num_inference_steps: int) -> DeployedPipeline:
-        """The same artifact at another number of sampling steps than recorded; it shares the weights.
+        """Return the same artifact at another number of sampling steps than recorded; it shares the weights.
 
         Every call takes the ranges and corrections of the recorded step that is nearest in time; its own time
         is what the network is told. The feature is refreshed once in each of the recorded intervals. What
         that costs in quality was never measured when the artifact was made, hence a warning.
 
         Raises:
-            ArtifactMismatch: the timesteps of that number are not known.
+            ArtifactMismatchError: the timesteps of that number are not known.
         """
         if num_inference_steps == self.manifest.sampler.num_inference_steps == self.num_inference_steps:
             return self
@@ -90,7 +90,7 @@ class DeployedPipeline(SteppedPipeline):
         return self._at_steps[num_inference_steps]
 
     def clone(self) -> DeployedPipeline:
-        """Another one that shares the weights and nothing else.
+        """Return another one that shares the weights and nothing else.
 
         Calls of one loaded artifact take turns, even in several threads; those of a clone run beside them.
         """
@@ -138,5 +138,5 @@ class DeployedPipeline(SteppedPipeline):
         )
 
     def backend_report(self) -> list[BackendRow]:
-        """For each quantized layer, which kernel runs it and why."""
+        """Return for each quantized layer which kernel runs it, and why."""
         return list(self._report)

@@ -46,7 +46,7 @@ class ReferenceQuantizer(nn.Module):
         self.context = context
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` on the grid of the current step, same shape and dtype."""
+        """Return `x` on the grid of the current step, same shape and dtype."""
         step = self.context.step_on(x.device)
         # Scalars without a dimension: with one they would turn half precision into float32.
         scale, zero_point = (
@@ -77,7 +77,7 @@ class ReferenceLayer(nn.Module):
         self.quantizers = nn.ModuleList(quantizers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shapes as the float layer."""
+        """Return the layer's output; same shapes as the float layer."""
         if self.quantizers:
             x = self.geometry.quantize_parts(x, self.scheme.input_widths, self.quantizers)
         return self.geometry.apply(x, self.weight, self.bias)
@@ -108,13 +108,13 @@ class WeightOnlyLayer(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shapes as the float layer."""
+        """Return the layer's output; same shapes as the float layer."""
         weight = dequantize_weight(self.codes, self.weight_scale, self.scheme.input_widths)
         return self.geometry.apply(x, weight, self.bias)
 
 
 def dequantize_weight(codes: Tensor, scales: Tensor, input_widths: tuple[int, ...]) -> Tensor:
-    """The float32 weight that the codes stand for.
+    """Return the float32 weight that the codes stand for.
 
     Args:
         codes: int8, `(O, I)` or `(O, I, kh, kw)`.
@@ -173,7 +173,7 @@ REFERENCE_ATTENTION = register_attention_kernel(
     AttentionKernel(
         name="reference",
         rank=0,
-        reason=lambda request: "inputs on the 8-bit grid, float products",
+        reason=lambda request: "inputs are quantized to 8 bits, products are in floating point",
         build=_reference_attention,
     )
 )

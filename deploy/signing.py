@@ -21,7 +21,7 @@ from errata.errors import ArtifactError
 def sign(
     artifact: str | Path, private_key: str | Path, signature: str | Path, *, password: str | None = None
 ) -> Path:
-    """Verifies an artifact, signs it, and writes the new file `signature`; returns its path.
+    """Verify an artifact, sign it, write the new file `signature`, and return its path.
 
     Args:
         artifact: directory made by `export`.
@@ -62,4 +62,4 @@ def _check_outside(root: Path, out: Path) -> None:
     if out.exists() or out.is_symlink():
         raise ArtifactError(f"{out} exists; choose another file or remove it")
     if not out.parent.is_dir():
-        raise ArtifactError(f"cannot write {out}: {out.parent} is no directory; create it first")
+        raise ArtifactError(f"cannot write {out}: {out.parent} is not a directory; create it first")

@@ -24,7 +24,7 @@ _LARGEST_CODE = {".scale": 255, ".weight_scale": 127}
 
 
 def expected_tensors(unet: nn.Module, scheme: Scheme, *, num_steps: int) -> dict[str, TensorType]:
-    """Type and shape of every tensor of the file, by name.
+    """Return type and shape of every tensor of the file, by name.
 
     `unet` is the float network, possibly on the meta device. Float parameters that are not quantized appear
     with its dtype; a cache-only artifact may hold them in another floating-point one.
@@ -46,7 +46,7 @@ def expected_tensors(unet: nn.Module, scheme: Scheme, *, num_steps: int) -> dict
 
 
 def float_parameters(unet: nn.Module, scheme: Scheme) -> dict[str, Tensor]:
-    """Parameters and buffers of the float network that stay: all but those of quantized layers."""
+    """Return the parameters and buffers of the float network that stay: all but those of quantized layers."""
     quantized = tuple(f"{layer.name}." for layer in scheme.layers)
     return {
         name: value for name, value in unet.state_dict().items() if not name.startswith(quantized or ("\0",))
@@ -54,7 +54,7 @@ def float_parameters(unet: nn.Module, scheme: Scheme) -> dict[str, Tensor]:
 
 
 def stored_tensors(unet: nn.Module, scheme: Scheme, table: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors to write: packed codes, scales, zero points, biases and the small float parameters."""
+    """Return the tensors to write: packed codes, scales, zero points, biases, small float parameters."""
     stored = {
         name: value.detach().cpu().contiguous() for name, value in float_parameters(unet, scheme).items()
     }
@@ -71,7 +71,7 @@ def stored_tensors(unet: nn.Module, scheme: Scheme, table: Mapping[str, Tensor])
 
 
 def read_codes(layer: LayerScheme, tensors: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
-    """Int8 codes of a layer, `shape` being that of its weight."""
+    """Return the int8 codes of a layer, `shape` being that of its weight."""
     return weight_format(layer.weight_bits).unpack(tensors[f"{layer.name}.codes"], shape)
 
 
@@ -105,10 +105,10 @@ def _site_tensors(name: str, num_steps: int) -> dict[str, TensorType]:
 
 
 def check_denoiser(files: Sequence[Path], unet: nn.Module, manifest: Manifest) -> None:
-    """Compares headers, then values, with what the scheme says for this network.
+    """Compare headers, then values, with what the scheme says for this network.
 
     Raises:
-        ArtifactCorrupt: naming the file and the tensor.
+        ArtifactCorruptError: naming the file and the tensor.
         OSError: a file cannot be read.
     """
     expected = expected_tensors(unet, manifest.scheme, num_steps=manifest.schedule.num_steps)
@@ -116,7 +116,7 @@ def check_denoiser(files: Sequence[Path], unet: nn.Module, manifest: Manifest) -
     for file in files:
         header = read_header(file)
         if header.metadata:
-            raise ArtifactCorruptError(f"{file} has metadata, which the format does not know; deploy again")
+            raise ArtifactCorruptError(f"{file} has metadata, which the format does not allow; deploy again")
         if not header.tensors and len(files) > 1:
             raise ArtifactCorruptError(f"{file} is an empty shard; deploy again")
         for name, tensor in header.tensors.items():
@@ -141,10 +141,12 @@ def check_denoiser(files: Sequence[Path], unet: nn.Module, manifest: Manifest) -
 def _check_names(files: Sequence[Path], found: set[str], expected: set[str]) -> None:
     path = files[0] if len(files) == 1 else files[0].parent
     if missing := sorted(expected - found):
-        raise ArtifactCorruptError(f"{path} lacks {len(missing)} tensors, the first is {missing[0]!r}")
+        raise ArtifactCorruptError(
+            f"{len(missing)} tensors are missing from {path}; the first is {missing[0]!r}"
+        )
     if extra := sorted(found - expected):
         raise ArtifactCorruptError(
-            f"{path} holds {len(extra)} tensors outside the scheme, the first is {extra[0][:200]!r}"
+            f"{path} holds {len(extra)} tensors that are not in the scheme; the first is {extra[0][:200]!r}"
         )
 
 

@@ -42,7 +42,7 @@ _UNETS = {
 def verify(
     path: str | Path, *, signature: str | Path | None = None, public_key: str | Path | None = None
 ) -> Manifest:
-    """Checks an artifact from its manifest down to every value, and returns the manifest.
+    """Check an artifact from its manifest down to every value, and return the manifest.
 
     Checked are the manifest's own digest; that exactly the listed files are there, as plain files, with
     their digests; that scheme, schedule and sampler are those that the recipe means for this network; that
@@ -58,8 +58,8 @@ def verify(
         ArtifactError: there is no artifact at `path`, or it cannot be read; or the signature was made with
             another key, or cannot be checked here.
         ArtifactVersionError: another format version, or a denoiser class that this version does not know.
-        ArtifactCorrupt: a file or tensor is missing, extra or altered; or the signature is damaged, or of
-            another artifact.
+        ArtifactCorruptError: a file or tensor is missing, extra or altered; or the signature is damaged, or
+            of another artifact.
     """
     if (signature is None) != (public_key is None):
         raise ArtifactError("signature and public_key belong together; give both, or neither")
@@ -84,7 +84,7 @@ def verify(
 
 
 def _check_contents(root: Path, manifest: Manifest) -> None:
-    """What the digests say is unaltered is also what an artifact may hold."""
+    """Check that what the digests say is unaltered is also what an artifact may hold."""
     tensor_files = denoiser_files(root, manifest)
     for name in (UNET_CONFIG, MODEL_INDEX, SCHEDULER_CONFIG):
         if name not in manifest.files:
@@ -99,11 +99,11 @@ def _check_contents(root: Path, manifest: Manifest) -> None:
     try:
         check_denoiser(tensor_files, unet, manifest)
     except SafetensorError as error:
-        raise ArtifactCorruptError(f"{tensor_files[0].parent} holds no safetensors: {error}") from error
+        raise ArtifactCorruptError(f"{tensor_files[0].parent} holds no valid safetensors: {error}") from error
 
 
 def empty_unet(root: Path, manifest: Manifest) -> nn.Module:
-    """The float network of the artifact on the meta device: shapes, no memory."""
+    """Return the float network of the artifact on the meta device: shapes, no memory."""
     if manifest.unet_class not in _UNETS:
         raise ArtifactVersionError(
             f"{root} needs denoiser class {manifest.unet_class[:80]!r}; this version runs {sorted(_UNETS)}"
@@ -146,7 +146,7 @@ class LayerRow:
 
 
 def layer_rows(root: Path, manifest: Manifest) -> list[LayerRow]:
-    """A row for each layer of the scheme, then for each attention; the artifact has been verified."""
+    """Return a row for each layer of the scheme, then for each attention; the artifact has been verified."""
     scheme = manifest.scheme
     names = [layer.name for layer in scheme.layers] + [attention.name for attention in scheme.attentions]
     sizes = _sizes(denoiser_files(root, manifest), names)
@@ -179,7 +179,7 @@ def layer_rows(root: Path, manifest: Manifest) -> list[LayerRow]:
 
 
 def _sizes(files: Iterable[Path], modules: Iterable[str]) -> Counter[str]:
-    """Bytes of the tensors of each module, those of modules inside it left out."""
+    """Return the bytes of the tensors of each module, those of modules inside it left out."""
     known, sizes = set(modules), Counter[str]()
     for file in files:
         for name, tensor in read_header(file).tensors.items():

@@ -9,7 +9,7 @@ from errata.runtime.schedule import CacheSchedule, StepKind
 
 
 def owned(denoiser: Denoiser) -> Denoiser:
-    """`denoiser`, whose answers are copied if it says that it `reuses_outputs`; see `Denoiser`."""
+    """Return `denoiser`, whose answers are copied if it says that it `reuses_outputs`; see `Denoiser`."""
     return CopyingDenoiser(denoiser) if getattr(denoiser, "reuses_outputs", False) else denoiser
 
 

@@ -42,19 +42,19 @@ class Denoiser(Protocol):
         """Training time of every recorded call."""
 
     def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
-        """The prediction `(B, C, H, W)` and the feature that cached calls read (None without a cache)."""
+        """Return the prediction `(B, C, H, W)` and the feature for cached calls (None without a cache)."""
 
     def cached(
         self, x: Tensor, step: int, cond: Conditioning, feature: Tensor, *, is_extrapolated: bool = False
     ) -> Tensor:
-        """The prediction from the shallow branch and a feature.
+        """Return the prediction from the shallow branch and a feature.
 
         The feature is one that a full call left, or made of several: then the part of an error correction
         that was fitted for plain reuse does not apply.
         """
 
     def cost(self, kind: StepKind, *, batch_size: int | None = None) -> float:
-        """Measured seconds of one call of that kind at the latest shape, or at `batch_size`."""
+        """Return the measured seconds of one call of that kind at the latest shape, or at `batch_size`."""
 
 
 class UNetDenoiser:
@@ -144,7 +144,7 @@ class UNetDenoiser:
     def at(
         self, schedule: CacheSchedule, timesteps: tuple[float, ...], ranges_of: tuple[int, ...]
     ) -> UNetDenoiser:
-        """The same network at other calls; see the class for the arguments."""
+        """Return the same network at other calls; see the class for the arguments."""
         return UNetDenoiser(
             self._unet, self._context, schedule, timesteps, correction=self._correction, ranges_of=ranges_of
         )
@@ -213,7 +213,7 @@ def measured_costs(denoiser: Denoiser, x: Tensor, cond: Conditioning) -> dict[St
 
 
 def _resized(value: Tensor, rows: int, batch_size: int) -> Tensor:
-    """Conditioning for another batch size; what is not one entry per row stays as it is."""
+    """Return the conditioning for another batch size; what is not one entry per row stays as it is."""
     if value.ndim == 0 or value.shape[0] != rows:
         return value
     return value[:1].expand(batch_size, *value.shape[1:])

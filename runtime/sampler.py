@@ -30,7 +30,7 @@ class Sampler:
     timesteps: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value; `from_json` reads it back."""
+        """Return a plain JSON value; `from_json` reads it back."""
         return {
             "scheduler_class": self.scheduler_class,
             "num_inference_steps": self.num_inference_steps,
@@ -39,7 +39,7 @@ class Sampler:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Sampler:
-        """Inverse of `to_json`."""
+        """Read back what `to_json` wrote."""
         return cls(
             scheduler_class=str(value["scheduler_class"]),
             num_inference_steps=int(value["num_inference_steps"]),
@@ -48,7 +48,7 @@ class Sampler:
 
 
 def calls_per_step(timesteps: Sequence[float]) -> int:
-    """The largest c such that the calls fall into blocks of c in a row at one timestep; 1 for most samplers.
+    """Return the largest c such that calls come in blocks of c at one timestep; 1 for most samplers.
 
     A sampler may come back to a timestep by itself: PNDM's `t0, t1, t1, t2, …` and Heun's
     `t0, t1, t1, t2, t2, …` have c = 1, because some timestep stands there once; the same with guidance in two
@@ -62,11 +62,11 @@ def calls_per_step(timesteps: Sequence[float]) -> int:
 
 
 def timesteps_at(scheduler: Any, sampler: Sampler, *, calls_per_step: int, steps: int) -> tuple[float, ...]:
-    """The timestep of every denoiser call when the scheduler takes `steps` steps.
+    """Return the timestep of every denoiser call when the scheduler takes `steps` steps.
 
     Raises:
-        ArtifactMismatch: it takes no such number, or what was recorded are not its own timesteps, so nobody
-            knows which they would be at another number.
+        ArtifactMismatchError: it does not take that number, or the recorded timesteps are not its own, so
+            those at another number are unknown.
     """
     recorded = _timesteps(scheduler, sampler.num_inference_steps, calls_per_step)
     is_own = len(recorded) == len(sampler.timesteps) and all(

@@ -91,10 +91,10 @@ class SteppedUNet(nn.Module):
     def forward(
         self, sample: Tensor, timestep: Tensor | float, *args: Any, step: int | None = None, **kwargs: Any
     ) -> UNet2DOutput | tuple[Tensor]:
-        """Predicts for `sample` `(B, C, H, W)` at `timestep`; other arguments as in the float network.
+        """Predict for `sample` `(B, C, H, W)` at `timestep`; other arguments as in the float network.
 
         Raises:
-            ArtifactMismatch: the timestep was not recorded, or an argument is neither tensor nor None.
+            ArtifactMismatchError: the timestep was not recorded, or an argument is neither tensor nor None.
             TypeError: an argument that the float network does not take, or a missing one.
         """
         call = read_arguments(self._signature, (sample, timestep, *args), kwargs)
@@ -109,10 +109,10 @@ class SteppedUNet(nn.Module):
         return UNet2DOutput(sample=prediction) if call.return_dict else (prediction,)
 
     def step_of(self, timestep: float) -> int:
-        """First recorded step at that timestep.
+        """Return the first recorded step at that timestep.
 
         Raises:
-            ArtifactMismatch: there is none.
+            ArtifactMismatchError: no step was recorded at it.
         """
         recorded = self.denoiser.timesteps
         for step, time in enumerate(recorded):
@@ -126,6 +126,6 @@ class SteppedUNet(nn.Module):
 
 
 def _signature(network: type[nn.Module]) -> inspect.Signature:
-    """What a network of that class takes, quantized or not."""
+    """Return what a network of that class takes, quantized or not."""
     signature = inspect.signature(network.forward)
     return signature.replace(parameters=list(signature.parameters.values())[1:])

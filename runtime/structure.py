@@ -44,7 +44,7 @@ class UpResnet:
 
 
 def up_resnets(unet: Any) -> tuple[UpResnet, ...]:
-    """All resnets of the up path, in the order in which they run."""
+    """Return all resnets of the up path, in the order in which they run."""
     hidden = int(unet.config.block_out_channels[-1])
     found = []
     for block_index, block in enumerate(unet.up_blocks):
@@ -57,7 +57,7 @@ def up_resnets(unet: Any) -> tuple[UpResnet, ...]:
 
 
 def skip_widths(unet: nn.Module) -> dict[str, int]:
-    """Width of the main half of every concatenated input, by layer name; `unet` is a float one.
+    """Return the width of the main half of every concatenated input, by layer name; `unet` is a float one.
 
     The first convolution (and the 1x1 shortcut) of an up-block resnet reads `[hidden, skip]` concatenated
     over channels; the value is the number of channels of `hidden`.
@@ -70,7 +70,7 @@ def skip_widths(unet: nn.Module) -> dict[str, int]:
 
 
 def feature_channels(unet: nn.Module, branch: int) -> int:
-    """Width of the feature that a cache keeps when its cached steps recompute the last `branch` resnets.
+    """Return the width of the feature that a cache keeps, with `branch` resnets recomputed in cached steps.
 
     Raises:
         RecipeError: this UNet cannot be cached, or not there.
@@ -79,7 +79,7 @@ def feature_channels(unet: nn.Module, branch: int) -> int:
 
 
 def feature_readers(unet: nn.Module, branch: int) -> tuple[str, ...]:
-    """Names of the layers that read that feature: a `conv1` and, where there is one, its `conv_shortcut`.
+    """Return the names of the layers that read that feature: a `conv1` and, if any, its `conv_shortcut`.
 
     Raises:
         RecipeError: this UNet cannot be cached, or not there.
@@ -88,7 +88,7 @@ def feature_readers(unet: nn.Module, branch: int) -> tuple[str, ...]:
 
 
 def default_branch(unet: nn.Module) -> int:
-    """How many resnets the papers recompute: 3 for an unconditional pixel-space network, else 1.
+    """Return how many resnets the papers recompute: 3 for an unconditional pixel-space network, else 1.
 
     Raises:
         RecipeError: this UNet cannot be cached.
@@ -99,7 +99,7 @@ def default_branch(unet: nn.Module) -> int:
 
 
 def embedding_layers(unet: nn.Module) -> frozenset[str]:
-    """Names of the convolution and linear layers that work on the embedding of time, class and conditions.
+    """Return the names of the layers that work on the embedding of time, class and conditions.
 
     They read one vector (or one per token) a sample and see every step; recipes keep 8-bit weights and float
     activations there. Among them are the projections in every resnet and in every adaptive group norm.
@@ -114,7 +114,7 @@ def embedding_layers(unet: nn.Module) -> frozenset[str]:
 
 
 def cut_at(unet: nn.Module, branch: int) -> UpResnet:
-    """The first of the last `branch` resnets of the up path.
+    """Return the first of the last `branch` resnets of the up path.
 
     Raises:
         RecipeError: this UNet cannot be cached, or has fewer resnets there.
@@ -129,20 +129,20 @@ def cut_at(unet: nn.Module, branch: int) -> UpResnet:
 
 
 def is_cacheable(unet: nn.Module) -> bool:
-    """Whether features of this UNet can be cached."""
+    """Return whether features of this UNet can be cached."""
     return not _obstacle(unet)
 
 
 def check_cacheable(unet: nn.Module) -> None:
-    """Refuses a UNet whose features cannot be cached.
+    """Check that the features of a UNet can be cached.
 
     Raises:
         RecipeError: naming the block.
     """
     if obstacle := _obstacle(unet):
         raise RecipeError(
-            f"a feature cache cannot serve this {type(unet).__name__}: {obstacle}; "
-            "take a recipe without a cache"
+            f"this {type(unet).__name__} cannot use a feature cache: {obstacle}; "
+            "choose a recipe without a cache"
         )
 
 
@@ -154,7 +154,7 @@ def _obstacle(unet: Any) -> str:
                 return f"{kind}_blocks.{index} is a {type(block).__name__}, supported are {allowed}"
     outputs = 1 + sum(len(block.resnets) + (block.downsamplers is not None) for block in unet.down_blocks)
     if outputs != len(up_resnets(unet)):
-        return f"its down blocks leave {outputs} skip inputs for {len(up_resnets(unet))} up-block resnets"
+        return f"its down blocks make {outputs} skip inputs for {len(up_resnets(unet))} up-block resnets"
     return ""
 
 
@@ -171,7 +171,7 @@ def _out_channels(resnet: Any) -> int:
 
 
 def check_supported(unet: Any) -> None:
-    """Refuses a network that can be neither quantized nor cached.
+    """Check that a network can be quantized or cached.
 
     Raises:
         RecipeError: naming the class, layer or adapter at fault.
@@ -190,7 +190,7 @@ def check_supported(unet: Any) -> None:
 
 
 def check_no_lora(unet: nn.Module) -> None:
-    """Refuses a UNet whose low-rank adapters are not part of its weights yet.
+    """Check that a UNet has no low-rank adapters beside its weights.
 
     Raises:
         RecipeError: naming a layer that has one.
@@ -213,8 +213,8 @@ def _check_attention(name: str, attention: Any) -> None:
         )
     if attention.fused_projections:
         raise RecipeError(
-            f"attention {name!r} has fused projections besides its own; load the pipeline anew, and leave "
-            "out pipe.fuse_qkv_projections()"
+            f"attention {name!r} has fused projections besides its own; load the pipeline again without "
+            "pipe.fuse_qkv_projections()"
         )
     processor = type(attention.processor)
     is_ours = processor.__module__.startswith("errata.")

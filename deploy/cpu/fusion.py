@@ -32,7 +32,7 @@ from errata.runtime.step_context import StepContext
 
 
 def fuse(unet: nn.Module, context: StepContext) -> dict[str, str]:
-    """Replaces in `unet` itself whatever can be fused; names of layers stay.
+    """Replace in `unet` itself whatever can be fused; names of layers stay.
 
     Float convolutions that are left get channels_last weights, so that everything is in one memory format.
 
@@ -64,7 +64,7 @@ def fuse(unet: nn.Module, context: StepContext) -> dict[str, str]:
 
 
 def embeds_time_only(unet: Any) -> bool:
-    """Whether the embedding that ResNet blocks get follows from the time of the step alone."""
+    """Return whether the embedding that ResNet blocks get follows from the time of the step alone."""
     conditions = ("class_embedding", "add_embedding", "aug_emb")
     is_plain = all(getattr(unet, name, None) is None for name in conditions)
     return is_plain and getattr(unet.time_embedding, "cond_proj", None) is None
@@ -90,11 +90,11 @@ class OneTimeEmbedding(nn.Module):
 
     @staticmethod
     def is_fusible(block: nn.Module) -> bool:
-        """Whether it is one that gets nothing but the time."""
+        """Return whether it is one that gets nothing but the time."""
         return isinstance(block, TimestepEmbedding) and block.cond_proj is None
 
     def forward(self, sample: Tensor, condition: None = None) -> Tensor:
-        """`(B, C)` to `(B, D)`, as the block."""
+        """Map `(B, C)` to `(B, D)`, as the block."""
         is_alike = self._context.time is not None
         embedded: Tensor = self.linear_1(sample[:1] if is_alike else sample)
         embedded = self.linear_2(embedded if self.act is None else self.act(embedded))
@@ -125,7 +125,7 @@ class FusedResnet(nn.Module):
 
     @staticmethod
     def is_fusible(block: nn.Module) -> bool:
-        """Whether it is a plain ResNet block whose convolutions are int8 layers."""
+        """Return whether it is a plain ResNet block whose convolutions are int8 layers."""
         return (
             isinstance(block, ResnetBlock2D)
             and block.upsample is None
@@ -138,7 +138,7 @@ class FusedResnet(nn.Module):
 
     @torch.compiler.disable
     def forward(self, input_tensor: Tensor, temb: Tensor | None = None) -> Tensor:
-        """`(B, C, H, W)` and `(B, D)` to `(B, C', H, W)`, as the block."""
+        """Map `(B, C, H, W)` and `(B, D)` to `(B, C', H, W)`, as the block."""
         shortcut = inner(self.conv_shortcut)
         raw = shortcut if isinstance(shortcut, Int8Layer) else None
         codes, raw_codes = normed_codes(input_tensor, self.norm1, inner(self.conv1), silu=True, raw=raw)
@@ -180,7 +180,7 @@ class FusedUpsample(nn.Module):
 
     @staticmethod
     def is_fusible(block: nn.Module) -> bool:
-        """Whether it is one that interpolates and then convolves."""
+        """Return whether it is one that interpolates and then convolves."""
         return (
             isinstance(block, Upsample2D)
             and block.interpolate
@@ -191,7 +191,7 @@ class FusedUpsample(nn.Module):
 
     @torch.compiler.disable
     def forward(self, hidden_states: Tensor, output_size: int | None = None) -> Tensor:
-        """`(B, C, H, W)` to `(B, C', 2H, 2W)`, or to `output_size`."""
+        """Map `(B, C, H, W)` to `(B, C', 2H, 2W)`, or to `output_size`."""
         size: dict[str, Any] = {"scale_factor": 2.0} if output_size is None else {"size": output_size}
         codes = self.conv.quantized(self.conv.split(hidden_states))
         repeated = [functional.interpolate(part, mode="nearest", **size) for part in codes]
@@ -207,7 +207,7 @@ class FusedDownsample(nn.Module):
 
     @staticmethod
     def is_fusible(block: nn.Module) -> bool:
-        """Whether it is one that pads by itself, on the right and below."""
+        """Return whether it is one that pads by itself, on the right and below."""
         return (
             isinstance(block, Downsample2D)
             and block.use_conv
@@ -218,7 +218,7 @@ class FusedDownsample(nn.Module):
 
     @torch.compiler.disable
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """`(B, C, H, W)` to `(B, C', H // 2, W // 2)`."""
+        """Map `(B, C, H, W)` to `(B, C', H // 2, W // 2)`."""
         codes = self.conv.quantized(self.conv.split(hidden_states))
         padded = [
             functional.pad(part, (0, 1, 0, 1), value=zero_point)
@@ -236,7 +236,7 @@ class FusedOutput(nn.Module):
 
     @staticmethod
     def is_fusible(unet: Any) -> bool:
-        """Whether the network ends so, with an int8 convolution."""
+        """Return whether the network ends so, with an int8 convolution."""
         return (
             isinstance(getattr(unet, "conv_norm_out", None), nn.GroupNorm)
             and isinstance(getattr(unet, "conv_act", None), nn.SiLU)
@@ -245,12 +245,12 @@ class FusedOutput(nn.Module):
 
     @classmethod
     def into(cls, unet: Any) -> None:
-        """Puts one into the network, in place."""
+        """Put one into the network, in place."""
         unet.conv_norm_out, unet.conv_act, unet.conv_out = cls(unet), nn.Identity(), PassedOn(unet.conv_out)
 
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` to `(B, C', H, W)`."""
+        """Map `(B, C, H, W)` to `(B, C', H, W)`."""
         codes, _ = normed_codes(x, self.norm, inner(self.conv), silu=True)
         return product(self.conv, codes)
 
@@ -263,12 +263,12 @@ class PassedOn(nn.Module):
         self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` itself."""
+        """Return `x` itself."""
         return x
 
 
 def inner(layer: Any) -> Any:
-    """The layer whose output is corrected in cached calls, or the layer itself."""
+    """Return the layer whose output is corrected in cached calls, or the layer itself."""
     return layer.layer if isinstance(layer, CorrectedOutput) else layer
 
 
@@ -277,7 +277,7 @@ def _is_corrected(layer: nn.Module) -> bool:
 
 
 def product(layer: Any, codes: Sequence[Tensor], added: Tensor | None = None) -> Tensor:
-    """The layer on the codes of its parts, corrected where that is due, plus `added`; free to be changed."""
+    """Return the layer on the codes of its parts, corrected where due, plus `added`; free to be changed."""
     quantized: Int8Layer = inner(layer)
     if not _is_corrected(layer):
         return quantized.product(codes, quantized.bias, added)

@@ -131,7 +131,9 @@ FUSED_ATTENTION = register_attention_kernel(
         devices=("cpu",),
         backends=("auto",),
         obstacle=_int8_obstacle,
-        reason=lambda request: "query, key, value and softmax output in floating point, above the scheme",
+        reason=lambda request: (
+            "query, key, value and softmax output stay in floating point, more precise than the scheme"
+        ),
         build=lambda request: CPUAttention(),
     )
 )
@@ -142,7 +144,7 @@ FLOAT_ATTENTION = register_attention_kernel(
         devices=("cpu",),
         backends=("onednn", "vnni"),
         obstacle=_int8_obstacle,
-        reason=lambda request: "inputs on the 8-bit grid, float products",
+        reason=lambda request: "inputs are quantized to 8 bits, products are in floating point",
         build=_on_grid,
     )
 )

@@ -29,7 +29,7 @@ class Part:
     table: DeviceStepTable
 
     def product(self, name: str, window: Window) -> nn.Module:
-        """The way of that name."""
+        """Return the way of that name."""
         if name in TILES:
             return TritonProduct(self.weight, self.bias, self.table, window, TILES[name])
         if name == INT_MM:
@@ -38,7 +38,7 @@ class Part:
 
 
 def half_for(dtype: torch.dtype) -> str:
-    """The half precision to weigh against int8 for activations of that type.
+    """Return the half precision to weigh against int8 for activations of that type.
 
     Their own, if they are half; for float32 bfloat16, whose exponent nothing in float32 can exceed.
     """
@@ -54,7 +54,7 @@ def candidates(
     dtype: torch.dtype,
     has_triton: bool,
 ) -> tuple[str, ...]:
-    """Names of what can compute a layer at a shape; `rows` are output pixels, or rows of a linear layer."""
+    """Return the names of what can compute a layer at a shape; `rows` are output pixels, or rows."""
     names = tuple(TILES) if has_triton else ()
     fits = all(taps * width % _INT_MM_MULTIPLE == 0 for width in channels)
     if fits and out_channels % _INT_MM_MULTIPLE == 0 and rows > _INT_MM_MORE_ROWS_THAN:

@@ -66,7 +66,7 @@ def runtime_layer(request: LayerRequest) -> CudaLayer:
 
 
 def follow_choices(unet: nn.Module, rows: list[BackendRow]) -> None:
-    """Keeps the lines of the layers of `unet` up to date, in `rows` itself, with what is chosen for them."""
+    """Keep the lines of the layers of `unet` up to date, in `rows` itself, with what is chosen for them."""
     places = {row.layer: place for place, row in enumerate(rows)}
     for module in unet.modules():
         if isinstance(module, CudaLayer) and isinstance(module.selection, Measured):
@@ -91,23 +91,23 @@ class _Follower:
 
 
 def row_of(selection: Measured) -> tuple[str, str]:
-    """Backend and reason of a layer after its latest choice: all shapes so far, with all times."""
+    """Return backend and reason of a layer after its latest choice: all shapes so far, with all times."""
     names = {choice.name for choice in selection.choices.values()}
     kinds = {"triton" if name not in (INT_MM, *HALVES) else name for name in names}
     texts = [f"{shape.describe()}: {choice.describe()}" for shape, choice in selection.choices.items()]
     if kinds & set(HALVES):
-        texts.append("half precision takes its input as it is, not on the 8-bit grid")
+        texts.append("half precision reads its input unquantized")
     return " / ".join(sorted(kinds)), "; ".join(["fastest at each shape", *texts])
 
 
 def triton_obstacle(device: torch.device) -> str:
-    """Why Triton's kernels cannot run on `device`; empty where they can.
+    """Return why Triton's kernels cannot run on `device`; empty where they can.
 
     On a CPU they run in Triton's interpreter, if `TRITON_INTERPRET=1` was set before triton was imported: for
     tests, thousands of times slower.
     """
     if not _has_triton():
-        return "triton is not installed (CUDA builds of torch bring it along)"
+        return "triton is not installed (it comes with CUDA builds of torch)"
     if device.type == "cpu":
         return "" if os.environ.get("TRITON_INTERPRET") == "1" else "Triton's kernels need a CUDA device"
     if device.type != "cuda":
@@ -125,7 +125,7 @@ def triton_obstacle(device: torch.device) -> str:
 
 
 def describe(device: torch.device) -> Key:
-    """Device and versions, which measured times depend on."""
+    """Return device and versions, which measured times depend on."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": str(torch.__version__),
@@ -186,7 +186,8 @@ CUDA_ATTENTION = register_attention_kernel(
         devices=("cuda",),
         backends=("auto",),
         reason=lambda request: (
-            "query, key, value on the 8-bit grid; softmax output in floating point, above the scheme"
+            "query, key and value are quantized to 8 bits; softmax output stays in "
+            "floating point, more precise than the scheme"
         ),
         build=_fused_attention,
     )

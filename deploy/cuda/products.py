@@ -25,7 +25,7 @@ class Product(Protocol):
     """One part of a layer, computed in some way."""
 
     def __call__(self, x: Tensor, residual: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """The product in `dtype`; see the module for the shapes."""
+        """Return the product in `dtype`; see the module for the shapes."""
 
 
 class TritonProduct(nn.Module):
@@ -120,7 +120,7 @@ class HalfProduct(nn.Module):
 
 
 def written_out(codes: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
-    """The windows of `codes`, `(B, H, W, C)`, padded already: `(B, H', W', taps · C)`, contiguous."""
+    """Return the windows of `codes`, `(B, H, W, C)`, padded already: `(B, H', W', taps · C)`, contiguous."""
     if window.kernel == (1, 1) and window.stride == (1, 1):
         return codes.contiguous()
     taps = [

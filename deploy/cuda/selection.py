@@ -44,7 +44,7 @@ class LayerShape:
 
     @classmethod
     def of(cls, layer: CudaLayer, parts: Sequence[Tensor], x: Tensor, residual: Tensor | None) -> LayerShape:
-        """The shape of a call; `parts` are its input as pixels, `(B, H, W, C)`."""
+        """Return the shape of a call; `parts` are its input as pixels, `(B, H, W, C)`."""
         batch, height, width, _ = parts[0].shape
         out_height, out_width = layer.window.output_size(height, width)
         return cls(
@@ -55,7 +55,7 @@ class LayerShape:
         )
 
     def describe(self) -> str:
-        """Short text, such as `2x320x64x64 float32`."""
+        """Return a short text, such as `2x320x64x64 float32`."""
         added = ", with residual" if self.has_residual else ""
         return f"{'x'.join(map(str, self.input))} {_name(self.dtype)}{added}"
 

@@ -15,7 +15,7 @@ class Timer(Protocol):
     """Measures one call."""
 
     def prepare(self, call: Callable[[], object]) -> Callable[[], float]:
-        """Readies `call`; what is returned runs it and gives seconds per call, as often as wanted."""
+        """Prepare `call`; return a function that runs it and gives seconds per call, as often as wanted."""
 
 
 class CudaTimer:

@@ -41,7 +41,7 @@ class PartWeight(Exact):
         self.register_buffer("scale", scale.float().contiguous())
 
     def unpacked(self) -> Tensor:
-        """The codes, int8, `(O, taps, C)`; the buffer itself where it is that already."""
+        """Return the codes, int8, `(O, taps, C)`; the buffer itself where it is that already."""
         layout = PACKED_LAYOUTS.get(self.bits)
         return self.codes if layout is None else layout[1](self.codes, self.channels)
 
@@ -52,7 +52,7 @@ class PartWeight(Exact):
 
 
 def pack_groups(codes: Tensor) -> Tensor:
-    """Four-bit codes `(O, taps, C)` two to a byte, as the kernel unpacks them without moving any.
+    """Return four-bit codes `(O, taps, C)` two to a byte, as the kernel unpacks them without moving any.
 
     Channels are filled up with zeros to groups of 64. Byte `j` of a group holds code `j` in the low nibble
     and code `j + 32` in the high one: so each half of a group is a tile of its own.
@@ -66,7 +66,7 @@ def pack_groups(codes: Tensor) -> Tensor:
 
 
 def unpack_groups(packed: Tensor, channels: int) -> Tensor:
-    """Inverse of `pack_groups`: int8, `(O, taps, channels)`."""
+    """Return the codes that `pack_groups` packed, int8, `(O, taps, channels)`."""
     low, high = (packed << 4) >> 4, packed >> 4
     return torch.stack([low, high], dim=-2).flatten(2)[..., :channels].contiguous()
 

@@ -46,7 +46,7 @@ def export_onnx(
     form: str = "gathered",
     example: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes the engine directory `out` of an artifact, and returns its path.
+    """Write the engine directory `out` of an artifact, and return its path.
 
     Before the directory is there, the engine is compared with the artifact's reference backend at the first,
     middle and last step, in full and cached, see `agreement.check_agreement`. Height, width and lengths are
@@ -90,7 +90,7 @@ def _check_full_precision(tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
         if value.is_floating_point() and value.dtype is not torch.float32:
             raise ArtifactError(
-                f"the artifact keeps {name!r} in {value.dtype}, and an ONNX engine on the CPU computes in "
+                f"the artifact stores {name!r} in {value.dtype}, and an ONNX engine on the CPU computes in "
                 "float32; compress the pipeline in float32 and export that"
             )
 
@@ -210,7 +210,7 @@ def example_inputs(
         first = first_line(error)
         raise ArtifactError(
             f"{type(deployed.pipe).__name__} refuses the call {sorted(arguments)} from which the inputs of "
-            f"the graphs are taken: {first}; give another one as `example`"
+            f"the graphs are taken: {first}; pass other arguments as `example`"
         ) from error
     assert spy.given is not None  # every pipeline calls its denoiser, or raises
     sample, cond = spy.given
@@ -221,8 +221,8 @@ def _guessed(pipe: Any) -> dict[str, Any]:
     takes = inspect.signature(type(pipe).__call__).parameters
     if "image" in takes:
         raise ArtifactError(
-            f"{type(pipe).__name__} needs a picture: give a call of it as `example`, in Python, with a "
-            "picture of the size that it will be used for"
+            f"{type(pipe).__name__} needs an image: in Python, pass the arguments of a call as `example`, "
+            "with an image of the size that it will be used for"
         )
     arguments: dict[str, Any] = {}
     if "prompt" in takes:

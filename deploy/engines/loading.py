@@ -25,7 +25,7 @@ _FILES: dict[StepKind, str] = {"full": FULL, "cached": CACHED}
 
 
 def load(path: str | Path) -> DeployedPipeline:
-    """Verifies the engine directory at `path` and loads it; it runs on the CPU.
+    """Verify the engine directory at `path`, then load it; it runs on the CPU.
 
     The pipeline is called and corrected like that of an artifact. It takes samples and conditions of the
     sizes that it was exported for, in any number. Other numbers of sampling steps cannot be mapped to it.
@@ -46,7 +46,7 @@ def load(path: str | Path) -> DeployedPipeline:
 
 
 def make_denoiser(root: Path, manifest: EngineManifest) -> EngineDenoiser:
-    """What the graphs of a verified engine evaluate.
+    """Return what the graphs of a verified engine evaluate.
 
     Raises:
         ArtifactError: onnxruntime cannot run them, or is not installed.
@@ -93,7 +93,9 @@ def _kernel(form: str, *, is_quantized: bool) -> tuple[str, str]:
     if not is_quantized:
         return "onnxruntime float", "weights dequantized at each call, float product"
     if form == "qdq":
-        return "onnxruntime float", "inputs on the 8-bit grid, float product; int8 in OpenVINO and TensorRT"
+        return "onnxruntime float", (
+            "inputs are quantized to 8 bits, the product is in floating point; int8 in OpenVINO and TensorRT"
+        )
     return "onnxruntime int8", "int8 product"
 
 
@@ -140,7 +142,7 @@ class EngineDenoiser:
 
         Raises:
             ValueError: the step was not recorded.
-            ArtifactMismatch: an input is not as the engine was exported for.
+            ArtifactMismatchError: an input is not as the engine was exported for.
         """
         prediction, *features = self._graphs["full"](self._inputs(x, step, cond))
         self._latest = (x, cond)
@@ -153,7 +155,7 @@ class EngineDenoiser:
 
         Raises:
             ValueError: the model has no cache, or the step was not recorded.
-            ArtifactMismatch: an input is not as the engine was exported for.
+            ArtifactMismatchError: an input is not as the engine was exported for.
         """
         if not self._schedule.has_cache:
             raise ValueError("this model has no feature cache: every step is a full one")

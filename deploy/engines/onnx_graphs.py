@@ -50,7 +50,7 @@ _FORMS: Mapping[str, tuple[PartMaker, type[EngineAttention | QDQAttention]]] = {
 def install_engine_layers(
     unet: nn.Module, scheme: Scheme, tensors: Mapping[str, Tensor], context: StepContext, *, form: str
 ) -> None:
-    """Puts them into `unet`, in place, for its float ones.
+    """Put the layers of an engine into `unet`, in place, for its float ones.
 
     Args:
         unet: the float network.
@@ -92,7 +92,7 @@ class EngineResampling(nn.Module):
         self.is_up = isinstance(module, KUpsample2D)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` at half or twice the height and width."""
+        """Return `(B, C, H, W)` at half or twice the height and width."""
         channels, height, width = sizes_of(x)[1:]
         border = (self.pad + 1) // 2 if self.is_up else self.pad
         padded = functional.pad(x, (border,) * 4, self.pad_mode)
@@ -156,7 +156,7 @@ def write_graphs(
     cond: Mapping[str, Tensor],
     folder: Path,
 ) -> None:
-    """Writes `full.onnx` and, with a cache, `cached.onnx` into `folder`.
+    """Write `full.onnx` and, with a cache, `cached.onnx` into `folder`.
 
     Args:
         network: with the layers of `install_engine_layers`, which read `context`.
@@ -200,7 +200,7 @@ def _write(graph: nn.Module, inputs: Mapping[str, Tensor], outputs: Mapping[str,
 
 
 def _state_sizes(file: Path, outputs: Mapping[str, Tensor], rows: int) -> None:
-    """The exporter leaves the sizes of outputs open, because it knows them of no node of another domain."""
+    """State the sizes of outputs: the exporter does not know them of nodes of another domain."""
     onnx = needed("onnx")
     model = onnx.load(str(file), load_external_data=False)
     for end in model.graph.output:
@@ -215,12 +215,12 @@ def _state_sizes(file: Path, outputs: Mapping[str, Tensor], rows: int) -> None:
 
 
 def has_rows(value: Tensor, rows: int) -> bool:
-    """Whether a tensor of a call with that many samples has one entry for each."""
+    """Return whether a tensor of a call with that many samples has one entry for each."""
     return value.ndim > 0 and value.shape[0] == rows
 
 
 def _as_scheduled(timesteps: Sequence[float]) -> Tensor:
-    """`(T,)`, of the type in which a scheduler would pass them."""
+    """Return `(T,)`, of the type in which a scheduler would pass them."""
     exact = torch.tensor(timesteps, dtype=torch.float64)
     if all(time.is_integer() for time in timesteps):
         return exact.to(torch.int64)

@@ -28,14 +28,14 @@ class StepTables(nn.Module):
         self.context = context
 
     def now(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of the current step, float32."""
+        """Return scale and zero point of the current step, float32."""
         return self.scale[self.context.step], self.zero_point[self.context.step].float()
 
 
 def weight_parts(
     scheme: LayerScheme, codes: Tensor, tensors: Mapping[str, Tensor], context: StepContext
 ) -> Iterator[tuple[Tensor, Tensor, StepTables]]:
-    """Codes and scales of the weight and tables of the input, part by part."""
+    """Return codes and scales of the weight and tables of the input, part by part."""
     return zip(
         codes.split(list(scheme.input_widths), dim=1),
         tensors[f"{scheme.name}.weight_scale"],
@@ -65,7 +65,7 @@ class GatheredPart(nn.Module):
         self.tables = tables
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Of the current step."""
+        """Return the product at the current step."""
         tables = self.tables
         result: Tensor = QuantizedProduct.apply(
             x,
@@ -110,7 +110,7 @@ class EngineLayer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shapes as the float layer."""
+        """Return the layer's output; same shapes as the float layer."""
         inputs = self.geometry.split(x, self.scheme.input_widths) if len(self.parts) > 1 else (x,)
         (first, given), *others = zip(self.parts, inputs, strict=True)
         output: Tensor = first(given, self.bias)
@@ -136,7 +136,7 @@ class WeightOnlyEngineLayer(nn.Module):
         self.register_buffer("bias", tensors.get(f"{scheme.name}.bias"))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shapes as the float layer."""
+        """Return the layer's output; same shapes as the float layer."""
         return self.geometry.apply(x, Dequantized.apply(self.codes, self.scale), self.bias)
 
 
@@ -187,7 +187,7 @@ def attend(
     *,
     on_grid: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Attention without the empty matrix that `baddbmm` reads, which a graph would fill and add."""
+    """Compute attention without the empty matrix that `baddbmm` reads, which a graph would fill and add."""
     query, key, value = (attn.head_to_batch_dim(x) for x in (query, key, value))
     probabilities = on_grid(_softmax(attn, torch.bmm(query, key.transpose(1, 2)), mask))
     return attn.batch_to_head_dim(torch.bmm(probabilities, value))
@@ -199,5 +199,5 @@ def _softmax(attn: Attention, scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def sizes_of(x: Tensor) -> tuple[int, ...]:
-    """Plain numbers, also while a network is traced."""
+    """Return plain numbers, also while a network is traced."""
     return tuple(int(size) for size in x.shape)

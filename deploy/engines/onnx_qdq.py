@@ -38,7 +38,7 @@ class QDQPart(nn.Module):
         self.tables = tables
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Of the current step."""
+        """Return the product at the current step."""
         scale, zero_point = self.tables.now()
         if self.geometry.is_conv:
             (top, left) = self.geometry.padding
@@ -78,14 +78,14 @@ class _Grid(nn.Module):
         self.tables = tables
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape."""
+        """Return `x` on the grid of the current step, same shape."""
         scale, zero_point = self.tables.now()
         result: Tensor = (shifted(x, scale, zero_point) - (zero_point - _MIDDLE)) * scale
         return result
 
 
 def shifted(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """The codes of `x` less 128, as whole floating-point numbers.
+    """Return the codes of `x` less 128, as whole floating-point numbers.
 
     Rounded with the zero point added, as `quantize` does, and before 128 is taken off: of a sum with other
     digits too many would be rounded the other way.

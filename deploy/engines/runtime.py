@@ -19,7 +19,7 @@ _ERRORS_ONLY = 3
 
 
 def needed(package: str) -> ModuleType:
-    """The package `onnx` or `onnxruntime`.
+    """Return the package `onnx` or `onnxruntime`.
 
     Raises:
         ArtifactError: it is not installed.
@@ -38,7 +38,7 @@ class Session:
     It takes as many threads as torch has when it is made. Copies share it: it holds weights, and no state.
 
     Raises:
-        ArtifactCorrupt: onnxruntime cannot make a session of the file.
+        ArtifactCorruptError: onnxruntime cannot make a session of the file.
         ArtifactError: onnxruntime is not installed.
     """
 
@@ -56,7 +56,7 @@ class Session:
             ) from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
-        """Itself."""
+        """Return itself."""
         return self
 
     @staticmethod
@@ -70,10 +70,10 @@ class Session:
         return options
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        """The outputs, float32, for all inputs by name; those that float are cast to float32.
+        """Return the outputs, float32, for all inputs by name; those that float are cast to float32.
 
         Raises:
-            ArtifactMismatch: inputs are missing, unknown, or of other sizes than the graph takes.
+            ArtifactMismatchError: inputs are missing, unknown, or of other sizes than the graph takes.
         """
         expected = {spec.name: spec for spec in self.spec.inputs}
         if odd := sorted(set(expected) ^ set(tensors)):

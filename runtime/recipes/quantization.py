@@ -87,7 +87,8 @@ class Quantization:
         for pattern, bits in self.bits.items():
             if type(pattern) is not str or not pattern or not is_weight_bits(bits):
                 raise RecipeError(
-                    f"bits: {pattern!r}: {bits!r}; a name pattern stands for {allowed_weight_bits('or')} bits"
+                    f"bits: {pattern!r}: {bits!r}; allowed bits for a name pattern are "
+                    f"{allowed_weight_bits()}"
                 )
         if isinstance(self.modules_to_not_convert, str) or not all(
             isinstance(pattern, str) and pattern for pattern in self.modules_to_not_convert
@@ -104,22 +105,22 @@ class Quantization:
         return (*self.bits, *self.modules_to_not_convert)
 
     def exceptions(self) -> str:
-        """What patterns say, as text; empty where there are none."""
+        """Return what patterns say, as text; empty where there are none."""
         parts = [f"{bits}-bit weights in {pattern}" for pattern, bits in self.bits.items()]
         if self.modules_to_not_convert:
             parts.append(f"not quantized: {', '.join(self.modules_to_not_convert)}")
         return "; ".join(parts)
 
     def converts(self, name: str) -> bool:
-        """Whether the layer or attention of that name is quantized at all."""
+        """Return whether the layer or attention of that name is quantized at all."""
         return not any(matches(pattern, name) for pattern in self.modules_to_not_convert)
 
     def bits_of(self, name: str, default: int) -> int:
-        """Weight bits of the layer of that name; `default` where no pattern says otherwise."""
+        """Return the weight bits of the layer of that name; `default` where no pattern says otherwise."""
         return next((bits for pattern, bits in self.bits.items() if matches(pattern, name)), default)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value; `from_json` reads it back."""
+        """Return a plain JSON value; `from_json` reads it back."""
         return {
             "weight_bits": self.weight_bits,
             "activation_bits": self.activation_bits,
@@ -132,7 +133,7 @@ class Quantization:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Quantization:
-        """Inverse of `to_json`; a missing key has its default.
+        """Read back what `to_json` wrote; a missing key has its default.
 
         Raises:
             RecipeError: an unknown key.
@@ -144,10 +145,10 @@ class Quantization:
 
 
 def known_fields(config: type, value: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping that is to become a dataclass, its keys checked.
+    """Return a mapping that is to become a dataclass, its keys checked.
 
     Raises:
-        RecipeError: a key is none of its fields.
+        RecipeError: a key is not one of its fields.
     """
     names = [field.name for field in dataclasses.fields(config)]
     if unknown := [key for key in value if key not in names]:
@@ -158,6 +159,6 @@ def known_fields(config: type, value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether the pattern means the module of that name, or one that holds it."""
+    """Return whether the pattern means the module of that name, or one that holds it."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:length]), pattern) for length in range(1, len(parts) + 1))

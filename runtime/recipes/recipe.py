@@ -41,7 +41,7 @@ class Recipe:
 
     @classmethod
     def named(cls, name: str) -> Recipe:
-        """Parses a recipe name such as `"w4a8"` or `"w8a8+deepcache-10:branch=1"`.
+        """Parse a recipe name such as `"w4a8"` or `"w8a8+deepcache-10:branch=1"`.
 
         Raises:
             RecipeError: the name is not one of the grammar.
@@ -55,7 +55,7 @@ class Recipe:
         return spell(self.quantization, self.cache)
 
     def allows(self, schedule: CacheSchedule) -> bool:
-        """Whether the schedule can come from this recipe."""
+        """Return whether the schedule can come from this recipe."""
         if self.cache is None:
             return not schedule.has_cache  # then every step is full
         asked = self.cache.branch
@@ -63,7 +63,7 @@ class Recipe:
         return is_branch_right and self.cache.allows(schedule)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value; `from_json` reads it back."""
+        """Return a plain JSON value; `from_json` reads it back."""
         return {
             "type": "Recipe",
             "schema": _SCHEMA_VERSION,
@@ -73,7 +73,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Recipe:
-        """Inverse of `to_json`, strict; inside quantization and cache a missing key has its default.
+        """Read back what `to_json` wrote; inside quantization and cache a missing key has its default.
 
         Raises:
             RecipeError: an unknown or missing key, another type or schema version.
@@ -98,13 +98,13 @@ class Recipe:
             raise RecipeError(f"the recipe cannot be read: {error}") from error
 
     def to_yaml(self) -> str:
-        """The same as `to_json`, as YAML text."""
+        """Return the same as `to_json`, as YAML text."""
         text: str = yaml.safe_dump(self.to_json(), sort_keys=False)
         return text
 
     @classmethod
     def from_text(cls, text: str) -> Recipe:
-        """Reads JSON or YAML text.
+        """Read JSON or YAML text.
 
         Raises:
             RecipeError: not a mapping, or not a recipe.
@@ -150,7 +150,7 @@ _KINDS: Mapping[_Reader, str] = {
 
 
 def parse(name: str) -> tuple[Quantization | None, Cache | None]:
-    """The choices that a name stands for.
+    """Return the choices that a name stands for.
 
     Raises:
         RecipeError: the name is not one of the grammar, or an option has no use or no sense.
@@ -169,7 +169,7 @@ def parse(name: str) -> tuple[Quantization | None, Cache | None]:
     if options:
         unused = next(iter(options))
         raise RecipeError(
-            f"recipe {name!r}: option {unused!r} has no use there: {_where(unused)}; leave it out"
+            f"recipe {name!r}: option {unused!r} does not apply: {_where(unused)}; leave it out"
         )
     return quantization, cache
 
@@ -203,7 +203,7 @@ def _quantizer(name: str, part: str) -> re.Match[str] | None:
 
 
 def spell(quantization: Quantization | None, cache: Cache | None) -> str:
-    """The shortest name of these choices; a `*` at the end stands for what only a file can say."""
+    """Return the shortest name of these choices; a `*` at the end stands for what only a file can say."""
     parts, options = [], dict[str, Any]()
     if quantization is not None:
         learned = "-learned" if quantization.rounding is not None else ""
@@ -255,13 +255,13 @@ def _cache(method: str, interval: str | None, options: dict[str, Any]) -> Cache:
 
 
 def _taken(options: dict[str, Any], config: type) -> dict[str, Any]:
-    """Takes the fields of a dataclass out of the options."""
+    """Take the fields of a dataclass out of the options."""
     names = {field.name for field in fields(config)} - {"interval"}
     return {key: options.pop(key) for key in list(options) if key in names}
 
 
 def _changed(config: Any, *only: str) -> dict[str, Any]:
-    """The options of a dataclass that differ from their defaults."""
+    """Return the options of a dataclass that differ from their defaults."""
     return {
         field.name: getattr(config, field.name)
         for field in fields(config)

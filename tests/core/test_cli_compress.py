@@ -206,7 +206,7 @@ def test_sensitivity_is_shown_and_written(
             "`conv_in=3` is not PATTERN=BITS with BITS one of 4, 6 and 8",
         ),
         ("w4a8", ["--dry-run", "--learning-rate", "nan"], "`nan` is not a finite number above zero"),
-        ("w4a8:iterations=3", ["--dry-run"], "option 'iterations' has no use there"),
+        ("w4a8:iterations=3", ["--dry-run"], "option 'iterations' does not apply"),
     ],
 )
 def test_options_without_use_are_refused(

@@ -105,7 +105,7 @@ def test_fused_attention_differs_from_the_scheme_by_one_rounding(
     int8, auto = (deploy.load(tiny_artifact("w8a8"), backend=name) for name in ("onednn", "auto"))
     matmuls = [row for row in auto.backend_report() if row.kind == "attention"]
     assert {row.backend for row in matmuls} == {"fused float"}
-    assert all("above the scheme" in row.reason for row in matmuls)
+    assert all("more precise than the scheme" in row.reason for row in matmuls)
     for step in range(6):
         x = next(tiny_calibration.batches(step)).sample
         expected, _ = int8.denoiser.full(x, step, {})

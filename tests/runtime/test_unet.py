@@ -222,7 +222,7 @@ def test_k_blocks_are_evaluated_but_not_cached(network: Network) -> None:
     assert model.max_branch == 0
     with pytest.raises(RecipeError, match="down_blocks.0 is a KDownBlock2D"):
         model.full(case.x, case.time, case.cond, branch=1)
-    with pytest.raises(RecipeError, match="take a recipe without a cache"):
+    with pytest.raises(RecipeError, match="choose a recipe without a cache"):
         model.cached(case.x, case.time, case.cond, torch.zeros(2, 32, 8, 8), branch=1)
 
 

@@ -63,7 +63,7 @@ def test_auto_chooses_at_the_first_call_and_reports_every_time(
     assert row.backend == INT_MM
     assert row.reason.startswith("fastest at each shape; 4x16x8x8 float32: _int_mm ")
     assert ", half bfloat16 " in row.reason
-    assert "half precision takes its input as it is" in after["conv_in"].reason
+    assert "half precision reads its input unquantized" in after["conv_in"].reason
     fastest.denoiser.full(x[:1], 2, {})
     again = {row.layer: row.reason for row in fastest.backend_report()}["down_blocks.0.resnets.0.conv1"]
     assert again.startswith(row.reason)
@@ -136,7 +136,9 @@ def test_a_layer_that_no_kernel_computes_is_refused() -> None:
         device=torch.device("cpu"),
         backend="triton",
     )
-    with pytest.raises(ArtifactError, match="no int8 kernel for layer 'odd': padding='same' is a word"):
+    with pytest.raises(
+        ArtifactError, match="no int8 kernel for layer 'odd': padding='same' is not supported"
+    ):
         cuda.runtime_layer(request)
 
 
