@@ -235,9 +235,9 @@ def check_backend(backend: str, device: torch.device) -> None:
         raise ArtifactError(f"unknown backend {backend!r}; allowed are {', '.join(backend_names())}")
     if backend == AUTO or not (obstacle := _backend_obstacle(backend, device)):
         return
-    others = [name for name in backend_names()[1:] if not _backend_obstacle(name, device)]
+    *others, last = [AUTO, *(name for name in backend_names()[1:] if not _backend_obstacle(name, device))]
     raise ArtifactError(
-        f"backend {backend!r} cannot run: {obstacle}; use {AUTO!r}, or {' or '.join(map(repr, others))}"
+        f"backend {backend!r} cannot run: {obstacle}; use backend={', '.join(map(repr, others))} or {last!r}"
     )
 
 

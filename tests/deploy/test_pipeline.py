@@ -268,7 +268,7 @@ def test_unusable_arguments_are_refused(
 
 
 def test_only_compressed_pipelines_are_exported(tiny_pipeline: DDIMPipeline, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="export takes a CompressedPipeline, got DDIMPipeline"):
+    with pytest.raises(TypeError, match="deploy takes a CompressedPipeline, got DDIMPipeline"):
         deploy.export(tiny_pipeline, tmp_path / "out")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
