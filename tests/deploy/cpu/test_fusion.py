@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this CPU has no
 STEPS = 3
 SCALES = torch.tensor([0.002, 0.01, 0.05])  # differ 25-fold between steps
 ZERO_POINTS = torch.tensor([100, 120, 140], dtype=torch.uint8)
-PRODUCTS = {"vnni": VNNIProduct, "onednn": OneDNNProduct}
+PRODUCTS: dict[str, type[VNNIProduct | OneDNNProduct]] = {"vnni": VNNIProduct, "onednn": OneDNNProduct}
 # Relative to the size of the output: rounding in float32, and codes that flip on a tie.
 BOUND = 4e-3
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this CPU has no
 
 SCALES = torch.tensor([0.004, 0.02, 0.1])  # differ 25-fold between steps
 ZERO_POINTS = torch.tensor([0, 90, 255], dtype=torch.uint8)
-PRODUCTS = {"vnni": VNNIProduct, "onednn": OneDNNProduct}
+PRODUCTS: dict[str, type[VNNIProduct | OneDNNProduct]] = {"vnni": VNNIProduct, "onednn": OneDNNProduct}
 
 
 @pytest.fixture(params=["vnni", "onednn"])
