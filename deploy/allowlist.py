@@ -1,4 +1,4 @@
-"""Which classes an artifact may name, and how a name becomes a class: never by an import path of its own."""
+"""Classes that an artifact may name, and how a name becomes a class: never by an import path."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def assembled(root: Path, manifest: Manifest, unet: SteppedUNet, device: torch.d
                 components[component] = None if kind is None else load_component(root / component, kind)
         # `from_pretrained` would look for a UNet of diffusers' own.
         pipe = composition.pipeline(**components, **composition.settings)
-    except Exception as error:  # diffusers and transformers raise whatever they like
+    except Exception as error:  # diffusers and transformers raise errors of any class
         reason = first_line(error)
         raise ArtifactCorruptError(f"{root} does not make a {name}: {reason}; deploy again") from error
     # DDIMPipeline turns any scheduler into a DDIMScheduler.

@@ -1,4 +1,4 @@
-"""A component's settings fit its weights: checked without the memory that the settings ask for."""
+"""Checks that a component's settings fit its weights, without the memory that the settings ask for."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _check_diffusers_model(folder: Path, kind: type[Any]) -> None:
     try:
         with torch.random.fork_rng(devices=[]), without_memory():
             expected = kind.from_config(settings).state_dict()
-    except Exception as error:  # diffusers raises whatever it likes
+    except Exception as error:  # diffusers raises errors of any class
         raise _misfit(folder, kind, str(error)) from error
     found = _tensors(folder, DIFFUSERS_WEIGHTS)
     if odd := sorted(set(expected) ^ set(found)):
@@ -88,7 +88,7 @@ def _check_transformers_model(folder: Path, kind: type[Any]) -> None:
         with torch.random.fork_rng(devices=[]), without_memory():
             model = kind(kind.config_class.from_dict(settings))
             tensors = {id(value): value for value in model.state_dict(keep_vars=True).values()}
-    except Exception as error:  # transformers raises whatever it likes
+    except Exception as error:  # transformers raises errors of any class
         raise _misfit(folder, kind, str(error)) from error
     needed = sum(value.numel() for value in tensors.values())
     found = sum(torch.Size(item.shape).numel() for item in _tensors(folder, TRANSFORMERS_WEIGHTS).values())
@@ -103,7 +103,7 @@ def _check_scheduler(folder: Path, kind: type[Any]) -> None:
     settings = _settings(file, LARGEST_SCHEDULER_NUMBER)
     try:
         kind.from_config(settings)
-    except Exception as error:  # diffusers raises whatever it likes
+    except Exception as error:  # diffusers raises errors of any class
         raise _misfit(folder, kind, str(error)) from error
 
 

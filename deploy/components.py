@@ -1,4 +1,4 @@
-"""A pipeline's components beside its denoiser: written with safetensors only, and made again from them."""
+"""A pipeline's components beside its denoiser: written to and read from safetensors and JSON only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a manifest says twice, or what follows from the network and the recipe, must agree."""
+"""Checks that a manifest agrees with itself, its recipe, the network and the artifact's other files."""
 
 from __future__ import annotations
 

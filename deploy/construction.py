@@ -1,4 +1,4 @@
-"""Networks made from an artifact's settings alone: shapes without memory, and no more than a network has."""
+"""Networks made from an artifact's settings alone: shapes without memory, of a bounded size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files an artifact has: exactly those that its manifest lists, as plain files, with their digests."""
+"""Checks of an artifact's files: exactly those in the manifest, plain, with their sizes and digests."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_files(root: Path, manifest: Manifest, *, manifest_file: str = MANIFEST
         present.add(name)
     if missing := sorted(set(manifest.files) - present):
         raise ArtifactCorruptError(f"{root / missing[0]} is missing; copy the artifact again")
-    # Sizes first: they are cheap, and a file that was cut short is told as such.
+    # Sizes first: they are cheap, and the message says that a file was cut short.
     for name, record in manifest.files.items():
         _check_size(root / name, record)
     for name, record in manifest.files.items():

@@ -1,7 +1,7 @@
-"""Kernels: what can run a layer or an attention of an artifact, which of them is taken, and why.
+"""Kernels that run the layers and attentions of an artifact: which one is taken, and why.
 
-Every kernel registers itself, with what it serves and what speaks against it. `choose` is the one place that
-decides, and that words the reasons of `DeployedPipeline.backend_report()`.
+Every kernel registers itself, with what it serves and the reasons not to use it. `choose` is the one place
+that decides, and that makes the reasons of `DeployedPipeline.backend_report()`.
 """
 
 from __future__ import annotations

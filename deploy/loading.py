@@ -1,4 +1,4 @@
-"""`load` and `verify` for whatever stage `deploy` wrote: an artifact, or an engine made from one."""
+"""`load` and `verify` for an artifact, or for an engine made from one."""
 
 from __future__ import annotations
 

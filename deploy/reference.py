@@ -29,7 +29,7 @@ _BITS = 8
 
 
 class ReferenceQuantizer(nn.Module):
-    """Quantizes and dequantizes an activation with the scale and zero point of the current step.
+    """Quantizer and dequantizer of an activation, with the scale and zero point of the current step.
 
     The arithmetic is that of the simulation (`errata.compress.quantize.quantizers`), operation by
     operation. The step is read from the context's tensor, so that what is compiled or captured serves every
@@ -84,7 +84,7 @@ class ReferenceLayer(nn.Module):
 
 
 class WeightOnlyLayer(nn.Module):
-    """Keeps the codes and dequantizes them at each call, with the very result of dequantizing them at load.
+    """Layer that keeps the codes and dequantizes them at each call; its output is that of `ReferenceLayer`.
 
     In memory a quarter of that; such a layer has few rows, so it costs microseconds.
     """

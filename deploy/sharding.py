@@ -1,4 +1,4 @@
-"""The denoiser's tensors in one file, or in several where one would be too large to move about.
+"""The denoiser's tensors in one file, or in several shards where one file would be too large.
 
 There is no index beside the shards: the manifest lists them, and each says in its header what it holds.
 """

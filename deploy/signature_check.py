@@ -1,4 +1,4 @@
-"""Whether a detached signature vouches for an artifact; what `sign` shares with it.
+"""Check of a detached signature of an artifact, and what it shares with `sign`.
 
 Source: OpenSSF Model Signing, https://github.com/sigstore/model-transparency.
 """
@@ -30,12 +30,12 @@ def check_signature(root: Path, digests: Mapping[str, str], signature: Path, pub
     verifying, hashing = library("verifying"), library("hashing")
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
-    except Exception as error:  # the libraries below raise whatever they like
+    except Exception as error:  # the libraries below raise errors of any class
         raise key_refusal(public_key, error, "public") from error
     payload = _payload(signature)
     try:
         config.set_hashing_config(every_file(hashing)).verify(root, signature)
-    except Exception as error:  # the libraries below raise whatever they like
+    except Exception as error:  # the libraries below raise errors of any class
         raise _refusal(root, signature, public_key, error, _first_difference(payload, digests)) from error
     if missing := sorted(set(digests) - set(_signed(payload))):  # it may say that it left files out
         raise ArtifactCorruptError(

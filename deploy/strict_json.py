@@ -1,4 +1,4 @@
-"""JSON files of an artifact, read so that no file costs more memory or time than its like ever needs."""
+"""JSON files of an artifact, read strictly and with bounds on memory and time."""
 
 from __future__ import annotations
 

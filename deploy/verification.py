@@ -1,4 +1,4 @@
-"""`verify`: everything in an artifact is what its manifest says, and nothing else is there.
+"""`verify`: checks that an artifact holds what its manifest says, and nothing else.
 
 `layer_rows` lists what the denoiser of a verified artifact is made of, without loading it.
 """
@@ -116,7 +116,7 @@ def empty_unet(root: Path, manifest: Manifest) -> nn.Module:
             unet: nn.Module = unet_class.from_config(settings)
         for layer in manifest.scheme.layers:
             float_layer(unet, layer.name)
-    except Exception as error:  # diffusers raises whatever it likes
+    except Exception as error:  # diffusers raises errors of any class
         raise ArtifactCorruptError(f"{file} does not describe the denoiser: {repr(error)[:500]}") from error
     check_geometry(file, unet, settings)
     return unet

@@ -1,4 +1,4 @@
-"""The two halves of a feature cache: a full pass that keeps the feature, a shallow network that reads it."""
+"""The two halves of a feature cache: a full pass that keeps the feature, and a network that reads it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def shallow_view(unet: Any, feature: Tensor, *, branch: int) -> Any:
 
 
 class _StoredFeature(nn.Module):
-    """Stands in for everything before the cut: whatever it is given, it answers the stored feature."""
+    """Stand-in for everything before the cut: it returns the stored feature for any input."""
 
     def __init__(self, feature: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Answers that stay as they are, of a denoiser that writes every answer into the same memory."""
+"""Copies of what a denoiser returns, for denoisers that write every result into the same memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def owned(denoiser: Denoiser) -> Denoiser:
 
 
 class CopyingDenoiser:
-    """A `Denoiser` that copies the answers of another one, which the next call would overwrite.
+    """A `Denoiser` that copies the results of another one, which the next call would overwrite.
 
     A feature that is stored, a prediction in a scheduler's history, the first half of a guidance in two
     calls: all of them are read after later calls. Copying costs nothing beside an evaluation.

@@ -23,7 +23,7 @@ _WARM_UP_CALLS = 2
 
 
 class Denoiser(Protocol):
-    """Evaluates the noise prediction at a recorded sampling step.
+    """An evaluator of the noise prediction at a recorded sampling step.
 
     `x` is the network input `(B, C, H, W)`, `step` the index of the call in the recorded schedule (it picks
     the activation scales), `cond` the network's other tensor arguments (empty for an unconditional model).

@@ -28,7 +28,7 @@ class CacheInfo(NamedTuple):
 
 
 class SteppedPipeline:
-    """Behaves like the diffusers pipeline that it came from, at the recorded number of steps.
+    """A pipeline that behaves like the diffusers pipeline that it came from, at the recorded number of steps.
 
     Calling it starts a `Run`: denoiser calls are counted, and the cache schedule decides which are full.
     Calling `.pipe` itself makes full calls only.

@@ -1,4 +1,4 @@
-"""One sampling run: counts the denoiser's calls, keeps the cached feature, lets a corrector look on."""
+"""One sampling run: counts the denoiser's calls, keeps the cached feature, calls a corrector."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class UNetCall:
 
 @dataclass(frozen=True, kw_only=True)
 class CallView:
-    """What can be known before a denoiser call of a run is made.
+    """What is known of a denoiser call of a run before it is made.
 
     Attributes:
         step: index of the call.

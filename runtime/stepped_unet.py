@@ -1,4 +1,4 @@
-"""What stands in a diffusers pipeline for its UNet and evaluates a denoiser."""
+"""The module that takes the UNet's place in a diffusers pipeline and evaluates a denoiser."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from errata.runtime.unet_arguments import is_same_timestep, read_arguments
 
 
 class SteppedUNet(nn.Module):
-    """Stands in a diffusers pipeline for its UNet and evaluates a `Denoiser`.
+    """Stand-in for the UNet of a diffusers pipeline that evaluates a `Denoiser`.
 
     It takes the arguments of the network that it stands for. `unet(x, timestep, …, step=None).sample` is a
     full call: an unknown timestep is an error; a repeated one means its first occurrence unless `step` is

@@ -20,7 +20,7 @@ _CONTROL = "mid_block_additional_residual"
 
 
 class BranchedUNet(nn.Module):
-    """Runs a diffusers UNet with a cut somewhere in its up path.
+    """A diffusers UNet with a cut somewhere in its up path.
 
     With `branch = b`, the feature is the hidden state that enters the last `b` resnets of the up path, over
     all its blocks. A cached call recomputes only what those resnets need: the embeddings, `conv_in`, the

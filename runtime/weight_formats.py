@@ -1,4 +1,4 @@
-"""Weight formats: how the codes of a quantized layer are stored, and what stored bytes they may be.
+"""Weight formats: how the codes of a quantized layer are stored, and which stored bytes are valid.
 
 A recipe and an artifact name a format by its number of bits. Whatever packs, unpacks, counts or checks codes
 asks the registry, so that a new format is one `register_weight_format` call.
@@ -225,7 +225,9 @@ def _check_round_trip(weight_format: WeightFormat, count: int) -> None:
             f"weight format {weight_format.name!r} does not give {count} codes back: unpack must undo pack"
         )
     if fault := weight_format.fault(stored, count):
-        raise ValueError(f"weight format {weight_format.name!r} finds fault with codes of its own: {fault}")
+        raise ValueError(
+            f"weight format {weight_format.name!r} reports a fault in codes that it packed: {fault}"
+        )
 
 
 INT8 = register_weight_format(

@@ -1,4 +1,4 @@
-"""Attention between int8 projections, whose inputs alone are codes: above the scheme's precision."""
+"""Attention between int8 projections: only their inputs are quantized, so it exceeds the scheme's precision."""
 
 from __future__ import annotations
 

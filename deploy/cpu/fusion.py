@@ -103,7 +103,7 @@ class OneTimeEmbedding(nn.Module):
 
 
 class FusedResnet(nn.Module):
-    """Stands in for a `ResnetBlock2D`, whose layers it shares under the same names.
+    """Stand-in for a `ResnetBlock2D`, whose layers it shares under the same names.
 
     Args:
         block: one that `is_fusible`.
@@ -172,7 +172,7 @@ class FusedResnet(nn.Module):
 
 
 class FusedUpsample(nn.Module):
-    """Stands in for an `Upsample2D` with an int8 convolution: repeats codes, not floats."""
+    """Stand-in for an `Upsample2D` with an int8 convolution: repeats codes, not floats."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class FusedUpsample(nn.Module):
 
 
 class FusedDownsample(nn.Module):
-    """Stands in for a `Downsample2D` with an int8 convolution behind asymmetric padding: pads codes."""
+    """Stand-in for a `Downsample2D` with an int8 convolution after asymmetric padding: pads codes."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ class FusedDownsample(nn.Module):
 
 
 class FusedOutput(nn.Module):
-    """Stands in for the last normalization and gives what the last convolution would; others pass it on."""
+    """Stand-in for the last normalization that also computes the last convolution; the others pass it on."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
@@ -256,7 +256,7 @@ class FusedOutput(nn.Module):
 
 
 class PassedOn(nn.Module):
-    """Stands in for the last convolution, which has been computed."""
+    """Stand-in for the last convolution, which has been computed already."""
 
     def __init__(self, conv: nn.Module) -> None:
         super().__init__()

@@ -75,7 +75,7 @@ class StepTable:
 
 
 class OneDNNQuantizer(nn.Module):
-    """Quantizes and dequantizes an activation (query, key and value of an attention)."""
+    """Quantizer and dequantizer of an activation (query, key and value of an attention)."""
 
     def __init__(self, table: StepTable) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class Int8Layer(nn.Module):
 
 
 class OneDNNProduct:
-    """Multiplies by the weight of one part, int8 `(O, I)` or `(O, I, kh, kw)`, a scale for each output.
+    """Product with the weight of one part, int8 `(O, I)` or `(O, I, kh, kw)`, a scale for each output.
 
     A convolution of few pixels, or of kernel 1, is done as a product of matrices, with the same result to
     the last bit: oneDNN's convolutions take up to four times as long there. The weight is packed at the first

@@ -1,4 +1,4 @@
-"""The kernels of the CPU: what they serve, and what speaks against them."""
+"""The kernels of the CPU: what each serves, and the reasons not to use it."""
 
 from __future__ import annotations
 

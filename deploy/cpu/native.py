@@ -1,4 +1,4 @@
-"""C that is compiled for the very CPU when it is first needed.
+"""C code that is compiled for this machine's CPU when it is first needed.
 
 Between two int8 products lie group normalization, SiLU and quantization. As tensor operations each is a pass
 over memory; `norm_quantize.c` does them in two. `int8_product.c` has the products themselves, for CPUs with
@@ -93,7 +93,7 @@ def norm_quantize(
 
 
 class Product(ctypes.Structure):
-    """As in the C source, where its fields are told."""
+    """Arguments of `int8_product`, as in the C source, which describes the fields."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("codes", "weight", "scales", "sums", "bias", "added", "out")),

@@ -36,7 +36,7 @@ def obstacle(geometry: Geometry, weight_shape: Sequence[int], widths: Sequence[i
 
 
 class VNNIProduct:
-    """Multiplies by the weight of one part, int8 `(O, I)` or `(O, I, kh, kw)`, a scale for each output."""
+    """Product with the weight of one part, int8 `(O, I)` or `(O, I, kh, kw)`, a scale for each output."""
 
     def __init__(self, geometry: Geometry, weight: Tensor, scale: Tensor) -> None:
         self._is_conv = geometry.is_conv

@@ -1,4 +1,4 @@
-"""Which ways there are to compute a layer, by name, and what they are made of."""
+"""The ways to compute a layer, by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _INT_MM_MULTIPLE = 8
 
 @dataclass(frozen=True)
 class Part:
-    """What is known of one part of a layer: its codes, its bias (of the first part only), its steps."""
+    """One part of a layer: its codes, its bias (first part only), its scales by step."""
 
     weight: PartWeight
     bias: Tensor | None

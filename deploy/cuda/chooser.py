@@ -1,4 +1,4 @@
-"""The fastest of several ways to compute a layer at a shape: measured once, then known."""
+"""The fastest of several ways to compute a layer at a shape: measured once, then remembered."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Choice:
 
 
 class Chooser:
-    """Times candidates, or takes the times that it has stored.
+    """A timer of candidates, which remembers the times in a store.
 
     Args:
         timer: how a call is timed.

@@ -1,4 +1,4 @@
-"""What of an artifact runs on CUDA kernels: its layers, and the lines of the report that say so."""
+"""The kernels of CUDA: what they need, the layers they build, and their lines in the report."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def follow_choices(unet: nn.Module, rows: list[BackendRow]) -> None:
 
 
 class _Follower:
-    """Rewrites one line of a report after a choice."""
+    """A callback that rewrites one line of a report after a choice."""
 
     def __init__(self, rows: list[BackendRow], place: int, selection: Measured) -> None:
         self._rows = rows

@@ -20,7 +20,7 @@ from errata.runtime.scheme import LayerScheme
 
 
 class CudaLayer(nn.Module):
-    """Convolution or linear layer, each part of its input computed in the way that `selection` names.
+    """Convolution or linear layer; `selection` names the way to compute each part of its input.
 
     A split input is one product a part; the later ones are added in the kernel to the first, which stays in
     float32. Output in the input's dtype; channels_last from a convolution.

@@ -29,7 +29,7 @@ class Product(Protocol):
 
 
 class TritonProduct(nn.Module):
-    """Codes by one kernel, the product and all that follows by another."""
+    """Two Triton kernels: one makes codes, the other the product and all that follows."""
 
     def __init__(
         self, weight: PartWeight, bias: Tensor | None, table: DeviceStepTable, window: Window, tile: Tile
@@ -55,7 +55,7 @@ class TritonProduct(nn.Module):
 
 
 class IntMmProduct(nn.Module):
-    """`torch._int_mm` (cuBLASLt), on windows that are written out where there is more than a pixel to them.
+    """`torch._int_mm` (cuBLASLt), on windows copied out where a window has more than one pixel.
 
     Everything here is plain torch, so torch.compile fuses what comes before and after the product.
     """

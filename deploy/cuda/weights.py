@@ -16,7 +16,7 @@ GROUP_BYTES = GROUP // 2
 
 
 class PartWeight(Exact):
-    """The codes that one part of an input is multiplied by.
+    """The weight codes of one part of an input.
 
     Buffers: `codes`, int8, `(O, taps, C)`, or int4 in groups, `(O, taps, groups, 32)`; `column_sum`, int32,
     `(O,)`, the sum of the codes of an output channel; `scale`, float32, `(O,)`.

@@ -1,4 +1,4 @@
-"""How a convolution walks over its input; a linear layer is a window of one pixel."""
+"""The window of a convolution; a linear layer has a window of one pixel."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Window:
 
     @property
     def is_pixel(self) -> bool:
-        """Whether every output pixel is made of the input pixel in its place, so that it is a plain GEMM."""
+        """Whether each output pixel reads the input pixel in its place only: a plain matrix product."""
         return self == Window()
 
     def output_size(self, height: int, width: int) -> Pair:

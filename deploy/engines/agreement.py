@@ -1,4 +1,4 @@
-"""How far an engine may be from the reference arithmetic of its artifact, and how far it is.
+"""Checks that an engine computes what its artifact's reference backend computes, within a measured bound.
 
 Both compute the same codes but for values half way between two: float sums of another order round them the
 other way, and later layers amplify that. How much, depends on the network: random weights of DDPM-CIFAR10 in

@@ -206,7 +206,7 @@ def example_inputs(
         run.pipe(**deployed.arguments(arguments))
     except _SeenError:
         pass
-    except Exception as error:  # diffusers raises whatever it likes
+    except Exception as error:  # diffusers raises errors of any class
         first = first_line(error)
         raise ArtifactError(
             f"{type(deployed.pipe).__name__} refuses the call {sorted(arguments)} from which the inputs of "

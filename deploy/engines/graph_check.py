@@ -1,4 +1,4 @@
-"""An ONNX file is what its manifest says, and leads to nothing outside: checked before a runtime reads it."""
+"""Checks of an ONNX file before a runtime reads it: it fits its manifest and refers to nothing outside."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_graph(file: Path, spec: GraphSpec) -> None:
     onnx = needed("onnx")
     try:
         model = onnx.load(str(file), load_external_data=False)
-    except Exception as error:  # protobuf raises whatever it likes
+    except Exception as error:  # protobuf raises errors of any class
         raise ArtifactCorruptError(
             f"{file} is not an ONNX file: {str(error)[:200]}; export it again"
         ) from error

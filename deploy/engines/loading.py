@@ -100,7 +100,7 @@ def _kernel(form: str, *, is_quantized: bool) -> tuple[str, str]:
 
 
 class EngineDenoiser:
-    """A `Denoiser` that is nothing but exported graphs.
+    """A `Denoiser` made of exported graphs.
 
     A cached call reads a stored feature through `correction`, where there is one.
 

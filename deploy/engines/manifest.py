@@ -1,4 +1,4 @@
-"""The manifest of an engine directory, `errata-engine.json`: the artifact it is of, its graphs, its files."""
+"""The manifest of an engine directory, `errata-engine.json`: its artifact, its graphs, its files."""
 
 from __future__ import annotations
 

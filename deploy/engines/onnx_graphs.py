@@ -180,7 +180,7 @@ def write_graphs(
 def _write(graph: nn.Module, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], file: Path) -> None:
     rows = len(inputs[SAMPLE])
     with warnings.catch_warnings():
-        # The exporter that traces is deprecated in torch 2.13, and tells of each size that it takes as fixed.
+        # The exporter that traces is deprecated in torch 2.13, and warns of each size that it takes as fixed.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             graph,

@@ -1,4 +1,4 @@
-"""The layers that stand in a network while it is written as ONNX, with scales gathered by step."""
+"""Layers of a network that is written as ONNX, with scales gathered by step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantized arithmetic as ONNX nodes that onnxruntime runs in int8, the scales of a step told at run time.
+"""Quantized arithmetic as ONNX nodes that onnxruntime runs in int8, with scales chosen at run time.
 
 Each function computes in torch what its nodes compute: torch's exporter calls `forward` when it traces a
 network, and `symbolic` when it writes the graph. Scales and zero points are tables, one entry for each step,

@@ -1,4 +1,4 @@
-"""What runs engines: onnx and onnxruntime, both optional, and a session of one graph."""
+"""The runtime of engines: the optional packages onnx and onnxruntime, and a session of one graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`verify`: an engine directory is checked before anything of it is loaded."""
+"""`verify`: checks an engine directory before anything of it is loaded."""
 
 from __future__ import annotations
 

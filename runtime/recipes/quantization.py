@@ -1,4 +1,4 @@
-"""Choices of quantization: bits, rounding, and which layers are spared."""
+"""Choices of quantization: bits, rounding, and exceptions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class LearnedRounding:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """Bits of weights and activations, how weights are rounded, and what is treated otherwise.
+    """Bits of weights and activations, how weights are rounded, and exceptions.
 
     conv_in, conv_out and the layers of the time and other embeddings keep 8-bit weights.
 

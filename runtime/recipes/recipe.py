@@ -1,4 +1,4 @@
-"""What to do to a model: bits, rounding, cache; written down, not done.
+"""Recipes: what to do to a model, as data: bits, rounding, cache.
 
 A recipe has a short name, such as `w8a8` or `w4a8-learned+cachequant-5:corrected_by=iec`, unless it says what
 only a file can say.

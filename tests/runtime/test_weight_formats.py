@@ -150,7 +150,7 @@ def _other(**changes: object) -> WeightFormat:
         ({"dtype": torch.int16}, "is stored as torch.int16; allowed are int8 and uint8"),
         ({"stored_shape": lambda shape: (7,)}, r"packs 0 codes to torch.uint8 \[0\], but says"),
         ({"unpack": lambda stored, shape: torch.zeros(shape).char()}, "does not give 1 codes back"),
-        ({"fault": lambda stored, count: "is odd"}, "finds fault with codes of its own: is odd"),
+        ({"fault": lambda stored, count: "is odd"}, "reports a fault in codes that it packed: is odd"),
     ],
 )
 def test_formats_that_contradict_themselves_are_refused(changes: dict[str, object], message: str) -> None:
