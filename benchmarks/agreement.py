@@ -20,6 +20,7 @@ from errata import calibration, compress, deploy
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline
 from errata.deploy import DeployedPipeline
+from errata.deploy.kernel_registry import backend_names
 from errata.errors import ArtifactError
 
 
@@ -38,7 +39,7 @@ def main() -> None:
     expected = images_of(simulated, options.images)
     print(f"{options.artifact.name}: {trajectories.num_steps} steps, {options.images} images")
     print(f"{'backend':<10} {'step: max':>10} {'step: RMS':>10} {'image: max':>11} {'image: RMS':>11}")
-    for backend in deploy.backends.BACKENDS:
+    for backend in backend_names():
         try:
             deployed = deploy.load(options.artifact, backend=backend)
         except ArtifactError as error:

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from errata import deploy
 from errata.deploy import reference
+from errata.deploy.assembly import load_artifact as load
+from errata.deploy.assembly import restore_buffers
 from errata.deploy.engines.agreement import distance
 from errata.deploy.engines.example import example_inputs
 from errata.deploy.engines.onnx_graphs import FullGraph
 from errata.deploy.engines.onnx_layers import StepTables, weight_parts
-from errata.deploy.pipeline import load, restore_buffers
 from errata.deploy.sharding import read_tensors
 from errata.deploy.tensors import float_parameters, read_codes
 from errata.deploy.verification import empty_unet

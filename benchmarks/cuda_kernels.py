@@ -36,19 +36,20 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
 from errata.compress import Recipe
-from errata.deploy.backends import BackendRow, install
-from errata.deploy.cuda.availability import describe
+from errata.deploy.assembly import finish, install
 from errata.deploy.cuda.candidates import candidates
+from errata.deploy.cuda.installing import describe
 from errata.deploy.cuda.layer import CudaLayer
 from errata.deploy.cuda.selection import Fixed
 from errata.deploy.cuda.tables import DeviceStepTable
 from errata.deploy.cuda.timing import CudaTimer
-from errata.deploy.packing import pack_int4
+from errata.deploy.kernel_registry import BackendRow
 from errata.deploy.reference import ReferenceLayer
 from errata.report.machine import describe_machine
 from errata.runtime.layers import Geometry, float_layer
 from errata.runtime.scheme import LayerScheme, Scheme, layer_sites, sites_of
 from errata.runtime.step_context import StepContext
+from errata.runtime.weight_formats import weight_format
 
 STEPS = 4
 Measure = Callable[[], float]
@@ -313,7 +314,8 @@ def low_bit_network(
     scheme = Scheme.of(unet, Recipe.named(f"w{bits}a8"), branch=0)
     tensors = table_of(unet, scheme.layers) | codes_of(unet, scheme.layers) | attention_table(scheme)
     backend = "auto" if device.type == "cuda" else "triton"
-    rows = install(made, scheme, tensors, step_context=step_context, backend=backend, device=device)
+    rows = install(made, scheme, tensors, context=step_context, backend=backend, device=device)
+    finish(made, rows, step_context)
     for parameter in made.parameters():  # of norms; scales and biases of quantized layers stay as they are
         parameter.data = parameter.data.to(dtype)
     for part in made.modules():
@@ -355,9 +357,12 @@ def steps_of(name: str) -> dict[str, Tensor]:
 
 def codes_of(unet: nn.Module, layers: tuple[LayerScheme, ...]) -> dict[str, Tensor]:
     """Codes as an artifact stores them."""
-    codes = {layer.name: random_codes(layer, float_layer(unet, layer.name)) for layer in layers}
-    packed = {layer.name for layer in layers if layer.weight_bits == 4}
-    return {f"{name}.codes": pack_int4(value) if name in packed else value for name, value in codes.items()}
+    return {
+        f"{layer.name}.codes": weight_format(layer.weight_bits).pack(
+            random_codes(layer, float_layer(unet, layer.name))
+        )
+        for layer in layers
+    }
 
 
 def random_codes(layer: LayerScheme, module: nn.Conv2d | nn.Linear) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which classes an artifact may name, and how a name becomes a class: never by an import path of its own."""
+"""Classes that an artifact may name, and how a name becomes a class: never by an import path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OURS = "errata.pipelines"
 
 
 def pipeline_class(name: str) -> type[DiffusionPipeline]:
-    """The pipeline of errata's or of diffusers' that has this name.
+    """Return the pipeline of errata's or of diffusers' that has this name.
 
     Raises:
         ArtifactVersionError: neither has one.
@@ -25,14 +25,14 @@ def pipeline_class(name: str) -> type[DiffusionPipeline]:
     found = pipelines.PIPELINES.get(name) or (getattr(diffusers, name, None) if name.isidentifier() else None)
     if not isinstance(found, type) or not issubclass(found, DiffusionPipeline):
         raise ArtifactVersionError(
-            f"{name[:80]!r} is no DiffusionPipeline of diffusers {diffusers.__version__} or errata; update "
-            "them, and install `errata[text]` if it reads text"
+            f"{name[:80]!r} is not a DiffusionPipeline of diffusers {diffusers.__version__} or errata; "
+            "update them, and install `errata[text]` if it reads text"
         )
     return found
 
 
 def is_pipeline(kind: type[Any]) -> bool:
-    """Whether `pipeline_class` finds this very class."""
+    """Return whether `pipeline_class` finds this very class."""
     try:
         return pipeline_class(kind.__name__) is kind
     except ArtifactVersionError:
@@ -40,13 +40,13 @@ def is_pipeline(kind: type[Any]) -> bool:
 
 
 def component_class(library: str, name: str) -> type[Any]:
-    """The class of a component from the two words that stand for it in `model_index.json`.
+    """Return the class of a component from the two words that stand for it in `model_index.json`.
 
     `library` is "diffusers", "transformers", "errata.pipelines", or a folder of `diffusers.pipelines`.
     Nothing else is ever imported.
 
     Raises:
-        ArtifactCorrupt: another library.
+        ArtifactCorruptError: another library.
         ArtifactVersionError: the library has no such model, scheduler, tokenizer or processor.
         ArtifactError: the library is not installed.
     """
@@ -67,10 +67,10 @@ def component_class(library: str, name: str) -> type[Any]:
 
 
 def entry_of(component: object) -> tuple[str, str]:
-    """The two words that stand for a component, so that `component_class` finds its class again.
+    """Return the two words that stand for a component, so that `component_class` finds its class again.
 
     Raises:
-        ArtifactError: its class is none that an artifact may name.
+        ArtifactError: an artifact may not name its class.
     """
     kind = type(component)
     module = kind.__module__.split(".")
@@ -92,12 +92,12 @@ def entry_of(component: object) -> tuple[str, str]:
 
 
 def is_transformers_model(kind: type[Any]) -> bool:
-    """Whether it is one of transformers' networks; says so without importing transformers in vain."""
+    """Return whether it is one of transformers' networks; does not import transformers for that."""
     return any(base.__module__ == "transformers.modeling_utils" for base in kind.__mro__)
 
 
 def is_tokenizer(kind: type[Any]) -> bool:
-    """Whether it is one of transformers' tokenizers."""
+    """Return whether it is one of transformers' tokenizers."""
     return any(base.__module__ == "transformers.tokenization_utils_base" for base in kind.__mro__)
 
 
@@ -142,7 +142,7 @@ def _pipeline_local(folder: str) -> Callable[[str], type[Any] | None]:
 
 
 def _of_kind(found: Any, *kinds: type) -> type[Any] | None:
-    """`found` if it is a class of one of these kinds; a whole pipeline is no component."""
+    """Return `found` if it is a class of one of these kinds; a whole pipeline is no component."""
     if not isinstance(found, type) or not issubclass(found, kinds) or issubclass(found, DiffusionPipeline):
         return None
     return found

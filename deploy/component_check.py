@@ -1,4 +1,4 @@
-"""A component's settings fit its weights: checked without the memory that the settings ask for."""
+"""Checks that a component's settings fit its weights, without the memory that the settings ask for."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _CONFIG = "config.json"
 
 
 def check_fit(folder: Path, kind: type[Any]) -> None:
-    """Compares the settings of a network with its weights, and makes a scheduler of a scheduler's settings.
+    """Compare the settings of a network with its weights, and make a scheduler of a scheduler's settings.
 
     Tokenizers and processors are not made: their files are read when the artifact is loaded.
 
     Raises:
-        ArtifactCorrupt: naming the file that does not fit.
+        ArtifactCorruptError: naming the file that does not fit.
     """
     if issubclass(kind, ModelMixin):
         _check_diffusers_model(folder, kind)
@@ -37,10 +37,10 @@ def check_fit(folder: Path, kind: type[Any]) -> None:
 
 
 def network_settings(file: Path) -> Any:
-    """The settings of a network, whose numbers are of a size that one has.
+    """Return the settings of a network, whose numbers are of a size that one has.
 
     Raises:
-        ArtifactCorrupt: they are no JSON object, or a number is out of range.
+        ArtifactCorruptError: they are no JSON object, or a number is out of range.
     """
     return _settings(file, LARGEST_NUMBER)
 
@@ -53,7 +53,7 @@ def _settings(file: Path, largest: int) -> Any:
         )
     try:
         return from_plain(settings)
-    except ValueError as error:  # a `$float` that is none
+    except ValueError as error:  # an invalid `$float`
         raise ArtifactCorruptError(
             f"{file} is not readable: {error}; it was not written by errata"
         ) from error
@@ -64,7 +64,7 @@ def _check_diffusers_model(folder: Path, kind: type[Any]) -> None:
     try:
         with torch.random.fork_rng(devices=[]), without_memory():
             expected = kind.from_config(settings).state_dict()
-    except Exception as error:  # diffusers raises whatever it likes
+    except Exception as error:  # diffusers raises errors of any class
         raise _misfit(folder, kind, str(error)) from error
     found = _tensors(folder, DIFFUSERS_WEIGHTS)
     if odd := sorted(set(expected) ^ set(found)):
@@ -79,7 +79,7 @@ def _check_diffusers_model(folder: Path, kind: type[Any]) -> None:
 
 
 def _check_transformers_model(folder: Path, kind: type[Any]) -> None:
-    """Only that they are as large as each other: transformers renames tensors when it reads and writes them.
+    """Check that settings and weights are as large as each other: transformers renames tensors.
 
     What is missing, unexpected or of another shape is refused when the model is loaded.
     """
@@ -88,7 +88,7 @@ def _check_transformers_model(folder: Path, kind: type[Any]) -> None:
         with torch.random.fork_rng(devices=[]), without_memory():
             model = kind(kind.config_class.from_dict(settings))
             tensors = {id(value): value for value in model.state_dict(keep_vars=True).values()}
-    except Exception as error:  # transformers raises whatever it likes
+    except Exception as error:  # transformers raises errors of any class
         raise _misfit(folder, kind, str(error)) from error
     needed = sum(value.numel() for value in tensors.values())
     found = sum(torch.Size(item.shape).numel() for item in _tensors(folder, TRANSFORMERS_WEIGHTS).values())
@@ -103,7 +103,7 @@ def _check_scheduler(folder: Path, kind: type[Any]) -> None:
     settings = _settings(file, LARGEST_SCHEDULER_NUMBER)
     try:
         kind.from_config(settings)
-    except Exception as error:  # diffusers raises whatever it likes
+    except Exception as error:  # diffusers raises errors of any class
         raise _misfit(folder, kind, str(error)) from error
 
 

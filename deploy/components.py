@@ -1,4 +1,4 @@
-"""A pipeline's components beside its denoiser: written with safetensors only, and made again from them."""
+"""A pipeline's components beside its denoiser: written to and read from safetensors and JSON only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from errata.deploy.allowlist import is_tokenizer, is_transformers_model
 from errata.deploy.limits import LARGEST_JSON
 from errata.deploy.safetensors_header import read_header
 from errata.deploy.strict_json import json_object, json_value
-from errata.deploy.tokenizer_files import forget_use
 from errata.errors import ArtifactCorruptError, ArtifactError
 from errata.plain_json import from_plain, to_plain
 
@@ -37,10 +36,24 @@ _PLACE_SUFFIX = "_file"
 _VERSION = "_diffusers_version"
 _VERSION_NUMBER = re.compile(r"\d{1,9}(\.\d{1,9}){0,4}((\.dev|rc|\.post)\d{1,9})?(\+[a-z0-9.]{1,40})?")
 _FOREIGN_FORMAT = "quantization_config"
+# A tokenizer's files.
+_STATE_FILE = "tokenizer.json"
+_SETTINGS_FILE = "tokenizer_config.json"
+# What a call leaves behind in `tokenizer.json`, and as what it comes back in `tokenizer_config.json`.
+_STATE = ("truncation", "padding")
+_TRACES = (
+    "is_local",
+    "local_files_only",
+    "max_length",
+    "pad_to_multiple_of",
+    "stride",
+    "truncation_strategy",
+)
+_SIDES = ("padding_side", "truncation_side")
 
 
 def write_component(component: Any, folder: Path) -> None:
-    """Writes a component into the new directory `folder`; its settings name no place of this machine.
+    """Write a component into the new directory `folder`; its settings name no place of this machine.
 
     Raises:
         ArtifactError: its weights are in a format of their own.
@@ -48,7 +61,7 @@ def write_component(component: Any, folder: Path) -> None:
     options = {"safe_serialization": True, "max_shard_size": _ONE_FILE}
     component.save_pretrained(folder, **(options if isinstance(component, nn.Module) else {}))
     if is_tokenizer(type(component)):
-        forget_use(folder, component)
+        _forget_use(folder, component)
     for file in _settings_files(folder):
         settings = json.loads(file.read_bytes())
         if _FOREIGN_FORMAT in settings:
@@ -59,16 +72,16 @@ def write_component(component: Any, folder: Path) -> None:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Writes JSON for people, sorted and indented; the infinities of some schedulers are spelled out."""
+    """Write JSON for people, sorted and indented; the infinities of some schedulers are spelled out."""
     text = json.dumps(to_plain(value), indent=2, sort_keys=True, allow_nan=False)
     file.write_text(text + "\n", encoding="utf-8")
 
 
 def check_component(folder: Path) -> None:
-    """Refuses JSON and safetensors that are none, and settings that would make a loader look elsewhere.
+    """Check that JSON and safetensors are valid, and that no setting makes a loader look elsewhere.
 
     Raises:
-        ArtifactCorrupt: naming the file.
+        ArtifactCorruptError: naming the file.
     """
     for file in sorted(folder.glob("*.json")):
         if file.name.endswith(_CONFIG):
@@ -88,20 +101,20 @@ def _check_settings(settings: dict[str, Any], file: Path) -> None:
 
 
 def check_version(settings: Mapping[str, Any], file: Path) -> None:
-    """Refuses a version of diffusers that diffusers could not read.
+    """Check that diffusers can read the version of diffusers that settings state.
 
     Raises:
-        ArtifactCorrupt: naming it.
+        ArtifactCorruptError: naming it.
     """
     stated = settings.get(_VERSION, "0")
     if not isinstance(stated, str) or not _VERSION_NUMBER.fullmatch(stated):
         raise ArtifactCorruptError(
-            f"{file} has {_VERSION}={str(stated)[:80]!r}, which is no version; deploy again"
+            f"{file} has {_VERSION}={str(stated)[:80]!r}, which is not a version number; deploy again"
         )
 
 
 def load_component(folder: Path, kind: type[Any]) -> Any:
-    """The component that `write_component` wrote, in its own floating types; disturbs no random state.
+    """Return the component that `write_component` wrote, in its own floating types; disturbs no random state.
 
     Raises:
         Exception: whatever diffusers and transformers raise if the files do not make a `kind`.
@@ -123,7 +136,7 @@ def _diffusers_model(folder: Path, kind: type[Any]) -> nn.Module:
 
 
 def _transformers_model(folder: Path, kind: type[Any]) -> nn.Module:
-    """Transformers takes one type for the whole model; a mixed one (T5's) is narrowed afterwards."""
+    """Load with one type for the whole model, as transformers does; narrow a mixed one (T5's) afterwards."""
     stored = _float_types(folder / TRANSFORMERS_WEIGHTS)
     widest = functools.reduce(torch.promote_types, stored.values())
     model, told = kind.from_pretrained(
@@ -150,7 +163,7 @@ def _float_types(file: Path) -> dict[str, torch.dtype]:
 
 
 def _settings_files(folder: Path) -> list[Path]:
-    """The configurations; vocabularies are JSON too, but their keys are words."""
+    """Return the configurations; vocabularies are JSON too, but their keys are words."""
     return sorted(folder.glob(f"*{_CONFIG}"))
 
 
@@ -164,3 +177,23 @@ def _without_places(value: Any) -> Any:
         for key, item in value.items()
         if key not in _PLACES and not key.endswith(_PLACE_SUFFIX)
     }
+
+
+def _forget_use(folder: Path, tokenizer: Any) -> None:
+    """Rewrite a tokenizer's files without traces of its use: the same tokenizer always has the same bytes.
+
+    Transformers 5 keeps truncation and padding of the latest call inside the tokenizer, stores them with it,
+    and turns them into settings when it is opened; it also stores how it was opened. Every call sets the
+    former anew, and nothing reads the latter, so nothing is lost.
+    """
+    state_file, settings_file = folder / _STATE_FILE, folder / _SETTINGS_FILE
+    if state_file.is_file():
+        state = json.loads(state_file.read_bytes())
+        text = json.dumps(state | dict.fromkeys(_STATE), indent=2, ensure_ascii=False)
+        state_file.write_text(text + "\n", encoding="utf-8")
+    settings = json.loads(settings_file.read_bytes())
+    kept = {name: value for name, value in settings.items() if name not in _TRACES}
+    # These may be traces or settings; dropped is what says no more than the class does.
+    usual = {name: getattr(type(tokenizer), name, None) for name in _SIDES} | {"pad_token_type_id": 0}
+    kept = {name: value for name, value in kept.items() if name not in usual or value != usual[name]}
+    settings_file.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")

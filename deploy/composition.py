@@ -47,10 +47,10 @@ class Composition:
 
 
 def check_composition(root: Path, manifest: Manifest) -> Composition:
-    """Reads `model_index.json` and compares it with the allow-lists, the manifest and the files.
+    """Read `model_index.json` and compare it with the allow-lists, the manifest and the files.
 
     Raises:
-        ArtifactCorrupt: it is no such file, or names what is not there, does not fit, or must not be named.
+        ArtifactCorruptError: it is invalid, or names what is not there, does not fit, or is not allowed.
         ArtifactVersionError: a class that these versions do not have.
         ArtifactError: a class whose library is not installed.
     """
@@ -91,7 +91,7 @@ def _read(file: Path) -> Composition:
 
 
 def _check_signature(root: Path, composition: Composition) -> None:
-    """The pipeline takes what the artifact has, as components or as settings, and needs no more."""
+    """Check that the pipeline takes what the artifact has, as components or settings, and needs no more."""
     name, optional = composition.pipeline.__name__, set(composition.pipeline._optional_components)
     parameters = dict(inspect.signature(composition.pipeline.__init__).parameters)
     parameters.pop("self")
@@ -99,11 +99,13 @@ def _check_signature(root: Path, composition: Composition) -> None:
     taken = needed | optional, set(parameters) - needed - optional
     for given, allowed in zip((composition.components, composition.settings), taken, strict=True):
         if extra := sorted(set(given) - allowed):
-            raise ArtifactCorruptError(f"{root / MODEL_INDEX}: {name} takes no {extra[0]!r}; deploy again")
+            raise ArtifactCorruptError(
+                f"{root / MODEL_INDEX}: {name} does not take {extra[0]!r}; deploy again"
+            )
     present = {key for key, entry in composition.components.items() if entry is not None}
     if missing := sorted(needed - optional - present):
         raise ArtifactCorruptError(
-            f"{root} does not make a {name}: {MODEL_INDEX} lacks {missing[0]!r}; deploy again"
+            f"{root} does not make a {name}: {MODEL_INDEX} has no {missing[0]!r}; deploy again"
         )
 
 
@@ -118,7 +120,7 @@ def _check_entry(root: Path, composition: Composition, component: str, expected:
 
 
 def _check_files(root: Path, composition: Composition, manifest: Manifest) -> None:
-    """Every component has its files, and no file belongs to none or could run or fetch anything."""
+    """Check that every component has files, every file a component, and none can run or fetch anything."""
     present = {name for name, entry in composition.components.items() if entry is not None}
     for file in sorted(manifest.files):
         folder, *rest = PurePosixPath(file).parts

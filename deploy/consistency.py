@@ -1,4 +1,4 @@
-"""What a manifest says twice, or what follows from the network and the recipe, must agree."""
+"""Checks that a manifest agrees with itself, its recipe, the network and the artifact's other files."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ MODEL_INDEX = "model_index.json"
 
 
 def check_consistency(root: Path, unet: nn.Module, manifest: Manifest) -> None:
-    """Derives scheme, schedule and size anew, and compares the sampler with the artifact's other files.
+    """Derive scheme, schedule and size anew, and compare the sampler with the artifact's other files.
 
     A scheme that left a layer out would let its float weights pass, so it must be the one that the recipe
     means for this very network. A searched schedule cannot be derived; it must be one that a search may find.
 
     Raises:
-        ArtifactCorrupt: naming what does not fit.
+        ArtifactCorruptError: naming what does not fit.
     """
     recipe, sampler = manifest.recipe, manifest.sampler
     _check_sizes(root, unet, manifest)
@@ -63,7 +63,7 @@ def _contradiction(root: Path, manifest: Manifest, name: str) -> ArtifactCorrupt
 
 
 def _check_sizes(root: Path, unet: nn.Module, manifest: Manifest) -> None:
-    """What the derivations below cost, before they are made."""
+    """Check what the derivations below cost, before they are made."""
     if len(manifest.sampler.timesteps) != manifest.schedule.num_steps:
         raise _contradiction(root, manifest, "timesteps")
     quantization = manifest.recipe.quantization
@@ -77,7 +77,7 @@ def _check_sizes(root: Path, unet: nn.Module, manifest: Manifest) -> None:
 
 
 def _check_streams(root: Path, manifest: Manifest) -> None:
-    """A cache must keep the calls of a sampler step apart; without one the schedule need not know of them."""
+    """Check that a cache keeps the calls of a sampler step apart; without a cache nothing depends on it."""
     found, expected = manifest.schedule.calls_per_step, calls_per_step(manifest.sampler.timesteps or (0.0,))
     if found != expected and (manifest.schedule.has_cache or found != 1):
         raise ArtifactCorruptError(

@@ -1,4 +1,4 @@
-"""Networks made from an artifact's settings alone: shapes without memory, and no more than a network has."""
+"""Networks made from an artifact's settings alone: shapes without memory, of a bounded size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from errata.errors import ArtifactCorruptError
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """Networks made in this block are on the meta device, and making one may not go on without end.
+    """Make networks in this block on the meta device, and stop before one grows without end.
 
     A setting such as a billion layers costs a line to write. Whatever it is called, it shows as modules.
 
@@ -51,10 +51,10 @@ def without_memory() -> Iterator[None]:
 
 
 def check_geometry(file: Path, network: nn.Module, settings: Mapping[str, Any]) -> None:
-    """Refuses what shows in no weight's shape: odd strides, paddings and dilations, and absurd image sizes.
+    """Check what no weight's shape shows: strides, paddings and dilations, and the image size.
 
     Raises:
-        ArtifactCorrupt: naming the settings' file and the layer.
+        ArtifactCorruptError: naming the settings' file and the layer.
     """
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):

@@ -1,12 +1,13 @@
-"""`export`: a compressed pipeline becomes a frozen artifact without the float weights of quantized layers."""
+"""`deploy`: a compressed pipeline becomes a frozen artifact without the float weights of quantized layers."""
 
 from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
     from errata.compress import CompressedPipeline
 
 
-def export(
+def deploy(
     compressed: CompressedPipeline, out: str | Path, *, max_shard_size: int | str = MAX_SHARD_SIZE
 ) -> Path:
-    """Writes the artifact directory `out`, verifies it, and returns its path.
+    """Write the artifact directory `out`, verify it, and return its path.
 
     The same input gives the same bytes on the same machine, versions and thread count.
 
@@ -44,14 +45,14 @@ def export(
 
     Raises:
         TypeError: not a `CompressedPipeline`.
-        ArtifactError: `out` exists or cannot be written, `max_shard_size` is no size, or a class or component
-            of the pipeline is none that an artifact may hold.
+        ArtifactError: `out` exists or cannot be written, `max_shard_size` is not a size, or a class or
+            component of the pipeline is not one that an artifact may hold.
     """
     from errata.compress import CompressedPipeline  # brings in brevitas, which no artifact needs
 
     if not isinstance(compressed, CompressedPipeline):
         raise TypeError(
-            f"export takes a CompressedPipeline, got {type(compressed).__name__}; "
+            f"deploy takes a CompressedPipeline, got {type(compressed).__name__}; "
             "make one with errata.compress.apply(…) or open one with errata.compress.load(path)"
         )
     shard_bytes = size_in_bytes(max_shard_size)
@@ -65,12 +66,36 @@ def export(
     return Path(out)
 
 
+def export(
+    compressed: CompressedPipeline, out: str | Path, *, max_shard_size: int | str = MAX_SHARD_SIZE
+) -> Path:
+    """Older name of `deploy`."""
+    return deploy(compressed, out, max_shard_size=max_shard_size)
+
+
+def export_onnx(
+    artifact: str | Path,
+    out: str | Path,
+    *,
+    form: str = "gathered",
+    example: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the engine directory `out` of an artifact, and return its path; see `engines.export_onnx`.
+
+    Raises:
+        ArtifactError: as there.
+    """
+    from errata.deploy.engines.exporting import export_onnx as export_engine  # its modules take a second
+
+    return export_engine(artifact, out, form=form, example=example)
+
+
 def _check_pipeline(pipe: DiffusionPipeline) -> None:
-    """Before anything is written: only what a loader may name can be deployed."""
+    """Check that a loader may name everything in the pipeline, before anything is written."""
     if not is_pipeline(type(pipe)):
         raise ArtifactError(
-            f"{type(pipe).__module__}.{type(pipe).__name__} is a pipeline of neither diffusers nor errata, "
-            "and an artifact names no other; use the class that it is made from"
+            f"{type(pipe).__module__}.{type(pipe).__name__} is not a pipeline of diffusers or errata, "
+            "and an artifact can name no other; use the class that it is derived from"
         )
     for component in pipe.components.values():
         if component is not None:

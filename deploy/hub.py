@@ -1,6 +1,6 @@
 """Artifacts on the Hugging Face hub: verified before they go there and after they come back.
 
-A repository holds the artifact's files at its root, and beside them what is no part of it: the model card,
+A repository holds the artifact's files at its root, and beside them what is not part of it: the model card,
 the hub's own `.gitattributes`, and a signature if there is one. Only files that the manifest lists are
 fetched, each of the size that it says.
 """
@@ -8,6 +8,11 @@ fetched, each of the size that it says.
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +20,50 @@ import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 import errata
-from errata.deploy.hub_source import SIGNATURE_FILE, HubSource, hub_errors
-from errata.deploy.manifest import MANIFEST_FILE
-from errata.deploy.model_card import CARD_FILE, model_card
+from errata.deploy.inventory import check_names
+from errata.deploy.limits import LARGEST_MANIFEST, LARGEST_SETTINGS
+from errata.deploy.manifest import FORMAT, MANIFEST_FILE, Manifest, read_manifest
 from errata.deploy.verification import verify
 from errata.directories import check_is_vacant, staged_directory
-from errata.errors import ArtifactError
+from errata.errors import ArtifactCorruptError, ArtifactError
 
 _OF_THE_HUB = ".gitattributes"
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
+# The signature's name in a repository: beside the artifact's files, and none of them.
+SIGNATURE_FILE = "errata.sig"
+CARD_FILE = "README.md"
+_PAGE = """\
+---
+library_name: errata
+tags:
+{tags}
+---
+
+# {title}
+
+A frozen diffusion pipeline, an artifact of format `{format}`: every byte is checked when it is fetched, and
+again when it is loaded.
+
+    {summary}
+
+```python
+from errata import deploy
+
+deployed = deploy.load(deploy.from_hub("{repo_id}"))
+images = deployed(...).images  # takes what diffusers' {pipeline} takes
+```
+
+Or on the command line:
+
+    errata pull {repo_id} --out artifact
+    errata generate artifact --out images
+
+| | |
+| --- | --- |
+{rows}
+
+This page is no part of the artifact: `errata pull` and `deploy.from_hub` leave it on the hub.
+"""
 
 
 def push_to_hub(
@@ -38,7 +78,7 @@ def push_to_hub(
     public_key: str | Path | None = None,
     token: str | None = None,
 ) -> str:
-    """Verifies an artifact and makes it the whole content of a model repository, in one commit.
+    """Verify an artifact and make it the whole content of a model repository, in one commit.
 
     Args:
         artifact: directory made by `export`.
@@ -89,7 +129,7 @@ def from_hub(
     public_key: str | Path | None = None,
     token: str | None = None,
 ) -> Path:
-    """Fetches an artifact, verifies it, and returns its directory.
+    """Fetch an artifact, verify it, and return its directory.
 
     Args:
         repo_id: as `"owner/name"`.
@@ -110,7 +150,7 @@ def from_hub(
         commit, sizes = str(info.sha), {item.rfilename: item.size for item in info.siblings or ()}
     if not _COMMIT.fullmatch(commit):  # it becomes a directory's name
         raise ArtifactError(
-            f"the hub names the commit {commit[:80]!r} of {repo_id!r}, which is none; try again"
+            f"the hub names the commit {commit[:80]!r} of {repo_id!r}, which is not a commit hash; try again"
         )
     source = HubSource(api, repo_id, commit, sizes)
     if out is None:
@@ -136,3 +176,132 @@ def _from_cache(source: HubSource, public_key: str | Path | None) -> Path:
 
 def _api(token: str | None) -> Any:
     return huggingface_hub.HfApi(token=token, library_name="errata", library_version=errata.__version__)
+
+
+class HubSource:
+    """One commit of a repository.
+
+    Attributes:
+        api: the hub's client.
+        sizes: bytes of every file that is there.
+    """
+
+    def __init__(self, api: Any, repo_id: str, commit: str, sizes: Mapping[str, int | None]) -> None:
+        self.api, self.repo_id, self.commit, self.sizes = api, repo_id, commit, sizes
+
+    def fetch(self, folder: Path, public_key: str | Path | None) -> None:
+        """Put the artifact, and nothing else, into an empty directory, and verify it.
+
+        Raises:
+            ArtifactError: and its subclasses as in `verify`; or the repository holds no artifact.
+        """
+        self._download([MANIFEST_FILE], folder, {MANIFEST_FILE: LARGEST_MANIFEST})
+        manifest = read_manifest(folder)
+        check_names(folder, manifest)
+        self._check_sizes(manifest)
+        self._download(sorted(manifest.files), folder, {})
+        with self.signature(public_key) as signature:
+            verify(folder, signature=signature, public_key=public_key)
+
+    @contextmanager
+    def signature(self, public_key: str | Path | None) -> Iterator[Path | None]:
+        """Yield the repository's signature while the block runs; None without a key to check it.
+
+        Raises:
+            ArtifactError: the repository has none.
+        """
+        if public_key is None:
+            yield None
+            return
+        with tempfile.TemporaryDirectory() as beside:
+            self._download([SIGNATURE_FILE], Path(beside), {SIGNATURE_FILE: LARGEST_SETTINGS})
+            yield Path(beside) / SIGNATURE_FILE
+
+    def _check_sizes(self, manifest: Manifest) -> None:
+        """Check the sizes before gigabytes are fetched for nothing."""
+        for name, record in manifest.files.items():
+            if self.sizes.get(name) != record.bytes:
+                raise ArtifactCorruptError(
+                    f"{name} of {self.repo_id!r} has {self.sizes.get(name)} bytes, its manifest says "
+                    f"{record.bytes:,}; push the artifact again"
+                )
+
+    def _download(self, names: list[str], folder: Path, largest: Mapping[str, int]) -> None:
+        for name, most in largest.items():
+            size = self.sizes.get(name)
+            if size is None or size > most:
+                found = "is not there" if size is None else f"has {size:,} bytes; allowed are {most:,}"
+                raise ArtifactError(
+                    f"{self.repo_id!r} at {self.commit[:12]} is not an artifact: {name} {found}; give a "
+                    "repository that `errata push` has filled"
+                )
+        with hub_errors(f"fetch {self.repo_id!r}"):
+            # Into a directory of its own: the hub's cache consists of links, which no artifact holds.
+            self.api.snapshot_download(
+                self.repo_id,
+                repo_type="model",
+                revision=self.commit,
+                local_dir=folder,
+                allow_patterns=names,  # without wildcards: `check_names` has seen to it
+            )
+        shutil.rmtree(folder / ".cache", ignore_errors=True)  # the hub's notes on what it fetched
+
+
+@contextmanager
+def hub_errors(doing: str) -> Iterator[None]:
+    """Raise whatever the hub's client raises as an `ArtifactError` in one line."""
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except Exception as error:  # its own errors, those of the network, and those of the file system
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ArtifactError(
+            f"cannot {doing}: {reason}; check the name, the revision, `hf auth login` and the network"
+        ) from error
+
+
+def model_card(manifest: Manifest, repo_id: str) -> str:
+    """Return Markdown with the metadata that the hub reads; the same manifest and name give the same text."""
+    tags = ["diffusers", "errata", *_kinds(manifest)]
+    return _PAGE.format(
+        tags="\n".join(f"- {tag}" for tag in tags),
+        title=repo_id.rpartition("/")[2],
+        format=FORMAT,
+        summary=manifest.summary(),
+        repo_id=repo_id,
+        pipeline=manifest.pipeline_class,
+        rows="\n".join(f"| {name} | {value} |" for name, value in _facts(manifest).items()),
+    )
+
+
+def _kinds(manifest: Manifest) -> list[str]:
+    words = []
+    if manifest.is_quantized:
+        words.append("quantized")
+    if manifest.schedule.has_cache:
+        words.append("feature-caching")
+    return words
+
+
+def _facts(manifest: Manifest) -> dict[str, str]:
+    sampler, schedule = manifest.sampler, manifest.schedule
+    cached = schedule.num_steps - len(schedule.full_steps)
+    return {
+        "recipe": f"`{manifest.recipe.name}`",
+        "layers": _layers(manifest),
+        "denoiser": f"`{manifest.unet_class}`, {manifest.denoiser_bytes:,} bytes; "
+        f"{manifest.float32_weight_bytes:,} in float32",
+        "whole artifact": f"{manifest.artifact_bytes:,} bytes in {len(manifest.files)} files",
+        "sampler": f"`{sampler.scheduler_class}`, {sampler.num_inference_steps} steps",
+        "cache": f"{cached} of {schedule.num_steps} denoiser calls are cached" if cached else "none",
+        "made by": ", ".join(f"{name} {version}" for name, version in manifest.made_by.items()),
+        "manifest SHA-256": f"`{manifest.sha256}`",
+    }
+
+
+def _layers(manifest: Manifest) -> str:
+    if not manifest.is_quantized:
+        return "nothing quantized"
+    counts = Counter(layer.label() for layer in manifest.scheme.layers)
+    return ", ".join(f"{count} of {label}" for label, count in sorted(counts.items()))

@@ -1,4 +1,4 @@
-"""Which files an artifact has: exactly those that its manifest lists, as plain files, with their digests."""
+"""Checks of an artifact's files: exactly those in the manifest, plain, with their sizes and digests."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._
 
 
 def check_files(root: Path, manifest: Manifest, *, manifest_file: str = MANIFEST_FILE) -> None:
-    """Compares the directory with the manifest, a file of that name: names, kinds, sizes and digests.
+    """Compare the directory with the manifest, a file of that name: names, kinds, sizes and digests.
 
     Raises:
-        ArtifactCorrupt: naming the file.
+        ArtifactCorruptError: naming the file.
         OSError: it cannot be read.
     """
     check_names(root, manifest, manifest_file=manifest_file)
@@ -33,7 +33,7 @@ def check_files(root: Path, manifest: Manifest, *, manifest_file: str = MANIFEST
         present.add(name)
     if missing := sorted(set(manifest.files) - present):
         raise ArtifactCorruptError(f"{root / missing[0]} is missing; copy the artifact again")
-    # Sizes first: they are cheap, and a file that was cut short is told as such.
+    # Sizes first: they are cheap, and the message says that a file was cut short.
     for name, record in manifest.files.items():
         _check_size(root / name, record)
     for name, record in manifest.files.items():
@@ -41,10 +41,10 @@ def check_files(root: Path, manifest: Manifest, *, manifest_file: str = MANIFEST
 
 
 def check_names(root: Path, manifest: Manifest, *, manifest_file: str = MANIFEST_FILE) -> None:
-    """Refuses names that lead outside the artifact, or that not every system takes for the same file.
+    """Check that no name leads outside the artifact, and that each means one file on every system.
 
     Raises:
-        ArtifactCorrupt: naming the file.
+        ArtifactCorruptError: naming the file.
     """
     file = root / manifest_file
     folded: dict[str, str] = {manifest_file: manifest_file}
@@ -66,10 +66,10 @@ def check_names(root: Path, manifest: Manifest, *, manifest_file: str = MANIFEST
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Every file below `root`, as the directory lists them; no link is followed.
+    """Yield every file below `root`, as the directory lists them; follow no link.
 
     Raises:
-        ArtifactCorrupt: a link, a special file, or an empty directory.
+        ArtifactCorruptError: a link, a special file, or an empty directory.
     """
     waiting = [root]
     while waiting:

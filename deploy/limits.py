@@ -1,4 +1,4 @@
-"""Sizes beyond which a file is no artifact's: a reader refuses them before it spends memory or time on them.
+"""Sizes that no artifact's file exceeds: a reader refuses them before it spends memory or time on them.
 
 Each is several times what a large network needs (SDXL's UNet in 4 bits: 3,609 modules and parameters, a
 tensor header of 710 kB, a scheme of 130 kB in the manifest), and `docs/artifact-format.md` states them all.

@@ -1,4 +1,4 @@
-"""`load` and `verify` for whatever stage `deploy` wrote: an artifact, or an engine made from one."""
+"""`load` and `verify` for an artifact, or for an engine made from one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from errata.deploy import pipeline, verification
+from errata.deploy import verification
+from errata.deploy.assembly import load_artifact
 from errata.deploy.engines.manifest import ENGINE_FILE
 from errata.deploy.manifest import Manifest
 from errata.deploy.pipeline import DeployedPipeline, OnMismatch
@@ -14,7 +15,7 @@ from errata.errors import ArtifactError
 
 
 def is_engine(path: str | Path) -> bool:
-    """Whether the directory says of itself that it is an engine."""
+    """Return whether the directory says of itself that it is an engine."""
     return (Path(path) / ENGINE_FILE).is_file()
 
 
@@ -24,20 +25,25 @@ def load(
     backend: str = "auto",
     on_mismatch: OnMismatch = "error",
 ) -> DeployedPipeline:
-    """Verifies the artifact or engine at `path` and loads it.
+    """Verify the artifact or engine at `path`, then load it.
 
     Args:
-        path: directory made by `export` or by `engines.export_onnx`.
+        path: directory made by `deploy` or by `export_onnx`.
         device: None means CUDA where there is one, else CPU; an engine runs on the CPU.
-        backend: see `pipeline.load`; an engine has its own, so only "auto".
-        on_mismatch: see `pipeline.load`; an engine serves the recorded number of steps, so only "error".
+        backend: "auto" picks the fastest kernel for each layer, and computes attention in one fused kernel
+            whose softmax output is not quantized; "vnni", "onednn" (CPU) and "triton" (CUDA) use int8
+            wherever the scheme allows it, and keep to the scheme; "reference" keeps to it in floating point.
+            An engine has a runtime of its own, so only "auto".
+        on_mismatch: what a request for another number of steps than recorded does: "error" refuses it,
+            "nearest" serves it with the ranges of the nearest recorded steps, and warns; see
+            `DeployedPipeline.at_steps`. An engine serves the recorded number of steps, so only "error".
 
     Raises:
         ArtifactError: and its subclasses as in `verify`; or a device, backend or `on_mismatch` that is
             unknown, or that an engine does not have.
     """
     if not is_engine(path):
-        return pipeline.load(path, device, backend, on_mismatch)
+        return load_artifact(path, device, backend, on_mismatch)
     _check_engine_option(path, "device", None if device is None else torch.device(device).type, (None, "cpu"))
     _check_engine_option(path, "backend", backend, ("auto",))
     _check_engine_option(path, "on_mismatch", on_mismatch, ("error",))
@@ -49,7 +55,7 @@ def load(
 def verify(
     path: str | Path, *, signature: str | Path | None = None, public_key: str | Path | None = None
 ) -> Manifest:
-    """Checks the artifact or engine at `path` and returns its manifest, see `verification.verify`.
+    """Check the artifact or engine at `path` and return its manifest, see `verification.verify`.
 
     Raises:
         ArtifactError: and its subclasses as there and in `engines.verify`; an engine has no signature of its
@@ -59,8 +65,8 @@ def verify(
         return verification.verify(path, signature=signature, public_key=public_key)
     if signature is not None or public_key is not None:
         raise ArtifactError(
-            f"{path} is an engine, and signatures are of artifacts; check that of the artifact, and compare "
-            "its manifest_sha256 with the one inside the engine's manifest"
+            f"{path} is an engine, and only artifacts are signed; check the artifact's signature, and "
+            "compare its manifest_sha256 with the one inside the engine's manifest"
         )
     from errata.deploy.engines.verification import verify as verify_engine
 
@@ -73,6 +79,6 @@ def _check_engine_option(
     if given not in allowed:
         told = " or ".join(repr(value) for value in allowed)
         raise ArtifactError(
-            f"{name}={given!r}, but {path} is an engine; allowed is {told}. Load the artifact that it was "
-            "made from for anything else"
+            f"{name}={given!r}, but {path} is an engine, where only {told} is allowed. For anything else, "
+            "load the artifact that it was made from"
         )

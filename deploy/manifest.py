@@ -87,7 +87,7 @@ class Manifest:
         return sum(record.bytes for path, record in self.files.items() if path.startswith("unet/"))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value, without the manifest's own digest."""
+        """Return a plain JSON value, without the manifest's own digest."""
         return {
             "format": FORMAT,
             "made_by": dict(self.made_by),
@@ -109,7 +109,7 @@ class Manifest:
         return digest(self.to_json())
 
     def summary(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         ratio = self.denoiser_bytes / self.float32_weight_bytes
         scheme = f"{len(self.scheme.layers)} layers quantized" if self.is_quantized else "nothing quantized"
         steps, calls = self.schedule.num_steps, self.schedule.calls_per_step
@@ -121,28 +121,28 @@ class Manifest:
         )
 
     def write(self, root: Path) -> None:
-        """Writes `errata.json`, canonical, with its own digest."""
+        """Write `errata.json`, canonical, with its own digest."""
         (root / MANIFEST_FILE).write_bytes(dumps({**self.to_json(), DIGEST_KEY: self.sha256}))
 
 
 def read_manifest(root: Path) -> Manifest:
-    """Reads `errata.json` and refuses any byte that the writer would not have written.
+    """Read `errata.json`; refuse any byte that the writer would not have written.
 
     Raises:
         ArtifactError: there is no artifact at `root`.
         ArtifactVersionError: another format version.
-        ArtifactCorrupt: not canonical, altered, or not a manifest.
+        ArtifactCorruptError: not canonical, altered, or not a manifest.
     """
     return parse_manifest(read_sealed(root, MANIFEST_FILE, FORMAT), root / MANIFEST_FILE)
 
 
 def read_sealed(root: Path, name: str, form: str) -> dict[str, Any]:
-    """The content of a canonical JSON file of that format, without the digest of itself that it carries.
+    """Return the content of a canonical JSON file of that format, without its own digest.
 
     Raises:
         ArtifactError: there is no such file.
         ArtifactVersionError: another format version.
-        ArtifactCorrupt: not canonical, or altered.
+        ArtifactCorruptError: not canonical, or altered.
     """
     file = root / name
     data = _read(root, file)
@@ -174,20 +174,22 @@ def _read(root: Path, file: Path) -> bytes:
     if file.is_symlink():
         raise ArtifactCorruptError(f"{file} is a link or special file; an artifact holds plain files only")
     if not file.is_file():
-        raise ArtifactError(f"{root} is no artifact: it has no {file.name}; make one with `errata deploy`")
+        raise ArtifactError(
+            f"{root} is not an artifact: it has no {file.name}; make one with `errata deploy`"
+        )
     if (size := file.stat().st_size) > LARGEST_MANIFEST:
         raise ArtifactCorruptError(f"{file} has {size:,} bytes; a manifest has at most {LARGEST_MANIFEST:,}")
     return file.read_bytes()
 
 
 def parse_manifest(value: dict[str, Any], file: Path) -> Manifest:
-    """The manifest that this content of a file, without its digest, is.
+    """Return the manifest that the content of a file, without its digest, describes.
 
     Raises:
-        ArtifactCorrupt: it is none.
+        ArtifactCorruptError: it is not a manifest.
     """
     if missing := sorted(_KEYS - set(value)):
-        raise ArtifactCorruptError(f"{file} lacks the keys {missing}; it was not written by errata")
+        raise ArtifactCorruptError(f"{file} has no keys {missing}; it was not written by errata")
     if extra := sorted(set(value) - _KEYS):
         raise ArtifactCorruptError(
             f"{file} has unknown keys: {str(extra)[:200]}; it was not written by errata"
@@ -222,7 +224,7 @@ def _typed(value: dict[str, Any]) -> Manifest:
 
 
 def _check_spelling(value: dict[str, Any], manifest: Manifest) -> None:
-    """Whatever was read would be written the same way; a recipe may leave out what has a default.
+    """Check that what was read would be written the same way; a recipe may leave out what has a default.
 
     Raises:
         ValueError: naming what would not.
@@ -231,14 +233,14 @@ def _check_spelling(value: dict[str, Any], manifest: Manifest) -> None:
         if type(value[key]) is not str:
             raise ValueError(f"{key} is {str(value[key])[:80]!r}, not a text")
     if type(value["float32_weight_bytes"]) is not int:
-        raise ValueError("float32_weight_bytes is no whole number")
+        raise ValueError("float32_weight_bytes is not a whole number")
     for key, written in manifest.to_json().items():
         if key != "recipe" and dumps(written) != dumps(value[key]):
             raise ValueError(f"its {key} would be written as {str(written)[:200]}")
 
 
 def plain_texts(key: str, value: dict[str, Any]) -> dict[str, Any]:
-    """`value`, whose names and values are short and plain.
+    """Return `value` after checking that its names and values are short and plain.
 
     Raises:
         ValueError: naming one that is not.
@@ -246,15 +248,15 @@ def plain_texts(key: str, value: dict[str, Any]) -> dict[str, Any]:
     for name, item in value.items():
         is_plain = type(item) is int or (isinstance(item, str) and _PLAIN_TEXT.fullmatch(item))
         if not (is_plain and _PLAIN_TEXT.fullmatch(name)):
-            raise ValueError(f"{key} says {name[:80]!r}: {str(item)[:80]!r}, which is no short plain text")
+            raise ValueError(f"{key} says {name[:80]!r}: {str(item)[:80]!r}, which is not a short plain text")
     return value
 
 
 def file_records(value: dict[str, Any]) -> dict[str, FileRecord]:
-    """The records of files by path.
+    """Return the records of files by path.
 
     Raises:
-        ValueError: naming one that is none.
+        ValueError: naming one that is not a record.
     """
     return {path: _file_record(path, record) for path, record in value.items()}
 

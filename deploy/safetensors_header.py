@@ -42,7 +42,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a safetensors file says of itself.
+    """The header of a safetensors file.
 
     Attributes:
         tensors: by name, in the order of the header.
@@ -54,10 +54,10 @@ class Header:
 
 
 def read_header(file: Path) -> Header:
-    """Reads the header, and checks that its tensors fill the file exactly, without gaps or overlaps.
+    """Read the header, and check that its tensors fill the file exactly, without gaps or overlaps.
 
     Raises:
-        ArtifactCorrupt: naming the file, and the tensor or number at fault.
+        ArtifactCorruptError: naming the file, and the tensor or number at fault.
     """
     size = file.stat().st_size
     if size < _COUNT_BYTES:
@@ -73,7 +73,7 @@ def read_header(file: Path) -> Header:
     value = _parse(file, text)
     metadata = value.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(item, str) for item in metadata.values()):
-        raise _refusal(file, f"{_METADATA} is no object of texts")
+        raise _refusal(file, f"{_METADATA} is not an object of texts")
     tensors = {name: _entry(file, name, item, data_bytes) for name, item in value.items()}
     _check_coverage(file, tensors, data_bytes)
     return Header(tensors=tensors, metadata=metadata)
@@ -98,9 +98,9 @@ def _entry(file: Path, name: str, value: Any, data_bytes: int) -> StoredTensor:
     if dtype is None:
         raise _refusal(file, f"tensor {name!r} has the type {kind!r}; allowed are {', '.join(_DTYPES)}")
     if not _are_counts(shape) or len(shape) > MOST_DIMENSIONS or any(side > 2**48 for side in shape):
-        raise _refusal(file, f"tensor {name!r} has a shape that is none: {str(shape)[:80]}")
+        raise _refusal(file, f"tensor {name!r} has an invalid shape: {str(shape)[:80]}")
     if not _are_counts(offsets) or len(offsets) != 2:
-        raise _refusal(file, f"tensor {name!r} has data_offsets that are none: {str(offsets)[:80]}")
+        raise _refusal(file, f"tensor {name!r} has invalid data_offsets: {str(offsets)[:80]}")
     start, end = offsets
     if end > data_bytes:
         raise _refusal(file, f"tensor {name!r} ends at byte {end:,} of {data_bytes:,}: larger than the file")
@@ -121,7 +121,7 @@ def _check_coverage(file: Path, tensors: Mapping[str, StoredTensor], data_bytes:
             raise _refusal(file, f"tensor {name!r} starts at byte {tensor.start:,} and {trouble}")
         position = tensor.end
     if position != data_bytes:
-        raise _refusal(file, f"{data_bytes - position:,} bytes after the last tensor belong to none")
+        raise _refusal(file, f"{data_bytes - position:,} bytes after the last tensor belong to no tensor")
 
 
 def _refusal(file: Path, reason: str) -> ArtifactCorruptError:

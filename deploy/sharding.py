@@ -1,4 +1,4 @@
-"""The denoiser's tensors in one file, or in several where one would be too large to move about.
+"""The denoiser's tensors in one file, or in several shards where one file would be too large.
 
 There is no index beside the shards: the manifest lists them, and each says in its header what it holds.
 """
@@ -26,10 +26,10 @@ _UNITS |= {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
 def size_in_bytes(size: int | str) -> int:
-    """Bytes of a size such as `"5GB"` (5e9), `"500MiB"` (500 * 2^20), or a number of bytes.
+    """Return the bytes of a size such as `"5GB"` (5e9), `"500MiB"` (500 * 2^20), or a number of bytes.
 
     Raises:
-        ArtifactError: it is none, or not above zero.
+        ArtifactError: it is not a size, or not above zero.
     """
     spelled = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
     number = size if type(size) is int else 0
@@ -44,7 +44,7 @@ def size_in_bytes(size: int | str) -> int:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], root: Path, *, max_shard_size: int) -> None:
-    """Writes the denoiser's tensors: `unet/errata.safetensors`, or shards of at most that many bytes of data.
+    """Write the denoiser's tensors: `unet/errata.safetensors`, or shards of at most that many bytes of data.
 
     A tensor that is larger by itself has a shard to itself. The same tensors give the same bytes.
 
@@ -65,7 +65,7 @@ def write_tensors(tensors: Mapping[str, Tensor], root: Path, *, max_shard_size: 
 
 
 def split(tensors: Mapping[str, Tensor], *, max_shard_size: int) -> list[dict[str, Tensor]]:
-    """Fills shards one after another, by name, with at most `max_shard_size` bytes each; one at least."""
+    """Fill shards one after another, by name, with at most `max_shard_size` bytes each; one at least."""
     shards: list[dict[str, Tensor]] = [{}]
     room = max_shard_size
     for name in sorted(tensors):
@@ -79,10 +79,10 @@ def split(tensors: Mapping[str, Tensor], *, max_shard_size: int) -> list[dict[st
 
 
 def denoiser_files(root: Path, manifest: Manifest) -> list[Path]:
-    """The one file, or all the shards in order.
+    """Return the one file, or all the shards in order.
 
     Raises:
-        ArtifactCorrupt: there is neither, both, or not every shard.
+        ArtifactCorruptError: there is neither, both, or not every shard.
     """
     shards = sorted(name for name in manifest.files if _SHARD.fullmatch(name))
     if DENOISER_FILE in manifest.files:
@@ -102,12 +102,12 @@ def denoiser_files(root: Path, manifest: Manifest) -> list[Path]:
 
 
 def is_denoiser_file(name: str) -> bool:
-    """Whether a path of the manifest is a place for the denoiser's tensors."""
+    """Return whether a path of the manifest is a place for the denoiser's tensors."""
     return name == DENOISER_FILE or _SHARD.fullmatch(name) is not None
 
 
 def read_tensors(root: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """All tensors of the denoiser, on the CPU; the artifact has been verified."""
+    """Return all tensors of the denoiser, on the CPU; the artifact has been verified."""
     tensors: dict[str, Tensor] = {}
     for file in denoiser_files(root, manifest):
         tensors |= load_file(file)

@@ -1,4 +1,4 @@
-"""Whether a detached signature vouches for an artifact; what `sign` shares with it.
+"""Check of a detached signature of an artifact, and what it shares with `sign`.
 
 Source: OpenSSF Model Signing, https://github.com/sigstore/model-transparency.
 """
@@ -18,24 +18,24 @@ _CURVES = "an elliptic curve key of P-256, P-384 or P-521 in PEM"
 
 
 def check_signature(root: Path, digests: Mapping[str, str], signature: Path, public_key: Path) -> None:
-    """Refuses an artifact whose files are not the ones that the owner of the key has signed.
+    """Check that the owner of the key has signed the very files of an artifact.
 
     `digests` are the SHA-256 of all its files, the manifest's included, by path; that they are plain, and no
     others are there, was checked.
 
     Raises:
-        ArtifactCorrupt: the signature is damaged, or of other files.
+        ArtifactCorruptError: the signature is damaged, or of other files.
         ArtifactError: the key or the signature cannot be read, or `model-signing` is not installed.
     """
     verifying, hashing = library("verifying"), library("hashing")
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
-    except Exception as error:  # the libraries below raise whatever they like
+    except Exception as error:  # the libraries below raise errors of any class
         raise key_refusal(public_key, error, "public") from error
     payload = _payload(signature)
     try:
         config.set_hashing_config(every_file(hashing)).verify(root, signature)
-    except Exception as error:  # the libraries below raise whatever they like
+    except Exception as error:  # the libraries below raise errors of any class
         raise _refusal(root, signature, public_key, error, _first_difference(payload, digests)) from error
     if missing := sorted(set(digests) - set(_signed(payload))):  # it may say that it left files out
         raise ArtifactCorruptError(
@@ -44,7 +44,7 @@ def check_signature(root: Path, digests: Mapping[str, str], signature: Path, pub
 
 
 def library(part: str) -> Any:
-    """A module of `model-signing`, which is slow to import and not everywhere.
+    """Return a module of `model-signing`, an optional package that is slow to import.
 
     Raises:
         ArtifactError: it, or what it needs, is not installed.
@@ -59,30 +59,30 @@ def library(part: str) -> Any:
 
 
 def every_file(hashing: Any) -> Any:
-    """SHA-256 of each file as a whole, those that belong to git included."""
+    """Return a configuration that hashes each file as a whole, those that belong to git included."""
     config = hashing.Config().use_file_serialization(hashing_algorithm="sha256")
     return config.set_ignored_paths(paths=[], ignore_git_paths=False)
 
 
 def key_refusal(key: Path, error: Exception, kind: str) -> ArtifactError:
-    """What to say of a key that the libraries refused; `kind` is "private" or "public"."""
+    """Return what to say of a key that the libraries refused; `kind` is "private" or "public"."""
     if isinstance(error, OSError):
         return ArtifactError(f"cannot read the key {key}: {error.strerror}; give {_CURVES}")
     reason = first_line(error)
     if isinstance(error, TypeError) and "encrypted" in reason:
         return ArtifactError(f"the key {key} is encrypted; give its password")
-    return ArtifactError(f"{key} is no {kind} key that can be used: {reason[:200]}; give {_CURVES}")
+    return ArtifactError(f"{key} is not a usable {kind} key: {reason[:200]}; give {_CURVES}")
 
 
 def _payload(signature: Path) -> dict[str, Any]:
-    """What the signature vouches for, if it holds.
+    """Return what the signature vouches for, if it holds.
 
     Raises:
         ArtifactError: there is no such file.
-        ArtifactCorrupt: it is no signature.
+        ArtifactCorruptError: it is no signature.
     """
     if not signature.is_file():
-        raise ArtifactError(f"{signature} is no file; give the one that `errata sign` wrote")
+        raise ArtifactError(f"{signature} is not a file; give the one that `errata sign` wrote")
     try:
         bundle = json_object(signature)
         hint = bundle["verificationMaterial"]["publicKey"]["hint"]
@@ -103,7 +103,7 @@ def _payload(signature: Path) -> dict[str, Any]:
 
 
 def _signed(payload: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 of each file that was signed, by path."""
+    """Return the SHA-256 of each file that was signed, by path."""
     return {str(resource["name"]): str(resource["digest"]) for resource in payload["predicate"]["resources"]}
 
 
@@ -122,7 +122,7 @@ def _refusal(
     reason = " ".join(str(error).split())[:200]
     if reason.startswith("Key mismatch"):
         return ArtifactError(
-            f"{signature} was made with another key than {public_key} belongs to; give the key of its maker, "
+            f"{signature} was not made with the private key of {public_key}; give its maker's public key, "
             "or do not trust it"
         )
     if reason.startswith("Signature mismatch"):
@@ -131,6 +131,6 @@ def _refusal(
             "signed; fetch both again"
         )
     return ArtifactCorruptError(
-        f"{signature} is damaged: it does not hold for the key {public_key} "
+        f"{signature} is damaged: it is not valid for the key {public_key} "
         f"({reason or type(error).__name__}); fetch it again"
     )

@@ -1,4 +1,4 @@
-"""A detached signature of an artifact: who made it, which its own digests cannot say.
+"""`sign`: a detached signature, which says who made an artifact; its own digests cannot.
 
 The signature is a file of its own beside the artifact, never inside, where no file may be that the manifest
 does not list. It is a Sigstore bundle over the SHA-256 of every file, made and checked by OpenSSF's
@@ -21,7 +21,7 @@ from errata.errors import ArtifactError
 def sign(
     artifact: str | Path, private_key: str | Path, signature: str | Path, *, password: str | None = None
 ) -> Path:
-    """Verifies an artifact, signs it, and writes the new file `signature`; returns its path.
+    """Verify an artifact, sign it, write the new file `signature`, and return its path.
 
     Args:
         artifact: directory made by `export`.
@@ -41,7 +41,7 @@ def sign(
         config = signing.Config().use_elliptic_key_signer(
             private_key=key, password=None if password is None else password.encode()
         )
-    except Exception as error:  # the libraries below raise whatever they like
+    except Exception as error:  # the libraries below raise errors of any class
         raise key_refusal(key, error, "private") from error
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.partial")
     with refusals_as(ArtifactError, doing=f"write `{out}`", advice="choose another place"):
@@ -62,4 +62,4 @@ def _check_outside(root: Path, out: Path) -> None:
     if out.exists() or out.is_symlink():
         raise ArtifactError(f"{out} exists; choose another file or remove it")
     if not out.parent.is_dir():
-        raise ArtifactError(f"cannot write {out}: {out.parent} is no directory; create it first")
+        raise ArtifactError(f"cannot write {out}: {out.parent} is not a directory; create it first")

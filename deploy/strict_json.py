@@ -1,4 +1,4 @@
-"""JSON files of an artifact, read so that no file costs more memory or time than its like ever needs."""
+"""JSON files of an artifact, read strictly and with bounds on memory and time."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from errata.errors import ArtifactCorruptError
 
 
 def json_value(file: Path, *, largest: int = LARGEST_SETTINGS) -> Any:
-    """The JSON value in a file of at most `largest` bytes.
+    """Return the JSON value in a file of at most `largest` bytes.
 
     Raises:
-        ArtifactCorrupt: it is larger, nested too deep, has a duplicate key or a number that is not finite, or
-            is no JSON.
+        ArtifactCorruptError: it is larger, nested too deep, has a duplicate key or a number that is not
+            finite, or is not JSON.
     """
     if (size := file.stat().st_size) > largest:
         raise ArtifactCorruptError(f"{file} has {size:,} bytes; JSON of this kind has at most {largest:,}")
@@ -28,10 +28,10 @@ def json_value(file: Path, *, largest: int = LARGEST_SETTINGS) -> Any:
 
 
 def json_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file; diffusers would take a text for a path or a hub name, and fetch it.
+    """Return the JSON object in a file; diffusers would take a text for a path or a hub name, and fetch it.
 
     Raises:
-        ArtifactCorrupt: as in `json_value`, or it holds something else.
+        ArtifactCorruptError: as in `json_value`, or it holds something else.
     """
     value = json_value(file)
     if not isinstance(value, dict):
@@ -42,7 +42,7 @@ def json_object(file: Path) -> dict[str, Any]:
 
 
 def bounded_json(data: bytes) -> Any:
-    """Strict JSON with a bounded number of values, nested at most `DEEPEST_JSON` deep.
+    """Read strict JSON with a bounded number of values, nested at most `DEEPEST_JSON` deep.
 
     Raises:
         ValueError: saying what is wrong with it.
@@ -59,7 +59,7 @@ def bounded_json(data: bytes) -> Any:
 
 
 def largest_whole_number(value: Any) -> int:
-    """The largest magnitude among the whole numbers anywhere in a JSON value; 0 where there are none."""
+    """Return the largest magnitude among the whole numbers in a JSON value; 0 where there are none."""
     largest, level = 0, [value]
     while level:
         largest = max(largest, *(abs(item) for item in level if isinstance(item, int)), 0)

@@ -1,21 +1,30 @@
-"""Which tensors an artifact's denoiser file holds: exactly these, with these types and shapes."""
+"""Which tensors an artifact's denoiser files hold: exactly these, of these types, shapes and ranges."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from errata.deploy.packing import pack_int4, packed_bytes, unpack_int4
+from errata.deploy.manifest import Manifest
+from errata.deploy.safetensors_header import StoredTensor, read_header
+from errata.errors import ArtifactCorruptError
 from errata.runtime.layers import float_layer
 from errata.runtime.scheme import CacheCorrection, LayerScheme, Scheme, layer_sites
+from errata.runtime.weight_formats import weight_format
 
 TensorType = tuple[torch.dtype, tuple[int, ...]]
 
+_SCALES = (".scale", ".weight_scale")
+# The largest code by which a scale is multiplied: of an input, or of a weight.
+_LARGEST_CODE = {".scale": 255, ".weight_scale": 127}
+
 
 def expected_tensors(unet: nn.Module, scheme: Scheme, *, num_steps: int) -> dict[str, TensorType]:
-    """Type and shape of every tensor of the file, by name.
+    """Return type and shape of every tensor of the file, by name.
 
     `unet` is the float network, possibly on the meta device. Float parameters that are not quantized appear
     with its dtype; a cache-only artifact may hold them in another floating-point one.
@@ -37,7 +46,7 @@ def expected_tensors(unet: nn.Module, scheme: Scheme, *, num_steps: int) -> dict
 
 
 def float_parameters(unet: nn.Module, scheme: Scheme) -> dict[str, Tensor]:
-    """Parameters and buffers of the float network that stay: all but those of quantized layers."""
+    """Return the parameters and buffers of the float network that stay: all but those of quantized layers."""
     quantized = tuple(f"{layer.name}." for layer in scheme.layers)
     return {
         name: value for name, value in unet.state_dict().items() if not name.startswith(quantized or ("\0",))
@@ -45,7 +54,7 @@ def float_parameters(unet: nn.Module, scheme: Scheme) -> dict[str, Tensor]:
 
 
 def stored_tensors(unet: nn.Module, scheme: Scheme, table: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors to write: packed codes, scales, zero points, biases and the small float parameters."""
+    """Return the tensors to write: packed codes, scales, zero points, biases, small float parameters."""
     stored = {
         name: value.detach().cpu().contiguous() for name, value in float_parameters(unet, scheme).items()
     }
@@ -56,24 +65,14 @@ def stored_tensors(unet: nn.Module, scheme: Scheme, table: Mapping[str, Tensor])
         bias = table.get(f"{layer.name}.bias", float_layer(unet, layer.name).bias)
         if bias is not None:
             stored[f"{layer.name}.bias"] = bias.detach().float().cpu().contiguous()
-        if layer.weight_bits == 4:
-            stored[f"{layer.name}.codes"] = pack_int4(table[f"{layer.name}.codes"])
+        codes = weight_format(layer.weight_bits).pack(table[f"{layer.name}.codes"])
+        stored[f"{layer.name}.codes"] = codes.contiguous()
     return stored
 
 
 def read_codes(layer: LayerScheme, tensors: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
-    """Int8 codes of a layer, `shape` being that of its weight."""
-    codes = tensors[f"{layer.name}.codes"]
-    return unpack_int4(codes, shape) if layer.weight_bits == 4 else codes
-
-
-def odd_packed_codes(unet: nn.Module, scheme: Scheme) -> set[str]:
-    """Names of the packed codes whose last byte holds one code only."""
-    return {
-        f"{layer.name}.codes"
-        for layer in scheme.layers
-        if layer.weight_bits == 4 and float_layer(unet, layer.name).weight.numel() % 2
-    }
+    """Return the int8 codes of a layer, `shape` being that of its weight."""
+    return weight_format(layer.weight_bits).unpack(tensors[f"{layer.name}.codes"], shape)
 
 
 def _in_float32(value: Tensor) -> Tensor:
@@ -81,11 +80,9 @@ def _in_float32(value: Tensor) -> Tensor:
 
 
 def _layer_tensors(layer: LayerScheme, shape: torch.Size, has_bias: bool) -> dict[str, TensorType]:
-    codes: TensorType = (torch.int8, tuple(shape))
-    if layer.weight_bits == 4:
-        codes = (torch.uint8, (packed_bytes(shape.numel()),))
+    stored_as = weight_format(layer.weight_bits)
     tensors: dict[str, TensorType] = {
-        f"{layer.name}.codes": codes,
+        f"{layer.name}.codes": (stored_as.dtype, stored_as.stored_shape(shape)),
         f"{layer.name}.weight_scale": (torch.float32, (len(layer.input_widths), shape[0])),
     }
     if has_bias:
@@ -105,3 +102,83 @@ def _correction_tensors(correction: CacheCorrection, num_steps: int) -> dict[str
 
 def _site_tensors(name: str, num_steps: int) -> dict[str, TensorType]:
     return {f"{name}.scale": (torch.float32, (num_steps,)), f"{name}.zero_point": (torch.uint8, (num_steps,))}
+
+
+def check_denoiser(files: Sequence[Path], unet: nn.Module, manifest: Manifest) -> None:
+    """Compare headers, then values, with what the scheme says for this network.
+
+    Raises:
+        ArtifactCorruptError: naming the file and the tensor.
+        OSError: a file cannot be read.
+    """
+    expected = expected_tensors(unet, manifest.scheme, num_steps=manifest.schedule.num_steps)
+    places: dict[str, Path] = {}
+    for file in files:
+        header = read_header(file)
+        if header.metadata:
+            raise ArtifactCorruptError(f"{file} has metadata, which the format does not allow; deploy again")
+        if not header.tensors and len(files) > 1:
+            raise ArtifactCorruptError(f"{file} is an empty shard; deploy again")
+        for name, tensor in header.tensors.items():
+            if name in places:
+                raise ArtifactCorruptError(
+                    f"{file} holds tensor {name!r}, which {places[name].name} holds too"
+                )
+            places[name] = file
+            if name in expected:
+                _check_type(file, name, tensor, expected[name], manifest)
+    _check_names(files, set(places), set(expected))
+    coded = {f"{layer.name}.codes": layer for layer in manifest.scheme.layers}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            for name in sorted(opened.keys()):
+                value = opened.get_tensor(name)
+                if name in coded:
+                    _check_codes(file, name, value, coded[name], unet)
+                _check_values(file, name, value)
+
+
+def _check_names(files: Sequence[Path], found: set[str], expected: set[str]) -> None:
+    path = files[0] if len(files) == 1 else files[0].parent
+    if missing := sorted(expected - found):
+        raise ArtifactCorruptError(
+            f"{len(missing)} tensors are missing from {path}; the first is {missing[0]!r}"
+        )
+    if extra := sorted(found - expected):
+        raise ArtifactCorruptError(
+            f"{path} holds {len(extra)} tensors that are not in the scheme; the first is {extra[0][:200]!r}"
+        )
+
+
+def _check_type(path: Path, name: str, found: StoredTensor, expected: TensorType, manifest: Manifest) -> None:
+    # A cache-only recipe keeps the weights' floating type; beside quantized layers there is float32 only.
+    is_open = not manifest.is_quantized and expected[0].is_floating_point and found.dtype.is_floating_point
+    same_type = is_open or found.dtype == expected[0]
+    if not same_type or found.shape != expected[1]:
+        raise ArtifactCorruptError(
+            f"{path}: tensor {name!r} is {found.dtype} {found.shape}, the scheme {manifest.recipe.name} says "
+            f"{expected[0]} {expected[1]}"
+        )
+
+
+def _check_codes(path: Path, name: str, value: Tensor, layer: LayerScheme, unet: nn.Module) -> None:
+    count = float_layer(unet, layer.name).weight.numel()
+    if fault := weight_format(layer.weight_bits).fault(value, count):
+        raise ArtifactCorruptError(f"{path}: tensor {name!r} {fault}; deploy again")
+
+
+def _check_values(path: Path, name: str, value: Tensor) -> None:
+    if not value.is_floating_point():
+        return
+    if not bool(torch.isfinite(value).all()):
+        raise ArtifactCorruptError(f"{path}: tensor {name!r} holds NaN or infinity")
+    if name.endswith(_SCALES):
+        _check_scales(path, name, value)
+
+
+def _check_scales(path: Path, name: str, value: Tensor) -> None:
+    if not bool((value > 0).all()):
+        raise ArtifactCorruptError(f"{path}: tensor {name!r} holds a scale that is not positive")
+    code = _LARGEST_CODE[f".{name.rpartition('.')[2]}"]
+    if not bool(torch.isfinite(value * code).all()):
+        raise ArtifactCorruptError(f"{path}: tensor {name!r} holds a scale that makes code {code} infinite")

@@ -1,7 +1,13 @@
-"""`verify`: everything in an artifact is what its manifest says, and nothing else is there."""
+"""`verify`: checks that an artifact holds what its manifest says, and nothing else.
+
+`layer_rows` lists what the denoiser of a verified artifact is made of, without loading it.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -14,15 +20,16 @@ from errata.deploy.components import check_component
 from errata.deploy.composition import DENOISER, check_composition
 from errata.deploy.consistency import MODEL_INDEX, SCHEDULER_CONFIG, UNET_CONFIG, check_consistency
 from errata.deploy.construction import check_geometry, without_memory
-from errata.deploy.denoiser_check import check_denoiser
 from errata.deploy.inventory import check_files
 from errata.deploy.manifest import MANIFEST_FILE, Manifest, read_manifest
+from errata.deploy.safetensors_header import read_header
 from errata.deploy.sharding import DENOISER_FILE, denoiser_files
 from errata.deploy.signature_check import check_signature
+from errata.deploy.tensors import check_denoiser
 from errata.errors import ArtifactCorruptError, ArtifactError, ArtifactVersionError
 from errata.runtime.layers import float_layer
 
-__all__ = ["DENOISER_FILE", "empty_unet", "verify"]
+__all__ = ["DENOISER_FILE", "LayerRow", "empty_unet", "layer_rows", "verify"]
 
 # Denoisers that an artifact may name, and where they are; a name is never resolved by import path.
 _UNETS = {
@@ -35,7 +42,7 @@ _UNETS = {
 def verify(
     path: str | Path, *, signature: str | Path | None = None, public_key: str | Path | None = None
 ) -> Manifest:
-    """Checks an artifact from its manifest down to every value, and returns the manifest.
+    """Check an artifact from its manifest down to every value, and return the manifest.
 
     Checked are the manifest's own digest; that exactly the listed files are there, as plain files, with
     their digests; that scheme, schedule and sampler are those that the recipe means for this network; that
@@ -51,8 +58,8 @@ def verify(
         ArtifactError: there is no artifact at `path`, or it cannot be read; or the signature was made with
             another key, or cannot be checked here.
         ArtifactVersionError: another format version, or a denoiser class that this version does not know.
-        ArtifactCorrupt: a file or tensor is missing, extra or altered; or the signature is damaged, or of
-            another artifact.
+        ArtifactCorruptError: a file or tensor is missing, extra or altered; or the signature is damaged, or
+            of another artifact.
     """
     if (signature is None) != (public_key is None):
         raise ArtifactError("signature and public_key belong together; give both, or neither")
@@ -77,7 +84,7 @@ def verify(
 
 
 def _check_contents(root: Path, manifest: Manifest) -> None:
-    """What the digests say is unaltered is also what an artifact may hold."""
+    """Check that what the digests say is unaltered is also what an artifact may hold."""
     tensor_files = denoiser_files(root, manifest)
     for name in (UNET_CONFIG, MODEL_INDEX, SCHEDULER_CONFIG):
         if name not in manifest.files:
@@ -92,11 +99,11 @@ def _check_contents(root: Path, manifest: Manifest) -> None:
     try:
         check_denoiser(tensor_files, unet, manifest)
     except SafetensorError as error:
-        raise ArtifactCorruptError(f"{tensor_files[0].parent} holds no safetensors: {error}") from error
+        raise ArtifactCorruptError(f"{tensor_files[0].parent} holds no valid safetensors: {error}") from error
 
 
 def empty_unet(root: Path, manifest: Manifest) -> nn.Module:
-    """The float network of the artifact on the meta device: shapes, no memory."""
+    """Return the float network of the artifact on the meta device: shapes, no memory."""
     if manifest.unet_class not in _UNETS:
         raise ArtifactVersionError(
             f"{root} needs denoiser class {manifest.unet_class[:80]!r}; this version runs {sorted(_UNETS)}"
@@ -109,7 +116,75 @@ def empty_unet(root: Path, manifest: Manifest) -> nn.Module:
             unet: nn.Module = unet_class.from_config(settings)
         for layer in manifest.scheme.layers:
             float_layer(unet, layer.name)
-    except Exception as error:  # diffusers raises whatever it likes
+    except Exception as error:  # diffusers raises errors of any class
         raise ArtifactCorruptError(f"{file} does not describe the denoiser: {repr(error)[:500]}") from error
     check_geometry(file, unet, settings)
     return unet
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRow:
+    """One quantized layer, or the matrix products of one attention.
+
+    Attributes:
+        layer: its name in the network.
+        kind: `conv2d`, `linear` or `attention`.
+        shape: of its weight; empty for an attention.
+        weight_bits: None for an attention.
+        input_bits: None where the input stays in floating point.
+        is_corrected: whether its output is corrected in cached calls.
+        bytes: what its tensors take in the file, scales and biases included.
+    """
+
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    weight_bits: int | None
+    input_bits: int | None
+    is_corrected: bool
+    bytes: int
+
+
+def layer_rows(root: Path, manifest: Manifest) -> list[LayerRow]:
+    """Return a row for each layer of the scheme, then for each attention; the artifact has been verified."""
+    scheme = manifest.scheme
+    names = [layer.name for layer in scheme.layers] + [attention.name for attention in scheme.attentions]
+    sizes = _sizes(denoiser_files(root, manifest), names)
+    corrected = {layer.name for layer in scheme.correction.layers} if scheme.correction else set()
+    unet = empty_unet(root, manifest)
+    rows = [
+        LayerRow(
+            layer=layer.name,
+            kind=layer.kind,
+            shape=tuple(float_layer(unet, layer.name).weight.shape),
+            weight_bits=layer.weight_bits,
+            input_bits=layer.activation_bits,
+            is_corrected=layer.name in corrected,
+            bytes=sizes[layer.name],
+        )
+        for layer in scheme.layers
+    ]
+    return rows + [
+        LayerRow(
+            layer=attention.name,
+            kind="attention",
+            shape=(),
+            weight_bits=None,
+            input_bits=attention.bits,
+            is_corrected=False,
+            bytes=sizes[attention.name],
+        )
+        for attention in scheme.attentions
+    ]
+
+
+def _sizes(files: Iterable[Path], modules: Iterable[str]) -> Counter[str]:
+    """Return the bytes of the tensors of each module, those of modules inside it left out."""
+    known, sizes = set(modules), Counter[str]()
+    for file in files:
+        for name, tensor in read_header(file).tensors.items():
+            owner = name
+            while owner and owner not in known:
+                owner = owner.rpartition(".")[0]
+            sizes[owner] += tensor.end - tensor.start
+    return sizes

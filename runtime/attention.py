@@ -51,7 +51,7 @@ class QuantizedAttention(nn.Module):
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """Attends over `hidden_states` `(B, C, H, W)` or `(B, L, C)`; same shape out.
+        """Attend over `hidden_states` `(B, C, H, W)` or `(B, L, C)`; same shape out.
 
         `encoder_hidden_states` is `(B, K, D)`; None means that they attend to themselves. `attention_mask` is
         a bias on the scores, `(B, 1, K)`.
@@ -86,7 +86,7 @@ class QuantizedAttention(nn.Module):
     def _quantized_inputs(
         self, attn: Attention, hidden_states: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Query `(B, L, heads x width)`, key and value `(B, K, heads x width)`."""
+        """Return the query `(B, L, heads x width)`, key and value `(B, K, heads x width)`."""
         if context is None:
             context = hidden_states
         elif attn.norm_cross:
@@ -98,7 +98,7 @@ class QuantizedAttention(nn.Module):
     def _attend(
         self, attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> Tensor:
-        """`(B, L, heads x width)`; `mask` is `(B x heads, 1 or L, K)`."""
+        """Return `(B, L, heads x width)`; `mask` is `(B x heads, 1 or L, K)`."""
         if self.probabilities is None:
             # The fused kernel serves (batch, heads, length, width) only.
             query, key, value = (
@@ -115,12 +115,12 @@ class QuantizedAttention(nn.Module):
 
 
 def _by_head(x: Tensor, norm: nn.Module | None, heads: int) -> Tensor:
-    """`x`, `(B, L, heads x width)`, with each head normalised where the attention does so."""
+    """Return `x`, `(B, L, heads x width)`, with each head normalised where the attention does so."""
     return x if norm is None else norm(x.unflatten(-1, (heads, -1))).flatten(-2)
 
 
 def set_attention(unet: nn.Module, name: str, processor: QuantizedAttention) -> None:
-    """Gives the attention of that name another processor, in `unet` itself."""
+    """Give the attention of that name another processor, in `unet` itself."""
     attention = unet.get_submodule(name)
     assert isinstance(attention, Attention)  # the scheme names attentions only
     attention.set_processor(processor)

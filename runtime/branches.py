@@ -1,4 +1,4 @@
-"""The two halves of a feature cache: a full pass that keeps the feature, a shallow network that reads it."""
+"""The two halves of a feature cache: a full pass that keeps the feature, and a network that reads it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def kept_input(resnet: nn.Module, *, channels: int) -> Iterator[list[Tensor]]:
-    """Yields a list that gets the first `channels` channels of what `resnet` reads in the body.
+    """Yield a list that gets the first `channels` channels of what `resnet` reads in the body.
 
     They are copied, `(B, channels, H, W)`, so the concatenation that they come from is freed. The copy has
     the memory format of that concatenation: with it, a cached call joins it with the skip input in the same
@@ -34,7 +34,7 @@ def kept_input(resnet: nn.Module, *, channels: int) -> Iterator[list[Tensor]]:
 
 
 def shallow_view(unet: Any, feature: Tensor, *, branch: int) -> Any:
-    """A UNet that computes the last `branch` resnets of the up path from `feature`, and what they need.
+    """Return a UNet that computes the last `branch` resnets of the up path from `feature`.
 
     It is of the same class as `unet`, so embeddings, conditioning, masks and sizes are handled by the same
     forward. It shares every module that it keeps with `unet`, and has less of the rest: down blocks up to the
@@ -54,24 +54,24 @@ def shallow_view(unet: Any, feature: Tensor, *, branch: int) -> Any:
 
 
 class _StoredFeature(nn.Module):
-    """Stands in for everything before the cut: whatever it is given, it answers the stored feature."""
+    """Stand-in for everything before the cut: it returns the stored feature for any input."""
 
     def __init__(self, feature: Tensor) -> None:
         super().__init__()
         self.feature = feature
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The stored feature."""
+        """Return the stored feature."""
         return self.feature
 
 
 def uncompiled(module: Any) -> Any:
-    """The module itself; of what `torch.compile(module)` returns, the one that was compiled."""
+    """Return the module itself; of what `torch.compile(module)` returns, the one that was compiled."""
     return getattr(module, "_orig_mod", module)
 
 
 def _down_blocks(unet: Any, outputs: int) -> list[Any]:
-    """Down blocks that leave that many skip inputs, besides the output of `conv_in`."""
+    """Return the down blocks that leave that many skip inputs, besides the output of `conv_in`."""
     kept: list[Any] = []
     for block in unet.down_blocks:
         if outputs <= 0:
@@ -84,7 +84,7 @@ def _down_blocks(unet: Any, outputs: int) -> list[Any]:
 
 
 def _up_blocks(unet: Any, branch: int) -> list[Any]:
-    """Up blocks with the last `branch` resnets."""
+    """Return the up blocks with the last `branch` resnets."""
     kept: list[Any] = []
     for block in reversed(unet.up_blocks):
         if branch <= 0:
@@ -96,7 +96,7 @@ def _up_blocks(unet: Any, branch: int) -> list[Any]:
 
 
 def _slice(block: Any, start: int, end: int, changes: Mapping[str, nn.Module | None]) -> Any:
-    """The block with its resnets `start` to `end`, and the attentions that follow them."""
+    """Return the block with its resnets `start` to `end`, and the attentions that follow them."""
     block = uncompiled(block)
     resnets = list(block.resnets)
     parts = {**block._modules, **changes, "resnets": _shell(block.resnets, _numbered(resnets[start:end]))}
@@ -112,7 +112,7 @@ def _numbered(modules: list[Any]) -> dict[str, Any]:
 
 
 def _shell(module: nn.Module, modules: Mapping[str, nn.Module | None]) -> Any:
-    """A module of the same class, attributes and parameters, with other submodules; not compiled itself."""
+    """Return a module of the same class, attributes and parameters, with other submodules; not compiled."""
     module = uncompiled(module)
     shell = object.__new__(type(module))
     shell.__dict__.update(module.__dict__)

@@ -1,4 +1,4 @@
-"""Answers that stay as they are, of a denoiser that writes every answer into the same memory."""
+"""Copies of what a denoiser returns, for denoisers that write every result into the same memory."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from errata.runtime.schedule import CacheSchedule, StepKind
 
 
 def owned(denoiser: Denoiser) -> Denoiser:
-    """`denoiser`, whose answers are copied if it says that it `reuses_outputs`; see `Denoiser`."""
+    """Return `denoiser`, whose answers are copied if it says that it `reuses_outputs`; see `Denoiser`."""
     return CopyingDenoiser(denoiser) if getattr(denoiser, "reuses_outputs", False) else denoiser
 
 
 class CopyingDenoiser:
-    """A `Denoiser` that copies the answers of another one, which the next call would overwrite.
+    """A `Denoiser` that copies the results of another one, which the next call would overwrite.
 
     A feature that is stored, a prediction in a scheduler's history, the first half of a guidance in two
     calls: all of them are read after later calls. Copying costs nothing beside an evaluation.

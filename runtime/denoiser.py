@@ -23,7 +23,7 @@ _WARM_UP_CALLS = 2
 
 
 class Denoiser(Protocol):
-    """Evaluates the noise prediction at a recorded sampling step.
+    """An evaluator of the noise prediction at a recorded sampling step.
 
     `x` is the network input `(B, C, H, W)`, `step` the index of the call in the recorded schedule (it picks
     the activation scales), `cond` the network's other tensor arguments (empty for an unconditional model).
@@ -42,19 +42,19 @@ class Denoiser(Protocol):
         """Training time of every recorded call."""
 
     def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
-        """The prediction `(B, C, H, W)` and the feature that cached calls read (None without a cache)."""
+        """Return the prediction `(B, C, H, W)` and the feature for cached calls (None without a cache)."""
 
     def cached(
         self, x: Tensor, step: int, cond: Conditioning, feature: Tensor, *, is_extrapolated: bool = False
     ) -> Tensor:
-        """The prediction from the shallow branch and a feature.
+        """Return the prediction from the shallow branch and a feature.
 
         The feature is one that a full call left, or made of several: then the part of an error correction
         that was fitted for plain reuse does not apply.
         """
 
     def cost(self, kind: StepKind, *, batch_size: int | None = None) -> float:
-        """Measured seconds of one call of that kind at the latest shape, or at `batch_size`."""
+        """Return the measured seconds of one call of that kind at the latest shape, or at `batch_size`."""
 
 
 class UNetDenoiser:
@@ -144,7 +144,7 @@ class UNetDenoiser:
     def at(
         self, schedule: CacheSchedule, timesteps: tuple[float, ...], ranges_of: tuple[int, ...]
     ) -> UNetDenoiser:
-        """The same network at other calls; see the class for the arguments."""
+        """Return the same network at other calls; see the class for the arguments."""
         return UNetDenoiser(
             self._unet, self._context, schedule, timesteps, correction=self._correction, ranges_of=ranges_of
         )
@@ -165,43 +165,55 @@ class UNetDenoiser:
         Raises:
             ValueError: no call has been made yet, so no shape is known; or there are no cached calls.
         """
-        if kind == "cached" and not self._schedule.has_cache:
-            raise ValueError("this model has no feature cache: there is no cached call to measure")
-        if self._latest is None:
-            raise ValueError(
-                "run the pipeline once before asking for a cost: its input shape is not known yet"
-            )
+        check_measurable(kind, self._schedule, has_shape=self._latest is not None)
+        assert self._latest is not None
         shape, dtype, device, cond = self._latest
         if batch_size is not None and batch_size != shape[0]:
             cond = {name: _resized(value, shape[0], batch_size) for name, value in cond.items()}
             shape = torch.Size((batch_size, *shape[1:]))
         if (kind, tuple(shape)) not in self._costs:
             latest = self._latest
-            noise = torch.randn(
-                shape, generator=torch.Generator().manual_seed(0)
-            )  # torch's own stays as it is
-            self._measure(noise.to(device, dtype), cond)
+            # A generator of its own: torch's stays as it is.
+            noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+            seconds = measured_costs(self, noise.to(device, dtype), cond)
+            self._costs |= {(each, tuple(shape)): value for each, value in seconds.items()}
             self._latest = latest
         return self._costs[kind, tuple(shape)]
 
-    def _measure(self, x: Tensor, cond: Conditioning) -> None:
-        _, feature = self.full(x, 0, cond)
-        calls: dict[StepKind, Callable[[], object]] = {"full": lambda: self.full(x, 0, cond)}
-        if feature is not None:
-            calls["cached"] = lambda: self.cached(x, 0, cond, feature)
-        seconds: dict[StepKind, list[float]] = {kind: [] for kind in calls}
-        for turn in range(_WARM_UP_CALLS + _TIMED_CALLS):
-            for kind, call in calls.items():
-                start = _now(x.device)
-                call()
-                if turn >= _WARM_UP_CALLS:
-                    seconds[kind].append(_now(x.device) - start)
-        for kind, times in seconds.items():
-            self._costs[kind, tuple(x.shape)] = statistics.median(times)
+
+def check_measurable(kind: StepKind, schedule: CacheSchedule, *, has_shape: bool) -> None:
+    """Check that a kind of call can be timed.
+
+    Raises:
+        ValueError: no call has been made yet, so no shape is known; or there are no cached calls.
+    """
+    if kind == "cached" and not schedule.has_cache:
+        raise ValueError("this model has no feature cache: there is no cached call to measure")
+    if not has_shape:
+        raise ValueError("run the pipeline once before asking for a cost: its input shape is not known yet")
+
+
+def measured_costs(denoiser: Denoiser, x: Tensor, cond: Conditioning) -> dict[StepKind, float]:
+    """Return the median seconds of each kind of call that the denoiser has, at step 0.
+
+    Both kinds are timed in turn, so a drift of the machine's speed cancels in their ratio.
+    """
+    _, feature = denoiser.full(x, 0, cond)
+    calls: dict[StepKind, Callable[[], object]] = {"full": lambda: denoiser.full(x, 0, cond)}
+    if feature is not None:
+        calls["cached"] = lambda: denoiser.cached(x, 0, cond, feature)
+    seconds: dict[StepKind, list[float]] = {kind: [] for kind in calls}
+    for turn in range(_WARM_UP_CALLS + _TIMED_CALLS):
+        for kind, call in calls.items():
+            start = _now(x.device)
+            call()
+            if turn >= _WARM_UP_CALLS:
+                seconds[kind].append(_now(x.device) - start)
+    return {kind: statistics.median(times) for kind, times in seconds.items()}
 
 
 def _resized(value: Tensor, rows: int, batch_size: int) -> Tensor:
-    """Conditioning for another batch size; what is not one entry per row stays as it is."""
+    """Return the conditioning for another batch size; what is not one entry per row stays as it is."""
     if value.ndim == 0 or value.shape[0] != rows:
         return value
     return value[:1].expand(batch_size, *value.shape[1:])

@@ -35,14 +35,14 @@ class FeatureCorrection:
 
     @classmethod
     def of(cls, scheme: Scheme, table: Mapping[str, Tensor]) -> FeatureCorrection | None:
-        """The one that a scheme asks for, with the numbers of its table; None where it asks for none."""
+        """Return the correction that a scheme asks for, with numbers of its table; None without one."""
         if scheme.correction is None:
             return None
         gain, shift = (table[name] for name in FEATURE)
         return cls(gain, shift)
 
     def __call__(self, feature: Tensor, step: int) -> Tensor:
-        """The corrected copy of a feature `(B, C, H, W)`."""
+        """Return the corrected copy of a feature `(B, C, H, W)`."""
         if self._gain.device != feature.device:  # once: a pipeline seldom moves
             self._gain, self._shift = self._gain.to(feature.device), self._shift.to(feature.device)
         gain, shift = self._gain[step], self._shift[step]
@@ -68,7 +68,7 @@ class CorrectedOutput(nn.Module):
         self.context = context
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes as in the layer."""
+        """Return the layer's output, corrected where that is due."""
         output: Tensor = self.layer(x)
         return self.corrected(output) if self.acts else output
 
@@ -78,7 +78,7 @@ class CorrectedOutput(nn.Module):
         return self.context.kind != "full"
 
     def corrected(self, output: Tensor) -> Tensor:
-        """`gain ⊙ output + shift` of the current step."""
+        """Return `gain ⊙ output + shift` of the current step."""
         return output * self.gain[self.context.step] + self.shift[self.context.step]
 
 
@@ -90,7 +90,7 @@ def correct_outputs(
     context: StepContext,
     device: torch.device | None = None,
 ) -> tuple[str, ...]:
-    """Wraps the layers whose output the scheme corrects, in `unet` itself; returns their names.
+    """Wrap the layers whose output the scheme corrects, in `unet` itself; return their names.
 
     `device` is that of the numbers; None stands for the network's own.
     """

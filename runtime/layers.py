@@ -20,37 +20,37 @@ class Geometry:
         self.dilation: Any = getattr(module, "dilation", None)
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The float layer."""
+        """Compute the float layer."""
         if not self.is_conv:
             return functional.linear(x, weight, bias)
         return functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
 
     def split(self, x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
-        """The parts of an input, along its channels."""
+        """Return the parts of an input, along its channels."""
         return x.split(list(widths), dim=1 if self.is_conv else -1)
 
     def quantize_parts(
         self, x: Tensor, widths: Sequence[int], quantizers: Iterable[Callable[[Tensor], Tensor]]
     ) -> Tensor:
-        """`x` with each part passed through its own quantizer."""
+        """Return `x` with each part passed through its own quantizer."""
         parts = zip(quantizers, self.split(x, widths), strict=True)
         return self.join([quantize(part) for quantize, part in parts])
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """Inverse of `split`."""
+        """Join parts that `split` made."""
         return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1 if self.is_conv else -1)
 
 
 def per_output_channel(scale: Tensor, ndim: int) -> Tensor:
-    """A scale `(O,)` shaped to multiply a weight of `ndim` dimensions."""
+    """Return a scale `(O,)` shaped to multiply a weight of `ndim` dimensions."""
     return scale.reshape(-1, *([1] * (ndim - 1)))
 
 
 def float_layer(unet: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
-    """The convolution or linear layer of that name.
+    """Return the convolution or linear layer of that name.
 
     Raises:
-        AttributeError: there is none.
+        AttributeError: there is no such layer.
     """
     module = unet.get_submodule(name)
     if not isinstance(module, nn.Conv2d | nn.Linear):
@@ -59,6 +59,6 @@ def float_layer(unet: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
 
 
 def replace_module(unet: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts `module` in the place of the layer of that name, in `unet` itself."""
+    """Put `module` in the place of the layer of that name, in `unet` itself."""
     parent_name, _, child = name.rpartition(".")
     setattr(unet.get_submodule(parent_name), child, module)

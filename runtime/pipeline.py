@@ -28,7 +28,7 @@ class CacheInfo(NamedTuple):
 
 
 class SteppedPipeline:
-    """Behaves like the diffusers pipeline that it came from, at the recorded number of steps.
+    """A pipeline that behaves like the diffusers pipeline that it came from, at the recorded number of steps.
 
     Calling it starts a `Run`: denoiser calls are counted, and the cache schedule decides which are full.
     Calling `.pipe` itself makes full calls only.
@@ -57,7 +57,7 @@ class SteppedPipeline:
         """Sample; arguments are those of the diffusers pipeline.
 
         Raises:
-            ArtifactMismatch: another `num_inference_steps` than recorded.
+            ArtifactMismatchError: another `num_inference_steps` than recorded.
         """
         return self.start().pipe(**self.arguments(kwargs, args))
 
@@ -68,11 +68,11 @@ class SteppedPipeline:
         decide: Callable[[CallView], Evaluation] | None = None,
         remembers: int = 1,
     ) -> Run:
-        """A fresh run, see `Run`; call `run.pipe(**pipeline.arguments(kwargs))` to sample with it, once."""
+        """Return a fresh run, see `Run`; `run.pipe(**pipeline.arguments(kwargs))` samples with it, once."""
         return Run(self.pipe, denoiser=denoiser, decide=decide, remembers=remembers, count=self._count)
 
     def cache_info(self) -> CacheInfo:
-        """Calls of all runs so far, corrected ones and interrupted ones included.
+        """Return the calls of all runs so far, corrected ones and interrupted ones included.
 
         Evaluations that a correction adds to a step read no cache, and are not counted.
         """
@@ -84,10 +84,10 @@ class SteppedPipeline:
             self._counts[kind] += 1
 
     def arguments(self, kwargs: Mapping[str, Any], args: Sequence[Any] = ()) -> dict[str, Any]:
-        """The call's arguments by name, with the recorded number of steps filled in and checked.
+        """Return the call's arguments by name, with the recorded number of steps filled in and checked.
 
         Raises:
-            ArtifactMismatch: another `num_inference_steps` than recorded.
+            ArtifactMismatchError: another `num_inference_steps` than recorded.
             TypeError: `args` are more than the pipeline takes, or repeat what `kwargs` name.
         """
         kwargs = self.named(kwargs, args)
@@ -101,7 +101,7 @@ class SteppedPipeline:
         return {**kwargs, "num_inference_steps": self.num_inference_steps}
 
     def named(self, kwargs: Mapping[str, Any], args: Sequence[Any]) -> dict[str, Any]:
-        """All arguments of a call by name.
+        """Return all arguments of a call by name.
 
         Raises:
             TypeError: `args` are more than the pipeline takes, or repeat what `kwargs` name.

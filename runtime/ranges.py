@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, *, bits: int) -> Tensor:
-    """Codes `q = clamp(round(x / s + z), 0, 2^bits - 1)` as a float tensor of the shape of `x`.
+    """Return codes `q = clamp(round(x / s + z), 0, 2^bits - 1)` as a float tensor of the shape of `x`.
 
     The zero point is added before rounding, as brevitas' `IntQuant` does, so that both agree to the last bit.
     """
@@ -18,12 +18,12 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, *, bits: int) -> Tens
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """Reals `s (q - z)`."""
+    """Return the reals `s (q - z)`."""
     return (codes - zero_point).mul_(scale)
 
 
 def at_step(values: Tensor, step: int | Tensor, x: Tensor) -> Tensor:
-    """The entry of a per-step table `(T,)` for `x`: a scalar, or one value per row, shaped to `x`.
+    """Return the entry of a per-step table `(T,)` for `x`: a scalar, or one value per row, shaped to `x`.
 
     Rows may have been split further (the heads of an attention): every row of the batch then stands for
     several neighbouring rows of `x`.

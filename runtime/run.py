@@ -1,4 +1,4 @@
-"""One sampling run: counts the denoiser's calls, keeps the cached feature, lets a corrector look on."""
+"""One sampling run: counts the denoiser's calls, keeps the cached feature, calls a corrector."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class UNetCall:
 
 @dataclass(frozen=True, kw_only=True)
 class CallView:
-    """What can be known before a denoiser call of a run is made.
+    """What is known of a denoiser call of a run before it is made.
 
     Attributes:
         step: index of the call.
@@ -115,7 +115,7 @@ class Run:
         self._count = count
 
     def replace_features(self, features: tuple[Tensor, ...], *, step: int | None = None) -> None:
-        """Puts these in the place of the latest stored features, one for each stream.
+        """Put these in the place of the latest stored features, one for each stream.
 
         `step` is the first call at which they were made, if it is another one.
         """
@@ -164,12 +164,12 @@ class Run:
         return self.denoiser.cached(sample, step, cond, used, is_extrapolated=True)
 
     def _check_same_shape(self, step: int, stream: int, sample: Tensor) -> None:
-        """A feature belongs to the shape, type and device of the sample that it was made from."""
+        """Check that a feature has the shape, type and device of the one in its place."""
         place, here = self._stored_for[stream], _place(sample)
         if place != here:
             raise ArtifactMismatchError(
                 f"step {step} would read the cached feature of a sample {place}, but its own is {here}; keep "
-                "shape, type and device for the whole of a run, or take an artifact without a cache"
+                "shape, type and device for the whole of a run, or use an artifact without a cache"
             )
 
     def _check(self, step: int, timestep: float) -> None:

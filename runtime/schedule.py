@@ -51,25 +51,25 @@ class CacheSchedule:
         self._check_whole_steps()
 
     def _check_whole_steps(self) -> None:
-        """The calls of a sampler step are of one kind; else a stream would lack the feature that it reads."""
+        """Check that the calls of a sampler step are of one kind; else a stream had no feature to read."""
         per_step = self.calls_per_step
         if type(per_step) is not int or per_step < 1:
             raise RecipeError(f"calls_per_step={per_step!r}; allowed are whole numbers of at least 1")
         if self.num_steps % per_step:
             raise RecipeError(
-                f"{self.num_steps} denoiser calls are no whole number of sampler steps with "
+                f"{self.num_steps} denoiser calls do not make whole sampler steps with "
                 f"calls_per_step={per_step}; give a multiple of it"
             )
         whole = calls_of({call // per_step for call in self.full_steps}, calls_per_step=per_step)
         if missing := sorted(set(whole) - set(self.full_steps)):
             raise RecipeError(
-                f"full_steps={self.full_steps} lack call {missing[0]}, but the {per_step} calls of a sampler "
-                "step are full together; list all of them or none"
+                f"full_steps={self.full_steps} leaves out call {missing[0]}, but the {per_step} calls of a "
+                "sampler step are full together; list all of them or none"
             )
 
     @classmethod
     def uncached(cls, num_steps: int, *, calls_per_step: int = 1) -> CacheSchedule:
-        """Every step is full."""
+        """Return a schedule in which every step is full."""
         return cls(
             num_steps=num_steps,
             full_steps=tuple(range(num_steps)),
@@ -79,7 +79,7 @@ class CacheSchedule:
 
     @classmethod
     def uniform(cls, num_steps: int, *, interval: int, branch: int, calls_per_step: int = 1) -> CacheSchedule:
-        """Sampler steps 0, N, 2N, … are full for the interval N; `num_steps` counts denoiser calls."""
+        """Return one with sampler steps 0, N, 2N, … full; `num_steps` counts denoiser calls."""
         if interval < 1:
             raise RecipeError(f"the cache interval must be at least 1, got {interval}")
         full_steps = uniform_steps(num_steps // calls_per_step, interval=interval)
@@ -105,21 +105,21 @@ class CacheSchedule:
         return self.branch > 0
 
     def kind(self, step: int) -> StepKind:
-        """Kind of the denoiser call at `step`."""
+        """Return the kind of the denoiser call at `step`."""
         return "full" if step in self.full_steps else "cached"
 
     def stream(self, step: int) -> int:
-        """Which of the features in turn the denoiser call at `step` stores or reads, from 0."""
+        """Return which of the features in turn the denoiser call at `step` stores or reads, from 0."""
         return step % self.calls_per_step
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value; `from_json` reads it back. One call per sampler step goes without saying."""
+        """Return a plain JSON value for `from_json`; `calls_per_step` is left out where it is 1."""
         value = {"num_steps": self.num_steps, "full_steps": list(self.full_steps), "branch": self.branch}
         return value if self.calls_per_step == 1 else {**value, "calls_per_step": self.calls_per_step}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> CacheSchedule:
-        """Inverse of `to_json`."""
+        """Read back what `to_json` wrote."""
         return cls(
             num_steps=int(value["num_steps"]),
             full_steps=tuple(int(step) for step in value["full_steps"]),
@@ -129,19 +129,19 @@ class CacheSchedule:
 
 
 def calls_of(sampler_steps: Iterable[int], *, calls_per_step: int) -> tuple[int, ...]:
-    """The denoiser calls of these sampler steps, sorted."""
+    """Return the denoiser calls of these sampler steps, sorted."""
     return tuple(
         step * calls_per_step + stream for step in sorted(sampler_steps) for stream in range(calls_per_step)
     )
 
 
 def uniform_steps(num_steps: int, *, interval: int) -> tuple[int, ...]:
-    """Every `interval`-th step: 0, N, 2N, …"""
+    """Return every `interval`-th step: 0, N, 2N, …"""
     return tuple(range(0, num_steps, interval))
 
 
 def power_law_steps(num_steps: int, *, count: int, center: float, power: float) -> tuple[int, ...]:
-    """`count` full steps, dense around `center` and sparse far from it; 0 is the first.
+    """Return `count` full steps, dense around `center` and sparse far from it; 0 is the first.
 
     Equally spaced numbers `u` are mapped to `center + sign(u) |u|^power`, and the ends of their range to the
     ends of the run. Where two of them meet in one step, the power is lowered until none do.
@@ -173,3 +173,35 @@ def _power_law(num_steps: int, count: int, center: float, power: float) -> tuple
     # Rounded before it is cut: a whole number must not fall to the one below by the last bit.
     inner = {int(round(center + math.copysign(abs(u) ** power, u), 9)) for u in spread}
     return tuple(sorted({0} | {min(step, num_steps - 1) for step in inner}))
+
+
+def nearest_steps(
+    timesteps: tuple[float, ...], recorded: tuple[float, ...], *, calls_per_step: int
+) -> tuple[int, ...]:
+    """Return for every call the recorded one of its stream that is nearest in time, the earlier of two."""
+    starts = range(0, len(recorded), calls_per_step)
+    return tuple(
+        min(starts, key=lambda start: abs(recorded[start] - time)) + call % calls_per_step
+        for call, time in enumerate(timesteps)
+    )
+
+
+def schedule_at(schedule: CacheSchedule, ranges_of: tuple[int, ...]) -> CacheSchedule:
+    """Return the cache schedule of calls that take the ranges of these recorded ones.
+
+    As recorded, the feature is refreshed where an interval begins: by the first call in each of them.
+    """
+    calls = schedule.calls_per_step
+    if not schedule.has_cache:
+        return CacheSchedule.uncached(len(ranges_of), calls_per_step=calls)
+    starts = schedule.full_steps[::calls]
+    intervals = [sum(start <= step for start in starts) for step in ranges_of[::calls]]
+    full = [
+        place for place, interval in enumerate(intervals) if place == 0 or interval != intervals[place - 1]
+    ]
+    return CacheSchedule(
+        num_steps=len(ranges_of),
+        full_steps=calls_of(full, calls_per_step=calls),
+        branch=schedule.branch,
+        calls_per_step=calls,
+    )

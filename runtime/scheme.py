@@ -37,7 +37,7 @@ class LayerScheme:
     input_widths: tuple[int, ...]
 
     def label(self) -> str:
-        """Short text, such as `w4a8` or `w8 (float input)`."""
+        """Return a short text, such as `w4a8` or `w8 (float input)`."""
         bits = self.activation_bits
         return f"w{self.weight_bits} (float input)" if bits is None else f"w{self.weight_bits}a{bits}"
 
@@ -96,7 +96,7 @@ class Scheme:
 
     @classmethod
     def of(cls, unet: nn.Module, recipe: Recipe, *, branch: int) -> Scheme:
-        """The scheme that a recipe means for this UNet, whose cached steps recompute `branch` resnets.
+        """Return the scheme that a recipe means for this UNet, whose cached steps recompute `branch` resnets.
 
         Raises:
             RecipeError: the UNet has a layer that cannot be quantized; or a pattern of the recipe matches
@@ -112,7 +112,7 @@ class Scheme:
         return cls(layers=layers, attentions=attentions, correction=correction)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value; `from_json` reads it back."""
+        """Return a plain JSON value; `from_json` reads it back."""
         layers = [{**asdict(layer), "input_widths": list(layer.input_widths)} for layer in self.layers]
         return {
             "layers": layers,
@@ -122,7 +122,7 @@ class Scheme:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Scheme:
-        """Inverse of `to_json`."""
+        """Read back what `to_json` wrote."""
         layers = [
             LayerScheme(**{**layer, "input_widths": tuple(layer["input_widths"])})
             for layer in value["layers"]
@@ -139,7 +139,7 @@ class Scheme:
 
 
 def layer_sites(layer: LayerScheme) -> tuple[Site, ...]:
-    """Sites at the input of a layer, one for each part; none where the input stays in floating point."""
+    """Return the sites at the input of a layer, one for each part; none where the input stays float."""
     if layer.activation_bits is None:
         return ()
     return tuple(
@@ -148,7 +148,7 @@ def layer_sites(layer: LayerScheme) -> tuple[Site, ...]:
 
 
 def sites_of(scheme: Scheme) -> tuple[Site, ...]:
-    """All activation quantizers of a scheme, layers first."""
+    """Return all activation quantizers of a scheme, layers first."""
     layers = [site for layer in scheme.layers for site in layer_sites(layer)]
     attentions = [
         Site(name, attention.bits, from_zero=name.endswith(".probabilities"))
@@ -187,7 +187,7 @@ def _quantized(
     if not layers:
         raise RecipeError(
             f"modules_to_not_convert={list(quantization.modules_to_not_convert)} leaves nothing to quantize; "
-            "leave a layer to convert, or take a recipe without a quantizer"
+            "leave a layer to convert, or choose a recipe without a quantizer"
         )
     return layers, attentions
 
@@ -195,7 +195,7 @@ def _quantized(
 def _correction(
     unet: nn.Module, quantization: Quantization | None, layers: tuple[LayerScheme, ...], branch: int
 ) -> CacheCorrection:
-    """The part for the readers' outputs is for weights rounded to nearest only, as in the source's code."""
+    """Return what is corrected; readers' outputs only with weights rounded to nearest, as in the source."""
     readers: tuple[CorrectedLayer, ...] = ()
     if quantization is not None and quantization.rounding is None:
         quantized = {layer.name for layer in layers}

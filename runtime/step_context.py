@@ -34,11 +34,11 @@ class StepContext:
         self._turn = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """State for a copy, which gets a lock of its own."""
+        """Return the state for a copy, which gets a lock of its own."""
         return {name: value for name, value in vars(self).items() if name != "_turn"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Inverse of `__getstate__`."""
+        """Restore what `__getstate__` gave."""
         vars(self).update(state)
         self._turn = threading.RLock()
 
@@ -64,7 +64,7 @@ class StepContext:
         return self._time
 
     def follow(self, device: torch.device) -> Tensor:
-        """The tensor, `(1,)`, int64, that shows the current step on `device`: always the same one.
+        """Return the tensor, `(1,)`, int64, that shows the current step on `device`: always the same one.
 
         It is written by the host without waiting for the device, when an evaluation begins. A layer calls
         this when it is made, so that no program contains the making of the tensor.
@@ -76,7 +76,7 @@ class StepContext:
         return self._device_steps[device]
 
     def step_on(self, device: torch.device) -> Tensor:
-        """The tensor of `follow`, for the evaluation under way.
+        """Return the tensor of `follow`, for the evaluation under way.
 
         Raises:
             RuntimeError: outside an evaluation, or in one whose rows belong to several steps.

@@ -1,4 +1,4 @@
-"""What stands in a diffusers pipeline for its UNet and evaluates a denoiser."""
+"""The module that takes the UNet's place in a diffusers pipeline and evaluates a denoiser."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from errata.runtime.unet_arguments import is_same_timestep, read_arguments
 
 
 class SteppedUNet(nn.Module):
-    """Stands in a diffusers pipeline for its UNet and evaluates a `Denoiser`.
+    """Stand-in for the UNet of a diffusers pipeline that evaluates a `Denoiser`.
 
     It takes the arguments of the network that it stands for. `unet(x, timestep, …, step=None).sample` is a
     full call: an unknown timestep is an error; a repeated one means its first occurrence unless `step` is
@@ -91,10 +91,10 @@ class SteppedUNet(nn.Module):
     def forward(
         self, sample: Tensor, timestep: Tensor | float, *args: Any, step: int | None = None, **kwargs: Any
     ) -> UNet2DOutput | tuple[Tensor]:
-        """Predicts for `sample` `(B, C, H, W)` at `timestep`; other arguments as in the float network.
+        """Predict for `sample` `(B, C, H, W)` at `timestep`; other arguments as in the float network.
 
         Raises:
-            ArtifactMismatch: the timestep was not recorded, or an argument is neither tensor nor None.
+            ArtifactMismatchError: the timestep was not recorded, or an argument is neither tensor nor None.
             TypeError: an argument that the float network does not take, or a missing one.
         """
         call = read_arguments(self._signature, (sample, timestep, *args), kwargs)
@@ -109,10 +109,10 @@ class SteppedUNet(nn.Module):
         return UNet2DOutput(sample=prediction) if call.return_dict else (prediction,)
 
     def step_of(self, timestep: float) -> int:
-        """First recorded step at that timestep.
+        """Return the first recorded step at that timestep.
 
         Raises:
-            ArtifactMismatch: there is none.
+            ArtifactMismatchError: no step was recorded at it.
         """
         recorded = self.denoiser.timesteps
         for step, time in enumerate(recorded):
@@ -126,6 +126,6 @@ class SteppedUNet(nn.Module):
 
 
 def _signature(network: type[nn.Module]) -> inspect.Signature:
-    """What a network of that class takes, quantized or not."""
+    """Return what a network of that class takes, quantized or not."""
     signature = inspect.signature(network.forward)
     return signature.replace(parameters=list(signature.parameters.values())[1:])

@@ -1,10 +1,11 @@
-"""How diffusers' UNets are put together: the resnets of the up path, and what each of their layers reads."""
+"""How diffusers' UNets are put together, which of them are supported, and which can be cached."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from diffusers.models.attention_processor import Attention
 from diffusers.models.normalization import AdaGroupNorm
 from torch import nn
 
@@ -19,6 +20,12 @@ _CACHEABLE = frozenset(
 _EMBEDDINGS = ("time_embedding", "class_embedding", "add_embedding", "encoder_hid_proj")
 # DeepCache's settings (Ma et al., CVPR 2024): the last 3 resnets in pixel space, the last 1 in latent space.
 _PIXEL_BRANCH, _LATENT_BRANCH = 3, 1
+_UNETS = ("UNet2DModel", "UNet2DConditionModel", "AudioLDM2UNet2DConditionModel")
+# They compute the same attention by different kernels, so another processor may take their place.
+_PLAIN_PROCESSORS = frozenset(
+    {"AttnProcessor", "AttnProcessor2_0", "AttnProcessorNPU", "SlicedAttnProcessor", "XFormersAttnProcessor"}
+)
+_FREEU = ("b1", "b2", "s1", "s2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +44,7 @@ class UpResnet:
 
 
 def up_resnets(unet: Any) -> tuple[UpResnet, ...]:
-    """All resnets of the up path, in the order in which they run."""
+    """Return all resnets of the up path, in the order in which they run."""
     hidden = int(unet.config.block_out_channels[-1])
     found = []
     for block_index, block in enumerate(unet.up_blocks):
@@ -50,7 +57,7 @@ def up_resnets(unet: Any) -> tuple[UpResnet, ...]:
 
 
 def skip_widths(unet: nn.Module) -> dict[str, int]:
-    """Width of the main half of every concatenated input, by layer name; `unet` is a float one.
+    """Return the width of the main half of every concatenated input, by layer name; `unet` is a float one.
 
     The first convolution (and the 1x1 shortcut) of an up-block resnet reads `[hidden, skip]` concatenated
     over channels; the value is the number of channels of `hidden`.
@@ -63,7 +70,7 @@ def skip_widths(unet: nn.Module) -> dict[str, int]:
 
 
 def feature_channels(unet: nn.Module, branch: int) -> int:
-    """Width of the feature that a cache keeps when its cached steps recompute the last `branch` resnets.
+    """Return the width of the feature that a cache keeps, with `branch` resnets recomputed in cached steps.
 
     Raises:
         RecipeError: this UNet cannot be cached, or not there.
@@ -72,7 +79,7 @@ def feature_channels(unet: nn.Module, branch: int) -> int:
 
 
 def feature_readers(unet: nn.Module, branch: int) -> tuple[str, ...]:
-    """Names of the layers that read that feature: a `conv1` and, where there is one, its `conv_shortcut`.
+    """Return the names of the layers that read that feature: a `conv1` and, if any, its `conv_shortcut`.
 
     Raises:
         RecipeError: this UNet cannot be cached, or not there.
@@ -81,7 +88,7 @@ def feature_readers(unet: nn.Module, branch: int) -> tuple[str, ...]:
 
 
 def default_branch(unet: nn.Module) -> int:
-    """How many resnets the papers recompute: 3 for an unconditional pixel-space network, else 1.
+    """Return how many resnets the papers recompute: 3 for an unconditional pixel-space network, else 1.
 
     Raises:
         RecipeError: this UNet cannot be cached.
@@ -92,7 +99,7 @@ def default_branch(unet: nn.Module) -> int:
 
 
 def embedding_layers(unet: nn.Module) -> frozenset[str]:
-    """Names of the convolution and linear layers that work on the embedding of time, class and conditions.
+    """Return the names of the layers that work on the embedding of time, class and conditions.
 
     They read one vector (or one per token) a sample and see every step; recipes keep 8-bit weights and float
     activations there. Among them are the projections in every resnet and in every adaptive group norm.
@@ -107,7 +114,7 @@ def embedding_layers(unet: nn.Module) -> frozenset[str]:
 
 
 def cut_at(unet: nn.Module, branch: int) -> UpResnet:
-    """The first of the last `branch` resnets of the up path.
+    """Return the first of the last `branch` resnets of the up path.
 
     Raises:
         RecipeError: this UNet cannot be cached, or has fewer resnets there.
@@ -122,20 +129,20 @@ def cut_at(unet: nn.Module, branch: int) -> UpResnet:
 
 
 def is_cacheable(unet: nn.Module) -> bool:
-    """Whether features of this UNet can be cached."""
+    """Return whether features of this UNet can be cached."""
     return not _obstacle(unet)
 
 
 def check_cacheable(unet: nn.Module) -> None:
-    """Refuses a UNet whose features cannot be cached.
+    """Check that the features of a UNet can be cached.
 
     Raises:
         RecipeError: naming the block.
     """
     if obstacle := _obstacle(unet):
         raise RecipeError(
-            f"a feature cache cannot serve this {type(unet).__name__}: {obstacle}; "
-            "take a recipe without a cache"
+            f"this {type(unet).__name__} cannot use a feature cache: {obstacle}; "
+            "choose a recipe without a cache"
         )
 
 
@@ -147,7 +154,7 @@ def _obstacle(unet: Any) -> str:
                 return f"{kind}_blocks.{index} is a {type(block).__name__}, supported are {allowed}"
     outputs = 1 + sum(len(block.resnets) + (block.downsamplers is not None) for block in unet.down_blocks)
     if outputs != len(up_resnets(unet)):
-        return f"its down blocks leave {outputs} skip inputs for {len(up_resnets(unet))} up-block resnets"
+        return f"its down blocks make {outputs} skip inputs for {len(up_resnets(unet))} up-block resnets"
     return ""
 
 
@@ -161,3 +168,59 @@ def _out_channels(resnet: Any) -> int:
     # The attribute is not the width where a K resnet changes it in its last convolution.
     last = resnet.conv2
     return int(last.out_channels if isinstance(last, nn.Conv2d) else resnet.out_channels)
+
+
+def check_supported(unet: Any) -> None:
+    """Check that a network can be quantized or cached.
+
+    Raises:
+        RecipeError: naming the class, layer or adapter at fault.
+    """
+    classes = {cls.__name__ for cls in type(unet).__mro__ if cls.__module__.startswith("diffusers.")}
+    if classes.isdisjoint(_UNETS):
+        raise RecipeError(f"the denoiser is a {type(unet).__name__}; supported are {', '.join(_UNETS)}")
+    check_no_lora(unet)
+    if getattr(unet, "position_net", None) is not None:
+        raise RecipeError("the UNet has a GLIGEN position net, which is not supported; use one without")
+    if any(getattr(block, name, None) is not None for block in unet.up_blocks for name in _FREEU):
+        raise RecipeError("FreeU is enabled, which is not supported; call pipe.disable_freeu() first")
+    for name, module in unet.named_modules():
+        if isinstance(module, Attention):
+            _check_attention(name, module)
+
+
+def check_no_lora(unet: nn.Module) -> None:
+    """Check that a UNet has no low-rank adapters beside its weights.
+
+    Raises:
+        RecipeError: naming a layer that has one.
+    """
+    wrapped = next((name for name, module in unet.named_modules() if hasattr(module, "base_layer")), None)
+    adapter = next((name for name, _ in unet.named_parameters() if "lora_" in name), None)
+    found = wrapped or adapter
+    if found is not None:
+        raise RecipeError(
+            f"the UNet has unfused LoRA weights ({found}); fuse them first: "
+            "pipe.fuse_lora(); pipe.unload_lora_weights()"
+        )
+
+
+def _check_attention(name: str, attention: Any) -> None:
+    if attention.added_kv_proj_dim is not None:
+        raise RecipeError(
+            f"attention {name!r} adds projected keys and values "
+            f"(added_kv_proj_dim={attention.added_kv_proj_dim}); supported is plain attention"
+        )
+    if attention.fused_projections:
+        raise RecipeError(
+            f"attention {name!r} has fused projections besides its own; load the pipeline again without "
+            "pipe.fuse_qkv_projections()"
+        )
+    processor = type(attention.processor)
+    is_ours = processor.__module__.startswith("errata.")
+    if not is_ours and processor.__name__ not in _PLAIN_PROCESSORS:
+        raise RecipeError(
+            f"attention {name!r} has the processor {processor.__name__}; supported are "
+            f"{', '.join(sorted(_PLAIN_PROCESSORS))}; unload adapters (pipe.unload_ip_adapter()), or call "
+            "pipe.unet.set_default_attn_processor()"
+        )

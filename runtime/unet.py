@@ -13,20 +13,14 @@ from torch import Tensor, nn
 from errata.errors import RecipeError
 from errata.runtime.branches import kept_input, shallow_view
 from errata.runtime.conditioning import nest
-from errata.runtime.structure import (
-    UpResnet,
-    cut_at,
-    is_cacheable,
-    up_resnets,
-)
-from errata.runtime.support_checks import check_supported
+from errata.runtime.structure import UpResnet, check_supported, cut_at, is_cacheable, up_resnets
 
 _ADAPTER = "down_intrablock_additional_residuals"
 _CONTROL = "mid_block_additional_residual"
 
 
 class BranchedUNet(nn.Module):
-    """Runs a diffusers UNet with a cut somewhere in its up path.
+    """A diffusers UNet with a cut somewhere in its up path.
 
     With `branch = b`, the feature is the hidden state that enters the last `b` resnets of the up path, over
     all its blocks. A cached call recomputes only what those resnets need: the embeddings, `conv_in`, the
@@ -54,7 +48,7 @@ class BranchedUNet(nn.Module):
     def full(
         self, x: Tensor, timestep: float | Tensor, cond: Mapping[str, Tensor], *, branch: int
     ) -> tuple[Tensor, Tensor | None]:
-        """Prediction `(B, C, H, W)` and, for `branch > 0`, the feature `(B, F, H', W')`.
+        """Return the prediction `(B, C, H, W)` and, for `branch > 0`, the feature `(B, F, H', W')`.
 
         Args:
             x: `(B, C, H, W)`.
@@ -84,7 +78,7 @@ class BranchedUNet(nn.Module):
     def cached(
         self, x: Tensor, timestep: float | Tensor, cond: Mapping[str, Tensor], feature: Tensor, *, branch: int
     ) -> Tensor:
-        """Prediction `(B, C, H, W)` from the kept feature and the shallow branch; arguments as in `full`.
+        """Return the prediction `(B, C, H, W)` from the kept feature and the shallow branch, see `full`.
 
         Raises:
             RecipeError: features of this UNet cannot be cached, or not there; or a T2I adapter takes part.
@@ -93,12 +87,13 @@ class BranchedUNet(nn.Module):
         cut, arguments = self._cut(branch), self._arguments(cond)
         if feature.shape[:2] != (x.shape[0], cut.hidden_channels):
             raise ValueError(
-                f"the feature is {list(feature.shape)}; branch={branch} at a batch of {x.shape[0]} reads "
-                f"[{x.shape[0]}, {cut.hidden_channels}, …]: keep it with the same branch and batch"
+                f"the feature has shape {list(feature.shape)}; branch={branch} at a batch of {x.shape[0]} "
+                f"reads [{x.shape[0]}, {cut.hidden_channels}, …]: "
+                "store and read it with the same branch and batch"
             )
         if _ADAPTER in arguments:
             raise RecipeError(
-                f"`{_ADAPTER}` (a T2I adapter) changes what a cache keeps; take a recipe without a cache"
+                f"`{_ADAPTER}` (a T2I adapter) changes what a cache keeps; choose a recipe without a cache"
             )
         if _CONTROL in arguments:
             arguments[_CONTROL] = x.new_zeros(())  # the feature has it already
@@ -111,7 +106,7 @@ class BranchedUNet(nn.Module):
         return self._cuts[-branch] if 1 <= branch <= len(self._cuts) else cut_at(self.unet, branch)
 
     def _arguments(self, cond: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Keyword arguments of the forward. None was not recorded, so a required argument may be missing."""
+        """Return the forward's keyword arguments. None was not recorded, so a required one may be missing."""
         arguments = {**dict.fromkeys(self._required), **nest(cond), "return_dict": False}
         if _ADAPTER in arguments:
             arguments[_ADAPTER] = list(arguments[_ADAPTER])  # the forward takes items out of it
@@ -119,7 +114,7 @@ class BranchedUNet(nn.Module):
 
 
 def in_evaluation(unet: nn.Module) -> nn.Module:
-    """The network as `collect` ran it: itself in evaluation mode, else a copy, so that its mode stays."""
+    """Return the network as `collect` ran it: itself in evaluation mode, else a copy in that mode."""
     is_training = any(part.training for part in unet.modules())
     return copy.deepcopy(unet).eval() if is_training else unet
 
@@ -130,7 +125,7 @@ def _required_arguments(unet: nn.Module) -> tuple[str, ...]:
 
 
 def _times(x: Tensor, timestep: float | Tensor) -> Tensor:
-    """One timestep for each row, `(B,)`, of the type that a scheduler would pass."""
+    """Return one timestep for each row, `(B,)`, of the type that a scheduler would pass."""
     if isinstance(timestep, Tensor):
         return timestep.to(x.device).expand(x.shape[0])
     value = float(timestep)

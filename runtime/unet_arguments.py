@@ -33,7 +33,7 @@ class UNetArguments:
     return_dict: bool
 
     def to(self, dtype: torch.dtype) -> UNetArguments:
-        """The same with all floating-point tensors of that type."""
+        """Return the same with all floating-point tensors of that type."""
         cond = {name: _cast(value, dtype) for name, value in self.cond.items()}
         return UNetArguments(_cast(self.sample, dtype), self.timestep, cond, self.return_dict)
 
@@ -41,12 +41,12 @@ class UNetArguments:
 def read_arguments(
     signature: inspect.Signature, positional: Sequence[Any], named: Mapping[str, Any]
 ) -> UNetArguments:
-    """Understands a call as the float network, whose forward has that signature (without `self`), would.
+    """Read a call as the float network, whose forward has that signature (without `self`), would.
 
     Raises:
         TypeError: an unknown, repeated or missing argument.
-        ArtifactMismatch: an argument holds something that is no tensor (as in `cross_attention_kwargs`), or
-            the rows are at different timesteps.
+        ArtifactMismatchError: an argument holds something that is not a tensor (as in
+            `cross_attention_kwargs`), or the rows are at different timesteps.
     """
     try:
         arguments = dict(signature.bind(*positional, **named).arguments)
@@ -63,10 +63,10 @@ def read_arguments(
 
 
 def one_timestep(timestep: Tensor | float) -> float:
-    """The timestep that all rows of a call share; pipelines pass a number, a scalar, or one for each row.
+    """Return the timestep that all rows share; pipelines pass a number, a scalar, or one for each row.
 
     Raises:
-        ArtifactMismatch: they differ.
+        ArtifactMismatchError: they differ.
     """
     times = torch.as_tensor(timestep, dtype=torch.float64 if isinstance(timestep, float) else None).flatten()
     if len(times) == 0 or not bool((times == times[0]).all()):
@@ -78,7 +78,7 @@ def one_timestep(timestep: Tensor | float) -> float:
 
 
 def is_same_timestep(timestep: float, recorded: float) -> bool:
-    """Whether both mean the same step, up to rounding in single precision."""
+    """Return whether both mean the same step, up to rounding in single precision."""
     return math.isclose(timestep, recorded, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
 
 

@@ -15,6 +15,7 @@ from errata.runtime.recipes.caching import DeepCache
 from errata.runtime.recipes.recipe import Recipe
 from errata.runtime.schedule import CacheSchedule
 from errata.runtime.scheme import LayerScheme, Scheme, sites_of
+from errata.runtime.weight_formats import weight_format
 
 # The types of an artifact's tensors, as docs/artifact-format.md has them.
 _FLOAT_BYTES, _ZERO_POINT_BYTES = 4, 1
@@ -153,9 +154,8 @@ def tensor_bytes(unet: nn.Module, scheme: Scheme, *, num_steps: int) -> dict[str
 
 
 def _code_bytes(unet: nn.Module, layer: LayerScheme) -> int:
-    """Two 4-bit codes share a byte."""
-    count = float_layer(unet, layer.name).weight.numel()
-    return -(-count * layer.weight_bits // 8)
+    shape = float_layer(unet, layer.name).weight.shape
+    return weight_format(layer.weight_bits).stored_bytes(shape)
 
 
 def _scale_bytes(unet: nn.Module, layer: LayerScheme) -> int:

@@ -22,7 +22,7 @@ def quantize_weight(weight: Tensor, *, bits: int) -> tuple[Tensor, Tensor]:
 
     Args:
         weight: `(O, I)` or `(O, I, kh, kw)`, float32.
-        bits: 4 or 8; codes lie in `[-(2^(bits-1) - 1), 2^(bits-1) - 1]`.
+        bits: of a weight format; codes lie in `[-(2^(bits-1) - 1), 2^(bits-1) - 1]`.
 
     Returns:
         `codes`, int8, of the weight's shape, and `scale`, float32, `(O,)`.

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from errata.compress.quantize.quantizers import StepwiseQuantizer, quantize_weight
-from errata.runtime.attention import QuantizedAttention, set_attention
-from errata.runtime.layers import Geometry, float_layer, per_output_channel, replace_module
-from errata.runtime.scheme import LayerScheme, Scheme, layer_sites
+from errata.runtime.attention import QuantizedAttention
+from errata.runtime.layers import Geometry, float_layer, per_output_channel
+from errata.runtime.replacement import replace_layers
+from errata.runtime.scheme import AttentionScheme, LayerScheme, Scheme, layer_sites
 from errata.runtime.step_context import StepContext
 
 
@@ -91,15 +92,19 @@ def simulate(unet: nn.Module, scheme: Scheme, table: Mapping[str, Tensor], conte
         simulated = simulated.float()
     replace_parameters(simulated, table)
     device = next(simulated.parameters()).device
-    for layer in scheme.layers:
-        module = _simulated_layer(float_layer(simulated, layer.name), layer, table, context)
-        replace_module(simulated, layer.name, module)
-    for attention in scheme.attentions:
+
+    def attention(products: AttentionScheme) -> QuantizedAttention:
         query, key, value, probabilities = (
-            _site_quantizer(name, attention.bits, table, context).to(device) for name in attention.sites
+            _site_quantizer(name, products.bits, table, context).to(device) for name in products.sites
         )
-        processor = QuantizedAttention(query=query, key=key, value=value, probabilities=probabilities)
-        set_attention(simulated, attention.name, processor)
+        return QuantizedAttention(query=query, key=key, value=value, probabilities=probabilities)
+
+    replace_layers(
+        simulated,
+        scheme,
+        layer=lambda layer, module: _simulated_layer(module, layer, table, context),
+        attention=attention,
+    )
     return simulated.eval()
 
 

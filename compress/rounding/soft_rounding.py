@@ -7,6 +7,8 @@ from brevitas.core.function_wrapper import Identity
 from brevitas.core.function_wrapper.learned_round import LearnedRoundHardSigmoid, LearnedRoundSte
 from torch import Tensor, nn
 
+from errata.runtime.weight_formats import weight_format
+
 # Stretch of the sigmoid, so that it reaches 0 and 1 (Louizos et al., 2018); AdaRound's values.
 _ZETA = 1.1
 _GAMMA = -0.1
@@ -27,11 +29,11 @@ class SoftRounding(nn.Module):
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, *, bits: int) -> None:
-        """`weight`: `(O, I, …)`, float32; `scale`: broadcasts to it; codes in ±(2^(bits-1) - 1)."""
+        """`weight`: `(O, I, …)`, float32; `scale`: broadcasts to it; codes as the format of `bits` allows."""
         super().__init__()
         self.units = weight.detach() / scale
         self.scale = scale
-        self.limit = 2 ** (bits - 1) - 1
+        self.limit = weight_format(bits).limit
         fraction = self.units - self.units.floor()
         start = -torch.log((_ZETA - _GAMMA) / (fraction - _GAMMA) - 1)
         self.rounding = LearnedRoundSte(LearnedRoundHardSigmoid(_ZETA, _GAMMA), start, Identity())

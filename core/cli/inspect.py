@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from errata.compress import CacheSchedule
     from errata.deploy import Manifest
     from errata.deploy.engines.manifest import TensorSpec
-    from errata.deploy.layer_table import LayerRow
+    from errata.deploy.verification import LayerRow
 
 DETAILS = """\
 Verifies an artifact and shows its size, the sampler that its scales belong to, the cache schedule, one
@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"--{option} has no effect without --backends")
 
     from errata import deploy
-    from errata.deploy.layer_table import layer_rows
     from errata.deploy.loading import is_engine
+    from errata.deploy.verification import layer_rows
 
     if is_engine(args.artifact):
         return _inspect_engine(args)

@@ -41,8 +41,8 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_bits,
         metavar="PATTERN=BITS",
-        help="give these 4 or 8 bit weights, as in --bits 'up_blocks.*.conv_shortcut=8'; may be repeated, "
-        "the first that fits a layer decides, those of a recipe file come last",
+        help="give these weights other bits (4, 6 or 8), as in --bits 'up_blocks.*.conv_shortcut=8'; may be "
+        "repeated, the first that fits a layer decides, those of a recipe file come last",
     )
     rounding = parser.add_argument_group("learned rounding", "For recipes such as w4a8-learned.")
     rounding.add_argument(
@@ -132,9 +132,13 @@ def _read(name: str) -> "Recipe":
 
 
 def _bits(text: str) -> tuple[str, int]:
+    from errata.runtime.weight_formats import allowed_weight_bits, weight_bits
+
     pattern, _, bits = text.rpartition("=")
-    if not pattern or bits not in ("4", "8"):
-        raise argparse.ArgumentTypeError(f"`{text}` is not PATTERN=4 or PATTERN=8")
+    if not pattern or bits not in map(str, weight_bits()):
+        raise argparse.ArgumentTypeError(
+            f"`{text}` is not PATTERN=BITS with BITS one of {allowed_weight_bits()}, as in 'mid_block=8'"
+        )
     return pattern, int(bits)
 
 

@@ -1,4 +1,4 @@
-"""Attention between int8 projections, whose inputs alone are codes: above the scheme's precision."""
+"""Attention between int8 projections: only their inputs are quantized, so it exceeds the scheme's precision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WIDE_HEAD = 128
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for it; emulated, it would be slower than float32."""
+    """Return whether this CPU has instructions for it; emulated, it would be slower than float32."""
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
@@ -56,7 +56,7 @@ class CPUAttention(QuantizedAttention):
         return output if attn.rescale_output_factor == 1 else output.div_(attn.rescale_output_factor)
 
     def _rounds(self, width: int) -> bool:
-        """Whether heads of that width are multiplied in bfloat16."""
+        """Return whether heads of that width are multiplied in bfloat16."""
         return self._has_bfloat16 and width >= _WIDE_HEAD
 
     def _quantized_inputs(
@@ -85,7 +85,7 @@ class CPUAttention(QuantizedAttention):
 
 
 def _is_of_pixels(attn: Attention) -> bool:
-    """Whether it attends over an image, normalized by groups, with int8 projections."""
+    """Return whether it attends over an image, normalized by groups, with int8 projections."""
     return (
         isinstance(attn.group_norm, nn.GroupNorm)
         and attn.spatial_norm is None
@@ -99,7 +99,7 @@ def _is_of_pixels(attn: Attention) -> bool:
 
 
 def _projected(x: Tensor, *layers: nn.Module) -> list[Tensor]:
-    """`x` through each of the layers, quantized once where they quantize alike."""
+    """Return `x` through each of the layers, quantized once where they quantize alike."""
     first = layers[0]
     if not isinstance(first, Int8Layer) or not _share_an_input(*layers):
         return [layer(x) for layer in layers]
@@ -108,7 +108,7 @@ def _projected(x: Tensor, *layers: nn.Module) -> list[Tensor]:
 
 
 def _plus(layer: nn.Module, x: Tensor, added: Tensor | None) -> Tensor:
-    """`layer(x)` plus `added`, free to be changed."""
+    """Return `layer(x)` plus `added`, free to be changed."""
     if isinstance(layer, Int8Layer):
         return layer.product(layer.quantized([x]), layer.bias, added)
     output: Tensor = layer(x)
@@ -116,7 +116,7 @@ def _plus(layer: nn.Module, x: Tensor, added: Tensor | None) -> Tensor:
 
 
 def _share_an_input(*layers: nn.Module) -> bool:
-    """Whether all are int8 layers that quantize their input, of one part, alike at every step."""
+    """Return whether all are int8 layers that quantize their input, of one part, alike at every step."""
     first = layers[0]
     return isinstance(first, Int8Layer) and all(
         isinstance(layer, Int8Layer) and len(layer.tables) == 1 and layer.tables[0].equals(first.tables[0])

@@ -1,22 +1,38 @@
-"""A loaded network is rewritten for the CPU: blocks around int8 layers, in place of diffusers' own."""
+"""A loaded network is rewritten for the CPU: blocks around int8 layers, in place of diffusers' own.
+
+They save passes over memory:
+
+- Normalization, activation and quantization are one operation (`norms`); the codes that the shortcut reads
+  are made with it. So it is at the end of the network.
+- The time embedding's projection is added by the first convolution, as its bias. Where the embedding depends
+  on the time alone, that bias is kept for every time that was evaluated.
+- Nearest-neighbour upsampling and zero padding are done on the codes, a quarter of the bytes: they commute
+  with quantization, padded zeros being the zero point.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.embeddings import TimestepEmbedding
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+from torch.nn import functional
 
 from errata.deploy.cpu import native
-from errata.deploy.cpu.embedding import OneTimeEmbedding
-from errata.deploy.cpu.output import FusedOutput
-from errata.deploy.cpu.resnet import FusedDownsample, FusedResnet, FusedUpsample
+from errata.deploy.cpu.int8 import Int8Layer
+from errata.deploy.cpu.norms import normed_codes
+from errata.runtime.feature_correction import CorrectedOutput
 from errata.runtime.layers import replace_module
 from errata.runtime.step_context import StepContext
 
 
 def fuse(unet: nn.Module, context: StepContext) -> dict[str, str]:
-    """Replaces in `unet` itself whatever can be fused; names of layers stay.
+    """Replace in `unet` itself whatever can be fused; names of layers stay.
 
     Float convolutions that are left get channels_last weights, so that everything is in one memory format.
 
@@ -48,7 +64,222 @@ def fuse(unet: nn.Module, context: StepContext) -> dict[str, str]:
 
 
 def embeds_time_only(unet: Any) -> bool:
-    """Whether the embedding that ResNet blocks get follows from the time of the step alone."""
+    """Return whether the embedding that ResNet blocks get follows from the time of the step alone."""
     conditions = ("class_embedding", "add_embedding", "aug_emb")
     is_plain = all(getattr(unet, name, None) is None for name in conditions)
     return is_plain and getattr(unet.time_embedding, "cond_proj", None) is None
+
+
+class OneTimeEmbedding(nn.Module):
+    """The time embedding of one row, in place of equal ones for all rows.
+
+    A product of matrices rounds otherwise for another number of rows, and what follows from an embedding is
+    kept for its time (`FusedResnet`): without this, images would depend on the size of the first batch. It
+    stands in for a `TimestepEmbedding`, whose layers it shares under the same names.
+
+    Args:
+        block: one that `is_fusible`.
+        context: tells the time that is evaluated, if all rows have the same.
+    """
+
+    def __init__(self, block: Any, context: StepContext) -> None:
+        super().__init__()
+        self.linear_1, self.linear_2 = block.linear_1, block.linear_2
+        self.act, self.post_act = block.act, block.post_act
+        self._context = context
+
+    @staticmethod
+    def is_fusible(block: nn.Module) -> bool:
+        """Return whether it is one that gets nothing but the time."""
+        return isinstance(block, TimestepEmbedding) and block.cond_proj is None
+
+    def forward(self, sample: Tensor, condition: None = None) -> Tensor:
+        """Map `(B, C)` to `(B, D)`, as the block."""
+        is_alike = self._context.time is not None
+        embedded: Tensor = self.linear_1(sample[:1] if is_alike else sample)
+        embedded = self.linear_2(embedded if self.act is None else self.act(embedded))
+        embedded = embedded if self.post_act is None else self.post_act(embedded)
+        return embedded.expand(len(sample), -1) if is_alike else embedded
+
+
+class FusedResnet(nn.Module):
+    """Stand-in for a `ResnetBlock2D`, whose layers it shares under the same names.
+
+    Args:
+        block: one that `is_fusible`.
+        context: tells the time that is evaluated.
+        keeps_biases: whether the time embedding follows from that time, for all rows alike.
+    """
+
+    def __init__(self, block: Any, context: StepContext, *, keeps_biases: bool) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.conv1, self.conv2 = block.conv1, block.conv2
+        self.time_emb_proj = block.time_emb_proj
+        self.conv_shortcut = block.conv_shortcut
+        self.skip_time_act: bool = block.skip_time_act
+        self.output_scale_factor: float = block.output_scale_factor
+        self._context = context
+        self._keeps_biases = keeps_biases
+        self._biases: dict[float, Tensor] = {}
+
+    @staticmethod
+    def is_fusible(block: nn.Module) -> bool:
+        """Return whether it is a plain ResNet block whose convolutions are int8 layers."""
+        return (
+            isinstance(block, ResnetBlock2D)
+            and block.upsample is None
+            and block.downsample is None
+            and block.time_embedding_norm == "default"
+            and isinstance(block.nonlinearity, nn.SiLU)
+            and isinstance(inner(block.conv1), Int8Layer)
+            and isinstance(inner(block.conv2), Int8Layer)
+        )
+
+    @torch.compiler.disable
+    def forward(self, input_tensor: Tensor, temb: Tensor | None = None) -> Tensor:
+        """Map `(B, C, H, W)` and `(B, D)` to `(B, C', H, W)`, as the block."""
+        shortcut = inner(self.conv_shortcut)
+        raw = shortcut if isinstance(shortcut, Int8Layer) else None
+        codes, raw_codes = normed_codes(input_tensor, self.norm1, inner(self.conv1), silu=True, raw=raw)
+        h = self._first(codes, temb)
+        codes, _ = normed_codes(h, self.norm2, inner(self.conv2), silu=True)
+        if raw is not None:
+            residual = product(self.conv_shortcut, raw_codes)
+        else:
+            residual = input_tensor if shortcut is None else self.conv_shortcut(input_tensor)
+        output = product(self.conv2, codes, residual)
+        return output if self.output_scale_factor == 1 else output.div_(self.output_scale_factor)
+
+    def _first(self, codes: Sequence[Tensor], temb: Tensor | None) -> Tensor:
+        if temb is None:
+            return product(self.conv1, codes)
+        time = self._context.time
+        if self._keeps_biases and time is not None and not _is_corrected(self.conv1):
+            layer = inner(self.conv1)
+            return layer.product(codes, self._bias(layer, temb, time))
+        return product(self.conv1, codes).add_(self._projected(temb)[:, :, None, None])
+
+    def _bias(self, layer: Int8Layer, temb: Tensor, time: float) -> Tensor:
+        if time not in self._biases:
+            projected = self._projected(temb[:1])[0]
+            self._biases[time] = projected if layer.bias is None else projected + layer.bias
+        return self._biases[time]
+
+    def _projected(self, temb: Tensor) -> Tensor:
+        projected: Tensor = self.time_emb_proj(temb if self.skip_time_act else functional.silu(temb))
+        return projected
+
+
+class FusedUpsample(nn.Module):
+    """Stand-in for an `Upsample2D` with an int8 convolution: repeats codes, not floats."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.conv: Int8Layer = block.conv
+
+    @staticmethod
+    def is_fusible(block: nn.Module) -> bool:
+        """Return whether it is one that interpolates and then convolves."""
+        return (
+            isinstance(block, Upsample2D)
+            and block.interpolate
+            and block.norm is None
+            and not block.use_conv_transpose
+            and isinstance(getattr(block, "conv", None), Int8Layer)
+        )
+
+    @torch.compiler.disable
+    def forward(self, hidden_states: Tensor, output_size: int | None = None) -> Tensor:
+        """Map `(B, C, H, W)` to `(B, C', 2H, 2W)`, or to `output_size`."""
+        size: dict[str, Any] = {"scale_factor": 2.0} if output_size is None else {"size": output_size}
+        codes = self.conv.quantized(self.conv.split(hidden_states))
+        repeated = [functional.interpolate(part, mode="nearest", **size) for part in codes]
+        return self.conv.product(repeated, self.conv.bias)
+
+
+class FusedDownsample(nn.Module):
+    """Stand-in for a `Downsample2D` with an int8 convolution after asymmetric padding: pads codes."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.conv: Int8Layer = block.conv
+
+    @staticmethod
+    def is_fusible(block: nn.Module) -> bool:
+        """Return whether it is one that pads by itself, on the right and below."""
+        return (
+            isinstance(block, Downsample2D)
+            and block.use_conv
+            and block.padding == 0
+            and block.norm is None
+            and isinstance(block.conv, Int8Layer)
+        )
+
+    @torch.compiler.disable
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map `(B, C, H, W)` to `(B, C', H // 2, W // 2)`."""
+        codes = self.conv.quantized(self.conv.split(hidden_states))
+        padded = [
+            functional.pad(part, (0, 1, 0, 1), value=zero_point)
+            for part, (_, zero_point) in zip(codes, self.conv.quantizers(), strict=True)
+        ]
+        return self.conv.product(padded, self.conv.bias)
+
+
+class FusedOutput(nn.Module):
+    """Stand-in for the last normalization that also computes the last convolution; the others pass it on."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.norm, self.conv = unet.conv_norm_out, unet.conv_out
+
+    @staticmethod
+    def is_fusible(unet: Any) -> bool:
+        """Return whether the network ends so, with an int8 convolution."""
+        return (
+            isinstance(getattr(unet, "conv_norm_out", None), nn.GroupNorm)
+            and isinstance(getattr(unet, "conv_act", None), nn.SiLU)
+            and isinstance(inner(getattr(unet, "conv_out", None)), Int8Layer)
+        )
+
+    @classmethod
+    def into(cls, unet: Any) -> None:
+        """Put one into the network, in place."""
+        unet.conv_norm_out, unet.conv_act, unet.conv_out = cls(unet), nn.Identity(), PassedOn(unet.conv_out)
+
+    @torch.compiler.disable
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, H, W)` to `(B, C', H, W)`."""
+        codes, _ = normed_codes(x, self.norm, inner(self.conv), silu=True)
+        return product(self.conv, codes)
+
+
+class PassedOn(nn.Module):
+    """Stand-in for the last convolution, which has been computed already."""
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` itself."""
+        return x
+
+
+def inner(layer: Any) -> Any:
+    """Return the layer whose output is corrected in cached calls, or the layer itself."""
+    return layer.layer if isinstance(layer, CorrectedOutput) else layer
+
+
+def _is_corrected(layer: nn.Module) -> bool:
+    return isinstance(layer, CorrectedOutput) and layer.acts
+
+
+def product(layer: Any, codes: Sequence[Tensor], added: Tensor | None = None) -> Tensor:
+    """Return the layer on the codes of its parts, corrected where due, plus `added`; free to be changed."""
+    quantized: Int8Layer = inner(layer)
+    if not _is_corrected(layer):
+        return quantized.product(codes, quantized.bias, added)
+    output: Tensor = layer.corrected(quantized.product(codes, quantized.bias))
+    return output if added is None else output.add_(added)

@@ -29,12 +29,12 @@ _FEW_PIXELS = 512
 
 
 def is_available() -> bool:
-    """Whether this CPU multiplies uint8 by int8 without saturating (AVX512-VNNI or AVX-VNNI)."""
+    """Return whether this CPU multiplies uint8 by int8 without saturating (AVX512-VNNI or AVX-VNNI)."""
     return bool(torch.cpu._is_vnni_supported()) and hasattr(torch.ops.onednn, "qconv_pointwise")
 
 
 def quantize_to_uint8(x: Tensor, scale: float, zero_point: int) -> Tensor:
-    """Codes of `x`, uint8, same shape and memory format: one fused pass.
+    """Return the codes of `x`, uint8, same shape and memory format: one fused pass.
 
     `torch.quantize_per_tensor` is deprecated (torch 2.13 still has it) but faster than tensor operations,
     which take its place where it is gone. NaN has no code: unlike the reference, int8 does not pass it on.
@@ -48,7 +48,7 @@ def quantize_to_uint8(x: Tensor, scale: float, zero_point: int) -> Tensor:
 
 @functools.cache
 def _has_fused_quantizer() -> bool:
-    """Asked once, because torch warns of the deprecation once."""
+    """Return whether torch has it; asked once, because torch warns of the deprecation once."""
     if not hasattr(torch, "quantize_per_tensor"):
         return False
     with warnings.catch_warnings():
@@ -66,16 +66,16 @@ class StepTable:
         self._context = context
 
     def now(self) -> tuple[float, int]:
-        """The pair of the current step."""
+        """Return the pair of the current step."""
         return self._scale[self._context.step], self._zero_point[self._context.step]
 
     def equals(self, other: StepTable) -> bool:
-        """Whether both quantize alike at every step."""
+        """Return whether both quantize alike at every step."""
         return (self._scale, self._zero_point) == (other._scale, other._zero_point)
 
 
 class OneDNNQuantizer(nn.Module):
-    """Quantizes and dequantizes an activation (query, key and value of an attention)."""
+    """Quantizer and dequantizer of an activation (query, key and value of an attention)."""
 
     def __init__(self, table: StepTable) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class OneDNNQuantizer(nn.Module):
 
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
-        """`x` on the grid of the current step."""
+        """Return `x` on the grid of the current step."""
         scale, zero_point = self.table.now()
         codes = quantize_to_uint8(x, scale, zero_point)
         return (codes.to(x.dtype) - zero_point) * scale
@@ -97,7 +97,7 @@ class Int8Layer(nn.Module):
         tables: scale and zero point by step, of each part of the input.
 
     Args:
-        kernel: "vnni" or "onednn".
+        product: what multiplies each part, `VNNIProduct` or `OneDNNProduct`.
     """
 
     def __init__(
@@ -109,36 +109,36 @@ class Int8Layer(nn.Module):
         bias: Tensor | None,
         tables: list[StepTable],
         *,
-        kernel: str,
+        product: type[VNNIProduct | OneDNNProduct],
     ) -> None:
         super().__init__()
         self.scheme = scheme
         self.geometry = geometry
         self.tables = tables
         self.bias = bias if bias is None else bias.contiguous()
-        make: type[VNNIProduct | OneDNNProduct] = VNNIProduct if kernel == "vnni" else OneDNNProduct
         parts = codes.split(list(scheme.input_widths), dim=1)
         self._products = [
-            make(geometry, part, scale.contiguous()) for part, scale in zip(parts, weight_scale, strict=True)
+            product(geometry, part, scale.contiguous())
+            for part, scale in zip(parts, weight_scale, strict=True)
         ]
 
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
-        """Same shapes as the float layer; float32, channels_last from a convolution."""
+        """Return the output, shaped as the float layer's; float32, channels_last from a convolution."""
         return self.product(self.quantized(self.split(x)), self.bias)
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The parts of an input."""
+        """Return the parts of an input."""
         if len(self.tables) == 1:
             return (x,)
         return self.geometry.split(x, self.scheme.input_widths)
 
     def quantizers(self) -> list[tuple[float, int]]:
-        """Scale and zero point of each part, of the current step."""
+        """Return scale and zero point of each part, of the current step."""
         return [table.now() for table in self.tables]
 
     def quantized(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """Codes of the parts of an input, with the scales of the current step."""
+        """Return the codes of the parts of an input, with the scales of the current step."""
         return [
             quantize_to_uint8(part, *quantizer)
             for part, quantizer in zip(parts, self.quantizers(), strict=True)
@@ -152,7 +152,7 @@ class Int8Layer(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """The layer on the codes of its parts, with any bias, plus `added`, float32; free to be changed.
+        """Return the layer on the codes of its parts, with a bias, plus `added`, float32; free to be changed.
 
         `dtype` is that of the result, float32 or bfloat16.
         """
@@ -164,7 +164,7 @@ class Int8Layer(nn.Module):
 
 
 class OneDNNProduct:
-    """Multiplies by the weight of one part, int8 `(O, I)` or `(O, I, kh, kw)`, a scale for each output.
+    """Product with the weight of one part, int8 `(O, I)` or `(O, I, kh, kw)`, a scale for each output.
 
     A convolution of few pixels, or of kernel 1, is done as a product of matrices, with the same result to
     the last bit: oneDNN's convolutions take up to four times as long there. The weight is packed at the first
@@ -182,7 +182,7 @@ class OneDNNProduct:
         self._packing = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OneDNNProduct:
-        """Itself: nothing but its weight's layout ever changes, and clones of an artifact share weights."""
+        """Return itself: only its weight's layout ever changes, and clones of an artifact share weights."""
         return self
 
     def __call__(
@@ -194,7 +194,7 @@ class OneDNNProduct:
         added: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
-        """Of codes, `(B, I, H, W)` or `(…, I)`, plus `added`, float32 of the shape of the result.
+        """Return the product with codes, `(B, I, H, W)` or `(…, I)`, plus `added`, float32 of its shape.
 
         `dtype` is that of the result, float32 or bfloat16.
         """
@@ -246,7 +246,7 @@ class OneDNNProduct:
         return output
 
     def _windows(self, codes: Tensor, zero_point: int) -> Tensor:
-        """What each output pixel reads, `(B, H', W', kh kw I)`; padding is real zero, the zero point."""
+        """Return what output pixels read, `(B, H', W', kh kw I)`; padding is real zero, the zero point."""
         (top, left), (down, right) = self._geometry.padding, self._geometry.stride
         height, width = self._output_size(codes)
         padded = functional.pad(codes, (left, left, top, top), value=zero_point)

@@ -1,4 +1,4 @@
-"""C that is compiled for the very CPU when it is first needed.
+"""C code that is compiled for this machine's CPU when it is first needed.
 
 Between two int8 products lie group normalization, SiLU and quantization. As tensor operations each is a pass
 over memory; `norm_quantize.c` does them in two. `int8_product.c` has the products themselves, for CPUs with
@@ -36,7 +36,7 @@ _PATIENCE = 60  # seconds
 
 @functools.cache
 def obstacle() -> str:
-    """Why there is no native code; empty where there is."""
+    """Return why there is no native code; empty where there is."""
     try:
         _library()
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
@@ -45,7 +45,7 @@ def obstacle() -> str:
 
 
 def product_obstacle() -> str:
-    """Why `int8_product` cannot be called; empty where it can."""
+    """Return why `int8_product` cannot be called; empty where it can."""
     if reason := obstacle():
         return reason
     return "" if hasattr(_library(), "errata_int8_product") else "this CPU has no AVX512-VNNI"
@@ -61,7 +61,7 @@ def norm_quantize(
     raw: Sequence[tuple[float, int]] = (),
     starts: Sequence[int] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Codes of the normalized (and activated) parts of `x`, and of its raw parts where `raw` asks for them.
+    """Return the codes of the normalized (and activated) parts of `x`, and of its raw parts if asked for.
 
     Args:
         x: `(B, C, H, W)`, float32, channels_last.
@@ -93,7 +93,7 @@ def norm_quantize(
 
 
 class Product(ctypes.Structure):
-    """As in the C source, where its fields are told."""
+    """Arguments of `int8_product`, as in the C source, which describes the fields."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("codes", "weight", "scales", "sums", "bias", "added", "out")),
@@ -108,10 +108,10 @@ class Product(ctypes.Structure):
 
 
 def int8_product(product: Product) -> None:
-    """Fills the memory at `product.out`.
+    """Fill the memory at `product.out`.
 
     Raises:
-        MemoryError: there is none for one pixel of codes.
+        MemoryError: there is not enough for one pixel of codes.
     """
     with _told_to_profiler("errata::int8_product"):
         failed = _library().errata_int8_product(ctypes.byref(product))
@@ -120,7 +120,7 @@ def int8_product(product: Product) -> None:
 
 
 def _told_to_profiler(name: str) -> AbstractContextManager[object]:
-    """A profiler sees torch's operators alone; one that runs is told of these."""
+    """Tell a profiler that runs of a native call: by itself it sees torch's operators alone."""
     return record_function(name) if torch._C._autograd._profiler_enabled() else nullcontext()
 
 
@@ -154,7 +154,7 @@ class _Codes:
 # Of each layer and step.
 @functools.lru_cache(maxsize=1 << 16)
 def _constants(quantizers: tuple[tuple[float, int], ...]) -> tuple[Any, Any]:
-    """Scales and zero points, as C reads them."""
+    """Return scales and zero points, as C reads them."""
     count = len(quantizers)
     scales = (ctypes.c_float * count)(*(scale for scale, _ in quantizers))
     return scales, (ctypes.c_int32 * count)(*(zero for _, zero in quantizers))
@@ -162,7 +162,7 @@ def _constants(quantizers: tuple[tuple[float, int], ...]) -> tuple[Any, Any]:
 
 @functools.cache
 def _library() -> Any:
-    """The compiled source.
+    """Return the compiled library.
 
     Raises:
         OSError: no compiler, or no place for its product.
@@ -184,7 +184,7 @@ def _library() -> Any:
 
 
 def _compile(compiler: str, file: Path) -> None:
-    """Makes `file`, whole or not at all."""
+    """Make `file`, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=file.parent) as work:
         linked = Path(work) / "code.so"
@@ -204,7 +204,7 @@ def _compile(compiler: str, file: Path) -> None:
 
 
 def _identity(compiler: str) -> str:
-    """Of everything that the product depends on: source, options, compiler, CPU."""
+    """Return a digest of everything that the product depends on: source, options, compiler, CPU."""
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, timeout=_PATIENCE, check=True
     ).stdout
@@ -220,7 +220,7 @@ def _identity(compiler: str) -> str:
 
 
 def _cpu() -> str:
-    """The CPU's features, where the system tells: a home directory may be shared by several machines."""
+    """Return the CPU's features, where the system tells: several machines may share a home directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

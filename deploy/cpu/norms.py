@@ -14,7 +14,7 @@ from errata.deploy.cpu.int8 import Int8Layer, quantize_to_uint8
 def normed_codes(
     x: Tensor, norm: nn.GroupNorm, layer: Int8Layer, *, silu: bool, raw: Int8Layer | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What `layer` reads: the codes of normalized and, with `silu`, activated `x` `(B, C, H, W)`, by part.
+    """Return what `layer` reads: codes of normalized and, with `silu`, activated `x` `(B, C, H, W)`, by part.
 
     And what `raw`, a layer with the same parts, reads of `x` itself; empty without one.
     """
@@ -30,7 +30,7 @@ def normed_codes(
 
 
 def normed_codes_of_each(x: Tensor, norm: nn.GroupNorm, layers: Sequence[Int8Layer]) -> list[Tensor]:
-    """What each of the layers, whose input has one part, reads of normalized `x` `(B, C, H, W)`."""
+    """Return what each of the layers, whose input has one part, reads of normalized `x` `(B, C, H, W)`."""
     quantizers = [layer.quantizers()[0] for layer in layers]
     distinct = list(dict.fromkeys(quantizers))
     if native.obstacle():

@@ -25,18 +25,18 @@ MOST_TAPS = 64
 
 
 def obstacle(geometry: Geometry, weight_shape: Sequence[int], widths: Sequence[int]) -> str:
-    """Why the kernel cannot compute a layer with parts of those widths; empty where it can."""
+    """Return why the kernel cannot compute a layer with parts of those widths; empty where it can."""
     if reason := native.product_obstacle():
         return reason
     taps = weight_shape[2] * weight_shape[3] if geometry.is_conv else 1
     if taps > MOST_TAPS:
-        return f"a kernel of {taps} pixels; at most {MOST_TAPS} are served"
+        return f"its convolution kernel has {taps} pixels; at most {MOST_TAPS} are supported"
     odd = [width for width in widths if width % CHANNELS_AT_ONCE]
-    return f"{odd[0]} channels are no multiple of {CHANNELS_AT_ONCE}" if odd else ""
+    return f"{odd[0]} channels are not a multiple of {CHANNELS_AT_ONCE}" if odd else ""
 
 
 class VNNIProduct:
-    """Multiplies by the weight of one part, int8 `(O, I)` or `(O, I, kh, kw)`, a scale for each output."""
+    """Product with the weight of one part, int8 `(O, I)` or `(O, I, kh, kw)`, a scale for each output."""
 
     def __init__(self, geometry: Geometry, weight: Tensor, scale: Tensor) -> None:
         self._is_conv = geometry.is_conv
@@ -56,7 +56,7 @@ class VNNIProduct:
         self._sums = kernels.sum(dim=(1, 2, 3), dtype=torch.int32)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VNNIProduct:
-        """Itself: nothing of it ever changes, and clones of an artifact share weights."""
+        """Return itself: nothing of it ever changes, and clones of an artifact share weights."""
         return self
 
     def __call__(
@@ -68,7 +68,7 @@ class VNNIProduct:
         added: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
-        """Of codes, `(B, I, H, W)` or `(…, I)`, plus `added`, float32 of the shape of the result.
+        """Return the product with codes, `(B, I, H, W)` or `(…, I)`, plus `added`, float32 of its shape.
 
         `dtype` is that of the result, float32 or bfloat16.
         """
@@ -107,7 +107,7 @@ class VNNIProduct:
 
 
 def _packed(kernels: Tensor) -> Tensor:
-    """`(O, I, kh, kw)` in the panels that `int8_product.c` tells of, aligned."""
+    """Return a weight `(O, I, kh, kw)` in the panels that `int8_product.c` describes, aligned."""
     outputs = len(kernels)
     padded = functional.pad(kernels, (0, 0, 0, 0, 0, 0, 0, -outputs % _LANES))
     rows = padded.permute(0, 2, 3, 1).flatten(1)

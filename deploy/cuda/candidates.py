@@ -1,4 +1,4 @@
-"""Which ways there are to compute a layer, by name, and what they are made of."""
+"""The ways to compute a layer, by name."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _INT_MM_MULTIPLE = 8
 
 @dataclass(frozen=True)
 class Part:
-    """What is known of one part of a layer: its codes, its bias (of the first part only), its steps."""
+    """One part of a layer: its codes, its bias (first part only), its scales by step."""
 
     weight: PartWeight
     bias: Tensor | None
     table: DeviceStepTable
 
     def product(self, name: str, window: Window) -> nn.Module:
-        """The way of that name."""
+        """Return the way of that name."""
         if name in TILES:
             return TritonProduct(self.weight, self.bias, self.table, window, TILES[name])
         if name == INT_MM:
@@ -38,7 +38,7 @@ class Part:
 
 
 def half_for(dtype: torch.dtype) -> str:
-    """The half precision to weigh against int8 for activations of that type.
+    """Return the half precision to weigh against int8 for activations of that type.
 
     Their own, if they are half; for float32 bfloat16, whose exponent nothing in float32 can exceed.
     """
@@ -54,7 +54,7 @@ def candidates(
     dtype: torch.dtype,
     has_triton: bool,
 ) -> tuple[str, ...]:
-    """Names of what can compute a layer at a shape; `rows` are output pixels, or rows of a linear layer."""
+    """Return the names of what can compute a layer at a shape; `rows` are output pixels, or rows."""
     names = tuple(TILES) if has_triton else ()
     fits = all(taps * width % _INT_MM_MULTIPLE == 0 for width in channels)
     if fits and out_channels % _INT_MM_MULTIPLE == 0 and rows > _INT_MM_MORE_ROWS_THAN:

@@ -1,4 +1,4 @@
-"""The fastest of several ways to compute a layer at a shape: measured once, then known."""
+"""The fastest of several ways to compute a layer at a shape: measured once, then remembered."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Choice:
     failures: Mapping[str, str]
 
     def describe(self) -> str:
-        """Times in milliseconds, fastest first, then failures."""
+        """Return the times in milliseconds, fastest first, then failures."""
         ranked = sorted(self.seconds.items(), key=lambda item: item[1])
         texts = [f"{name} {1000 * seconds:.4g} ms" for name, seconds in ranked]
         return ", ".join([*texts, *(f"{name} failed: {why}" for name, why in self.failures.items())])
 
 
 class Chooser:
-    """Times candidates, or takes the times that it has stored.
+    """A timer of candidates, which remembers the times in a store.
 
     Args:
         timer: how a call is timed.
@@ -48,7 +48,7 @@ class Chooser:
         self._store = store
 
     def choose(self, key: Key, calls: Mapping[str, Callable[[], object]]) -> Choice:
-        """The fastest of `calls`.
+        """Return the fastest of `calls`.
 
         A candidate that the device or the compiler refuses (a tile that needs more shared memory than there
         is, for instance) is out, and said to be. Nothing is then stored: the next process tries again.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Exact(nn.Module):
-    """Its floating-point buffers move between devices, but `.to(torch.bfloat16)` leaves their type alone.
+    """Module whose floating-point buffers move between devices but keep their type in `.to(torch.bfloat16)`.
 
     A rounded scale would be the scale of another grid, for all values alike, and nothing would say so.
     """

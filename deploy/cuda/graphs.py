@@ -26,7 +26,7 @@ class _Captured:
 class GraphedUNet(BranchedUNet):
     """A `BranchedUNet` that records each call once and then replays it.
 
-    The step is none of the program: layers read it from the context's tensor, which the denoiser writes
+    The step is not a part of the program: layers read it from the context's tensor, which the denoiser writes
     before a replay. So every step shares a graph. Give it to a `UNetDenoiser`, and set
     `reuses_outputs` there: each replay writes its answers into the same memory.
 
@@ -88,7 +88,7 @@ class GraphedUNet(BranchedUNet):
 
 @torch.no_grad()
 def _capture(inputs: dict[str, Tensor], call: Callable[[dict[str, Tensor]], Any]) -> _Captured:
-    """Calls that measure and compile first, on a stream of their own, then the one that is recorded."""
+    """Make the calls that measure and compile, on a stream of their own, then the one that is recorded."""
     if not inputs["x"].is_cuda:
         raise ValueError(f"CUDA graphs need a network on a CUDA device, this one is on {inputs['x'].device}")
     own = {name: value.to(inputs["x"].device, copy=True) for name, value in inputs.items()}
@@ -105,7 +105,7 @@ def _capture(inputs: dict[str, Tensor], call: Callable[[dict[str, Tensor]], Any]
 
 
 def _time(timestep: float | Tensor, x: Tensor) -> Tensor:
-    """One time for each row: an input of the graph. A network turns whole ones into float32 anyway."""
+    """Return one time for each row: an input of the graph. A network turns whole ones into float32 anyway."""
     if isinstance(timestep, Tensor):
         return timestep.to(x.device).expand(x.shape[0]).contiguous()
     value = float(timestep)

@@ -46,7 +46,7 @@ def quantize_kernel(
     BLOCK_PIXELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """`q - 128` of `x`, whose layout the strides say, as int8 `(pixels, channels)`, row-major.
+    """Write `q - 128` of `x`, whose layout the strides say, as int8 `(pixels, channels)`, row-major.
 
     The division is IEEE's: Triton's own is allowed to be wrong in the last bits, and moves codes at ties.
     """
@@ -103,7 +103,7 @@ def product_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Convolution as the product `(rows, taps · channels) x (taps · channels, out_channels)`.
+    """Compute a convolution as `(rows, taps · channels) x (taps · channels, out_channels)`.
 
     The left factor is never written down: a tile of it is gathered from `codes`, `(B, H, W, C)`, tap by tap.
     A linear layer, or a 1x1 convolution, is the case of one tap.

@@ -20,7 +20,7 @@ from errata.runtime.scheme import LayerScheme
 
 
 class CudaLayer(nn.Module):
-    """Convolution or linear layer, each part of its input computed in the way that `selection` names.
+    """Convolution or linear layer; `selection` names the way to compute each part of its input.
 
     A split input is one product a part; the later ones are added in the kernel to the first, which stays in
     float32. Output in the input's dtype; channels_last from a convolution.
@@ -69,7 +69,7 @@ class CudaLayer(nn.Module):
             self.prepare(name)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Same shapes as the float layer; `residual`, of the output's shape, is added in the kernel."""
+        """Return the output, shaped as the float layer's; the kernel adds `residual`, of its shape."""
         parts = [self._pixels(part) for part in self.geometry.split(x, self.scheme.input_widths)]
         added = None if residual is None else self._pixels(residual).contiguous()
         name = self.selection.pick(self, LayerShape.of(self, parts, x, added), parts, added)
@@ -79,7 +79,7 @@ class CudaLayer(nn.Module):
         return output.reshape(*x.shape[:-1], self.out_channels)
 
     def compute(self, name: str, parts: Sequence[Tensor], residual: Tensor | None) -> Tensor:
-        """The layer in the way of that name, on pixels `(B, H, W, C)`, one tensor for each part."""
+        """Return the layer in the way of that name, on pixels `(B, H, W, C)`, one tensor for each part."""
         if name not in self.products:
             self.prepare(name)
         products = cast(Sequence[Product], self.products[name])
@@ -89,7 +89,7 @@ class CudaLayer(nn.Module):
         return products[-1](parts[-1], sum_so_far, parts[-1].dtype)
 
     def prepare(self, name: str) -> None:
-        """Makes what that way needs, such as another layout of the weight."""
+        """Make what that way needs, such as another layout of the weight."""
         bias: list[Tensor | None] = [self.bias, *[None] * (len(self.weights) - 1)]
         made = [
             Part(cast(PartWeight, weight), first, cast(DeviceStepTable, table)).product(name, self.window)
@@ -98,12 +98,12 @@ class CudaLayer(nn.Module):
         self.products[name] = nn.ModuleList(made)
 
     def drop_all_but(self, names: set[str]) -> None:
-        """Frees what the other ways need."""
+        """Free what the other ways need."""
         for name in set(self.products) - names:
             del self.products[name]
 
     def _pixels(self, x: Tensor) -> Tensor:
-        """A view `(B, H, W, C)`; rows of a linear layer are images of one pixel."""
+        """Return a view `(B, H, W, C)`; rows of a linear layer are images of one pixel."""
         return x.permute(0, 2, 3, 1) if self.geometry.is_conv else x.reshape(-1, 1, 1, x.shape[-1])
 
 

@@ -27,7 +27,7 @@ _QUANTIZE_BLOCK = (32, 128)
 
 @torch.library.custom_op("errata::activation_codes", mutates_args=())
 def activation_codes(x: Tensor, scales: Tensor, zero_points: Tensor, step: Tensor) -> Tensor:
-    """Codes of `x` at a step, less 128.
+    """Return the codes of `x` at a step, less 128.
 
     Args:
         x: `(B, H, W, C)`, float16, bfloat16 or float32, with any strides.
@@ -81,7 +81,7 @@ def int8_product(
     dtype: torch.dtype,
     tile: list[int],
 ) -> Tensor:
-    """Convolution of codes by codes, and back to reals: `s s_w Σ (q - z) w + bias + residual`.
+    """Convolve codes by codes, and go back to reals: `s s_w Σ (q - z) w + bias + residual`.
 
     Args:
         codes: int8, `(B, H, W, C)`, contiguous: activation codes less 128.
@@ -148,7 +148,7 @@ def _(
 
 
 def window_numbers(window: Window) -> list[int]:
-    """A window as `int8_product` takes it."""
+    """Return a window as `int8_product` takes it."""
     return [*window.kernel, *window.stride, *window.padding, *window.dilation]
 
 
@@ -165,6 +165,6 @@ def _check_size(name: str, x: Tensor) -> None:
     reach = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     if reach > LARGEST_TENSOR:
         raise ValueError(
-            f"the {name} {list(x.shape)} reaches over {reach} elements; the kernel takes {LARGEST_TENSOR}; "
+            f"the {name} {list(x.shape)} spans {reach} elements; the kernel takes at most {LARGEST_TENSOR}; "
             "use a smaller batch"
         )

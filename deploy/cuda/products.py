@@ -25,11 +25,11 @@ class Product(Protocol):
     """One part of a layer, computed in some way."""
 
     def __call__(self, x: Tensor, residual: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """The product in `dtype`; see the module for the shapes."""
+        """Return the product in `dtype`; see the module for the shapes."""
 
 
 class TritonProduct(nn.Module):
-    """Codes by one kernel, the product and all that follows by another."""
+    """Two Triton kernels: one makes codes, the other the product and all that follows."""
 
     def __init__(
         self, weight: PartWeight, bias: Tensor | None, table: DeviceStepTable, window: Window, tile: Tile
@@ -40,7 +40,7 @@ class TritonProduct(nn.Module):
         self.weight = weight
         self.table = table
         self.window = window_numbers(window)
-        self.tile = tile.numbers(is_int4=weight.bits == 4)
+        self.tile = tile.numbers(is_int4=weight.is_packed)
 
     def forward(self, x: Tensor, residual: Tensor | None, dtype: torch.dtype) -> Tensor:
         """See `Product`."""
@@ -49,13 +49,13 @@ class TritonProduct(nn.Module):
         codes = activation_codes(x, *activation)
         output: Tensor = int8_product(
             codes, weight.codes, weight.column_sum, weight.scale, self.bias, residual, *activation,
-            self.window, weight.bits == 4, dtype, self.tile,
+            self.window, weight.is_packed, dtype, self.tile,
         )  # fmt: skip
         return output
 
 
 class IntMmProduct(nn.Module):
-    """`torch._int_mm` (cuBLASLt), on windows that are written out where there is more than a pixel to them.
+    """`torch._int_mm` (cuBLASLt), on windows copied out where a window has more than one pixel.
 
     Everything here is plain torch, so torch.compile fuses what comes before and after the product.
     """
@@ -120,7 +120,7 @@ class HalfProduct(nn.Module):
 
 
 def written_out(codes: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
-    """The windows of `codes`, `(B, H, W, C)`, padded already: `(B, H', W', taps · C)`, contiguous."""
+    """Return the windows of `codes`, `(B, H, W, C)`, padded already: `(B, H', W', taps · C)`, contiguous."""
     if window.kernel == (1, 1) and window.stride == (1, 1):
         return codes.contiguous()
     taps = [

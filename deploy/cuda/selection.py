@@ -1,4 +1,4 @@
-"""Which way a layer is computed at a shape: always the same, or the fastest.
+"""How a layer is computed at a shape: always in the same way, or in the fastest.
 
 **When it is chosen.** At the first call of a shape, not at load: how many rows a batch has, and so which
 kernel is fastest, is known only then. Timing has no place in a CUDA graph, so a shape first seen there is an
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,10 +20,24 @@ from errata.deploy.cuda.candidates import candidates
 from errata.deploy.cuda.chooser import Choice, Chooser
 from errata.deploy.cuda.store import Key
 from errata.deploy.cuda.tiles import TILES, tile_for
+from errata.deploy.cuda.window import Window
 from errata.errors import ArtifactError
+from errata.runtime.scheme import LayerScheme
 
-if TYPE_CHECKING:
-    from errata.deploy.cuda.layer import CudaLayer
+
+class SelectableLayer(Protocol):
+    """What a selection has to know of a `CudaLayer`."""
+
+    scheme: LayerScheme
+    window: Window
+    out_channels: int
+    bias: Tensor | None
+
+    def compute(self, name: str, parts: Sequence[Tensor], residual: Tensor | None) -> Tensor:
+        """Return the layer in the way of that name; see `CudaLayer.compute`."""
+
+    def drop_all_but(self, names: set[str]) -> None:
+        """Free what the other ways need."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +57,10 @@ class LayerShape:
     has_residual: bool
 
     @classmethod
-    def of(cls, layer: CudaLayer, parts: Sequence[Tensor], x: Tensor, residual: Tensor | None) -> LayerShape:
-        """The shape of a call; `parts` are its input as pixels, `(B, H, W, C)`."""
+    def of(
+        cls, layer: SelectableLayer, parts: Sequence[Tensor], x: Tensor, residual: Tensor | None
+    ) -> LayerShape:
+        """Return the shape of a call; `parts` are its input as pixels, `(B, H, W, C)`."""
         batch, height, width, _ = parts[0].shape
         out_height, out_width = layer.window.output_size(height, width)
         return cls(
@@ -55,20 +71,20 @@ class LayerShape:
         )
 
     def describe(self) -> str:
-        """Short text, such as `2x320x64x64 float32`."""
+        """Return a short text, such as `2x320x64x64 float32`."""
         added = ", with residual" if self.has_residual else ""
         return f"{'x'.join(map(str, self.input))} {_name(self.dtype)}{added}"
 
 
 class Selection(Protocol):
-    """Picks the way in which a layer is computed."""
+    """A rule that picks the way in which a layer is computed."""
 
     @property
     def prepared(self) -> tuple[str, ...]:
         """Ways that a layer makes ready when it is made, since nothing can be made while tracing."""
 
     def pick(
-        self, layer: CudaLayer, shape: LayerShape, parts: Sequence[Tensor], residual: Tensor | None
+        self, layer: SelectableLayer, shape: LayerShape, parts: Sequence[Tensor], residual: Tensor | None
     ) -> str:
         """Name of the way; see `candidates`."""
 
@@ -81,7 +97,7 @@ class Fixed:
         self.prepared = tuple(TILES) if name is None else (name,)
 
     def pick(
-        self, layer: CudaLayer, shape: LayerShape, parts: Sequence[Tensor], residual: Tensor | None
+        self, layer: SelectableLayer, shape: LayerShape, parts: Sequence[Tensor], residual: Tensor | None
     ) -> str:
         """See `Selection.pick`."""
         return tile_for(shape.rows, layer.out_channels) if self._name is None else self._name
@@ -109,7 +125,7 @@ class Measured:
         self.on_choice: Callable[[], None] | None = None
 
     def pick(
-        self, layer: CudaLayer, shape: LayerShape, parts: Sequence[Tensor], residual: Tensor | None
+        self, layer: SelectableLayer, shape: LayerShape, parts: Sequence[Tensor], residual: Tensor | None
     ) -> str:
         """See `Selection.pick`.
 
@@ -128,7 +144,7 @@ class Measured:
             )
         return self._measure(layer, shape, self._candidates(layer, shape), parts, residual)
 
-    def _candidates(self, layer: CudaLayer, shape: LayerShape) -> tuple[str, ...]:
+    def _candidates(self, layer: SelectableLayer, shape: LayerShape) -> tuple[str, ...]:
         return candidates(
             rows=shape.rows,
             channels=layer.scheme.input_widths,
@@ -140,7 +156,7 @@ class Measured:
 
     def _measure(
         self,
-        layer: CudaLayer,
+        layer: SelectableLayer,
         shape: LayerShape,
         names: tuple[str, ...],
         parts: Sequence[Tensor],
@@ -154,7 +170,7 @@ class Measured:
             self.on_choice()
         return choice.name
 
-    def _key(self, layer: CudaLayer, shape: LayerShape, parts: Sequence[Tensor]) -> Key:
+    def _key(self, layer: SelectableLayer, shape: LayerShape, parts: Sequence[Tensor]) -> Key:
         window = {name: list(pair) for name, pair in asdict(layer.window).items()}
         return {
             **self._machine,

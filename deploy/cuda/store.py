@@ -20,7 +20,7 @@ Key = Mapping[str, object]
 
 
 def cache_folder() -> Path:
-    """`$ERRATA_CACHE`, or `~/.cache/errata`."""
+    """Return `$ERRATA_CACHE`, or `~/.cache/errata`."""
     chosen = os.environ.get("ERRATA_CACHE")
     return Path(chosen) if chosen else Path.home() / ".cache" / "errata"
 
@@ -39,7 +39,7 @@ class TimesStore:
         self.folder = (cache_folder() if folder is None else folder) / _FOLDER
 
     def read(self, key: Key, candidates: tuple[str, ...]) -> dict[str, float] | None:
-        """Seconds of exactly these candidates; None where they are not there, or not readable (a warning)."""
+        """Return the seconds of exactly these candidates; None if missing, or unreadable (with a warning)."""
         file = self._file(key)
         try:
             content = loads_strict(file.read_bytes())
@@ -51,7 +51,7 @@ class TimesStore:
             return None
 
     def write(self, key: Key, seconds: Mapping[str, float]) -> None:
-        """Keeps the times; where nothing can be written they are not kept, with a warning."""
+        """Store the times; where nothing can be written, warn and store nothing."""
         file = self._file(key)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

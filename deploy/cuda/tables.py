@@ -24,7 +24,7 @@ class DeviceStepTable(Exact):
         self.context = context
 
     def step(self) -> Tensor:
-        """The step under way, `(1,)`, int64.
+        """Return the step under way, `(1,)`, int64.
 
         Raises:
             RuntimeError: outside an evaluation.
@@ -32,6 +32,6 @@ class DeviceStepTable(Exact):
         return self.context.step_on(self.scale.device)
 
     def now(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of the step under way, each `(1,)`."""
+        """Return scale and zero point of the step under way, each `(1,)`."""
         step = self.step()
         return self.scale.index_select(0, step), self.zero_point.index_select(0, step)

@@ -18,7 +18,7 @@ class Tile:
     stages: int
 
     def numbers(self, *, is_int4: bool) -> list[int]:
-        """As `operators.int8_product` takes them; int4 weights come in groups of a fixed size."""
+        """Return what `operators.int8_product` takes; int4 weights come in groups of a fixed size."""
         rows, columns, channels, warps, stages = astuple(self)
         return [rows, columns, GROUP if is_int4 else channels, warps, stages]
 

@@ -12,10 +12,10 @@ _CALLS_PER_GRAPH = 10
 
 
 class Timer(Protocol):
-    """Measures one call."""
+    """A way to time one call."""
 
     def prepare(self, call: Callable[[], object]) -> Callable[[], float]:
-        """Readies `call`; what is returned runs it and gives seconds per call, as often as wanted."""
+        """Prepare `call`; return a function that runs it and gives seconds per call, as often as wanted."""
 
 
 class CudaTimer:

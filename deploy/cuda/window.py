@@ -1,4 +1,4 @@
-"""How a convolution walks over its input; a linear layer is a window of one pixel."""
+"""The window of a convolution; a linear layer has a window of one pixel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Window:
 
     @classmethod
     def of(cls, geometry: Geometry, kernel: Pair) -> Window:
-        """The window of a layer whose weight has that kernel.
+        """Return the window of a layer whose weight has that kernel.
 
         Raises:
             ValueError: the padding is a word, such as "same", not a pair of numbers.
@@ -28,7 +28,9 @@ class Window:
         if not geometry.is_conv:
             return cls()
         if isinstance(geometry.padding, str):
-            raise ValueError(f"padding={geometry.padding!r} is a word; give the convolution numbers")
+            raise ValueError(
+                f"padding={geometry.padding!r} is not supported; give the convolution padding in numbers"
+            )
         stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
         return cls(kernel=kernel, stride=tuple(stride), padding=tuple(padding), dilation=tuple(dilation))
 
@@ -39,11 +41,11 @@ class Window:
 
     @property
     def is_pixel(self) -> bool:
-        """Whether every output pixel is made of the input pixel in its place, so that it is a plain GEMM."""
+        """Whether each output pixel reads the input pixel in its place only: a plain matrix product."""
         return self == Window()
 
     def output_size(self, height: int, width: int) -> Pair:
-        """Height and width of the output."""
+        """Return height and width of the output."""
         return self._steps(0, height), self._steps(1, width)
 
     def _steps(self, axis: int, size: int) -> int:

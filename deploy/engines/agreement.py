@@ -1,4 +1,4 @@
-"""How far an engine may be from the reference arithmetic of its artifact, and how far it is.
+"""Checks that an engine computes what its artifact's reference backend computes, within a measured bound.
 
 Both compute the same codes but for values half way between two: float sums of another order round them the
 other way, and later layers amplify that. How much, depends on the network: random weights of DDPM-CIFAR10 in
@@ -34,7 +34,7 @@ _Answers = list[tuple[str, Tensor]]
 def check_agreement(
     engine: Denoiser, reference: DeployedPipeline, sample: Tensor, cond: Conditioning, *, form: str
 ) -> None:
-    """Compares both at the first, middle and last step, in full and from the same feature.
+    """Compare both at the first, middle and last step, in full and from the same feature.
 
     Args:
         engine: what was exported.
@@ -68,12 +68,12 @@ def check_agreement(
 
 
 def checked_steps(num_steps: int) -> tuple[int, ...]:
-    """First, middle and last."""
+    """Return the first, middle and last step."""
     return tuple(sorted({0, num_steps // 2, num_steps - 1}))
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
-    """Root mean square of the difference to that of `expected`: of each sample, and the median of them.
+    """Return the RMS of the difference over that of `expected`: of each sample, then their median.
 
     A wrong graph is wrong for every sample; a value that is rounded the other way is met by some.
     """
@@ -83,7 +83,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 @contextmanager
 def _rounding_noise(layers: Sequence[nn.Module], *, roundings: float) -> Iterator[None]:
-    """Noise of so many float32 roundings on what the layers give."""
+    """Add noise of so many float32 roundings to what the layers give."""
     generator = torch.Generator().manual_seed(0)
     rounding = roundings * torch.finfo(torch.float32).eps
 
@@ -101,7 +101,7 @@ def _rounding_noise(layers: Sequence[nn.Module], *, roundings: float) -> Iterato
 def _answers(
     denoiser: Denoiser, sample: Tensor, step: int, cond: Conditioning, feature: Tensor | None
 ) -> tuple[_Answers, Tensor | None]:
-    """All that it computes at a step, cached calls from `feature`, or its own; and that feature."""
+    """Return all that it computes at a step, cached calls from `feature`, or its own; and that feature."""
     prediction, own = denoiser.full(sample, step, cond)
     answers = [("full prediction", prediction)]
     if own is None:

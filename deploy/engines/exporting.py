@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,25 +14,29 @@ from torch import Tensor
 
 import errata
 from errata.canonical_json import file_digest
+from errata.deploy.assembly import load_artifact, restore_buffers
 from errata.deploy.engines.agreement import check_agreement
-from errata.deploy.engines.example import example_inputs
 from errata.deploy.engines.graph_check import LARGEST_GRAPH, graph_spec
-from errata.deploy.engines.installing import install_engine_layers
 from errata.deploy.engines.loading import make_denoiser
 from errata.deploy.engines.manifest import FORMS, EngineManifest
-from errata.deploy.engines.onnx_graphs import CACHED, FULL, write_graphs
+from errata.deploy.engines.onnx_graphs import CACHED, FULL, install_engine_layers, write_graphs
 from errata.deploy.engines.runtime import needed
 from errata.deploy.engines.verification import FEATURE_FILE, verify
 from errata.deploy.manifest import FileRecord, Manifest
-from errata.deploy.pipeline import load, restore_buffers
+from errata.deploy.pipeline import DeployedPipeline
 from errata.deploy.sharding import is_denoiser_file, read_tensors
 from errata.deploy.tensors import float_parameters
 from errata.deploy.verification import empty_unet
 from errata.directories import check_is_vacant, staged_directory
 from errata.errors import ArtifactError, first_line
+from errata.runtime.denoiser import Conditioning
 from errata.runtime.feature_correction import FEATURE as FEATURE_TABLES
+from errata.runtime.schedule import CacheSchedule, StepKind
 from errata.runtime.step_context import StepContext
 from errata.runtime.unet import BranchedUNet
+
+# More than one tells what is there once from what is there for each sample; four have a median.
+_SAMPLES = 4
 
 
 def export_onnx(
@@ -41,7 +46,7 @@ def export_onnx(
     form: str = "gathered",
     example: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes the engine directory `out` of an artifact, and returns its path.
+    """Write the engine directory `out` of an artifact, and return its path.
 
     Before the directory is there, the engine is compared with the artifact's reference backend at the first,
     middle and last step, in full and cached, see `agreement.check_agreement`. Height, width and lengths are
@@ -66,7 +71,7 @@ def export_onnx(
         needed(package)
     root, target = Path(artifact), Path(out)
     check_is_vacant(target, error=ArtifactError)
-    deployed = load(root, device="cpu", backend="reference")  # verified
+    deployed = load_artifact(root, device="cpu", backend="reference")  # verified
     manifest = deployed.manifest
     tensors = read_tensors(root, manifest)
     _check_full_precision(tensors)
@@ -85,7 +90,7 @@ def _check_full_precision(tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
         if value.is_floating_point() and value.dtype is not torch.float32:
             raise ArtifactError(
-                f"the artifact keeps {name!r} in {value.dtype}, and an ONNX engine on the CPU computes in "
+                f"the artifact stores {name!r} in {value.dtype}, and an ONNX engine on the CPU computes in "
                 "float32; compress the pipeline in float32 and export that"
             )
 
@@ -153,3 +158,81 @@ def _engine_manifest(manifest: Manifest, staging: Path, form: str) -> EngineMani
             for path in files
         },
     )
+
+
+class _SeenError(Exception):
+    """Ends the run at its first call."""
+
+
+class _Spy:
+    """A `Denoiser` that keeps what it is given and evaluates nothing."""
+
+    def __init__(self, schedule: CacheSchedule, timesteps: tuple[float, ...]) -> None:
+        self.schedule = schedule
+        self.timesteps = timesteps
+        self.given: tuple[Tensor, Conditioning] | None = None
+
+    def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
+        self.given = (x, cond)
+        raise _SeenError
+
+    def cached(
+        self, x: Tensor, step: int, cond: Conditioning, feature: Tensor, *, is_extrapolated: bool = False
+    ) -> Tensor:
+        raise _SeenError
+
+    def cost(self, kind: StepKind, *, batch_size: int | None = None) -> float:
+        raise _SeenError
+
+
+def example_inputs(
+    deployed: DeployedPipeline, example: Mapping[str, Any] | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sample and conditions of the first denoiser call of a run, floating ones as float32.
+
+    Args:
+        deployed: the artifact.
+        example: arguments of a call of the pipeline; None finds some that draw four samples.
+
+    Raises:
+        ArtifactError: the pipeline refuses them, or needs some that cannot be guessed.
+    """
+    spy = _Spy(deployed.schedule, deployed.denoiser.timesteps)
+    arguments = _guessed(deployed.pipe) if example is None else dict(example)
+    arguments.setdefault("generator", torch.Generator().manual_seed(0))
+    deployed.pipe.set_progress_bar_config(disable=True)
+    run = deployed.start(denoiser=spy)
+    try:
+        run.pipe(**deployed.arguments(arguments))
+    except _SeenError:
+        pass
+    except Exception as error:  # diffusers raises errors of any class
+        first = first_line(error)
+        raise ArtifactError(
+            f"{type(deployed.pipe).__name__} refuses the call {sorted(arguments)} from which the inputs of "
+            f"the graphs are taken: {first}; pass other arguments as `example`"
+        ) from error
+    assert spy.given is not None  # every pipeline calls its denoiser, or raises
+    sample, cond = spy.given
+    return sample.float(), {name: _single(value) for name, value in cond.items()}
+
+
+def _guessed(pipe: Any) -> dict[str, Any]:
+    takes = inspect.signature(type(pipe).__call__).parameters
+    if "image" in takes:
+        raise ArtifactError(
+            f"{type(pipe).__name__} needs an image: in Python, pass the arguments of a call as `example`, "
+            "with an image of the size that it will be used for"
+        )
+    arguments: dict[str, Any] = {}
+    if "prompt" in takes:
+        arguments["prompt"] = ["a photo"] * _SAMPLES
+    if getattr(pipe, "num_labels", 0):
+        arguments["class_labels"] = [0] * _SAMPLES
+    elif "batch_size" in takes:
+        arguments["batch_size"] = _SAMPLES
+    return arguments
+
+
+def _single(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value

@@ -1,4 +1,4 @@
-"""An ONNX file is what its manifest says, and leads to nothing outside: checked before a runtime reads it."""
+"""Checks of an ONNX file before a runtime reads it: it fits its manifest and refers to nothing outside."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ _NEWEST_IR = 10
 
 
 def check_graph(file: Path, spec: GraphSpec) -> None:
-    """Parses the file without following references, and compares it with the specification.
+    """Parse the file without following references, and compare it with the specification.
 
     Raises:
-        ArtifactCorrupt: it is too large, or no ONNX; it refers to data outside, has nodes of other domains
-            than ONNX's and onnxruntime's or with graphs inside, functions, or other inputs or outputs.
+        ArtifactCorruptError: it is too large, or not ONNX; it refers to data outside, has nodes of other
+            domains than ONNX's and onnxruntime's or with graphs inside, functions, or other inputs or
+            outputs.
         ArtifactError: onnx is not installed.
     """
     if (size := file.stat().st_size) > LARGEST_GRAPH:
@@ -32,8 +33,10 @@ def check_graph(file: Path, spec: GraphSpec) -> None:
     onnx = needed("onnx")
     try:
         model = onnx.load(str(file), load_external_data=False)
-    except Exception as error:  # protobuf raises whatever it likes
-        raise ArtifactCorruptError(f"{file} is no ONNX: {str(error)[:200]}; export it again") from error
+    except Exception as error:  # protobuf raises errors of any class
+        raise ArtifactCorruptError(
+            f"{file} is not an ONNX file: {str(error)[:200]}; export it again"
+        ) from error
     for reason in _reasons_to_refuse(model):
         raise ArtifactCorruptError(f"{file} {reason}; it was not written by errata")
     _check_ends(file, "inputs", model.graph.input, spec.inputs)
@@ -41,7 +44,7 @@ def check_graph(file: Path, spec: GraphSpec) -> None:
 
 
 def graph_spec(file: Path) -> GraphSpec:
-    """The specification of a graph that was just written."""
+    """Return the specification of a graph that was just written."""
     graph = needed("onnx").load(str(file), load_external_data=False).graph
     inputs, outputs = (tuple(_spec(end) for end in ends) for ends in (graph.input, graph.output))
     return GraphSpec(inputs=inputs, outputs=outputs)

@@ -1,4 +1,4 @@
-"""The manifest of an engine directory, `errata-engine.json`: the artifact it is of, its graphs, its files."""
+"""The manifest of an engine directory, `errata-engine.json`: its artifact, its graphs, its files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TensorSpec:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
 
 
@@ -61,7 +61,7 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value; `from_json` reads it back."""
+        """Return a plain JSON value; `from_json` reads it back."""
         return {
             "inputs": [spec.to_json() for spec in self.inputs],
             "outputs": [spec.to_json() for spec in self.outputs],
@@ -69,10 +69,10 @@ class GraphSpec:
 
     @classmethod
     def from_json(cls, value: Any) -> GraphSpec:
-        """Inverse of `to_json`.
+        """Read back what `to_json` wrote.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is not one.
         """
         if not isinstance(value, dict) or set(value) != _GRAPH_KEYS:
             raise ValueError(f"a graph does not have exactly the keys {sorted(_GRAPH_KEYS)}")
@@ -106,7 +106,7 @@ class EngineManifest(Manifest):
         graphs: Mapping[str, GraphSpec],
         files: Mapping[str, FileRecord],
     ) -> EngineManifest:
-        """The one of an engine of that artifact."""
+        """Return the manifest of an engine of that artifact."""
         said = {**vars(artifact), "made_by": made_by, "files": files}
         return cls(**said, artifact=artifact, form=form, graphs=graphs)
 
@@ -122,7 +122,7 @@ class EngineManifest(Manifest):
         return {path: record for path, record in files if not is_denoiser_file(path)}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value, without the manifest's own digest."""
+        """Return a plain JSON value, without the manifest's own digest."""
         return {
             "format": ENGINE_FORMAT,
             "made_by": dict(self.made_by),
@@ -133,26 +133,27 @@ class EngineManifest(Manifest):
         }
 
     def write(self, root: Path) -> None:
-        """Writes `errata-engine.json`, canonical, with its own digest."""
+        """Write `errata-engine.json`, canonical, with its own digest."""
         (root / ENGINE_FILE).write_bytes(dumps({**self.to_json(), DIGEST_KEY: self.sha256}))
 
 
 def read_engine_manifest(root: Path) -> EngineManifest:
-    """Reads `errata-engine.json` and refuses any byte that the writer would not have written.
+    """Read `errata-engine.json`; refuse any byte that the writer would not have written.
 
     Raises:
         ArtifactError: there is no engine at `root`.
         ArtifactVersionError: another format version, of the engine or of its artifact.
-        ArtifactCorrupt: not canonical, altered, or not a manifest.
+        ArtifactCorruptError: not canonical, altered, or not a manifest.
     """
     file = root / ENGINE_FILE
     if not file.exists() and not file.is_symlink():
         raise ArtifactError(
-            f"{root} is no engine: it has no {ENGINE_FILE}; make one with `errata export ARTIFACT --to onnx`"
+            f"{root} is not an engine: it has no {ENGINE_FILE}; make one with `errata export "
+            "ARTIFACT --to onnx`"
         )
     value = read_sealed(root, ENGINE_FILE, ENGINE_FORMAT)
     if odd := sorted(set(value) ^ _KEYS):
-        trouble = "lacks" if odd[0] in _KEYS else "has"
+        trouble = "does not have" if odd[0] in _KEYS else "has"
         raise ArtifactCorruptError(f"{file} {trouble} the key {odd[0][:80]!r}; it was not written by errata")
     artifact = _artifact(value["artifact"], file)
     if value["form"] not in FORMS:

@@ -1,4 +1,7 @@
-"""The graphs of an artifact, written as ONNX: a full call, and the cached one that reads its feature."""
+"""The graphs of an artifact, written as ONNX: a full call, and the cached one that reads its feature.
+
+First, layers of one of two forms take the places of the network's float ones.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from diffusers.models.downsampling import KDownsample2D
+from diffusers.models.upsampling import KUpsample2D
 from torch import Tensor, nn
+from torch.nn import functional
 
+from errata.deploy.engines.onnx_layers import (
+    EngineAttention,
+    EngineLayer,
+    GatheredPart,
+    PartMaker,
+    StepTables,
+    WeightOnlyEngineLayer,
+    sizes_of,
+)
+from errata.deploy.engines.onnx_qdq import QDQAttention, QDQPart
 from errata.deploy.engines.runtime import needed
 from errata.deploy.manifest import Manifest
+from errata.deploy.tensors import read_codes
+from errata.runtime.attention import QuantizedAttention
+from errata.runtime.feature_correction import correct_outputs
+from errata.runtime.layers import Geometry, replace_module
+from errata.runtime.replacement import replace_layers
+from errata.runtime.scheme import AttentionScheme, LayerScheme, Scheme
 from errata.runtime.step_context import StepContext
 from errata.runtime.unet import BranchedUNet
 
@@ -18,6 +40,70 @@ from errata.runtime.unet import BranchedUNet
 OPSET = 17
 FULL, CACHED = "full.onnx", "cached.onnx"
 SAMPLE, STEP, FEATURE, PREDICTION = "sample", "step", "feature", "prediction"
+# By form of an engine: the product of one part of an input, and the attention.
+_FORMS: Mapping[str, tuple[PartMaker, type[EngineAttention | QDQAttention]]] = {
+    "gathered": (GatheredPart, EngineAttention),
+    "qdq": (QDQPart, QDQAttention),
+}
+
+
+def install_engine_layers(
+    unet: nn.Module, scheme: Scheme, tensors: Mapping[str, Tensor], context: StepContext, *, form: str
+) -> None:
+    """Put the layers of an engine into `unet`, in place, for its float ones.
+
+    Args:
+        unet: the float network.
+        scheme: of its layers.
+        tensors: those of the artifact.
+        context: tells the step.
+        form: see `export_onnx`.
+    """
+    part, attention_class = _FORMS[form]
+
+    def layer(described: LayerScheme, module: nn.Conv2d | nn.Linear) -> nn.Module:
+        codes = read_codes(described, tensors, module.weight.shape)
+        if described.activation_bits is None:
+            return WeightOnlyEngineLayer(described, Geometry(module), codes, tensors)
+        return EngineLayer(described, Geometry(module), codes, tensors, context, part=part)
+
+    def attention(products: AttentionScheme) -> QuantizedAttention:
+        query, key, value, probabilities = (StepTables(name, tensors, context) for name in products.sites)
+        return attention_class(query=query, key=key, value=value, probabilities=probabilities)
+
+    replace_layers(unet, scheme, layer=layer, attention=attention)
+    correct_outputs(unet, scheme, tensors, context=context, device=torch.device("cpu"))
+    for name, module in list(unet.named_modules()):
+        if isinstance(module, KDownsample2D | KUpsample2D):
+            replace_module(unet, name, EngineResampling(module))
+
+
+class EngineResampling(nn.Module):
+    """A K-block's change of resolution, channel by channel, as `KDownsample2D` and `KUpsample2D` compute it.
+
+    They build a weight for all channels at each call, which a graph cannot hold.
+    """
+
+    def __init__(self, module: KDownsample2D | KUpsample2D) -> None:
+        super().__init__()
+        self.kernel: Tensor
+        self.register_buffer("kernel", module.kernel, persistent=False)
+        self.pad, self.pad_mode = module.pad, module.pad_mode
+        self.is_up = isinstance(module, KUpsample2D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `(B, C, H, W)` at half or twice the height and width."""
+        channels, height, width = sizes_of(x)[1:]
+        border = (self.pad + 1) // 2 if self.is_up else self.pad
+        padded = functional.pad(x, (border,) * 4, self.pad_mode)
+        each = padded.reshape(-1, 1, height + 2 * border, width + 2 * border)
+        if self.is_up:
+            output = functional.conv_transpose2d(
+                each, self.kernel[None, None], stride=2, padding=2 * self.pad + 1
+            )
+        else:
+            output = functional.conv2d(each, self.kernel[None, None], stride=2)
+        return output.reshape(-1, channels, *sizes_of(output)[2:])
 
 
 class _Graph(nn.Module):
@@ -70,7 +156,7 @@ def write_graphs(
     cond: Mapping[str, Tensor],
     folder: Path,
 ) -> None:
-    """Writes `full.onnx` and, with a cache, `cached.onnx` into `folder`.
+    """Write `full.onnx` and, with a cache, `cached.onnx` into `folder`.
 
     Args:
         network: with the layers of `install_engine_layers`, which read `context`.
@@ -94,7 +180,7 @@ def write_graphs(
 def _write(graph: nn.Module, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], file: Path) -> None:
     rows = len(inputs[SAMPLE])
     with warnings.catch_warnings():
-        # The exporter that traces is deprecated in torch 2.13, and tells of each size that it takes as fixed.
+        # The exporter that traces is deprecated in torch 2.13, and warns of each size that it takes as fixed.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             graph,
@@ -114,7 +200,7 @@ def _write(graph: nn.Module, inputs: Mapping[str, Tensor], outputs: Mapping[str,
 
 
 def _state_sizes(file: Path, outputs: Mapping[str, Tensor], rows: int) -> None:
-    """The exporter leaves the sizes of outputs open, because it knows them of no node of another domain."""
+    """State the sizes of outputs: the exporter does not know them of nodes of another domain."""
     onnx = needed("onnx")
     model = onnx.load(str(file), load_external_data=False)
     for end in model.graph.output:
@@ -129,12 +215,12 @@ def _state_sizes(file: Path, outputs: Mapping[str, Tensor], rows: int) -> None:
 
 
 def has_rows(value: Tensor, rows: int) -> bool:
-    """Whether a tensor of a call with that many samples has one entry for each."""
+    """Return whether a tensor of a call with that many samples has one entry for each."""
     return value.ndim > 0 and value.shape[0] == rows
 
 
 def _as_scheduled(timesteps: Sequence[float]) -> Tensor:
-    """`(T,)`, of the type in which a scheduler would pass them."""
+    """Return `(T,)`, of the type in which a scheduler would pass them."""
     exact = torch.tensor(timesteps, dtype=torch.float64)
     if all(time.is_integer() for time in timesteps):
         return exact.to(torch.int64)

@@ -1,4 +1,4 @@
-"""The layers that stand in a network while it is written as ONNX, with scales gathered by step."""
+"""Layers of a network that is written as ONNX, with scales gathered by step."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
-from diffusers.models.downsampling import KDownsample2D
-from diffusers.models.upsampling import KUpsample2D
 from torch import Tensor, nn
-from torch.nn import functional
 
 from errata.deploy.engines.onnx_nodes import Dequantized, QuantizedMatMul, QuantizedProduct, Windows
 from errata.runtime.attention import QuantizedAttention
@@ -31,14 +28,14 @@ class StepTables(nn.Module):
         self.context = context
 
     def now(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of the current step, float32."""
+        """Return scale and zero point of the current step, float32."""
         return self.scale[self.context.step], self.zero_point[self.context.step].float()
 
 
 def weight_parts(
     scheme: LayerScheme, codes: Tensor, tensors: Mapping[str, Tensor], context: StepContext
 ) -> Iterator[tuple[Tensor, Tensor, StepTables]]:
-    """Codes and scales of the weight and tables of the input, part by part."""
+    """Return codes and scales of the weight and tables of the input, part by part."""
     return zip(
         codes.split(list(scheme.input_widths), dim=1),
         tensors[f"{scheme.name}.weight_scale"],
@@ -47,7 +44,7 @@ def weight_parts(
     )
 
 
-class _Part(nn.Module):
+class GatheredPart(nn.Module):
     """The product of one part of an input, `(B, I, H, W)` or `(…, I)`, with the weight of that part."""
 
     def __init__(self, geometry: Geometry, codes: Tensor, weight_scale: Tensor, tables: StepTables) -> None:
@@ -68,7 +65,7 @@ class _Part(nn.Module):
         self.tables = tables
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Of the current step."""
+        """Return the product at the current step."""
         tables = self.tables
         result: Tensor = QuantizedProduct.apply(
             x,
@@ -84,8 +81,14 @@ class _Part(nn.Module):
         return result
 
 
+PartMaker = Callable[[Geometry, Tensor, Tensor, StepTables], nn.Module]
+
+
 class EngineLayer(nn.Module):
-    """Convolution or linear layer on uint8 inputs and int8 weights; a concatenated input has two parts."""
+    """Convolution or linear layer; a concatenated input has two parts.
+
+    `part` makes the product of one part: `GatheredPart` on uint8 inputs and int8 weights, or another form.
+    """
 
     def __init__(
         self,
@@ -94,6 +97,8 @@ class EngineLayer(nn.Module):
         codes: Tensor,
         tensors: Mapping[str, Tensor],
         context: StepContext,
+        *,
+        part: PartMaker,
     ) -> None:
         super().__init__()
         self.scheme = scheme
@@ -101,11 +106,11 @@ class EngineLayer(nn.Module):
         self.bias: Tensor | None
         self.register_buffer("bias", tensors.get(f"{scheme.name}.bias"))
         self.parts = nn.ModuleList(
-            _Part(geometry, *part) for part in weight_parts(scheme, codes, tensors, context)
+            part(geometry, *given) for given in weight_parts(scheme, codes, tensors, context)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shapes as the float layer."""
+        """Return the layer's output; same shapes as the float layer."""
         inputs = self.geometry.split(x, self.scheme.input_widths) if len(self.parts) > 1 else (x,)
         (first, given), *others = zip(self.parts, inputs, strict=True)
         output: Tensor = first(given, self.bias)
@@ -131,7 +136,7 @@ class WeightOnlyEngineLayer(nn.Module):
         self.register_buffer("bias", tensors.get(f"{scheme.name}.bias"))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shapes as the float layer."""
+        """Return the layer's output; same shapes as the float layer."""
         return self.geometry.apply(x, Dequantized.apply(self.codes, self.scale), self.bias)
 
 
@@ -182,7 +187,7 @@ def attend(
     *,
     on_grid: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Attention without the empty matrix that `baddbmm` reads, which a graph would fill and add."""
+    """Compute attention without the empty matrix that `baddbmm` reads, which a graph would fill and add."""
     query, key, value = (attn.head_to_batch_dim(x) for x in (query, key, value))
     probabilities = on_grid(_softmax(attn, torch.bmm(query, key.transpose(1, 2)), mask))
     return attn.batch_to_head_dim(torch.bmm(probabilities, value))
@@ -193,34 +198,6 @@ def _softmax(attn: Attention, scores: Tensor, mask: Tensor | None) -> Tensor:
     return (scores if mask is None else scores + mask).softmax(dim=-1)
 
 
-class EngineResampling(nn.Module):
-    """A K-block's change of resolution, channel by channel, as `KDownsample2D` and `KUpsample2D` compute it.
-
-    They build a weight for all channels at each call, which a graph cannot hold.
-    """
-
-    def __init__(self, module: KDownsample2D | KUpsample2D) -> None:
-        super().__init__()
-        self.kernel: Tensor
-        self.register_buffer("kernel", module.kernel, persistent=False)
-        self.pad, self.pad_mode = module.pad, module.pad_mode
-        self.is_up = isinstance(module, KUpsample2D)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` at half or twice the height and width."""
-        channels, height, width = sizes_of(x)[1:]
-        border = (self.pad + 1) // 2 if self.is_up else self.pad
-        padded = functional.pad(x, (border,) * 4, self.pad_mode)
-        each = padded.reshape(-1, 1, height + 2 * border, width + 2 * border)
-        if self.is_up:
-            output = functional.conv_transpose2d(
-                each, self.kernel[None, None], stride=2, padding=2 * self.pad + 1
-            )
-        else:
-            output = functional.conv2d(each, self.kernel[None, None], stride=2)
-        return output.reshape(-1, channels, *sizes_of(output)[2:])
-
-
 def sizes_of(x: Tensor) -> tuple[int, ...]:
-    """Plain numbers, also while a network is traced."""
+    """Return plain numbers, also while a network is traced."""
     return tuple(int(size) for size in x.shape)

@@ -1,4 +1,4 @@
-"""Quantized arithmetic as ONNX nodes that onnxruntime runs in int8, the scales of a step told at run time.
+"""Quantized arithmetic as ONNX nodes that onnxruntime runs in int8, with scales chosen at run time.
 
 Each function computes in torch what its nodes compute: torch's exporter calls `forward` when it traces a
 network, and `symbolic` when it writes the graph. Scales and zero points are tables, one entry for each step,
@@ -40,7 +40,7 @@ class Windows:
         return (self.kernel, self.stride, self.padding) == ((1, 1), (1, 1), (0, 0))
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the output for those of the input."""
+        """Return height and width of the output for those of the input."""
         height, width = (
             (size[axis] + 2 * self.padding[axis] - self.dilation[axis] * (self.kernel[axis] - 1) - 1)
             // self.stride[axis]
@@ -50,7 +50,7 @@ class Windows:
         return height, width
 
     def pixels(self, size: tuple[int, int]) -> Tensor:
-        """Positions in the padded input, flattened, that each output pixel reads; int32, `(H' W' kh kw,)`."""
+        """Return the flat positions in the padded input that output pixels read; int32, `(H' W' kh kw,)`."""
         (height, width), padded_width = self.output_size(size), size[1] + 2 * self.padding[1]
         rows = _reads(height, self.kernel[0], self.stride[0], self.dilation[0])
         columns = _reads(width, self.kernel[1], self.stride[1], self.dilation[1])
@@ -78,7 +78,7 @@ class QuantizedProduct(torch.autograd.Function):
         windows: Windows | None,
         sizes: tuple[int, ...],
     ) -> Tensor:
-        """The layer.
+        """Compute the layer.
 
         Args:
             ctx: unused, there is no backward.
@@ -113,7 +113,7 @@ class QuantizedProduct(torch.autograd.Function):
         windows: Windows | None,
         sizes: tuple[int, ...],
     ) -> Any:
-        """The same as nodes."""
+        """Write the same as nodes."""
         at, zero, quantized = _quantized(g, x, step, scale, zero_point)
         outputs = weight_scale.type().sizes()[0]
         rows = quantized if windows is None else _rows(g, quantized, zero, windows, sizes)
@@ -145,7 +145,7 @@ class QuantizedMatMul(torch.autograd.Function):
         is_transposed: bool,
         sizes: tuple[int, int],
     ) -> Tensor:
-        """`x y`, or `x yᵀ`.
+        """Return `x y`, or `x yᵀ`.
 
         Args:
             ctx: unused, there is no backward.
@@ -175,7 +175,7 @@ class QuantizedMatMul(torch.autograd.Function):
         is_transposed: bool,
         sizes: tuple[int, int],
     ) -> Any:
-        """The same as nodes."""
+        """Write the same as nodes."""
         at, zero, left = _quantized(g, x, step, x_scale, x_zero_point)
         other_at, other_zero, right = _quantized(g, y, step, y_scale, y_zero_point)
         if is_transposed:
@@ -189,12 +189,12 @@ class Int8Grid(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        """`x` rounded to nearest even and clamped; float32, same shape."""
+        """Return `x` rounded to nearest even and clamped; float32, same shape."""
         return x.round().clamp(-128, 127)
 
     @staticmethod
     def symbolic(g: Any, x: Any, sizes: tuple[int, ...]) -> Any:
-        """The same as nodes."""
+        """Write the same as nodes."""
         one = g.op("Constant", value_t=torch.tensor(1.0))
         zero = g.op("Constant", value_t=torch.tensor(0, dtype=torch.int8))
         codes = g.op("QuantizeLinear", x, one, zero)
@@ -206,29 +206,29 @@ class Dequantized(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, codes: Tensor, scale: Tensor) -> Tensor:
-        """`scale · codes`, output channel by output channel."""
+        """Return `scale · codes`, output channel by output channel."""
         return codes.float() * scale.reshape(-1, *([1] * (codes.ndim - 1)))
 
     @staticmethod
     def symbolic(g: Any, codes: Any, scale: Any) -> Any:
-        """The same as one node."""
+        """Write the same as one node."""
         return _typed(g.op("DequantizeLinear", codes, scale, axis_i=0), scale, codes.type().sizes())
 
 
 def _on_grid(x: Tensor, step: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """An activation quantized and dequantized with the scale of a step."""
+    """Return an activation quantized and dequantized with the scale of a step."""
     at, zero = scale[step], zero_point[step].float()
     return dequantize(quantize(x, at, zero, bits=_UINT8_BITS), at, zero)
 
 
 def _quantized(g: Any, x: Any, step: Any, scale: Any, zero_point: Any) -> tuple[Any, Any, Any]:
-    """Scale, zero point and codes of `x`, of the step."""
+    """Return scale, zero point and codes of `x`, of the step."""
     at, zero = g.op("Gather", scale, step, axis_i=0), g.op("Gather", zero_point, step, axis_i=0)
     return at, zero, g.op("QuantizeLinear", x, at, zero)
 
 
 def _rows(g: Any, codes: Any, zero: Any, windows: Windows, sizes: tuple[int, ...]) -> Any:
-    """What each output pixel reads, `(B, H', W', kh kw C)`, from codes `(B, C, H, W)`.
+    """Return what each output pixel reads, `(B, H', W', kh kw C)`, from codes `(B, C, H, W)`.
 
     Padding is real zero, the zero point. One `Gather` copies what slices, concatenated, would copy twice.
     """
@@ -252,6 +252,6 @@ def _constant(g: Any, values: list[int]) -> Any:
 
 
 def _typed(value: Any, like: Any, sizes: list[int | None]) -> Any:
-    """The exporter cannot infer the type of what another domain's node gives."""
+    """Give a value its type, which the exporter cannot infer for a node of another domain."""
     value.setType(like.type().with_sizes(sizes))
     return value

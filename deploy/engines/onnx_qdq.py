@@ -9,54 +9,21 @@ arithmetic around a constant pair of scale 1, so that one graph serves every ste
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional
 
-from errata.deploy.engines.onnx_layers import StepTables, attend, sizes_of, weight_parts
+from errata.deploy.engines.onnx_layers import StepTables, attend, sizes_of
 from errata.deploy.engines.onnx_nodes import Dequantized, Int8Grid
 from errata.runtime.attention import QuantizedAttention
 from errata.runtime.layers import Geometry
-from errata.runtime.scheme import LayerScheme
-from errata.runtime.step_context import StepContext
 
 _MIDDLE = 128  # of the codes, which an int8 shifts to zero
 
 
-class QDQLayer(nn.Module):
-    """Convolution or linear layer; a concatenated input has two parts."""
-
-    def __init__(
-        self,
-        scheme: LayerScheme,
-        geometry: Geometry,
-        codes: Tensor,
-        tensors: Mapping[str, Tensor],
-        context: StepContext,
-    ) -> None:
-        super().__init__()
-        self.scheme = scheme
-        self.geometry = geometry
-        self.bias: Tensor | None
-        self.register_buffer("bias", tensors.get(f"{scheme.name}.bias"))
-        self.parts = nn.ModuleList(
-            _Part(geometry, *part) for part in weight_parts(scheme, codes, tensors, context)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shapes as the float layer."""
-        inputs = self.geometry.split(x, self.scheme.input_widths) if len(self.parts) > 1 else (x,)
-        (first, given), *others = zip(self.parts, inputs, strict=True)
-        output: Tensor = first(given, self.bias)
-        for part, given in others:
-            output = output + part(given, None)
-        return output
-
-
-class _Part(nn.Module):
+class QDQPart(nn.Module):
     """The product of one part of an input with the weight of that part."""
 
     def __init__(self, geometry: Geometry, codes: Tensor, weight_scale: Tensor, tables: StepTables) -> None:
@@ -71,7 +38,7 @@ class _Part(nn.Module):
         self.tables = tables
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Of the current step."""
+        """Return the product at the current step."""
         scale, zero_point = self.tables.now()
         if self.geometry.is_conv:
             (top, left) = self.geometry.padding
@@ -111,14 +78,14 @@ class _Grid(nn.Module):
         self.tables = tables
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape."""
+        """Return `x` on the grid of the current step, same shape."""
         scale, zero_point = self.tables.now()
         result: Tensor = (shifted(x, scale, zero_point) - (zero_point - _MIDDLE)) * scale
         return result
 
 
 def shifted(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """The codes of `x` less 128, as whole floating-point numbers.
+    """Return the codes of `x` less 128, as whole floating-point numbers.
 
     Rounded with the zero point added, as `quantize` does, and before 128 is taken off: of a sum with other
     digits too many would be rounded the other way.

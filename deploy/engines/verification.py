@@ -1,4 +1,4 @@
-"""`verify`: an engine directory is checked before anything of it is loaded."""
+"""`verify`: checks an engine directory before anything of it is loaded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FEATURE_FILE = "cache.safetensors"
 
 
 def verify(path: str | Path) -> EngineManifest:
-    """Checks an engine directory from its manifest down, and returns the manifest.
+    """Check an engine directory from its manifest down, and return the manifest.
 
     Checked are the manifest's own digest and that of the artifact's manifest inside; that exactly the listed
     files are there, as plain files, with their digests; that those which an engine shares with its artifact
@@ -41,7 +41,7 @@ def verify(path: str | Path) -> EngineManifest:
     Raises:
         ArtifactError: there is no engine at `path`, it cannot be read, or onnx is not installed.
         ArtifactVersionError: another format version, or a class that this version does not know.
-        ArtifactCorrupt: a file or graph is missing, extra, altered, or not what an engine holds.
+        ArtifactCorruptError: a file or graph is missing, extra, altered, or not what an engine holds.
     """
     root = Path(path)
     if not root.is_dir():
@@ -63,22 +63,22 @@ def verify(path: str | Path) -> EngineManifest:
 
 
 def as_artifact(manifest: EngineManifest) -> Manifest:
-    """The artifact's manifest with those files only that the engine has from it."""
+    """Return the artifact's manifest with those files only that the engine has from it."""
     return dataclasses.replace(manifest.artifact, files=manifest.shared_files)
 
 
 def float_network(root: Path, manifest: EngineManifest) -> nn.Module:
-    """The float network that the engine stands for, on the meta device: settings and shapes, no memory."""
+    """Return the float network that the engine stands for, on the meta device: shapes, no memory."""
     return empty_unet(root, manifest.artifact)
 
 
 def feature_tables(root: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """The tables of the feature's own correction, as the artifact had them; empty where there is none."""
+    """Return the tables of the feature's own correction, as in the artifact; empty without one."""
     return {} if manifest.scheme.correction is None else load_file(root / FEATURE_FILE)
 
 
 def _check_listing(root: Path, manifest: EngineManifest) -> None:
-    """Every file is a graph, a table that its scheme asks for, or the artifact's own."""
+    """Check that every file is a graph, a table that the scheme asks for, or one of the artifact's."""
     artifact = manifest.artifact
     graphs = {FULL, CACHED} if artifact.schedule.has_cache else {FULL}
     own = graphs | (set() if artifact.scheme.correction is None else {FEATURE_FILE})
@@ -99,7 +99,7 @@ def _check_listing(root: Path, manifest: EngineManifest) -> None:
 
 
 def _check_shared(root: Path, manifest: EngineManifest) -> None:
-    """The files that are the artifact's are what an artifact may hold, by the artifact's own checks."""
+    """Check the files that are the artifact's, with the artifact's own checks."""
     artifact = as_artifact(manifest)
     for name in (UNET_CONFIG, MODEL_INDEX, SCHEDULER_CONFIG):
         if name not in artifact.files:
@@ -119,7 +119,7 @@ def _check_graphs(root: Path, manifest: EngineManifest) -> None:
         needs = [SAMPLE, STEP, *feature]
         found = [end.name for end in spec.inputs]
         if found[: len(needs)] != needs or len(set(found)) != len(found):
-            raise _misfit(root, name, f"the inputs {found}; the first are {needs}, and none is there twice")
+            raise _misfit(root, name, f"the inputs {found}; the first are {needs}, each of them once")
         if [end.name for end in spec.outputs] != given:
             raise _misfit(root, name, f"the outputs {[end.name for end in spec.outputs]}, not {given}")
         _check_step(root, name, spec.inputs[1])
@@ -152,7 +152,7 @@ def _check_feature_tables(root: Path, artifact: Manifest) -> None:
     try:
         tables = load_file(file)
     except SafetensorError as error:
-        raise ArtifactCorruptError(f"{file} holds no safetensors: {error}; export again") from error
+        raise ArtifactCorruptError(f"{file} holds no valid safetensors: {error}; export again") from error
     for name, table in tables.items():
         if not bool(torch.isfinite(table).all()):
             raise ArtifactCorruptError(f"{file}: tensor {name!r} holds NaN or infinity; export again")

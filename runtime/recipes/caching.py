@@ -66,7 +66,7 @@ class DeepCache:
                 raise RecipeError(f"{name}={value!r} has no effect without spacing=power")
 
     def schedule(self, num_calls: int, *, branch: int, calls_per_step: int = 1) -> CacheSchedule:
-        """The schedule of a run of so many denoiser calls, `calls_per_step` of them in each sampler step.
+        """Return the schedule of a run of that many denoiser calls, `calls_per_step` in each sampler step.
 
         Raises:
             RecipeError: a listed step or the centre lies beyond the run.
@@ -80,7 +80,7 @@ class DeepCache:
         )
 
     def _full_steps(self, num_steps: int, calls_per_step: int) -> tuple[int, ...]:
-        """The full ones of `num_steps` sampler steps."""
+        """Return the full ones of `num_steps` sampler steps."""
         if self.steps is not None:
             if self.steps[-1] >= num_steps:
                 unit = f" of sampler steps, {calls_per_step} denoiser calls each" * (calls_per_step > 1)
@@ -98,13 +98,13 @@ class DeepCache:
         )
 
     def allows(self, schedule: CacheSchedule) -> bool:
-        """Whether the schedule is the one that these choices mean."""
+        """Return whether the schedule is the one that these choices mean."""
         return schedule == self.schedule(
             schedule.num_steps, branch=schedule.branch, calls_per_step=schedule.calls_per_step
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         value = {"method": self.method, **asdict(self)}
         return value | {"steps": None if self.steps is None else list(self.steps)}
 
@@ -153,7 +153,7 @@ class CacheQuant:
             raise RecipeError("corrected_by=iec has no effect with correction=false; leave one of them out")
 
     def allows(self, schedule: CacheSchedule) -> bool:
-        """Whether a search could have found the schedule: number and lengths of its groups."""
+        """Return whether a search could have found the schedule: number and lengths of its groups."""
         num_steps = schedule.num_steps // schedule.calls_per_step
         lengths = [(end - start) // schedule.calls_per_step for start, end in schedule.groups]
         starts = tuple(start // schedule.calls_per_step for start, _ in schedule.groups)
@@ -166,7 +166,7 @@ class CacheQuant:
         return is_count_right and all(low <= length <= high for length in lengths)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         return {"method": self.method, **asdict(self)}
 
 
@@ -174,7 +174,7 @@ Cache = DeepCache | CacheQuant
 
 
 def cache_from_json(value: Mapping[str, Any]) -> Cache:
-    """Inverse of `to_json` of either.
+    """Read back what `to_json` of either wrote.
 
     Raises:
         RecipeError: an unknown method or key.
@@ -192,7 +192,7 @@ def cache_from_json(value: Mapping[str, Any]) -> Cache:
 
 
 def group_lengths(interval: int) -> tuple[int, int]:
-    """Fewest and most steps of a searched group, the full one included: `⌈N/2⌉` and `2N`.
+    """Return the fewest and most steps of a searched group, the full one included: `⌈N/2⌉` and `2N`.
 
     Source: CacheQuant (Liu et al., CVPR 2025), section 3.2.
     """
@@ -200,7 +200,7 @@ def group_lengths(interval: int) -> tuple[int, int]:
 
 
 def check_numbers(interval: int | None, branch: int | None) -> None:
-    """Refuses an interval or a branch that is no count.
+    """Check that interval and branch are counts.
 
     Raises:
         RecipeError: naming it.
@@ -212,7 +212,7 @@ def check_numbers(interval: int | None, branch: int | None) -> None:
 
 
 def checked_steps(steps: Any) -> tuple[int, ...]:
-    """A sorted tuple of full steps, 0 among them.
+    """Return a sorted tuple of full steps, 0 among them.
 
     Raises:
         RecipeError: not a list of different step numbers from 0.
@@ -221,5 +221,5 @@ def checked_steps(steps: Any) -> tuple[int, ...]:
     if not listed or not all(type(step) is int and step >= 0 for step in listed):
         raise RecipeError(f"steps={steps!r}; allowed is a list of step numbers from 0")
     if len(set(listed)) != len(listed) or 0 not in listed:
-        raise RecipeError(f"steps={listed!r}; the full steps are different from each other, and 0 is one")
+        raise RecipeError(f"steps={listed!r}; full steps must be different from each other and include 0")
     return tuple(sorted(listed))

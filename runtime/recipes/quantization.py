@@ -1,4 +1,4 @@
-"""Choices of quantization: bits, rounding, and which layers are spared."""
+"""Choices of quantization: bits, rounding, and exceptions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from errata.errors import RecipeError
-
-_WEIGHT_BITS = (4, 8)
+from errata.runtime.weight_formats import allowed_weight_bits, is_weight_bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +50,12 @@ class LearnedRounding:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """Bits of weights and activations, how weights are rounded, and what is treated otherwise.
+    """Bits of weights and activations, how weights are rounded, and exceptions.
 
     conv_in, conv_out and the layers of the time and other embeddings keep 8-bit weights.
 
     Attributes:
-        weight_bits: 4 or 8.
+        weight_bits: of a registered weight format, see `errata.runtime.weight_formats`.
         activation_bits: 8.
         rounding: None rounds weights to nearest.
         bias_correction: biases take up the mean error that quantization leaves in a layer's output.
@@ -76,16 +75,21 @@ class Quantization:
     modules_to_not_convert: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.weight_bits not in _WEIGHT_BITS:
-            raise RecipeError(f"weight_bits={self.weight_bits} is not supported; allowed are 4 and 8")
+        if not is_weight_bits(self.weight_bits):
+            raise RecipeError(
+                f"weight_bits={self.weight_bits!r} is not supported; allowed are {allowed_weight_bits()}"
+            )
         if self.activation_bits != 8:
             raise RecipeError(f"activation_bits={self.activation_bits} is not supported; allowed is 8")
         for name in ("bias_correction", "equalization"):
             if type(getattr(self, name)) is not bool:
                 raise RecipeError(f"{name}={getattr(self, name)!r}; allowed are true and false")
         for pattern, bits in self.bits.items():
-            if type(pattern) is not str or not pattern or bits not in _WEIGHT_BITS:
-                raise RecipeError(f"bits: {pattern!r}: {bits!r}; a name pattern stands for 4 or 8 bits")
+            if type(pattern) is not str or not pattern or not is_weight_bits(bits):
+                raise RecipeError(
+                    f"bits: {pattern!r}: {bits!r}; allowed bits for a name pattern are "
+                    f"{allowed_weight_bits()}"
+                )
         if isinstance(self.modules_to_not_convert, str) or not all(
             isinstance(pattern, str) and pattern for pattern in self.modules_to_not_convert
         ):
@@ -101,22 +105,22 @@ class Quantization:
         return (*self.bits, *self.modules_to_not_convert)
 
     def exceptions(self) -> str:
-        """What patterns say, as text; empty where there are none."""
+        """Return what patterns say, as text; empty where there are none."""
         parts = [f"{bits}-bit weights in {pattern}" for pattern, bits in self.bits.items()]
         if self.modules_to_not_convert:
             parts.append(f"not quantized: {', '.join(self.modules_to_not_convert)}")
         return "; ".join(parts)
 
     def converts(self, name: str) -> bool:
-        """Whether the layer or attention of that name is quantized at all."""
+        """Return whether the layer or attention of that name is quantized at all."""
         return not any(matches(pattern, name) for pattern in self.modules_to_not_convert)
 
     def bits_of(self, name: str, default: int) -> int:
-        """Weight bits of the layer of that name; `default` where no pattern says otherwise."""
+        """Return the weight bits of the layer of that name; `default` where no pattern says otherwise."""
         return next((bits for pattern, bits in self.bits.items() if matches(pattern, name)), default)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value; `from_json` reads it back."""
+        """Return a plain JSON value; `from_json` reads it back."""
         return {
             "weight_bits": self.weight_bits,
             "activation_bits": self.activation_bits,
@@ -129,7 +133,7 @@ class Quantization:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Quantization:
-        """Inverse of `to_json`; a missing key has its default.
+        """Read back what `to_json` wrote; a missing key has its default.
 
         Raises:
             RecipeError: an unknown key.
@@ -141,10 +145,10 @@ class Quantization:
 
 
 def known_fields(config: type, value: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping that is to become a dataclass, its keys checked.
+    """Return a mapping that is to become a dataclass, its keys checked.
 
     Raises:
-        RecipeError: a key is none of its fields.
+        RecipeError: a key is not one of its fields.
     """
     names = [field.name for field in dataclasses.fields(config)]
     if unknown := [key for key in value if key not in names]:
@@ -155,6 +159,6 @@ def known_fields(config: type, value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether the pattern means the module of that name, or one that holds it."""
+    """Return whether the pattern means the module of that name, or one that holds it."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:length]), pattern) for length in range(1, len(parts) + 1))

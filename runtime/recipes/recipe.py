@@ -1,10 +1,15 @@
-"""What to do to a model: bits, rounding, cache; written down, not done."""
+"""Recipes: what to do to a model, as data: bits, rounding, cache.
+
+A recipe has a short name, such as `w8a8` or `w4a8-learned+cachequant-5:corrected_by=iec`, unless it says what
+only a file can say.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import yaml
@@ -12,12 +17,15 @@ import yaml
 from errata.errors import RecipeError
 from errata.runtime.recipes.caching import Cache, CacheQuant, DeepCache, cache_from_json
 from errata.runtime.recipes.quantization import LearnedRounding, Quantization
-from errata.runtime.recipes.recipe_name import GRAMMAR, parse, spell
 from errata.runtime.schedule import CacheSchedule
+from errata.runtime.weight_formats import is_weight_bits, weight_bits
 
 __all__ = ["CacheQuant", "DeepCache", "LearnedRounding", "Quantization", "Recipe"]
 
 _SCHEMA_VERSION = 2
+_QUANTIZER = re.compile(r"w(\d)a(\d)(-learned)?")
+_CACHE = re.compile(r"(deepcache|cachequant)(?:-(\d+))?")
+_Reader = Callable[[str], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +37,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.quantization is None and self.cache is None:
-            raise RecipeError(f"the recipe is empty; name at least one of {GRAMMAR}")
+            raise RecipeError(f"the recipe is empty; name at least one of {grammar()}")
 
     @classmethod
     def named(cls, name: str) -> Recipe:
-        """Parses a recipe name such as `"w4a8"` or `"w8a8+deepcache-10:branch=1"`.
+        """Parse a recipe name such as `"w4a8"` or `"w8a8+deepcache-10:branch=1"`.
 
         Raises:
             RecipeError: the name is not one of the grammar.
@@ -47,7 +55,7 @@ class Recipe:
         return spell(self.quantization, self.cache)
 
     def allows(self, schedule: CacheSchedule) -> bool:
-        """Whether the schedule can come from this recipe."""
+        """Return whether the schedule can come from this recipe."""
         if self.cache is None:
             return not schedule.has_cache  # then every step is full
         asked = self.cache.branch
@@ -55,7 +63,7 @@ class Recipe:
         return is_branch_right and self.cache.allows(schedule)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value; `from_json` reads it back."""
+        """Return a plain JSON value; `from_json` reads it back."""
         return {
             "type": "Recipe",
             "schema": _SCHEMA_VERSION,
@@ -65,7 +73,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Recipe:
-        """Inverse of `to_json`, strict; inside quantization and cache a missing key has its default.
+        """Read back what `to_json` wrote; inside quantization and cache a missing key has its default.
 
         Raises:
             RecipeError: an unknown or missing key, another type or schema version.
@@ -90,13 +98,13 @@ class Recipe:
             raise RecipeError(f"the recipe cannot be read: {error}") from error
 
     def to_yaml(self) -> str:
-        """The same as `to_json`, as YAML text."""
+        """Return the same as `to_json`, as YAML text."""
         text: str = yaml.safe_dump(self.to_json(), sort_keys=False)
         return text
 
     @classmethod
     def from_text(cls, text: str) -> Recipe:
-        """Reads JSON or YAML text.
+        """Read JSON or YAML text.
 
         Raises:
             RecipeError: not a mapping, or not a recipe.
@@ -111,3 +119,168 @@ class Recipe:
         if not isinstance(value, dict):
             raise RecipeError(f"a recipe is a mapping, got {type(value).__name__}")
         return cls.from_json(value)
+
+
+def _boolean(text: str) -> bool:
+    return {"true": True, "false": False}[text]
+
+
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):  # `int` would read `1_0` and spaces too
+        raise ValueError(text)
+    return int(text)
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    return tuple(_whole(step) for step in text.split("/"))
+
+
+_READERS: Mapping[str, _Reader] = {
+    "iterations": _whole, "samples": _whole, "batch_size": _whole, "seed": _whole,
+    "learning_rate": float, "scale_learning_rate": float,
+    "bias_correction": _boolean, "equalization": _boolean,
+    "branch": _whole, "spacing": str, "center": float, "power": float, "steps": _steps,
+    "search": str, "correction": _boolean, "gain": str, "corrected_by": str,
+}  # fmt: skip
+# What to write, by reader.
+_KINDS: Mapping[_Reader, str] = {
+    _whole: "a whole number", float: "a number", _boolean: "true or false", str: "a word",
+    _steps: "step numbers such as 0/4/9",
+}  # fmt: skip
+
+
+def parse(name: str) -> tuple[Quantization | None, Cache | None]:
+    """Return the choices that a name stands for.
+
+    Raises:
+        RecipeError: the name is not one of the grammar, or an option has no use or no sense.
+    """
+    body, colon, text = name.partition(":")
+    options = _options(name, text.split(",") if colon else [])
+    quantization: Quantization | None = None
+    cache: Cache | None = None
+    for part in body.split("+"):
+        if (match := _quantizer(name, part)) and quantization is None:
+            quantization = _quantization(int(match[1]), match[3] is not None, options)
+        elif (match := _CACHE.fullmatch(part)) and cache is None:
+            cache = _cache(match[1], match[2], options)
+        else:
+            raise RecipeError(f"unknown recipe {name!r}: cannot read {part!r}; allowed are {grammar()}")
+    if options:
+        unused = next(iter(options))
+        raise RecipeError(
+            f"recipe {name!r}: option {unused!r} does not apply: {_where(unused)}; leave it out"
+        )
+    return quantization, cache
+
+
+def grammar() -> str:
+    """Return what a recipe name may be, as text."""
+    quantizers = [f"w{bits}a8" for bits in weight_bits()]
+    learned = [f"{name}-learned" for name in quantizers]
+    return (
+        f"{', '.join(quantizers + learned)}, deepcache-N, deepcache:steps=0/4/9, cachequant-N, or a "
+        "quantizer and a cache joined by '+', then options after a colon, as in "
+        "w4a8-learned+deepcache-5:iterations=500,branch=1"
+    )
+
+
+def _quantizer(name: str, part: str) -> re.Match[str] | None:
+    """Return the widths in a part of a name, if it is a quantizer with a known weight format.
+
+    Raises:
+        RecipeError: it asks for activations of other widths than 8 bits.
+    """
+    match = _QUANTIZER.fullmatch(part)
+    if match is None or not is_weight_bits(int(match[1])):
+        return None
+    if match[2] != "8":
+        raise RecipeError(
+            f"unknown recipe {name!r}: activations have 8 bits in every recipe, because the int8 kernels and "
+            f"the artifact format read 8-bit activation codes; use {part.replace('a' + match[2], 'a8')}"
+        )
+    return match
+
+
+def spell(quantization: Quantization | None, cache: Cache | None) -> str:
+    """Return the shortest name of these choices; a `*` at the end stands for what only a file can say."""
+    parts, options = [], dict[str, Any]()
+    if quantization is not None:
+        learned = "-learned" if quantization.rounding is not None else ""
+        parts.append(f"w{quantization.weight_bits}a{quantization.activation_bits}{learned}")
+        if quantization.rounding is not None:
+            options |= _changed(quantization.rounding)
+        options |= _changed(quantization, "bias_correction", "equalization")
+    if cache is not None:
+        parts.append(cache.method if cache.interval is None else f"{cache.method}-{cache.interval}")
+        options |= _changed(cache)
+    says_more = quantization is not None and bool(quantization.patterns)
+    tail = ",".join(f"{key}={_text(value)}" for key, value in options.items())
+    return "+".join(parts) + (f":{tail}" if tail else "") + ("*" if says_more else "")
+
+
+def _options(name: str, items: list[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for item in items:
+        key, _, value = item.partition("=")
+        if key in options:
+            raise RecipeError(f"recipe {name!r} gives option {key!r} twice; leave one of them out")
+        if key not in _READERS:
+            raise RecipeError(
+                f"recipe {name!r}: unknown option {item!r}; allowed are {', '.join(_READERS)}, each as "
+                "NAME=VALUE"
+            )
+        try:
+            options[key] = _READERS[key](value)
+        except (KeyError, ValueError) as error:
+            raise RecipeError(
+                f"recipe {name!r}: cannot read {item!r}; {key} takes {_KINDS[_READERS[key]]}"
+            ) from error
+    return options
+
+
+def _quantization(weight_bits: int, is_learned: bool, options: dict[str, Any]) -> Quantization:
+    rounding = LearnedRounding(**_taken(options, LearnedRounding)) if is_learned else None
+    chosen = {key: options.pop(key) for key in ("bias_correction", "equalization") if key in options}
+    return Quantization(weight_bits=weight_bits, activation_bits=8, rounding=rounding, **chosen)
+
+
+def _cache(method: str, interval: str | None, options: dict[str, Any]) -> Cache:
+    every = None if interval is None else int(interval)
+    if method == DeepCache.method:
+        return DeepCache(interval=every, **_taken(options, DeepCache))
+    if every is None:
+        raise RecipeError("cachequant needs an interval, as in cachequant-5")
+    return CacheQuant(interval=every, **_taken(options, CacheQuant))
+
+
+def _taken(options: dict[str, Any], config: type) -> dict[str, Any]:
+    """Take the fields of a dataclass out of the options."""
+    names = {field.name for field in fields(config)} - {"interval"}
+    return {key: options.pop(key) for key in list(options) if key in names}
+
+
+def _changed(config: Any, *only: str) -> dict[str, Any]:
+    """Return the options of a dataclass that differ from their defaults."""
+    return {
+        field.name: getattr(config, field.name)
+        for field in fields(config)
+        if field.name in (only or _READERS)
+        and field.default is not MISSING
+        and getattr(config, field.name) != field.default
+    }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "/".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
+def _where(option: str) -> str:
+    names = {
+        "w4a8-learned": LearnedRounding, "w4a8": Quantization, "deepcache-N": DeepCache,
+        "cachequant-N": CacheQuant,
+    }  # fmt: skip
+    homes = [name for name, config in names.items() if option in {field.name for field in fields(config)}]
+    return f"it belongs to {' or '.join(homes)}"

@@ -117,8 +117,8 @@ def test_sparing_everything_is_an_error(tiny_pipeline: DDIMPipeline) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bits": {"conv_in": 5}}, "'conv_in': 5; a name pattern stands for 4 or 8 bits"),
-        ({"bits": {"": 8}}, "a name pattern stands for 4 or 8 bits"),
+        ({"bits": {"conv_in": 5}}, "'conv_in': 5; allowed bits for a name pattern are 4, 6 and 8"),
+        ({"bits": {"": 8}}, "allowed bits for a name pattern are 4, 6 and 8"),
         ({"modules_to_not_convert": "conv_in"}, "modules_to_not_convert='conv_in'; allowed is a list"),
         ({"modules_to_not_convert": ("",)}, "allowed is a list of name patterns"),
     ],

@@ -195,10 +195,18 @@ def test_sensitivity_is_shown_and_written(
         ("deepcache-2", ["--sensitivity"], "--sensitivity has no use with the recipe deepcache-2"),
         ("w4a8", ["--sensitivity", "--out", "table.txt"], "give a file whose name ends in .json or .csv"),
         ("deepcache-2", ["--out", "x", "--range-samples", "2"], "has no effect with the recipe deepcache-2"),
-        ("w4a8", ["--dry-run", "--bits", "conv_in"], "`conv_in` is not PATTERN=4 or PATTERN=8"),
-        ("w4a8", ["--dry-run", "--bits", "conv_in=3"], "`conv_in=3` is not PATTERN=4 or PATTERN=8"),
+        (
+            "w4a8",
+            ["--dry-run", "--bits", "conv_in"],
+            "`conv_in` is not PATTERN=BITS with BITS one of 4, 6 and 8",
+        ),
+        (
+            "w4a8",
+            ["--dry-run", "--bits", "conv_in=3"],
+            "`conv_in=3` is not PATTERN=BITS with BITS one of 4, 6 and 8",
+        ),
         ("w4a8", ["--dry-run", "--learning-rate", "nan"], "`nan` is not a finite number above zero"),
-        ("w4a8:iterations=3", ["--dry-run"], "option 'iterations' has no use there"),
+        ("w4a8:iterations=3", ["--dry-run"], "option 'iterations' does not apply"),
     ],
 )
 def test_options_without_use_are_refused(

@@ -213,7 +213,7 @@ def test_bad_input_is_refused_by_each_stage(
         (["compress", nothing, *recording, "--recipe", "w8a8", *out], "does not exist"),
         (["compress", folder / "pipeline", "--calibration", nothing, "--recipe", "w8a8", *out], "nothing"),
         (["deploy", folder / "pipeline", *out], "is no compressed pipeline"),
-        (["verify", folder / "pipeline"], "is no artifact"),
+        (["verify", folder / "pipeline"], "is not an artifact"),
         (["inspect", nothing], "nothing"),
     ]:
         assert message in complaint(capsys, 1, *command)

@@ -20,8 +20,10 @@ from sybil.parsers.markdown import CodeBlockParser, SkipParser
 from sybil.typing import Parser
 
 from errata import calibration, compress, deploy
+from errata.deploy import kernel_registry
 from errata.embedded import PIPELINE
 from errata.pipelines import ClassConditionalLDMPipeline
+from errata.runtime import weight_formats
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -33,7 +35,9 @@ FOUND: dict[str, tuple[str, ...]] = {
     "docs/deploy.md": ("compressed",),
     "docs/extend-cache.md": ("calibration",),
     "docs/extend-corrector.md": ("artifact",),
+    "docs/extend-kernel.md": ("artifact",),
     "docs/extend-quantizer.md": ("calibration",),
+    "docs/extend-weight-format.md": ("calibration",),
     "docs/report.md": ("artifact",),
     "docs/scale.md": ("artifact",),
 }
@@ -118,6 +122,9 @@ def workplace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         for name in FOUND.get(page, ()):
             shutil.copytree(prepared / name, mine / name)
         monkeypatch.chdir(tmp_path)
+        # What a page registers is for that page alone.
+        monkeypatch.setattr(weight_formats, "_FORMATS", dict(weight_formats._FORMATS))
+        monkeypatch.setattr(kernel_registry, "_LAYER_KERNELS", list(kernel_registry._LAYER_KERNELS))
         return tmp_path
 
     return make

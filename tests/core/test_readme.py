@@ -54,7 +54,7 @@ def test_recipes_are_known(name: str) -> None:
 
 
 def test_every_option_of_a_recipe_is_described() -> None:
-    from errata.runtime.recipes.recipe_name import _READERS
+    from errata.runtime.recipes.recipe import _READERS
 
     assert [option for option in _READERS if not re.search(rf"`{option}\b", GUIDE)] == []
 

@@ -14,9 +14,8 @@ from torch import Tensor
 from errata import deploy
 from errata.correct import IEC, Plan, wrap
 from errata.deploy import DeployedPipeline
-from errata.deploy.step_mapping import nearest_steps, schedule_at
 from errata.errors import ArtifactMismatchError, PlanError
-from errata.runtime.schedule import CacheSchedule
+from errata.runtime.schedule import CacheSchedule, nearest_steps, schedule_at
 
 Artifact = Callable[[str], Path]
 CACHED = "w8a8+deepcache-3"  # calls 0 and 3 of 6 are full

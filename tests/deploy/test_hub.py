@@ -14,7 +14,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from errata import cli, deploy
 from errata.canonical_json import digest, dumps, file_digest
-from errata.deploy.model_card import model_card
+from errata.deploy.hub import model_card
 from errata.errors import ArtifactCorruptError, ArtifactError
 
 REPO = "someone/digits-w4a8"
@@ -188,10 +188,10 @@ def test_a_listed_file_of_another_size_is_not_fetched(hub: Hub, artifact: Path, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"errata.json": None}, "will not do: errata.json is not there"),
+        ({"errata.json": None}, "is not an artifact: errata.json is not there"),
         (
             {"errata.json": b" " * 9 * 2**20},
-            "will not do: errata.json has 9,437,184 bytes; allowed are 8",
+            "is not an artifact: errata.json has 9,437,184 bytes; allowed are 8",
         ),
         ({"errata.json": b"{}"}, "has format 'None'"),
         ({"unet/config.json": None}, "unet/config.json of .* has None bytes, its manifest says"),
@@ -272,7 +272,7 @@ def test_a_signature_goes_along(hub: Hub, artifact: Path, tmp_path: Path) -> Non
         public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
         (tmp_path / f"{name}.pub").write_bytes(public)
     deploy.push_to_hub(artifact, REPO)
-    with pytest.raises(ArtifactError, match="will not do: errata.sig is not there"):
+    with pytest.raises(ArtifactError, match="is not an artifact: errata.sig is not there"):
         deploy.from_hub(REPO, tmp_path / "back", public_key=tmp_path / "maker.pub")
     signature = deploy.sign(artifact, tmp_path / "maker.pem", tmp_path / "artifact.sig")
     with pytest.raises(ArtifactError, match="made with another key"):

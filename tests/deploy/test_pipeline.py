@@ -15,8 +15,7 @@ from errata.compress import CompressedPipeline
 from errata.deploy import DeployedPipeline
 from errata.deploy.cpu import int8, native
 from errata.deploy.cpu.int8 import Int8Layer
-from errata.deploy.cpu.weight_only import WeightOnlyLayer
-from errata.deploy.reference import ReferenceLayer
+from errata.deploy.reference import ReferenceLayer, WeightOnlyLayer
 from errata.errors import ArtifactError, ArtifactMismatchError
 
 Make = Callable[[str], CompressedPipeline]
@@ -106,7 +105,7 @@ def test_fused_attention_differs_from_the_scheme_by_one_rounding(
     int8, auto = (deploy.load(tiny_artifact("w8a8"), backend=name) for name in ("onednn", "auto"))
     matmuls = [row for row in auto.backend_report() if row.kind == "attention"]
     assert {row.backend for row in matmuls} == {"fused float"}
-    assert all("above the scheme" in row.reason for row in matmuls)
+    assert all("more precise than the scheme" in row.reason for row in matmuls)
     for step in range(6):
         x = next(tiny_calibration.batches(step)).sample
         expected, _ = int8.denoiser.full(x, step, {})
@@ -269,7 +268,7 @@ def test_unusable_arguments_are_refused(
 
 
 def test_only_compressed_pipelines_are_exported(tiny_pipeline: DDIMPipeline, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="export takes a CompressedPipeline, got DDIMPipeline"):
+    with pytest.raises(TypeError, match="deploy takes a CompressedPipeline, got DDIMPipeline"):
         deploy.export(tiny_pipeline, tmp_path / "out")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 

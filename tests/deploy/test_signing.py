@@ -88,7 +88,7 @@ def test_a_key_with_a_password(artifact: Path, keys: Path, tmp_path: Path) -> No
     out = tmp_path / "locked.sig"
     with pytest.raises(ArtifactError, match="locked.pem is encrypted; give its password"):
         deploy.sign(artifact, keys / "locked.pem", out)
-    with pytest.raises(ArtifactError, match="locked.pem is no private key that can be used"):
+    with pytest.raises(ArtifactError, match="locked.pem is not a usable private key"):
         deploy.sign(artifact, keys / "locked.pem", out, password="wrong")
     assert not out.exists()
     deploy.sign(artifact, keys / "locked.pem", out, password=PASSWORD)
@@ -200,7 +200,7 @@ def test_places_for_a_signature(artifact: Path, signature: Path, keys: Path, tmp
         (artifact / "artifact.sig", "is inside the artifact, .* beside it, as artifact.sig"),
         (artifact / "unet" / ".." / "x.sig", "is inside the artifact"),
         (signature, "artifact.sig exists; choose another file"),
-        (tmp_path / "none" / "x.sig", "none is no directory; create it first"),
+        (tmp_path / "none" / "x.sig", "none is not a directory; create it first"),
     ]:
         with pytest.raises(ArtifactError, match=message):
             deploy.sign(artifact, keys / "maker.pem", place)

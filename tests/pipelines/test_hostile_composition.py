@@ -130,7 +130,7 @@ def test_a_component_too_many(artifact: Path) -> None:
     relist(artifact)
     refused(artifact, ArtifactCorruptError, "second/config.json belongs to no component of model_index.json")
     rewrite_index(artifact, second=["diffusers", "AutoencoderKL"])
-    refused(artifact, ArtifactCorruptError, "ClassConditionalLDMPipeline takes no 'second'")
+    refused(artifact, ArtifactCorruptError, "ClassConditionalLDMPipeline does not take 'second'")
 
 
 def test_files_in_odd_places(artifact: Path) -> None:
@@ -147,17 +147,17 @@ def test_files_in_odd_places(artifact: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vae": None}, "ClassConditionalLDMPipeline takes no 'vae'"),
-        ({"vae": [None, None]}, "does not make a ClassConditionalLDMPipeline: model_index.json lacks 'vae'"),
-        ({"unconditional_label": ["diffusers", "VQModel"]}, "takes no 'unconditional_label'"),
+        ({"vae": None}, "ClassConditionalLDMPipeline does not take 'vae'"),
+        ({"vae": [None, None]}, "does not make a ClassConditionalLDMPipeline: model_index.json has no 'vae'"),
+        ({"unconditional_label": ["diffusers", "VQModel"]}, "does not take 'unconditional_label'"),
         ({"unet": ["diffusers", "UNet2DModel"]}, "'unet' is 'UNet2DModel', errata.json says 'UNet2DCond"),
         (
             {"scheduler": [None, None]},
-            "does not make a ClassConditionalLDMPipeline: model_index.json lacks 'sch",
+            "does not make a ClassConditionalLDMPipeline: model_index.json has no 'sch",
         ),
         ({"unconditional_label": [1, 2, 3]}, "'unconditional_label' is neither a component nor a setting"),
         ({"unconditional_label": ["1", 2]}, "'unconditional_label' is neither a component nor a setting"),
-        ({"guidance_scale": 3.0}, "ClassConditionalLDMPipeline takes no 'guidance_scale'"),
+        ({"guidance_scale": 3.0}, "ClassConditionalLDMPipeline does not take 'guidance_scale'"),
         ({"_class_name": 3}, "pipeline_class does not fit"),
     ],
 )
@@ -172,7 +172,7 @@ def test_an_index_without_a_component(artifact: Path) -> None:
     file.write_text(json.dumps({key: value for key, value in index.items() if key != "vae"}))
     shutil.rmtree(artifact / "vae")
     relist(artifact)
-    refused(artifact, ArtifactCorruptError, "model_index.json lacks 'vae'; deploy again")
+    refused(artifact, ArtifactCorruptError, "model_index.json has no 'vae'; deploy again")
     file.write_text("[]")
     relist(artifact)
     refused(artifact, ArtifactCorruptError, "model_index.json holds a list, not an object")

@@ -111,7 +111,7 @@ def test_a_centre_beyond_the_run_is_refused(center: float) -> None:
         ),
         (
             {"num_steps": 5, "full_steps": (0, 1), "branch": 1, "calls_per_step": 2},
-            "5 denoiser calls are no whole number of sampler steps with calls_per_step=2",
+            "5 denoiser calls do not make whole sampler steps with calls_per_step=2",
         ),
         ({"num_steps": 2, "full_steps": (0,), "branch": 1, "calls_per_step": 0}, "calls_per_step=0; allowed"),
         ({"num_steps": 2, "full_steps": (0,), "branch": 1, "calls_per_step": "2"}, "calls_per_step='2'"),

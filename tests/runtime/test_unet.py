@@ -12,13 +12,13 @@ from errata.errors import RecipeError
 from errata.runtime.layers import float_layer
 from errata.runtime.structure import (
     check_cacheable,
+    check_no_lora,
     default_branch,
     embedding_layers,
     feature_channels,
     feature_readers,
     skip_widths,
 )
-from errata.runtime.support_checks import check_no_lora
 from errata.runtime.unet import BranchedUNet
 
 CACHEABLE = ("pixel", "labels", "resnet", "sd", "nomid", "sdxl", "upscaler", "audioldm2")
@@ -222,7 +222,7 @@ def test_k_blocks_are_evaluated_but_not_cached(network: Network) -> None:
     assert model.max_branch == 0
     with pytest.raises(RecipeError, match="down_blocks.0 is a KDownBlock2D"):
         model.full(case.x, case.time, case.cond, branch=1)
-    with pytest.raises(RecipeError, match="take a recipe without a cache"):
+    with pytest.raises(RecipeError, match="choose a recipe without a cache"):
         model.cached(case.x, case.time, case.cond, torch.zeros(2, 32, 8, 8), branch=1)
 
 

@@ -16,10 +16,16 @@ from torch import Tensor, nn
 
 from errata.deploy.cpu import int8, native
 from errata.deploy.cpu.attention import CPUAttention
-from errata.deploy.cpu.fusion import embeds_time_only, fuse
-from errata.deploy.cpu.int8 import Int8Layer, StepTable
-from errata.deploy.cpu.output import FusedOutput
-from errata.deploy.cpu.resnet import FusedDownsample, FusedResnet, FusedUpsample
+from errata.deploy.cpu.fusion import (
+    FusedDownsample,
+    FusedOutput,
+    FusedResnet,
+    FusedUpsample,
+    embeds_time_only,
+    fuse,
+)
+from errata.deploy.cpu.int8 import Int8Layer, OneDNNProduct, StepTable
+from errata.deploy.cpu.vnni import VNNIProduct
 from errata.runtime.attention import QuantizedAttention
 from errata.runtime.feature_correction import CorrectedOutput
 from errata.runtime.layers import Geometry, replace_module
@@ -30,6 +36,7 @@ pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this CPU has no
 STEPS = 3
 SCALES = torch.tensor([0.002, 0.01, 0.05])  # differ 25-fold between steps
 ZERO_POINTS = torch.tensor([100, 120, 140], dtype=torch.uint8)
+PRODUCTS: dict[str, type[VNNIProduct | OneDNNProduct]] = {"vnni": VNNIProduct, "onednn": OneDNNProduct}
 # Relative to the size of the output: rounding in float32, and codes that flip on a tie.
 BOUND = 4e-3
 
@@ -56,7 +63,7 @@ def make_int8(
         tables = [StepTable(SCALES * (part + 1), ZERO_POINTS, step_context) for part in range(len(parts))]
         bias = None if module.bias is None else torch.randn(len(codes))
         kernel = "onednn" if native.product_obstacle() else "vnni"
-        layer = Int8Layer(scheme, Geometry(module), codes, scales, bias, tables, kernel=kernel)
+        layer = Int8Layer(scheme, Geometry(module), codes, scales, bias, tables, product=PRODUCTS[kernel])
         replace_module(block, name, layer)
 
 

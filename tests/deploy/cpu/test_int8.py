@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from errata.deploy.cpu import int8, native
-from errata.deploy.cpu.int8 import Int8Layer, OneDNNQuantizer, StepTable, quantize_to_uint8
-from errata.deploy.packing import dequantize_weight
+from errata.deploy.cpu.int8 import Int8Layer, OneDNNProduct, OneDNNQuantizer, StepTable, quantize_to_uint8
+from errata.deploy.cpu.vnni import VNNIProduct
+from errata.deploy.reference import dequantize_weight
 from errata.runtime.layers import Geometry
 from errata.runtime.scheme import LayerScheme
 from errata.runtime.step_context import StepContext
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this CPU has no
 
 SCALES = torch.tensor([0.004, 0.02, 0.1])  # differ 25-fold between steps
 ZERO_POINTS = torch.tensor([0, 90, 255], dtype=torch.uint8)
+PRODUCTS: dict[str, type[VNNIProduct | OneDNNProduct]] = {"vnni": VNNIProduct, "onednn": OneDNNProduct}
 
 
 @pytest.fixture(params=["vnni", "onednn"])
@@ -38,7 +40,7 @@ def make(
     )
     tables = [StepTable(SCALES * (part + 1), ZERO_POINTS, context) for part in range(len(widths))]
     bias = None if module.bias is None else module.bias.detach()
-    layer = Int8Layer(scheme, Geometry(module), codes, scales, bias, tables, kernel=kernel)
+    layer = Int8Layer(scheme, Geometry(module), codes, scales, bias, tables, product=PRODUCTS[kernel])
     return layer, dequantize_weight(codes, scales, widths)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from errata.deploy.cuda.layer import CudaLayer
 from errata.deploy.cuda.selection import Selection
 from errata.deploy.cuda.tables import DeviceStepTable
-from errata.deploy.packing import dequantize_weight
+from errata.deploy.reference import dequantize_weight
 from errata.runtime.layers import Geometry
 from errata.runtime.ranges import quantize
 from errata.runtime.scheme import LayerScheme

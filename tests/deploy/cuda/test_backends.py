@@ -1,5 +1,6 @@
 """How an artifact's layers get onto these kernels, and what the report says of them."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 
 from errata import deploy
 from errata.calibration import CalibrationSet
-from errata.deploy import cuda
-from errata.deploy.cuda import CudaLayer, availability, graphs, installing
+from errata.deploy import cuda, kernel_registry
+from errata.deploy.cuda import CudaLayer, graphs, installing
 from errata.deploy.cuda.candidates import INT_MM
 from errata.deploy.cuda.selection import Fixed
 from errata.errors import ArtifactError
@@ -36,7 +37,9 @@ class EverSlower:
 @pytest.fixture
 def without_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Takes the CPU for a CUDA device without triton, where layers choose among what plain torch has."""
-    monkeypatch.setattr(cuda, "obstacle", lambda device, backend: "")
+    on_cpu = dataclasses.replace(installing.CUDA, devices=("cpu",))
+    others = [kernel for kernel in kernel_registry.layer_kernels() if kernel is not installing.CUDA]
+    monkeypatch.setattr(kernel_registry, "_LAYER_KERNELS", [on_cpu, *others])
     monkeypatch.setattr(installing, "triton_obstacle", lambda device: "none here")
     monkeypatch.setattr(installing, "CudaTimer", EverSlower)
     monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
@@ -60,7 +63,7 @@ def test_auto_chooses_at_the_first_call_and_reports_every_time(
     assert row.backend == INT_MM
     assert row.reason.startswith("fastest at each shape; 4x16x8x8 float32: _int_mm ")
     assert ", half bfloat16 " in row.reason
-    assert "half precision takes its input as it is" in after["conv_in"].reason
+    assert "half precision reads its input unquantized" in after["conv_in"].reason
     fastest.denoiser.full(x[:1], 2, {})
     again = {row.layer: row.reason for row in fastest.backend_report()}["down_blocks.0.resnets.0.conv1"]
     assert again.startswith(row.reason)
@@ -95,10 +98,10 @@ def test_what_cannot_run_is_said(tiny_artifact: Artifact, monkeypatch: pytest.Mo
     path = tiny_artifact("w8a8")
     with pytest.raises(ArtifactError, match="allowed are auto, reference, vnni, onednn, triton"):
         deploy.load(path, backend="cudnn")
-    monkeypatch.setattr(availability, "_has_triton", lambda: True)
+    monkeypatch.setattr(installing, "_has_triton", lambda: True)
     with pytest.raises(ArtifactError, match="'triton' cannot run: Triton's kernels need a CUDA device"):
         deploy.load(path, device="cpu", backend="triton")
-    monkeypatch.setattr(availability, "_has_triton", lambda: False)
+    monkeypatch.setattr(installing, "_has_triton", lambda: False)
     with pytest.raises(
         ArtifactError, match="'triton' cannot run: triton is not installed.*use backend='auto'"
     ):
@@ -107,16 +110,14 @@ def test_what_cannot_run_is_said(tiny_artifact: Artifact, monkeypatch: pytest.Mo
 
 def test_old_devices_and_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda:0")
-    monkeypatch.setattr(availability, "_has_triton", lambda: True)
-    monkeypatch.setattr(availability, "_triton_version", lambda: "3.9.0")
+    monkeypatch.setattr(installing, "_has_triton", lambda: True)
+    monkeypatch.setattr(installing, "_triton_version", lambda: "3.9.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert (
-        availability.triton_obstacle(device) == "this device has compute capability 7.5; int8 tiles need 8.0"
-    )
+    assert installing.triton_obstacle(device) == "this device has compute capability 7.5; int8 tiles need 8.0"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert availability.triton_obstacle(device) == ""
-    monkeypatch.setattr(availability, "_triton_version", lambda: "2.3.1+git")
-    assert availability.triton_obstacle(device) == "triton 2.3.1+git is installed, 3.0 is needed"
+    assert installing.triton_obstacle(device) == ""
+    monkeypatch.setattr(installing, "_triton_version", lambda: "2.3.1+git")
+    assert installing.triton_obstacle(device) == "triton 2.3.1+git is installed, 3.0 is needed"
 
 
 def test_a_layer_that_no_kernel_computes_is_refused() -> None:
@@ -127,17 +128,18 @@ def test_a_layer_that_no_kernel_computes_is_refused() -> None:
         "odd.input.0.scale": torch.ones(2),
         "odd.input.0.zero_point": torch.zeros(2, dtype=torch.uint8),
     }
-    codes = torch.zeros(8, 8, 3, 3, dtype=torch.int8)
-    with pytest.raises(ArtifactError, match="no int8 kernel for layer 'odd': padding='same' is a word"):
-        cuda.runtime_layer(
-            module,
-            scheme,
-            codes,
-            tensors,
-            context=StepContext(),
-            backend="triton",
-            device=torch.device("cpu"),
-        )
+    request = kernel_registry.LayerRequest(
+        scheme=scheme,
+        module=module,
+        tensors={**tensors, "odd.codes": torch.zeros(8, 8, 3, 3, dtype=torch.int8)},
+        context=StepContext(),
+        device=torch.device("cpu"),
+        backend="triton",
+    )
+    with pytest.raises(
+        ArtifactError, match="no int8 kernel for layer 'odd': padding='same' is not supported"
+    ):
+        cuda.runtime_layer(request)
 
 
 class Replay:

@@ -238,7 +238,7 @@ def test_unmeasured_tiles_suit_the_rows() -> None:
 def test_sums_beyond_32_bits_are_refused(make_case: Make) -> None:
     with pytest.raises(ValueError, match="layer 'layer' sums 70000 products; 32 bits hold 66311"):
         make_case(nn.Linear(70000, 1), (70000,), Fixed(INT_MM))
-    with pytest.raises(ValueError, match="padding='same' is a word"):
+    with pytest.raises(ValueError, match="padding='same' is not supported"):
         make_case(nn.Conv2d(8, 8, 3, padding="same"), (8,), Fixed(INT_MM))
 
 

@@ -274,7 +274,7 @@ def test_an_engine_that_disagrees_is_not_written(
     tiny_artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "errata.deploy.engines.denoiser.EngineDenoiser._inputs",
+        "errata.deploy.engines.loading.EngineDenoiser._inputs",
         lambda self, x, step, cond: {"sample": x, "step": torch.tensor((step + 3) % STEPS), **cond},
     )
     with pytest.raises(ArtifactError, match="full prediction at step 0"):
