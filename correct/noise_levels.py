@@ -199,26 +199,36 @@ class NoiseLevels:
         return math.hypot(self.signal[step], self.noise[step]) if self.scales_input else 1.0
 
 
+def check_known(levels: NoiseLevels | None, method: object) -> NoiseLevels:
+    """Return `levels`, which `method` needs.
+
+    Raises:
+        PlanError: they are not known.
+    """
+    if levels is None:
+        raise PlanError(
+            f"{type(method).__name__} needs the noise level of every step, which is not known for this "
+            "scheduler; choose a method that needs none, such as IEC or Forecast"
+        )
+    return levels
+
+
 def required(levels: NoiseLevels | None, method: object, steps: Iterable[int]) -> NoiseLevels:
-    """`levels`, for a method that works in ε at `steps`.
+    """Return `levels`, for a method that works in ε at `steps`.
 
     Raises:
         PlanError: they are not known, or one of the steps is pure noise, where the network's prediction says
             nothing about ε.
     """
-    name = type(method).__name__
-    if levels is None:
-        raise PlanError(
-            f"{name} needs the noise levels of the samples, which are not known for this scheduler; choose a "
-            "method that needs none, such as IEC"
-        )
+    known = check_known(levels, method)
     for step in steps:
-        if levels.signal[step] == 0:
+        if known.signal[step] == 0:
             raise PlanError(
-                f"{name} works on the noise in a sample, but step {step} is nothing but noise (zero terminal "
-                f"SNR); leave it out, such as steps={f'{step + 1}-{len(levels.signal) - 1}'!r}"
+                f"{type(method).__name__} works on the noise in a sample, but step {step} is nothing but "
+                "noise (zero terminal SNR); leave it out, such as "
+                f"steps={f'{step + 1}-{len(known.signal) - 1}'!r}"
             )
-    return levels
+    return known
 
 
 def _known(scheduler: Any) -> str:

@@ -31,7 +31,7 @@ from errata.correct import (
     wrap,
 )
 from errata.correct.corrector import Method
-from errata.correct.hindsight import growth
+from errata.correct.methods.hindsight import growth
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError
 from errata.runtime.schedule import CacheSchedule, StepKind

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from errata.correct.corrector import Correction, CorrectorContext, Features, Rows, StepView
-from errata.correct.diffier import DiffIER
+from errata.correct.methods.diffier import DiffIER
 from errata.correct.noise_levels import NoiseLevels
 from errata.errors import PlanError
 from errata.runtime.schedule import CacheSchedule

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from errata.correct.corrector import CorrectorContext, Features, Rows, StepView
-from errata.correct.epsilon_scaling import EpsilonScaling
+from errata.correct.methods.epsilon_scaling import EpsilonScaling
 from errata.correct.noise_levels import NoiseLevels
 from errata.errors import PlanError
 from errata.runtime.schedule import CacheSchedule

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from errata.correct import FittedForecast, Forecast, Hindsight, Plan, Refresh, fit_forecast, wrap
-from errata.correct.fitted_forecast import reads
+from errata.correct.methods.fitted_forecast import reads
 from errata.deploy import DeployedPipeline
 from errata.errors import ErrataError, PlanError
 from errata.runtime.schedule import CacheSchedule, StepKind

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from errata.correct.corrector import Correction, CorrectorContext, Features, Rows, StepView, take
-from errata.correct.langevin import Langevin
+from errata.correct.methods.langevin import Langevin
 from errata.correct.noise_levels import NoiseLevels
 from errata.errors import PlanError
 from errata.runtime.schedule import CacheSchedule

@@ -207,7 +207,7 @@ class Everywhere:
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
         return tuple(range(schedule.num_steps))
 
-    def check(self, setting: CorrectorContext) -> None:
+    def check(self, context: CorrectorContext) -> None:
         pass
 
 
@@ -240,12 +240,12 @@ class Levels:
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
         return (2,)
 
-    def check(self, setting: CorrectorContext) -> None:
-        self.checked.append(required(setting.levels, self, setting.steps))
+    def check(self, context: CorrectorContext) -> None:
+        self.checked.append(required(context.levels, self, context.steps))
 
-    def corrector(self, setting: CorrectorContext) -> Corrector:
-        self.used.append(setting.levels)
-        return Corrector(setting)
+    def corrector(self, context: CorrectorContext) -> Corrector:
+        self.used.append(context.levels)
+        return Corrector(context)
 
 
 def test_noise_levels_are_those_of_the_scheduler_that_samples(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from errata.correct.corrector import CorrectorContext, Features, Rows, StepView, take
+from errata.correct.methods.second_order import SecondOrder
 from errata.correct.noise_levels import NoiseLevels
-from errata.correct.second_order import SecondOrder
 from errata.errors import PlanError
 from errata.runtime.schedule import CacheSchedule
 

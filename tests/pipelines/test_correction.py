@@ -30,7 +30,7 @@ from errata.correct import (
     fit_forecast,
     wrap,
 )
-from errata.correct.evaluations import Evaluations
+from errata.correct.scheduler_hook import Evaluations
 from errata.deploy import DeployedPipeline
 from errata.errors import ArtifactMismatchError, PlanError
 from errata.runtime.schedule import CacheSchedule
@@ -191,20 +191,20 @@ class Watch:
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
         return tuple(range(schedule.num_steps))
 
-    def check(self, setting: CorrectorContext) -> None:
+    def check(self, context: CorrectorContext) -> None:
         pass
 
-    def corrector(self, setting: CorrectorContext) -> Corrector:
-        return Spy(setting, self.seen)
+    def corrector(self, context: CorrectorContext) -> Corrector:
+        return Spy(context, self.seen)
 
 
 class Spy(Corrector):
-    def __init__(self, setting: CorrectorContext, seen: list[Seen]) -> None:
-        super().__init__(setting)
+    def __init__(self, context: CorrectorContext, seen: list[Seen]) -> None:
+        super().__init__(context)
         self._seen = seen
 
     def at_step(self, view: StepView) -> Correction | None:
-        schedule = self.setting.schedule
+        schedule = self.context.schedule
         ahead = view.step + schedule.calls_per_step
         again, _ = view.evaluate(view.sample)
         landed = view.preview(view.prediction)

@@ -16,9 +16,8 @@ from torch import Generator, Tensor
 
 from errata import deploy
 from errata.correct.analysis import Amplification, amplification
-from errata.correct.analysis.norms import jacobian_norms
-from errata.correct.analysis.probing import probes_of
-from errata.correct.analysis.watch import arguments_for
+from errata.correct.analysis.probe import jacobian_norms
+from errata.correct.analysis.watch import arguments_for, probes_of
 from errata.correct.sampling import default_inputs
 from errata.deploy import DeployedPipeline
 from errata.errors import ErrataError, PlanError, ReportError
