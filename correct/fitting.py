@@ -94,7 +94,9 @@ def fit_forecast(
         )
     choices = FitChoices(order=order, samples=samples, batch_size=batch_size, seed=seed)
     if not forecast_steps(deployed.schedule):
-        raise PlanError("this artifact has no cached step after its second full one, so there is nothing to forecast")
+        raise PlanError(
+            "this artifact has no cached step after its second full one, so there is nothing to forecast"
+        )
     moments = Moments(deployed.schedule, most=choices.order + 1)
     make = default_inputs if inputs is None else inputs
     with tqdm(total=samples, unit="image", desc="fitting a forecast", disable=not progress) as bar:

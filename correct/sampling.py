@@ -119,7 +119,7 @@ def generators_of(indices: range, seed: int) -> list[torch.Generator]:
 def _timed(
     pipeline: Callable[..., Any], arguments: Mapping[str, Any], indices: range, seed: int
 ) -> tuple[Tensor, float]:
-    """Return images and wall-clock seconds; the copy to the CPU waits for the device, so the clock does too."""
+    """Return images and wall-clock seconds; the copy to the CPU makes the clock wait for the device."""
     generators = generators_of(indices, seed)
     start = time.perf_counter()
     output = pipeline(**arguments, generator=generators, output_type="np")

@@ -1,4 +1,4 @@
-"""The prediction of one sampler step as a function of the sample, anywhere near where a run passed.
+"""The prediction of one sampler step as a function of the sample, near the trajectory of a run.
 
 symbol    here              meaning
 x_t       sample            the sample that the step started from, as the pipeline holds it
@@ -6,7 +6,7 @@ x_t       sample            the sample that the step started from, as the pipeli
 A_t, B_t  coefficients      the deterministic step is x_{t-1} = A_t x_t + B_t ε(x_t, t)
 J_t       push (J v), pull (Jᵀ w)   ∂ε/∂x at x_t
 
-Spectral norms of M = s I + f J, for several pairs (s, f) and the one Jacobian J that a `Probe` knows.
+Spectral norms of M = s I + f J, for several pairs (s, f) and the Jacobian J of a `Probe`.
 
 Three methods, for small, differentiable and other networks:
 
@@ -77,7 +77,7 @@ class Probe:
         return self.sample.flatten(1).double().square().mean(dim=1).sqrt()
 
     def coefficients(self) -> tuple[float, float]:
-        """A_t and B_t of the deterministic DDIM step from here to the next.
+        """Return A_t and B_t of the deterministic DDIM step from here to the next.
 
         For a network that predicts ε, A = a'/a and B = b' - b A, with the signal a and the noise b before the
         step, a' and b' after it; for other kinds of prediction, what follows from them.
@@ -91,11 +91,11 @@ class Probe:
         return float(a), float(b)
 
     def predict(self, points: Tensor, rows: Tensor) -> Tensor:
-        """ε at `points`, `(P, D)` in and out, float64; point i belongs to sample `rows[i]`."""
+        """Return ε at `points`, `(P, D)` in and out, float64; point i belongs to sample `rows[i]`."""
         return torch.cat([self._guided(self._full, x, own) for x, own in self._chunks(points, rows)])
 
     def push(self, directions: Tensor, rows: Tensor, size: Tensor) -> Tensor:
-        """J v by central differences, `(P, D)`: unit directions; sample j is displaced by ± `size[j]`.
+        """Return J v by central differences, `(P, D)`, for unit directions; sample j moves by ± `size[j]`.
 
         Raises:
             ErrataError: a prediction is not finite.
@@ -107,16 +107,16 @@ class Probe:
         pushed = (ahead - behind) / (2 * h)
         if not bool(pushed.isfinite().all()):
             raise ErrataError(
-                f"step {self.step}: the denoiser returned NaN or infinite values near a trajectory of its "
-                "own; sample once without analysis to see whether the artifact alone does it too"
+                f"step {self.step}: the denoiser returned NaN or infinite values near its own "
+                "trajectory; sample once without analysis to see whether the artifact alone does it too"
             )
         return pushed
 
     def pull(self, cotangents: Tensor, rows: Tensor) -> Tensor:
-        """Jᵀ w by automatic differentiation, `(P, D)`.
+        """Return Jᵀ w by automatic differentiation, `(P, D)`.
 
         Raises:
-            PlanError: the denoiser holds no network that gradients pass through.
+            PlanError: the denoiser has no network that gradients pass through.
         """
         full = self._differentiable()
         pulled: list[Tensor] = []
@@ -149,12 +149,12 @@ class Probe:
         denoiser = self.denoiser
         if not isinstance(denoiser, UNetDenoiser):
             raise PlanError(
-                f"a {type(denoiser).__name__} holds no network that gradients pass through; take "
+                f"a {type(denoiser).__name__} has no network that gradients pass through; use "
                 'method "arnoldi" for a lower bound'
             )
 
         def full(x: Tensor, step: int, cond: Mapping[str, Tensor]) -> Tensor:
-            # `UNetDenoiser.full` forbids gradients; a network without quantizers needs no clock.
+            # `UNetDenoiser.full` forbids gradients; a network without quantizers needs no step context.
             return denoiser.unet.full(x, denoiser.timesteps[step], cond, branch=0)[0]
 
         return full
@@ -162,14 +162,14 @@ class Probe:
 
 Pair = tuple[float, float]
 
-# Lanczos has converged when no norm grows by more than this part, in two iterations in a row.
+# Lanczos has converged when no norm grows by more than this, relatively, twice in a row.
 _CONVERGED = 1e-5
-# A direction is no new one when the rest of it, outside the basis, is shorter than this part of it.
+# A direction is not new if its part outside the basis is shorter than this, relative to it.
 _NOTHING_NEW = 1e-8
 
 
 def jacobian(probe: Probe, row: int, size: Tensor) -> Tensor:
-    """J of sample `row`, `(D, D)`, float64 on the CPU; each coordinate is displaced by ± `size[row]`."""
+    """Return J of sample `row`, `(D, D)`, float64 on the CPU; each coordinate moves by ± `size[row]`."""
     eye = torch.eye(probe.dimension, dtype=torch.float64, device=probe.sample.device)
     columns: list[Tensor] = []
     for chunk in eye.split(max(1, probe.batch_size // 2)):  # a central difference evaluates two points
@@ -179,7 +179,7 @@ def jacobian(probe: Probe, row: int, size: Tensor) -> Tensor:
 
 
 def jacobian_norms(probe: Probe, pairs: Sequence[Pair], size: Tensor) -> Tensor:
-    """The norms `(B, pairs)` by method `jacobian`; memory for one Jacobian at a time."""
+    """Return the norms `(B, pairs)` by method `jacobian`, with memory for one Jacobian at a time."""
     eye = torch.eye(probe.dimension, dtype=torch.float64)
     found: list[list[float]] = []
     for row in range(len(probe.sample)):
@@ -191,7 +191,7 @@ def jacobian_norms(probe: Probe, pairs: Sequence[Pair], size: Tensor) -> Tensor:
 def arnoldi_norms(
     probe: Probe, pairs: Sequence[Pair], size: Tensor, *, iterations: int, generator: Generator
 ) -> Tensor:
-    """Lower bounds `(B, pairs)` by method `arnoldi`; `size` is the length of the displacement of a sample."""
+    """Return lower bounds `(B, pairs)` by method `arnoldi`; each sample is displaced by its `size`."""
     rows = torch.arange(len(probe.sample), device=probe.sample.device)
     basis = _nothing(len(rows), probe)
     images, v = basis, _random(len(rows), probe, generator)
@@ -206,10 +206,10 @@ def arnoldi_norms(
 def lanczos_norms(
     probe: Probe, pairs: Sequence[Pair], size: Tensor, *, iterations: int, generator: Generator
 ) -> tuple[Tensor, bool]:
-    """The norms `(B, pairs)` by method `lanczos`, and whether all converged.
+    """Return the norms `(B, pairs)` by method `lanczos`, and whether all converged.
 
     Every pair of every sample is a row of its own in the network's batch. Directions come from differences,
-    what is measured from gradients alone.
+    the norms from gradients alone.
     """
     batch, device = len(probe.sample), probe.sample.device
     rows = torch.arange(batch, device=device).repeat_interleave(len(pairs))
@@ -234,7 +234,7 @@ def lanczos_norms(
 
 
 def check_gradients(probe: Probe, size: Tensor, generator: Generator) -> None:
-    """Compares ⟨w, J v⟩ by differences with ⟨Jᵀ w, v⟩ by gradients, at w = J v.
+    """Check that ⟨w, J v⟩ by differences agrees with ⟨Jᵀ w, v⟩ by gradients, at w = J v.
 
     Raises:
         PlanError: they differ by more than a tenth; for a network that rounds, the gradient is zero.
@@ -246,12 +246,12 @@ def check_gradients(probe: Probe, size: Tensor, generator: Generator) -> None:
     if not abs(by_gradients - by_differences) <= 0.1 * by_differences:
         raise PlanError(
             f"step {probe.step}: gradients of the network ({by_gradients:.3g}) do not agree with differences "
-            f'({by_differences:.3g}), as where it rounds; take method "arnoldi"'
+            f'({by_differences:.3g}), because it rounds; use method "arnoldi"'
         )
 
 
 def _new_direction(v: Tensor, basis: Tensor, spare: Tensor) -> Tensor:
-    """The unit vectors `(P, D)` along `v` outside `basis` `(P, k, D)`; along `spare` where there is none."""
+    """Return unit vectors `(P, D)` along `v` outside `basis` `(P, k, D)`, or else along `spare`."""
     rest = _outside(v, basis)
     is_new = torch.linalg.vector_norm(rest, dim=1) > _NOTHING_NEW * torch.linalg.vector_norm(v, dim=1)
     return _unit(torch.where(is_new.unsqueeze(1), rest, _outside(spare, basis)))

@@ -44,7 +44,7 @@ class Metric(Protocol):
         """Return the metric of what was kept of all images, `(N, D)`."""
 
     def projected(self, kept: Tensor, plain: Tensor) -> float:
-        """Return an estimate of `value` for as many images as `plain`, from what was kept of the first of them.
+        """Return an estimate of `value` for as many images as `plain`, from what was kept of the first ones.
 
         kept: `(n, D)` of a plan. plain: `(N, D)` of the uncorrected run, from the same noise, N at least n.
         """

@@ -64,12 +64,12 @@ def plan(
     is then measured again from noise that the search did not use. If it is not better than no correction
     there, the plan is `Plan.none()`.
 
-    Without a reference, quality is agreement with a cache-free run of the same artifact at its recorded steps,
-    for which it has activation scales. Such a run shows what caching costs, but not what quantization costs; an
-    artifact without a cache would be compared with itself.
+    Without a reference, quality is agreement with a cache-free run of the artifact at its recorded steps, for
+    which it has activation scales. Such a run shows what caching costs, not what quantization costs, and
+    an artifact without a cache would be compared with itself.
 
-    For an artifact with a cache, a forecast is fitted first (`fit_forecast`), to images that neither the search
-    nor the expectation uses.
+    For an artifact with a cache, a forecast is fitted first (`fit_forecast`), to images that neither the
+    search nor the expectation uses.
 
     The costs of denoiser calls are measured first; with the same costs, the plan is the same.
 
@@ -160,7 +160,7 @@ class _Search:
         return cheapest_of_the_best(ranked([*alive, none], none, metric), none, metric).candidate
 
     def expected_of(self, winner: Candidate, *, samples: int, batch_size: int, tried: int) -> Plan:
-        """Return the winner's plan if it helps on the next `samples` images, else none, with what was measured."""
+        """Return the winner's plan if it helps on the next `samples` images, else none; with expectation."""
         metric = self._metric
         none, best = self._trial(Candidate.none()), self._trial(winner)
         trials = [none] if winner.plan.corrects_nothing else [none, best]

@@ -295,7 +295,7 @@ def test_report_measures_each_place(
 
 def test_a_plan_is_made_and_used(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "plan.json"
-    command = ["plan", folder / "artifact", "--max-overhead", 9, "--samples", 4, "--batch-size", 2]
+    command = ["plan", folder / "artifact", "--max-overhead", 5, "--samples", 4, "--batch-size", 2]
     found = answer(capsys, *command, "--out", file)
     assert found["plan"] == json.loads(file.read_text())["plan"]
     assert found["plan"]["method"]["type"] == "Refresh"  # a run without the cache agrees with itself
@@ -314,7 +314,7 @@ def test_a_plan_says_what_to_expect(folder: Path, tmp_path: Path, capsys: pytest
         "plan",
         folder / "artifact",
         "--max-overhead",
-        9,
+        5,
         "--samples",
         4,
         "--out",

@@ -56,7 +56,7 @@ def test_a_mean_over_the_batch_is_the_mean_of_the_rows() -> None:
 
 def test_what_cannot_be_joined_is_refused() -> None:
     with pytest.raises(
-        PlanError, match="a part of the pipeline returned a list, which cannot be made row by row"
+        PlanError, match="a part of the pipeline returned a list, which cannot be joined row by row"
     ):
         row_by_row(lambda x: [x])(torch.randn(2, 3))
 

@@ -70,8 +70,8 @@ def nested(depth: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "is no plan"),
-        (b"\xff\xfe", "is no plan"),
+        (b"", "is not a plan"),
+        (b"\xff\xfe", "is not a plan"),
         (b"[]", "has format None; this release reads 'errata-plan/1'"),
         (b'{"format": "errata-plan/2", "plan": {}}', "has format 'errata-plan/2'"),
         (b'{"format": "errata-plan/1", "format": "errata-plan/1"}', "duplicate key 'format'"),

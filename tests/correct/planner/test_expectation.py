@@ -82,7 +82,7 @@ def test_hostile_json_is_refused(change: dict[str, Any], message: str) -> None:
 def test_a_missing_key_is_named() -> None:
     value = EXPECTED.to_json()
     del value["seed"]
-    with pytest.raises(PlanError, match="lacks the key 'seed'"):
+    with pytest.raises(PlanError, match="has no key 'seed'"):
         Expectation.from_json(value)
     with pytest.raises(PlanError, match="expected a Expectation as a JSON object"):
         Expectation.from_json([])  # type: ignore[arg-type]
