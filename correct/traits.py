@@ -28,7 +28,7 @@ class Traits:
             the methods that choose them.
         refreshes: it makes cached calls in full.
         evaluates_intervals: it evaluates once in each cache interval, and uses that at its cached steps.
-        is_second_order: it makes the sampler a second-order one. A report does not compare it with one.
+        is_second_order: it makes second-order steps. A report does not compare it with such a method.
         needs_noise_levels: it needs `CorrectorContext.levels`.
         needs_guidance: it corrects guided predictions only.
         per_image: it decides for each image alone, so an image does not depend on the rest of its batch.
@@ -78,6 +78,12 @@ def traits_of(method: object) -> Traits:
     choose features unseen.
     """
     return declared_traits(method) or Traits()
+
+
+def has_second_order_match(method: object) -> bool:
+    """Return whether second-order steps at the same place are a fair alternative to `method`, for a report."""
+    traits = traits_of(method)
+    return not (traits.is_second_order or traits.refreshes)
 
 
 def undeclared(method: object, problem: str, trait: str) -> PlanError:
