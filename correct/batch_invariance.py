@@ -41,7 +41,7 @@ class BatchInvariantDenoiser:
         return self._denoiser.timesteps
 
     def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
-        """See `Denoiser.full`."""
+        """Return what `Denoiser.full` does, row by row."""
         each = [self._denoiser.full(x[row : row + 1], step, _row(cond, row, len(x))) for row in range(len(x))]
         features = [feature for _, feature in each if feature is not None]
         return torch.cat([eps for eps, _ in each]), torch.cat(features) if features else None
@@ -49,7 +49,7 @@ class BatchInvariantDenoiser:
     def cached(
         self, x: Tensor, step: int, cond: Conditioning, feature: Tensor, *, is_extrapolated: bool = False
     ) -> Tensor:
-        """See `Denoiser.cached`."""
+        """Return what `Denoiser.cached` does, row by row."""
         each = [
             self._denoiser.cached(
                 x[row : row + 1],
@@ -63,7 +63,7 @@ class BatchInvariantDenoiser:
         return torch.cat(each)
 
     def cost(self, kind: StepKind, *, batch_size: int | None = None) -> float:
-        """See `Denoiser.cost`: the cost of as many calls at a batch of 1."""
+        """Return the cost of as many calls at a batch of 1."""
         return (1 if batch_size is None else batch_size) * self._denoiser.cost(kind, batch_size=1)
 
 

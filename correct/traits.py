@@ -81,7 +81,7 @@ def traits_of(method: object) -> Traits:
 
 
 def has_second_order_match(method: object) -> bool:
-    """Return whether second-order steps at the same place are a fair alternative to `method`, for a report."""
+    """Return whether second-order steps at the same place are a fair alternative, for a report."""
     traits = traits_of(method)
     return not (traits.is_second_order or traits.refreshes)
 

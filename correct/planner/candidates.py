@@ -76,18 +76,21 @@ def candidates_for(
     Methods that need guidance or draw noise (DiffIER, Langevin) are left out. `fitted` is what `fit_forecast`
     made for this schedule; None leaves it out.
     """
+    # What any artifact can use: a scaled prediction, or one more evaluation at some full steps.
     menu = _Menu(schedule, costs, max_overhead)
     scaled = [menu.free(f"EpsilonScaling {scale}", EpsilonScaling(scale=scale)) for scale in _SCALES]
     averaged = [*menu.refinements("SecondOrder", SecondOrder())]
     refined = [*menu.refinements("IEC", IEC())]
     if not schedule.has_cache:
         return [*scaled, *refined, *averaged]
+    # With a cache: other features, at no evaluation.
     forecasts = [menu.free(f"Forecast {order}", Forecast(order=order)) for order in (1, 2)]
     back = menu.free("Hindsight", Hindsight())
     both = forecasts[0] + back
     free = [*scaled, *forecasts, back, both, forecasts[1] + back]
     if fitted is not None:
         free += [menu.free("Forecast fitted", fitted), menu.free("Forecast fitted", fitted) + back]
+    # Other features for an evaluation each, and both together with what costs nothing.
     ahead, refreshed = [*menu.lookaheads(Lookahead())], [*menu.refreshes()]
     combined = [forecasts[0] + each + back for each in ahead]
     combined += [each + both for each in (*refined, *refreshed)]
