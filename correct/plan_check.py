@@ -99,7 +99,8 @@ def check_evaluation(method: Method, evaluation: Evaluation, view: CallView) -> 
         return
     if evaluation.kind == "full" and view.kind == "cached" and not traits.refreshes:
         raise undeclared(method, f"made the cached step {view.step} a full one", "refreshes=True")
-    if evaluation.feature is not None and not traits.decides_feature:
+    reuses = evaluation.kind == "cached" and (evaluation.feature is not None or view.kind == "full")
+    if reuses and not traits.decides_feature:
         raise undeclared(method, f"chose the feature of step {view.step}", "decides_feature=True")
 
 

@@ -87,9 +87,9 @@ def has_second_order_match(method: object) -> bool:
 
 
 def undeclared(method: object, problem: str, trait: str) -> PlanError:
-    """Return the error for a method that does something, or may do it, without a trait that says so."""
+    """Return the error for a method without the trait that says what it does."""
     name = type(method).__name__
-    return PlanError(f"{name} {problem}; declare it in the class: traits = correct.Traits({trait})")
+    return PlanError(f"{name} {problem}; declare it in the class, as in traits = correct.Traits({trait})")
 
 
 def may_decide_features(corrector: Any) -> bool:

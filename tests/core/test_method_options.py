@@ -11,9 +11,10 @@ from typing import Literal
 import pytest
 
 from errata import cli, method_options
-from errata.correct import METHODS, Plan, Traits, register_method, registry
+from errata.correct import METHODS, Corrector, CorrectorContext, Plan, Traits, register_method, registry
 from errata.correct.config_json import StoredDataclass
 from errata.method_options import command_name, method_entries
+from errata.runtime.schedule import CacheSchedule
 
 IN_FILES_ONLY = {"FittedForecast"}  # its numbers come from `errata plan`
 
@@ -87,6 +88,14 @@ def test_a_registered_method_has_options_at_once(tmp_path: Path, capsys: pytest.
         weight: int = 2
         where: Literal["centre", "edge"] = "edge"
         others: tuple[int, ...] = ()
+
+        def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
+            return schedule.full_steps
+
+        def check(self, context: CorrectorContext) -> None: ...
+
+        def corrector(self, context: CorrectorContext) -> Corrector:
+            return Corrector(context)
 
     (entry,) = [entry for entry in method_entries() if entry.name == "sharper"]
     assert [(option.kind, option.allowed, option.default, option.help) for option in entry.options] == [

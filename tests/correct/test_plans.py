@@ -138,7 +138,7 @@ def test_golden_json() -> None:
         ({"method": {**IEC().to_json(), "step_size": 2.0}}, "IEC\\(step_size=2.0\\)"),
         ({"steps": 3}, "steps must be a string, got 3"),
         ({"also": {"type": "IEC"}}, "expected type 'Plan', got 'IEC'"),
-        ({"artifact": 3}, "Plan.artifact is 3; expected the digest of an artifact, or null"),
+        ({"artifact": 3}, "Plan.artifact is 3; it must be the digest of an artifact, or null"),
     ],
 )
 def test_json_is_read_strictly(change: dict[str, Any], message: str) -> None:

@@ -63,7 +63,7 @@ def test_control_codes_do_not_reach_a_terminal(name: str) -> None:
         ({"samples": 1}, "samples=1 of a plan: it must be at least 2"),
         ({"seed": -1}, "seed=-1"),
         ({"candidates_tried": 0}, "candidates_tried=0"),
-        ({"metric": None}, "metric=None of a plan: it must be a text"),
+        ({"metric": None}, "metric=None of a plan: it must be text"),
         ({"confidence": 1.0}, "confidence=1.0"),
         ({"low": 9.0}, "low=9.0 of a plan: it must be at most high, 3.0"),
         ({"change_low": 9.0}, "change_low=9.0 of a plan: it must be at most change_high, -1.0"),
