@@ -24,9 +24,8 @@ import torch
 from errata import calibration, deploy
 from errata.correct import Plan
 from errata.correct.analysis import Amplification, TrajectoryError, amplification, trajectory_error
-from errata.correct.analysis.norms import jacobian_norms, lanczos_norms
-from errata.correct.analysis.probing import probes_of
-from errata.correct.analysis.watch import arguments_for
+from errata.correct.analysis.probe import jacobian_norms, lanczos_norms
+from errata.correct.analysis.watch import arguments_for, probes_of
 from errata.correct.sampling import default_inputs
 from errata.correct.steps import select
 from errata.deploy import DeployedPipeline

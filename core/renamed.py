@@ -59,9 +59,28 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "errata.compress.work.reuse": ("errata.compress.jobs.reuse",),
     "errata.compress.work.stage_file": ("errata.compress.jobs.stage_file",),
     "errata.correct.analysis.growth": ("errata.correct.analysis.amplification_measure",),
+    "errata.correct.analysis.measure": ("errata.correct.analysis.amplification_measure",),
+    "errata.correct.analysis.norms": ("errata.correct.analysis.probe",),
+    "errata.correct.analysis.probing": ("errata.correct.analysis.watch",),
     "errata.correct.call_clock": ("errata.correct.call_timer",),
     "errata.correct.choices": ("errata.correct.validation",),
+    "errata.correct.conflicts": ("errata.correct.plan_check",),
+    "errata.correct.diffier": ("errata.correct.methods.diffier",),
+    "errata.correct.epsilon_scaling": ("errata.correct.methods.epsilon_scaling",),
+    "errata.correct.evaluations": ("errata.correct.scheduler_hook",),
+    "errata.correct.fitted_forecast": ("errata.correct.methods.fitted_forecast",),
+    "errata.correct.forecast": ("errata.correct.methods.forecast",),
+    "errata.correct.fresh_noise": ("errata.correct.batch_invariance",),
+    "errata.correct.hindsight": ("errata.correct.methods.hindsight",),
+    "errata.correct.iec": ("errata.correct.methods.iec",),
+    "errata.correct.langevin": ("errata.correct.methods.langevin",),
+    "errata.correct.lookahead": ("errata.correct.methods.lookahead",),
+    "errata.correct.plan_file": ("errata.correct.plans",),
+    "errata.correct.planner.placements": ("errata.correct.planner.candidates",),
+    "errata.correct.planner.trial": ("errata.correct.planner.halving",),
+    "errata.correct.refresh": ("errata.correct.methods.refresh",),
     "errata.correct.sample_wise": ("errata.correct.batch_invariance",),
+    "errata.correct.second_order": ("errata.correct.methods.second_order",),
     "errata.correct.tap": ("errata.correct.scheduler_hook",),
     "errata.correct.waiting": ("errata.correct.device_sync",),
     "errata.deploy.allowed": ("errata.deploy.allowlist",),
@@ -94,14 +113,16 @@ MODULES: Mapping[str, tuple[str, ...]] = {
 NAMES: Mapping[str, str] = {
     "CallClock": "CallTimer",
     "OwnedOutputs": "CopyingDenoiser",
+    "SampleWise": "BatchInvariantDenoiser",
     "Setting": "CorrectorContext",
     "StepClock": "StepContext",
     "Tap": "SchedulerHook",
-    "refuse_conflicts": "check_conflicts",
     "refuse_lora": "check_no_lora",
     "refuse_taken": "check_is_vacant",
     "refuse_uncacheable": "check_cacheable",
     "refuse_unsupported": "check_supported",
+    "require_kept_samples": "check_keeps_samples",
+    "works_one_by_one": "run_row_by_row",
 }
 
 
@@ -111,15 +132,20 @@ def install() -> None:
         sys.meta_path.append(_Finder())
 
 
-def old_names(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+def old_names(
+    package: str, names: Mapping[str, str], *, others: Mapping[str, Any] | None = None
+) -> Callable[[str], Any]:
     """Return a module-level `__getattr__` for a package some of whose public names were renamed.
 
     Args:
         package: its name, `__name__` where it is used.
         names: new name by old name.
+        others: further attributes of the package, looked up first, which may grow later.
     """
 
     def find(name: str) -> Any:
+        if others is not None and name in others:
+            return others[name]
         if name not in names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         _warn(f"{package}.{name}", f"{package}.{names[name]}")

@@ -1,14 +1,16 @@
-"""Corrects the sampling errors of a deployed artifact while it runs.
+"""Correction of a deployed artifact's sampling errors while it runs.
 
     corrected = wrap(deployed, Plan(IEC(), steps="ends:1/10"))
     images = corrected(batch_size=16).images
     corrected.stats, corrected.overhead()
 
-`plan(deployed, max_overhead=0.15, reference=…)` finds out which plan is worth it; `amplification` and
-`trajectory_error` show how errors grow.
+`plan(deployed, max_overhead=0.15, reference=…)` finds the plan that is worth it; `amplification` and
+`trajectory_error` show how errors grow. The methods are in `errata.correct.methods`; `register_method` adds
+one.
 """
 
-from errata.correct.analysis import Amplification, TrajectoryError, amplification, trajectory_error
+from errata.correct.analysis.amplification_measure import Amplification, amplification
+from errata.correct.analysis.trajectories import TrajectoryError, trajectory_error
 from errata.correct.attachment import Attachment, attach
 from errata.correct.corrector import (
     CallView,
@@ -19,28 +21,31 @@ from errata.correct.corrector import (
     Method,
     StepView,
 )
-from errata.correct.diffier import DiffIER
-from errata.correct.epsilon_scaling import EpsilonScaling
-from errata.correct.fitted_forecast import FittedForecast
 from errata.correct.fitting import fit_forecast
-from errata.correct.forecast import Forecast
-from errata.correct.hindsight import Hindsight
-from errata.correct.iec import IEC
-from errata.correct.langevin import Langevin
-from errata.correct.lookahead import Lookahead
+from errata.correct.methods.diffier import DiffIER
+from errata.correct.methods.epsilon_scaling import EpsilonScaling
+from errata.correct.methods.fitted_forecast import FittedForecast
+from errata.correct.methods.forecast import Forecast
+from errata.correct.methods.hindsight import Hindsight
+from errata.correct.methods.iec import IEC
+from errata.correct.methods.langevin import Langevin
+from errata.correct.methods.lookahead import Lookahead
+from errata.correct.methods.refresh import Refresh
+from errata.correct.methods.second_order import SecondOrder
 from errata.correct.noise_levels import NoiseLevels
 from errata.correct.pipeline import CorrectedPipeline, wrap
 from errata.correct.planner.candidates import Candidate, candidates_for
 from errata.correct.planner.expectation import Expectation
 from errata.correct.planner.planning import plan
 from errata.correct.plans import Plan
-from errata.correct.refresh import Refresh
-from errata.correct.second_order import SecondOrder
+from errata.correct.registry import METHODS, register_method
 from errata.correct.stats import RunStats, StepStats, overhead
+from errata.correct.traits import Traits
 from errata.renamed import old_names
 
 __all__ = [
     "IEC",
+    "METHODS",
     "Amplification",
     "Attachment",
     "CallView",
@@ -66,6 +71,7 @@ __all__ = [
     "SecondOrder",
     "StepStats",
     "StepView",
+    "Traits",
     "TrajectoryError",
     "amplification",
     "attach",
@@ -73,8 +79,10 @@ __all__ = [
     "fit_forecast",
     "overhead",
     "plan",
+    "register_method",
     "trajectory_error",
     "wrap",
 ]
 
-__getattr__ = old_names(__name__, {"Setting": "CorrectorContext"})
+# A registered method can be found here by its class name, so that a new one needs no line in this file.
+__getattr__ = old_names(__name__, {"Setting": "CorrectorContext"}, others=METHODS)

@@ -1,8 +1,9 @@
-"""Correction for somebody who holds the diffusers pipeline of an artifact, and calls that."""
+"""Correction of an artifact's diffusers pipeline itself, for code that calls that."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -22,13 +23,13 @@ _ATTACHMENT = "_errata_attachment"
 def attach(
     pipe: DiffusionPipeline | DeployedPipeline, plan: Plan, *, batch_invariant: bool = False
 ) -> Attachment:
-    """Lets the diffusers pipeline of an artifact sample as `wrap(deployed, plan)` does, until detached.
+    """Make the diffusers pipeline of an artifact sample as `wrap(deployed, plan)` does, until it is detached.
 
-    Its plain call then uses the cache schedule, with corrections, at the recorded number of steps. That is
-    all that changes: the class of `pipe` gives way to one with the same name and another `__call__`, and each
-    call works on a private copy, so an exception or an interrupt leaves nothing behind. Whatever else is done
-    to the pipeline (another device, its progress bar, a part replaced) has its usual effect. `deployed(…)`,
-    `wrap` and copies of the pipeline do not notice.
+    Its plain call then uses the cache schedule, with corrections, at the recorded number of steps. Nothing
+    else changes: `pipe` gets a class with the same name and another `__call__`, and each call works on a
+    private copy, so an exception or an interrupt leaves nothing behind. All other changes to the pipeline
+    (another device, its progress bar, a replaced part) have their usual effect. `deployed(…)`, `wrap` and
+    copies of the pipeline are not affected.
 
     Args:
         pipe: `deployed.pipe`, or `deployed` for short.
@@ -36,18 +37,18 @@ def attach(
         batch_invariant: as for `wrap`.
 
     Returns:
-        What detaches it, and tells what its calls did. As a context manager it detaches at the end:
+        An object that detaches it and has the statistics of its calls. It is also a context manager:
         `with attach(deployed.pipe, plan) as attachment:`
 
     Raises:
         TypeError: it is not the pipeline of a loaded artifact.
-        PlanError: it is corrected already; or the plan does not suit the artifact, as for `wrap`.
+        PlanError: it is already corrected; or the plan does not suit the artifact, as for `wrap`.
     """
     deployed = pipe if isinstance(pipe, DeployedPipeline) else _deployed(pipe)
     if getattr(type(deployed.pipe), _ATTACHMENT, None) is not None:
         raise PlanError(
-            "this pipeline is corrected already, and two corrections would not know of each other; detach "
-            "the first one, or join their plans: plan_a + plan_b"
+            "this pipeline is already corrected, and two corrections would not know of each other; detach "
+            "the first one, or join the plans: plan_a + plan_b"
         )
     return Attachment(wrap(deployed, plan, batch_invariant=batch_invariant))
 
@@ -57,8 +58,8 @@ class Attachment:
 
     Attributes:
         pipe: the diffusers pipeline.
-        plan: what was asked for.
-        steps: the steps that it comes to.
+        plan: as given.
+        steps: the steps that the plan selects on this artifact.
     """
 
     def __init__(self, corrected: CorrectedPipeline) -> None:
@@ -78,55 +79,64 @@ class Attachment:
         return self._corrected.stats
 
     def overhead(self) -> float:
-        """Overhead of the latest finished call, by the measured cost of each kind of evaluation."""
+        """Return the overhead of the latest finished call, by the measured costs of evaluations."""
         return self._corrected.overhead()
 
     def detach(self) -> None:
-        """Makes the pipeline what it was; once it is, does nothing."""
+        """Give the pipeline its own call back; a second time has no effect."""
         if getattr(type(self.pipe), _ATTACHMENT, None) is self:
             self.pipe.__class__ = self._original
 
     def __enter__(self) -> Attachment:
-        """Itself."""
+        """Return the attachment itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Detaches."""
+        """Detach."""
         self.detach()
 
 
 def _corrected_class(original: Any, attachment: Attachment, corrected: CorrectedPipeline) -> type[Any]:
-    """Like `original` in all but its call. What is copied or pickled of it is of `original` again."""
-
-    @functools.wraps(original.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return corrected(*args, **kwargs)
+
+    return class_with_call(original, call, {_ATTACHMENT: attachment})
+
+
+def class_with_call(
+    original: Any, call: Callable[..., Any], members: Mapping[str, Any] | None = None
+) -> type[Any]:
+    """Return a class like `original` with another `__call__`, for a single object of it.
+
+    Python looks up `__call__` on the class, so an object whose call changes needs a class of its own. What is
+    copied or pickled of it is of `original` again.
+    """
 
     def reduce(self: Any, protocol: Any) -> Any:
         return _blank, (original,), self.__getstate__()
 
     shown = {name: getattr(original, name) for name in ("__doc__", "__module__", "__qualname__")}
-    members = {"__call__": call, "__reduce_ex__": reduce, _ATTACHMENT: attachment}
-    return type(original.__name__, (original,), {**shown, **members})
+    changed = {"__call__": functools.wraps(original.__call__)(call), "__reduce_ex__": reduce}
+    return type(original.__name__, (original,), {**shown, **changed, **(members or {})})
 
 
 def _blank(kind: type[DiffusionPipeline]) -> Any:
-    """An instance whose state is still to be set, for `copy` and `pickle`."""
+    """Return an instance whose state is still to be set, for `copy` and `pickle`."""
     return object.__new__(kind)
 
 
 def _deployed(given: object) -> DeployedPipeline:
-    """The artifact whose pipeline this is."""
+    """Return the artifact whose pipeline this is."""
     deployed = DeployedPipeline.of(given) if isinstance(given, DiffusionPipeline) else None
     if deployed is not None:
         return deployed
     name = type(given).__name__
     if isinstance(given, SteppedPipeline) or isinstance(getattr(given, "unet", None), SteppedUNet):
         raise TypeError(
-            f"attach() takes the pipeline of a loaded artifact, and this {name} is none's: freeze it first, "
-            "and pass deploy.load(deploy.export(compressed, out)).pipe itself"
+            f"attach() takes the pipeline of a loaded artifact, and this {name} belongs to none: freeze it "
+            "first, and pass deploy.load(deploy.export(compressed, out)).pipe itself"
         )
     if isinstance(given, DiffusionPipeline):
         raise TypeError(

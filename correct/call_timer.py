@@ -1,4 +1,4 @@
-"""Times every denoiser call of a run where it happens, beside the sampler and everything else."""
+"""Times every denoiser call of a run by itself, without the sampler and everything else."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ KINDS: tuple[StepKind, ...] = ("full", "cached")
 
 
 class CallTimer:
-    """Seconds of the calls since `take` was last asked, by kind.
+    """Seconds of the denoiser calls since the last `take`, by kind.
 
-    On CUDA the calls lie between events and nothing waits for them until `take`; elsewhere a monotonic clock
-    is read before and after.
+    On CUDA it records events around the calls, and only `take` waits for them; elsewhere it reads a monotonic
+    clock before and after.
     """
 
     def __init__(self) -> None:
         self._calls: dict[StepKind, list[Callable[[], float]]] = {}
 
     def watch(self, deployed: DeployedPipeline) -> DeployedPipeline:
-        """A clone of an artifact whose calls are timed; the weights are shared."""
+        """Return a clone of an artifact whose calls are timed; the weights are shared."""
         clone = deployed.clone()
         self._watch_denoiser(clone.denoiser)
         return clone
 
     def watch_again(self, deployed: DeployedPipeline, num_inference_steps: int) -> DeployedPipeline:
-        """A watched artifact at another number of steps, watched as well."""
+        """Return a watched artifact at another number of steps, watched too."""
         other = deployed.at_steps(num_inference_steps)
         self._watch_denoiser(other.denoiser)
         return other
 
     def watch_module(self, module: nn.Module) -> Callable[[], None]:
-        """Times the calls of a float network as full ones, until the returned function is called."""
+        """Time the calls of a float network as full ones; return a function that ends it."""
         stops: list[Callable[[], Callable[[], float]]] = []
         before = module.register_forward_pre_hook(lambda *_: stops.append(_start(device_of(module))))
         after = module.register_forward_hook(lambda *_: self._note("full", stops.pop()()))
@@ -51,7 +51,7 @@ class CallTimer:
         return remove
 
     def take(self) -> dict[StepKind, list[float]]:
-        """Seconds of every call since the last time, in order; waits for the device."""
+        """Return the seconds of every call since the last `take`, in order; wait for the device."""
         taken: dict[StepKind, list[float]] = {
             kind: [seconds() for seconds in calls] for kind, calls in self._calls.items()
         }
@@ -76,7 +76,7 @@ class CallTimer:
 
 
 def _start(device: torch.device) -> Callable[[], Callable[[], float]]:
-    """Starts a clock; the result stops it, and what that returns reads it."""
+    """Start a clock and return a function that stops it, which returns a function that reads it."""
     if device.type == "cuda":
         return _start_on_cuda(device)
     start = time.perf_counter()

@@ -1,17 +1,17 @@
 """The contract between a correction method and the sampling run that it corrects.
 
-A method (`errata.correct.IEC`, …) is a frozen dataclass of choices. `Method.corrector()` turns it into a
-`Corrector`, which lives for one run and may keep state between its steps. A corrector has one function per
-place where a run can be tapped: before a denoiser call, where it can decide how the call is made, and between
-network and scheduler, where it can change what the scheduler gets. A place that it does not override stays
-as it is.
+A method (`errata.correct.IEC`, …) is a frozen dataclass. `Method.corrector()` makes a `Corrector`, which
+lives for one run and may keep state between steps. A corrector can act at two places: before a denoiser
+call, where it decides how the call is made, and between network and scheduler, where it changes what the
+scheduler gets. If it overrides neither, nothing changes.
 
-All that a corrector asks of a denoiser is a full call, which returns the feature, and a cached call, which
-takes one.
+A corrector needs only two things of a denoiser: a full call, which returns the feature, and a cached call,
+which takes one.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -48,19 +48,19 @@ cache."""
 
 
 class Preview(Protocol):
-    """A look ahead that changes nothing."""
+    """A look at where a step leads, which changes nothing."""
 
     def __call__(self, prediction: Tensor, /) -> Tensor:
-        """The sample that the scheduler would return for a prediction, with the noise held fixed."""
+        """Return the sample that the scheduler would return for a prediction, with the noise held fixed."""
 
 
 class Evaluate(Protocol):
-    """A full evaluation, counted as extra; the cache is left alone."""
+    """A full evaluation, counted as extra; the cache stays as it is."""
 
     def __call__(
         self, samples: Tensor, rows: Rows = None, *, step: int | None = None
     ) -> tuple[Tensor, Features]:
-        """The guided prediction of some rows at other samples, and features.
+        """Return the guided prediction of some rows at other samples, and features.
 
         Args:
             samples: `(B, …)`, as the pipeline would hold them.
@@ -68,32 +68,32 @@ class Evaluate(Protocol):
             step: a denoiser call at which to evaluate, with its timestep and scales; None is this one.
 
         Returns:
-            Predictions `(rows, …)`, float32 or wider; and features of the whole batch, where a row that was
-            not evaluated keeps the one that it had before.
+            Predictions `(rows, …)`, float32 or wider; and features of the whole batch, in which rows that
+            were not evaluated keep theirs.
         """
 
 
 class Noise(Protocol):
-    """Random numbers that are no part of the pipeline's own."""
+    """Random numbers that are independent of the pipeline's."""
 
     def __call__(self, draw: int, /) -> Tensor:
-        """Standard normal, shaped like the sample; draw 0, 1, … of this step.
+        """Return standard normal noise, shaped like the sample: draw 0, 1, … of this step.
 
-        Every image has its own, whoever its neighbours in the batch are, derived from its generator, whose
-        state stays as it is.
+        Every image has its own, whatever else is in its batch. It is derived from the image's generator,
+        whose state does not change.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectorContext:
-    """Where a corrector works; known before anything is generated.
+    """Where a corrector works; known before sampling begins.
 
     Attributes:
-        steps: denoiser calls that the plan selects and the method serves, sorted; of a sampling step, all of
-            its calls or none.
-        schedule: which calls are full, which cached.
+        steps: denoiser calls that the plan selects and the method serves, sorted; either all calls of a
+            sampling step or none.
+        schedule: which calls are full and which are cached.
         timesteps: of every call.
-        levels: how noisy the samples are at every call; None where the scheduler's rule is not known.
+        levels: noise levels of the samples at every call; None if they are not known for the scheduler.
         refreshed: cached calls that the plan makes in full, sorted.
         keeps_samples: whether a change of the sample that a step returns reaches the end, see
             `errata.correct.step_rule.keeps_samples`.
@@ -109,7 +109,7 @@ class CorrectorContext:
 
 @dataclass(frozen=True, kw_only=True)
 class StepView:
-    """What a corrector sees of one sampling step, and what it can ask for.
+    """What a corrector sees of one sampling step, and what it can call.
 
     Attributes:
         step: index of the denoiser call; of the first one where a sampling step takes several.
@@ -118,7 +118,7 @@ class StepView:
         prediction: what the pipeline passes to the scheduler (guided), like `sample`.
         features: what the cache holds.
         is_linear: whether the scheduler's step is linear in the prediction.
-        is_guided: whether the prediction was made of two.
+        is_guided: whether the prediction was made of two, by guidance.
         preview: see `Preview`.
         evaluate: see `Evaluate`.
         noise: see `Noise`.
@@ -138,19 +138,19 @@ class StepView:
 
 @dataclass(frozen=True, kw_only=True)
 class Correction:
-    """What becomes of a step.
+    """What a corrector changes at a step.
 
     Attributes:
         prediction: handed to the scheduler's step in place of the pipeline's; enters a multistep history.
         prev_sample: replaces the sample that this step returns; None keeps it.
         shift: added to the sample that this step returns; shifts of several methods add up.
         features: replace what the cache holds; None keeps it.
-        features_step: the call at which they were made, if it was another one than this.
-        residuals: for each iteration, the rows that it refined and the residual of each, `(rows,)`. Where
-            only the device knows which, a mask `(B,)`, bool, takes the place of their indices, with a number
-            for each sample, `(B,)`.
-        diverged: which samples kept an iterate because the next one moved further than the first, `(B,)`,
-            bool.
+        features_step: the call at which they were made, if not this one.
+        residuals: for each iteration, the rows that it refined and the residual of each, `(rows,)`. If only
+            the device knows which rows, a mask `(B,)`, bool, replaces their indices, with a number for each
+            sample, `(B,)`.
+        diverged: which samples kept an iterate because the next one moved further than the first did,
+            `(B,)`, bool.
         notes: further numbers, one for each sample, `(B,)`, by name.
     """
 
@@ -168,55 +168,65 @@ class Corrector:
     """Corrects one run. The base class changes nothing.
 
     Attributes:
-        setting: where it works.
-        remembers: how many features of full evaluations `before_call` wants to see.
-        taps: steps at which `at_step` is called; those of the setting, unless a subclass says otherwise.
+        context: where it works.
+        remembers: how many features of full evaluations `before_call` sees.
+        taps: steps at which `at_step` is called; those of the context, unless a subclass changes it.
     """
 
     remembers = 1
 
-    def __init__(self, setting: CorrectorContext) -> None:
-        self.setting = setting
-        self.taps: frozenset[int] = frozenset(setting.steps)
+    def __init__(self, context: CorrectorContext) -> None:
+        self.context = context
+        self.taps: frozenset[int] = frozenset(context.steps)
+
+    @property
+    def setting(self) -> CorrectorContext:
+        """The former name of `context`."""
+        warnings.warn("Corrector.setting is now Corrector.context", DeprecationWarning, stacklevel=2)
+        return self.context
 
     def before_call(self, view: CallView) -> Evaluation | None:
-        """Called before every denoiser call; None leaves it as it is."""
+        """Return how to make a denoiser call, before it is made; None leaves it as it is."""
         return None
 
     def at_step(self, view: StepView) -> Correction | None:
-        """Called at every tapped step, between network and scheduler; None leaves the step as it is."""
+        """Return what to change at a step, between network and scheduler; None leaves it as it is."""
         return None
 
 
 class Method(Protocol):
-    """A correction method: its choices, and which steps it can serve."""
+    """A correction method: its choices, and which steps it can serve.
+
+    It should also have an attribute `traits` (`errata.correct.Traits`), by which plans are checked. Without
+    it a plan is refused where the check would be a guess.
+    """
 
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
-        """Steps at which the method can do anything."""
+        """Return the steps at which the method can act."""
 
-    def check(self, setting: CorrectorContext) -> None:
-        """Refuses what cannot work, before anything is generated.
+    def check(self, context: CorrectorContext) -> None:
+        """Check that the method works there, before sampling begins.
 
         Raises:
-            PlanError: it says what cannot and what would.
+            PlanError: it does not; the message says why, and what would.
         """
 
-    def corrector(self, setting: CorrectorContext) -> Corrector:
-        """A corrector for one run."""
+    def corrector(self, context: CorrectorContext) -> Corrector:
+        """Return a corrector for one run."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value with the keys `type` and `version`."""
+        """Return a plain JSON value with the keys `type` and `version`."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Method:
-        """Inverse of `to_json`."""
+        """Return the method that `to_json` described."""
 
 
 def take(batch: Tensor, rows: Rows) -> Tensor:
-    """The rows of `batch`."""
+    """Return the rows of `batch`."""
     return batch if rows is None else batch.index_select(0, rows)
 
 
 def put(batch: Tensor, rows: Rows, values: Tensor) -> Tensor:
-    """`batch` with its rows replaced by `values`; a copy unless all are."""
+    """Return `batch` with its rows replaced by `values`; a copy, unless all are replaced."""
     return values if rows is None else batch.index_copy(0, rows, values)

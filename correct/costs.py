@@ -12,22 +12,22 @@ Costs = Mapping[StepKind, float]
 
 
 def measure_costs(deployed: DeployedPipeline, *, batch_size: int) -> Costs:
-    """Measured seconds of a denoiser call of each kind; the artifact must have run once."""
+    """Return the measured seconds of a denoiser call of each kind; the artifact must have run once."""
     kinds: tuple[StepKind, ...] = ("full", "cached") if deployed.schedule.has_cache else ("full",)
     return {kind: deployed.denoiser.cost(kind, batch_size=batch_size) for kind in kinds}
 
 
 def price(counts: Mapping[StepKind, float], costs: Costs) -> float:
-    """Seconds that so many calls of each kind take."""
+    """Return the seconds that these numbers of calls take."""
     return sum(number * costs[kind] for kind, number in counts.items())
 
 
 def plain_evaluations(schedule: CacheSchedule) -> dict[StepKind, float]:
-    """Denoiser calls of an uncorrected run, per image."""
+    """Return the denoiser calls of an uncorrected run, per image."""
     full = float(len(schedule.full_steps))
     return {"full": full, "cached": schedule.num_steps - full} if schedule.has_cache else {"full": full}
 
 
 def overhead_of(extra: Mapping[StepKind, float], schedule: CacheSchedule, costs: Costs) -> float:
-    """Price of the extra calls as a fraction of an uncorrected run's."""
+    """Return the price of the extra calls as a fraction of that of an uncorrected run."""
     return price(extra, costs) / price(plain_evaluations(schedule), costs)

@@ -1,9 +1,10 @@
-"""What makes the program wait for an accelerator, and how to go without.
+"""What makes the program wait for an accelerator, and how to avoid it.
 
-An accelerator works through a queue that the program fills ahead of it. Whoever reads a value (`item`,
+An accelerator works through a queue that the program fills ahead of it. Code that reads a value (`item`,
 `tolist`, `bool`, `nonzero`), or copies from memory that the driver has to move first, waits until the queue
-is empty; then it has nothing to do until the program has filled it again. A correction reads values where it
-cannot decide otherwise, and says so there; everywhere else it asks here whether reading is free.
+is empty. Then the accelerator is idle until the program has filled the queue again. A correction reads values
+only where it cannot decide without them, and says so there. Everywhere else it asks here whether reading is
+free.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ from torch import Tensor
 
 
 def is_free_to_read(tensor: Tensor) -> bool:
-    """Whether its values can be read without waiting: it is in main memory."""
+    """Return whether the values can be read without waiting, because they are in main memory."""
     return tensor.device.type == "cpu"
 
 
 def sent(values: Tensor, like: Tensor) -> Tensor:
-    """`values`, made in main memory, in the type and on the device of `like`; nothing waits for the copy."""
+    """Return `values` from main memory in the type and on the device of `like`, without waiting."""
     values = values.to(like.dtype)
     if is_free_to_read(like):
         return values
-    # From pageable memory CUDA empties its queue before it copies, whatever `non_blocking` says.
+    # To copy from pageable memory, CUDA empties its queue first, even with `non_blocking`.
     held = values.pin_memory() if like.device.type == "cuda" else values
     return held.to(like.device, non_blocking=True)
 
 
 def on_host(timestep: Any, value: float | None) -> Any:
-    """A timestep that a scheduler can look up without waiting for an accelerator, if its value is known.
+    """Return a timestep that a scheduler can look up without waiting, if its value is known.
 
     Schedulers index tables in main memory with it, once in every preview. On the CPU it stays as it is.
     """
@@ -40,10 +41,10 @@ def on_host(timestep: Any, value: float | None) -> Any:
 
 
 class HostTimesteps:
-    """A scheduler's table of timesteps in main memory, copied when it is another one: once a run.
+    """A scheduler's table of timesteps in main memory, copied again only when the table changes, once a run.
 
     Pipelines keep that table on the accelerator, and some schedulers (DDPM, the multistep ones at their first
-    step) search it for a timestep whenever they step, which a preview would repeat.
+    step) search it for a timestep at every step, and so would every preview.
     """
 
     def __init__(self) -> None:
@@ -51,7 +52,7 @@ class HostTimesteps:
         self._copy: Tensor | None = None
 
     def of(self, scheduler: Any) -> Tensor | None:
-        """The table, the scheduler's own where reading it is free; None where it has none."""
+        """Return the table, or the scheduler's own if reading it is free; None if it has none."""
         table = getattr(scheduler, "timesteps", None)
         if not isinstance(table, Tensor):
             return None

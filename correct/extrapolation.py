@@ -1,4 +1,4 @@
-"""A value at some position from values at others: two bases of polynomials over divided differences.
+"""A value at one position from values at others, by polynomials in two bases over divided differences.
 
     symbol      here            meaning
     s_0, s_1    positions       of the known values, newest first
@@ -12,7 +12,7 @@ Scaled Hermite: F(x) = Σ_k f[s_0..s_k] H̃_k(x - s_0), where H̃_k(u) = σ^k H_
 polynomials H_0 = 1, H_1 = 2u, H_2 = 4u² - 2, H_(k+1) = 2u H_k - 2k H_(k-1); u counts steps. At σ = 1/√2 and
 order 1 it is Newton's; a smaller σ damps the extrapolation.
 
-The differences follow from the values alone, so they are made once for all positions between two new values.
+The differences depend on the values alone, so they are computed once for all positions until a value changes.
 
 Sources: TaylorSeer (Liu et al., 2025) for the idea, with Newton's divided differences in place of its Taylor
 series, which assumes equal intervals; HiCache (Feng et al., 2025), Eq. 9-11, for the other basis.
@@ -27,7 +27,7 @@ from torch import Tensor
 
 
 def divided_differences(positions: Sequence[float], values: Sequence[Tensor]) -> list[Tensor]:
-    """f[s_0], f[s_0, s_1], …, as many as values, float32 or wider; positions are all different."""
+    """Return f[s_0], f[s_0, s_1], …, as many as values, float32 or wider; positions are all different."""
     wide = torch.promote_types(values[0].dtype, torch.float32)
     column = [value.to(wide) for value in values]
     differences = column[:1]
@@ -40,14 +40,14 @@ def divided_differences(positions: Sequence[float], values: Sequence[Tensor]) ->
 
 
 class Differences:
-    """The divided differences of the latest values, made anew when a value is another one."""
+    """The divided differences of the latest values, computed again only when a value changes."""
 
     def __init__(self) -> None:
         self._known: list[tuple[int, Tensor]] = []
         self._differences: list[Tensor] = []
 
     def of(self, known: Sequence[tuple[int, Tensor]]) -> tuple[list[float], list[Tensor]]:
-        """Positions and divided differences of `(position, value)`, newest first."""
+        """Return positions and divided differences of `(position, value)`, newest first."""
         positions = [float(position) for position, _ in known]
         if not _are_the_same(known, self._known):
             self._known = list(known)
@@ -56,7 +56,7 @@ class Differences:
 
 
 def newton_basis(positions: Sequence[float], at: float) -> list[float]:
-    """Π_{j<k} (x - s_j) for k = 0, 1, …, one for each position."""
+    """Return Π_{j<k} (x - s_j) for k = 0, 1, …, one for each position."""
     basis = [1.0]
     for position in positions[:-1]:
         basis.append(basis[-1] * (at - position))
@@ -64,7 +64,7 @@ def newton_basis(positions: Sequence[float], at: float) -> list[float]:
 
 
 def hermite_basis(positions: Sequence[float], at: float, *, sigma: float) -> list[float]:
-    """H̃_k(x - s_0) for k = 0, 1, …, one for each position."""
+    """Return H̃_k(x - s_0) for k = 0, 1, …, one for each position."""
     u = sigma * (at - positions[0])
     hermite = [1.0, 2 * u]
     for k in range(1, len(positions) - 1):
@@ -73,7 +73,7 @@ def hermite_basis(positions: Sequence[float], at: float, *, sigma: float) -> lis
 
 
 def combined(basis: Sequence[float], differences: Sequence[Tensor]) -> Tensor:
-    """Σ_k basis_k f[s_0..s_k], for a basis that starts with 1; one pass over memory for each further term."""
+    """Return Σ_k basis_k f[s_0..s_k], for a basis that starts with 1; one pass over memory a term."""
     total = differences[0]
     for weight, difference in zip(basis[1:], differences[1:], strict=True):
         total = torch.add(total, difference, alpha=weight)
@@ -81,7 +81,7 @@ def combined(basis: Sequence[float], differences: Sequence[Tensor]) -> Tensor:
 
 
 def weighted_sum(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    """Σ_k weights_k values_k, float32 or wider; one pass over memory for each value."""
+    """Return Σ_k weights_k values_k, float32 or wider; one pass over memory for each value."""
     wide = torch.promote_types(values[0].dtype, torch.float32)
     total = values[0].to(wide) * weights[0]
     for weight, value in zip(weights[1:], values[1:], strict=True):

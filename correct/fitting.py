@@ -1,4 +1,4 @@
-"""`fit_forecast`: how the features of an artifact move, seen in a few runs of its own without the cache.
+"""`fit_forecast`: weights for a forecast, fitted to a few runs of the artifact without its cache.
 
     symbol      here            meaning
     i, s_k      step, reads     a cached call, and the scheduled full calls that a forecast of it reads
@@ -6,10 +6,10 @@
     w           weights         argmin Σ_samples ‖F_i - Σ_k w_k F_(s_k)‖², from (G + δ I) w = r
     G, r        moments         G_kl = Σ ⟨F_(s_k), F_(s_l)⟩, r_k = Σ ⟨F_(s_k), F_i⟩
 
-Nothing but the deployed artifact is needed: no float weights, no real image. One weight serves all channels
-and places of a feature, so a few runs determine it, and a plan's file holds a few numbers a step.
+It needs only the deployed artifact: no float weights, no real images. One weight serves all channels and
+positions of a feature, so a few runs determine it, and a plan file holds a few numbers for each step.
 
-Source: see `errata.correct.fitted_forecast`.
+Source: see `errata.correct.methods.fitted_forecast`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from errata.correct.fitted_forecast import FittedForecast, reads
-from errata.correct.forecast import forecast_steps
+from errata.correct.methods.fitted_forecast import FittedForecast, reads
+from errata.correct.methods.forecast import forecast_steps
 from errata.correct.sampling import Inputs, batches_of, default_inputs, generators_of
 from errata.correct.validation import is_count, require
 from errata.deploy import DeployedPipeline
@@ -30,15 +30,16 @@ from errata.errors import ErrataError, PlanError
 from errata.runtime.run import CallView, Evaluation
 from errata.runtime.schedule import CacheSchedule
 
-# δ, of the mean of G's diagonal: keeps the system solvable where a feature hardly moves between full steps.
+# δ, relative to the mean of G's diagonal: keeps the system solvable if a feature hardly changes between full
+# steps.
 _RIDGE = 1e-6
-# Of a stored weight: far finer than what other runs would change.
+# Of a stored weight: far finer than the differences between runs.
 _DECIMALS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitChoices:
-    """How a forecast is fitted: to which images, of which order.
+    """How to fit a forecast: its order, and to which images.
 
     Raises:
         PlanError: a value out of range.
@@ -66,22 +67,23 @@ def fit_forecast(
     inputs: Inputs | None = None,
     progress: bool = True,
 ) -> FittedForecast:
-    """Fits a forecast to runs of an artifact in which every call is full; the artifact stays as it is.
+    """Return a forecast fitted to runs of an artifact in which every call is full.
 
-    Costs `samples` images without the cache, once. Memory is that of such a run and of `order + 2` features.
+    It costs `samples` images without the cache, once. It takes the memory of such a run and `order + 2`
+    features. The artifact stays as it is.
 
     Args:
         deployed: a loaded artifact with a cache.
-        order: 1 to 3; `order + 1` features are summed, fewer where fewer full steps have passed.
+        order: 1 to 3; `order + 1` features are summed, or as many as full steps have passed.
         samples: images to sample.
         batch_size: images per batch.
-        seed: of image 0; image i has the seed `seed + i`. Judge the plan on other images.
+        seed: of image 0; image i has the seed `seed + i`. Evaluate the plan on other images.
         inputs: the pipeline's keyword arguments for a batch of image indices; None is right for pipelines
             that draw from noise alone.
         progress: whether to show a bar.
 
     Raises:
-        TypeError: `deployed` is no loaded artifact.
+        TypeError: `deployed` is not a loaded artifact.
         PlanError: an argument is out of range, or no cached step follows the second full one.
         ErrataError: features are not finite.
     """
@@ -92,7 +94,9 @@ def fit_forecast(
         )
     choices = FitChoices(order=order, samples=samples, batch_size=batch_size, seed=seed)
     if not forecast_steps(deployed.schedule):
-        raise PlanError("this artifact has no cached step after a second full one, so nothing to forecast")
+        raise PlanError(
+            "this artifact has no cached step after its second full one, so there is nothing to forecast"
+        )
     moments = Moments(deployed.schedule, most=choices.order + 1)
     make = default_inputs if inputs is None else inputs
     with tqdm(total=samples, unit="image", desc="fitting a forecast", disable=not progress) as bar:
@@ -103,11 +107,11 @@ def fit_forecast(
 
 
 class Moments:
-    """G and r of every cached call; on the features' device until the weights are asked for.
+    """G and r of every cached call, on the device of the features until the weights are computed.
 
     Args:
-        schedule: whose full calls are read.
-        most: how many features a forecast reads at most.
+        schedule: says which calls are full.
+        most: most features that a forecast reads.
     """
 
     def __init__(self, schedule: CacheSchedule, *, most: int) -> None:
@@ -119,11 +123,11 @@ class Moments:
         self._sums: dict[int, Tensor] = {}
 
     def begin(self) -> None:
-        """A run begins, which has no features yet."""
+        """Begin a run, which has no features yet."""
         self._stored = [deque(maxlen=self._most) for _ in range(self._schedule.calls_per_step)]
 
     def add(self, step: int, feature: Tensor) -> None:
-        """Takes in the feature of a call; all calls of a run, in turn."""
+        """Add the feature of a call; to be called for all calls of a run, in order."""
         stored = self._stored[self._schedule.stream(step)]
         if step in self._reads:
             rows = torch.stack([*list(stored)[::-1], feature]).flatten(1).double()
@@ -133,7 +137,7 @@ class Moments:
             stored.append(feature)
 
     def weights(self) -> tuple[tuple[float, ...], ...]:
-        """The weights of every call, rounded; empty where nothing is forecast.
+        """Return the weights of every call, rounded; empty where nothing is forecast.
 
         Raises:
             ErrataError: a feature was not finite.
@@ -146,8 +150,8 @@ class Moments:
         sums = self._sums[step].cpu()
         if not sums.isfinite().all():
             raise ErrataError(
-                f"the feature of step {step}, or of a full step before it, is not finite; the artifact's "
-                "network overflows: check the images of a run without correction"
+                f"the feature of step {step}, or of a full step before it, is not finite: "
+                "the artifact's network overflows; check the images of a run without correction"
             )
         gram, right = sums[:-1, :-1], sums[:-1, -1]
         ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
@@ -155,11 +159,11 @@ class Moments:
 
 
 def _observe(deployed: DeployedPipeline, moments: Moments, arguments: dict[str, object]) -> None:
-    """One run in which every call is full."""
+    """Sample once with every call in full, and add the features to `moments`."""
     streams = deployed.schedule.calls_per_step
 
     def decide(view: CallView) -> Evaluation:
-        if view.stored:  # by the call before of this stream, which was full
+        if view.stored:  # by the call before in this stream, which was full
             moments.add(view.step - streams, view.stored[-1][1])
         return Evaluation(kind="full")
 
@@ -167,6 +171,6 @@ def _observe(deployed: DeployedPipeline, moments: Moments, arguments: dict[str, 
     run = deployed.start(decide=decide)
     run.pipe.set_progress_bar_config(disable=True)
     run.pipe(**deployed.arguments(arguments))
-    for call in run.latest:  # no call comes after these that would show their features
+    for call in run.latest:  # no later call would show their features
         assert call.feature is not None  # the artifact has a cache
         moments.add(call.step, call.feature)

@@ -1,10 +1,10 @@
 """How a pipeline gets from samples to the network's input, and from its output to the scheduler's prediction.
 
-Nothing tells a corrector what a pipeline does there, so it is recognised from what was seen: the network's
-inputs and outputs of one sampling step, and what the scheduler was given. Whatever is recognised must
-reproduce that, else it is an error.
+A pipeline does not say what it does there, so it is recognised from what it did: the network's inputs and
+outputs of one sampling step, and what the scheduler was given. A rule is accepted only if it reproduces that;
+if none does, it is an error.
 
-Known are: no guidance; classifier-free guidance in one doubled batch or in two calls, with
+The known rules are: no guidance; classifier-free guidance in one doubled batch or in two calls, with
 `guidance_rescale` or without; further input channels (an image to enlarge); an output with one more channel
 and the preconditioning of the latent upscaler.
 """
@@ -27,13 +27,13 @@ from errata.errors import PlanError
 from errata.runtime.run import UNetCall
 from errata.runtime.unet_arguments import is_same_timestep
 
-# Rounding to the nearest changes a value by eps / 2 of it at most, by eps / sqrt(12) as a root mean square
-# where the errors are spread evenly. Twice that is allowed for.
+# Rounding to nearest changes a value by at most eps / 2 of it, and by eps / sqrt(12) as a root mean square if
+# the errors are uniform. Twice that is allowed.
 _ROUNDING = 2 / math.sqrt(12)
-# Guidance in another order, as s c + (1 - s) u, rounds larger values. That may cost this part of the
-# prediction; bfloat16 needs more, where another order could not be told from another rule.
+# Guidance in another order, as s c + (1 - s) u, rounds larger values. The error may be this part of the
+# prediction. bfloat16 would need more, but then another order could not be told from another rule.
 _OTHER_ORDER = 0.005
-# No single value may be off by more than this many roundings of the largest one.
+# No single value may be off by more than this many roundings of the largest value.
 _MOST_ROUNDINGS = 64
 
 Combine = Callable[[Sequence[Tensor]], Tensor]
@@ -48,11 +48,11 @@ class Guidance:
 
     Attributes:
         step: the (first) denoiser call of the sampling step at which it was recognised.
-        copies: how often a sample stands in the batch of one call.
+        copies: how often each sample is in the batch of one call.
         is_guided: whether the prediction is made of several parts.
         combine: makes the prediction of its parts: of all calls in order, and of each call's copies in order.
-        read: makes a part of what the network returned for it, of the samples, unscaled, and of the denoiser
-            call that was made.
+        read: makes a part from the network's output for it, the unscaled samples, and the index of the
+            denoiser call.
         scale: of the guidance, as recognised; None without.
     """
 
@@ -64,7 +64,7 @@ class Guidance:
     scale: float | None = None
 
     def expand(self, scaled: Tensor, rows: Rows, call: UNetCall) -> Tensor:
-        """The network's input for scaled samples `(rows, …)`; what `call` had beside the sample is kept."""
+        """Return the network's input for scaled samples `(rows, …)`; further channels of `call` are kept."""
         x = torch.cat([scaled] * self.copies).to(call.sample.dtype)
         channels = scaled.shape[1]
         if call.sample.shape[1] == channels:
@@ -72,7 +72,7 @@ class Guidance:
         return torch.cat([x, take(call.sample[:, channels:], self.network_rows(rows, call))], dim=1)
 
     def conditioning(self, rows: Rows, call: UNetCall) -> dict[str, Tensor]:
-        """The network's other arguments for these samples; what is not one entry per row stays as it is."""
+        """Return the network's other arguments for these samples; those without an entry per row are kept."""
         network_rows, batch_size = self.network_rows(rows, call), call.sample.shape[0]
         return {
             name: take(value, network_rows) if value.ndim and value.shape[0] == batch_size else value
@@ -80,14 +80,14 @@ class Guidance:
         }
 
     def network_rows(self, rows: Rows, call: UNetCall) -> Rows:
-        """The network's rows that belong to these samples of a batch."""
+        """Return the rows of the network's batch that belong to these samples."""
         if rows is None or self.copies == 1:
             return rows
         batch_size = call.sample.shape[0] // self.copies
         return torch.cat([rows + copy * batch_size for copy in range(self.copies)])
 
     def prediction(self, raws: Sequence[Tensor], samples: Tensor, *, step: int | None = None) -> Tensor:
-        """The guided prediction `(rows, …)` of the network's outputs, one for each call.
+        """Return the guided prediction `(rows, …)` of the network's outputs, one for each call.
 
         `step` is the first of the denoiser calls that were made; None is the one of this sampling step.
         """
@@ -110,7 +110,7 @@ class Recogniser:
 
     Args:
         pipe: the run's pipeline, for its class, `guidance_scale` and `guidance_rescale`, where it has them.
-        asked: the scale that it was called with, where it takes one.
+        asked: the scale that it was called with, if it takes one.
     """
 
     def __init__(self, pipe: Any, *, asked: float | None = None) -> None:
@@ -126,13 +126,13 @@ class Recogniser:
         *,
         compares_values: bool = True,
     ) -> Guidance:
-        """The guidance that reproduces what the pipeline did at this step.
+        """Return the guidance that reproduces what the pipeline did at this step.
 
         `model_output` and `sample` are what the scheduler was given, `scaled_sample` what it makes of the
         sample for the network. Shapes are always compared. Comparing values waits for the device.
 
         Raises:
-            PlanError: nothing known does.
+            PlanError: no known guidance does.
         """
         step, copies = calls[0].step, _copies(calls, sample)
         if compares_values:
@@ -143,7 +143,7 @@ class Recogniser:
             raise PlanError(
                 f"step {step}: the network returned {_shape(parts[0])}, the scheduler was given "
                 f"{_shape(model_output)} for a sample {_shape(sample)}; learned variances cannot be "
-                'corrected: sample with steps="none"'
+                "corrected: sample without correction"
             )
         if len(parts) == 1:
             if compares_values and not _close(parts[0], model_output):
@@ -151,8 +151,8 @@ class Recogniser:
             return Guidance(step, copies, False, _only, read)
         if len(parts) > 2:
             raise PlanError(
-                f"step {step}: the prediction is made of {len(parts)} parts; known is guidance with two: "
-                'sample without this guidance, or with steps="none"'
+                f"step {step}: the prediction is made of {len(parts)} parts; only guidance with two is "
+                "known: sample without this guidance, or without correction"
             )
         scale, combine = self._guided(step, parts, model_output, compares_values=compares_values)
         return Guidance(step, copies, True, combine, read, scale)
@@ -169,7 +169,7 @@ class Recogniser:
         known = (stated, None if found is None else found.scale, self._asked)
         scales = [scale for scale in known if scale is not None]
         for phi in (rescale, 0.0) if rescale else (0.0,):
-            # Neither pipeline nor call need tell the scale, but where there is a rescaling, diffusers' do.
+            # A pipeline or call need not state the scale, but diffusers' pipelines that rescale do.
             for scale in scales if phi else (*scales, *_fits(parts, target)):
                 if _explains(scale, phi, parts, target):
                     self._found = _Found(scale, is_stated=scale == stated, rescales=phi != 0.0)
@@ -183,7 +183,7 @@ class Recogniser:
 
 
 def asked_scale(pipe: Any, arguments: Mapping[str, Any]) -> float | None:
-    """The guidance scale of a call with these arguments, given or by default; None where there is none."""
+    """Return the guidance scale of a call with these arguments, or its default; None if there is none."""
     parameter = inspect.signature(type(pipe).__call__).parameters.get("guidance_scale")
     return _number(arguments.get("guidance_scale", None if parameter is None else parameter.default))
 
@@ -191,10 +191,10 @@ def asked_scale(pipe: Any, arguments: Mapping[str, Any]) -> float | None:
 def scheduler_timesteps(
     pipe: Any, timesteps: tuple[float, ...], *, num_inference_steps: int
 ) -> tuple[float, ...]:
-    """The scheduler's timesteps at the recorded `timesteps` of the network's calls.
+    """Return the scheduler's timesteps at the recorded `timesteps` of the network's calls.
 
-    They are the same, but for the latent upscaler, which tells its network log(σ) / 4. What is not recognised
-    is returned as it is.
+    They are the same, except for the latent upscaler, which passes log(σ) / 4 to its network. Timesteps that
+    are not recognised are returned as they are.
     """
     if not isinstance(pipe, StableDiffusionLatentUpscalePipeline):
         return timesteps
@@ -207,7 +207,7 @@ def scheduler_timesteps(
 
 
 def is_timestep_passed_on(pipe: Any) -> bool:
-    """Whether network and scheduler get the same timestep; the latent upscaler's network gets log σ / 4."""
+    """Return whether network and scheduler get the same timestep; the latent upscaler's do not."""
     return not isinstance(pipe, StableDiffusionLatentUpscalePipeline)
 
 
@@ -216,11 +216,11 @@ def _as_it_is(raw: Tensor, samples: Tensor, step: int) -> Tensor:
 
 
 def _preconditioned(sigmas: Tensor) -> Read:
-    """The latent upscaler's denoised sample: its last channel dropped, then Karras et al. (2022), table 1."""
+    """Return how to read the latent upscaler: drop the last channel, then Karras et al. (2022), table 1."""
 
     def read(raw: Tensor, samples: Tensor, step: int) -> Tensor:
         sigma = sigmas[step]
-        # Rounded as the pipeline rounds it; what is lost here in half precision, guidance would amplify.
+        # Rounded as the pipeline does: guidance would amplify any other rounding in half precision.
         return 1 / (sigma**2 + 1) * samples + sigma / (sigma**2 + 1).sqrt() * raw[:, :-1]
 
     return read
@@ -235,7 +235,7 @@ def _only(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _classifier_free(scale: float, rescale: float) -> Combine:
-    """`first + scale (second - first)`, its spread brought back towards that of `second` by `rescale`.
+    """Return `first + scale (second - first)`, with its spread brought towards that of `second` by `rescale`.
 
     Source: Ho and Salimans (2022), Eq. 6; Lin et al., "Common diffusion noise schedules and sample steps are
     flawed" (2023), section 3.4.
@@ -254,7 +254,7 @@ def _classifier_free(scale: float, rescale: float) -> Combine:
 
 
 def _fits(parts: Sequence[Tensor], target: Tensor) -> list[float]:
-    """The scale that explains the prediction best, as people write it and as it is. Waits for the device."""
+    """Return the scale that explains the prediction best, rounded and exact; wait for the device."""
     first, second, wanted = (tensor.double() for tensor in (*parts, target))
     difference = second - first
     size = float(difference.square().sum())
@@ -269,7 +269,7 @@ def _copies(calls: Sequence[UNetCall], sample: Tensor) -> int:
     if rows % batch_size or any(call.sample.shape != calls[0].sample.shape for call in calls):
         raise PlanError(
             f"step {calls[0].step}: the network was called with {_shape(calls[0].sample)} for a sample "
-            f'{_shape(sample)}; such a pipeline cannot be corrected: sample with steps="none"'
+            f"{_shape(sample)}; such a pipeline cannot be corrected: sample without correction"
         )
     return rows // batch_size
 
@@ -280,12 +280,12 @@ def _check_inputs(calls: Sequence[UNetCall], scaled: Tensor, copies: int) -> Non
         if seen.shape[1:] != scaled.shape[1:] or not _close(torch.cat([scaled] * copies), seen):
             raise PlanError(
                 f"step {call.step}: the network's input is not the scheduler's sample, scaled by it; such a "
-                'pipeline cannot be corrected: sample with steps="none"'
+                "pipeline cannot be corrected: sample without correction"
             )
 
 
 def _explains(scale: float, rescale: float, parts: Sequence[Tensor], target: Tensor) -> bool:
-    """Whether guiding `parts` gives `target`, but for rounding, which is bounded image by image.
+    """Return whether guiding `parts` gives `target`, except for rounding, which is bounded image by image.
 
     With u, c the parts, d = c - u, g = u + s d, and every operation rounded once, the errors of d, of s d and
     of g add up to a variance of (2 (s d)² + g²) eps² / 12. In another order u, s u and s c are rounded.
@@ -307,16 +307,16 @@ def _explains(scale: float, rescale: float, parts: Sequence[Tensor], target: Ten
 
 
 def _close(expected: Tensor, given: Tensor) -> bool:
-    """Whether two batches are the same but for a rounding or two, image by image."""
+    """Return whether two batches are the same except for a rounding or two, image by image."""
     eps = _eps(expected, given)
     bound = 2 * _ROUNDING * eps * _mean_square(expected).sqrt()
     return expected.shape == given.shape and _differs_by_rounding(expected, given, bound, eps)
 
 
 def _differs_by_rounding(expected: Tensor, given: Tensor, bound: Tensor, eps: float) -> bool:
-    """Whether each image differs by a root mean square of at most `bound` `(B,)`, and no value by much more.
+    """Return whether each image differs by at most `bound` `(B,)` in root mean square, no value by much more.
 
-    NaN and infinities count as equal where both have them.
+    NaN and infinities are equal if both have them.
     """
     rounded = expected.to(given.dtype)  # a value that is too large for the type is infinite in both
     if not torch.equal(rounded.isfinite(), given.isfinite()):
@@ -328,7 +328,7 @@ def _differs_by_rounding(expected: Tensor, given: Tensor, bound: Tensor, eps: fl
 
 
 def _mean_square(batch: Tensor) -> Tensor:
-    """Of each image of `(B, …)`: `(B,)`, NaN and infinities left out."""
+    """Return the mean square of each image of `(B, …)`, `(B,)`, without NaN and infinities."""
     return _finite(batch).square().flatten(1).mean(dim=1)
 
 
@@ -344,7 +344,7 @@ def _unknown(step: int) -> PlanError:
     return PlanError(
         f"step {step}: the pipeline changed the network's prediction before it stepped, in a way that is "
         "neither classifier-free guidance nor its rescaling; such a pipeline cannot be corrected: sample "
-        'with steps="none"'
+        "without correction"
     )
 
 

@@ -1,4 +1,4 @@
-"""How much signal and how much noise a sample holds at each call of the denoiser.
+"""How much signal and noise a sample has at each call of the denoiser.
 
     symbol      here                meaning
     x           x                   the sample as the pipeline holds it, before `scale_model_input`
@@ -87,17 +87,17 @@ class NoiseLevels:
             )
         if len(self.signal) != len(self.noise):
             raise PlanError(
-                f"{len(self.signal)} levels of signal and {len(self.noise)} of noise; give one each a call"
+                f"{len(self.signal)} levels of signal and {len(self.noise)} of noise; give one each per call"
             )
         for step, (a, b) in enumerate(zip(self.signal, self.noise, strict=True)):
             if not (0 <= a < math.inf and 0 < b < math.inf):
                 raise PlanError(
-                    f"step {step} holds {a:g} of the signal and {b:g} of noise; both must be finite, the "
+                    f"step {step} has {a:g} of the signal and {b:g} of noise; both must be finite, and the "
                     "noise above 0; choose a method that needs no noise levels, such as IEC"
                 )
             if a == 0 and self.prediction_type == "epsilon":
                 raise PlanError(
-                    f"step {step} is pure noise, from which a prediction of it tells nothing about the clean "
+                    f"step {step} is pure noise, so a prediction of the noise says nothing about the clean "
                     "sample; a model with zero terminal SNR predicts v: check prediction_type"
                 )
 
@@ -105,19 +105,19 @@ class NoiseLevels:
     def of(
         cls, scheduler: Any, timesteps: tuple[float, ...], *, num_inference_steps: int | None = None
     ) -> NoiseLevels:
-        """The levels of a diffusers scheduler at recorded calls; `scheduler` stays as it is.
+        """Return the levels of a diffusers scheduler at recorded calls; `scheduler` stays as it is.
 
         Args:
-            scheduler: as the pipeline has it, whether its timesteps are set or not.
+            scheduler: as the pipeline has it; its timesteps need not be set.
             timesteps: of each denoiser call. They may repeat as the scheduler repeats them (PNDM, Heun), come
-                twice or thrice each (guidance in several calls), and start in the middle of its table (image
-                to image).
-            num_inference_steps: what the scheduler's table is made for; None is the number of different
-                timesteps, which is wrong where the run starts in the middle of the table.
+                two or three times each (guidance in several calls), and start in the middle of its table
+                (image to image).
+            num_inference_steps: of the scheduler's table; None takes the number of different timesteps, which
+                is wrong if the run starts in the middle of the table.
 
         Raises:
-            PlanError: the levels of this class, or of this way of using it, are not known, or its timesteps
-                are not those that were recorded.
+            PlanError: the levels of this class, or of this use of it, are not known, or its timesteps are not
+                the recorded ones.
         """
         name, config = _known(scheduler), scheduler.config
         prediction_type = _PREDICTION_TYPES.get(config.prediction_type)
@@ -143,7 +143,7 @@ class NoiseLevels:
         )
 
     def denoised(self, x: Tensor, prediction: Tensor, step: int) -> Tensor:
-        """x_0 that `prediction` means for `x` at call `step`."""
+        """Return the x_0 that `prediction` means for `x` at call `step`."""
         a, b, c = self.signal[step], self.noise[step], self.divisor(step)
         wide, p = _widened(x, prediction)
         if self.prediction_type == "sample":
@@ -155,7 +155,7 @@ class NoiseLevels:
         return x_0.to(x.dtype)
 
     def epsilon(self, x: Tensor, prediction: Tensor, step: int) -> Tensor:
-        """ε that `prediction` means for `x` at call `step`."""
+        """Return the ε that `prediction` means for `x` at call `step`."""
         a, b, c = self.signal[step], self.noise[step], self.divisor(step)
         wide, p = _widened(x, prediction)
         if self.prediction_type == "sample":
@@ -167,7 +167,7 @@ class NoiseLevels:
         return eps.to(x.dtype)
 
     def prediction(self, x: Tensor, epsilon: Tensor, step: int) -> Tensor:
-        """The scheduler's kind of prediction that means `epsilon`; inverse of `epsilon`.
+        """Return the scheduler's kind of prediction that means `epsilon`; inverse of `epsilon`.
 
         Where `signal[step]` is 0 no prediction is determined by ε, and the result is not finite.
         """
@@ -180,7 +180,7 @@ class NoiseLevels:
         return ((c * eps - b * wide / c) / a).to(x.dtype)
 
     def jump(self, x: Tensor, prediction: Tensor, step: int, to: int) -> Tensor:
-        """One deterministic DDIM step from call `step` to call `to`; `to == T` is the clean sample.
+        """Return `x` after one deterministic DDIM step from call `step` to call `to`; T is the clean sample.
 
         In either form it is Euler's step of the probability-flow ODE in ε and σ = b / a.
         """
@@ -191,34 +191,44 @@ class NoiseLevels:
         return (self.signal[to] * x_0 + self.noise[to] * self.epsilon(wide, p, step)).to(x.dtype)
 
     def scaled(self, x: Tensor, step: int) -> Tensor:
-        """What `scale_model_input` makes of `x` at call `step`."""
+        """Return what `scale_model_input` makes of `x` at call `step`."""
         return x / self.divisor(step) if self.scales_input else x
 
     def divisor(self, step: int) -> float:
-        """What `scale_model_input` divides by at call `step`."""
+        """Return what `scale_model_input` divides by at call `step`."""
         return math.hypot(self.signal[step], self.noise[step]) if self.scales_input else 1.0
 
 
+def check_known(levels: NoiseLevels | None, method: object) -> NoiseLevels:
+    """Return `levels`, which `method` needs.
+
+    Raises:
+        PlanError: they are not known.
+    """
+    if levels is None:
+        raise PlanError(
+            f"{type(method).__name__} needs the noise level of every step, which is not known for this "
+            "scheduler; choose a method that needs none, such as IEC or Forecast"
+        )
+    return levels
+
+
 def required(levels: NoiseLevels | None, method: object, steps: Iterable[int]) -> NoiseLevels:
-    """`levels`, for a method that works in ε at `steps`.
+    """Return `levels`, for a method that works in ε at `steps`.
 
     Raises:
         PlanError: they are not known, or one of the steps is pure noise, where the network's prediction says
             nothing about ε.
     """
-    name = type(method).__name__
-    if levels is None:
-        raise PlanError(
-            f"{name} needs the noise levels of the samples, which are not known for this scheduler; choose a "
-            "method that needs none, such as IEC"
-        )
+    known = check_known(levels, method)
     for step in steps:
-        if levels.signal[step] == 0:
+        if known.signal[step] == 0:
             raise PlanError(
-                f"{name} works on the noise in a sample, but step {step} is nothing but noise (zero terminal "
-                f"SNR); leave it out, such as steps={f'{step + 1}-{len(levels.signal) - 1}'!r}"
+                f"{type(method).__name__} works on the noise in a sample, but step {step} is nothing but "
+                "noise (zero terminal SNR); leave it out, such as "
+                f"steps={f'{step + 1}-{len(known.signal) - 1}'!r}"
             )
-    return levels
+    return known
 
 
 def _known(scheduler: Any) -> str:
@@ -248,7 +258,7 @@ def _alpha_cumprod(scheduler: Any, timestep: float, step: int) -> float:
 
 
 def _sigmas(scheduler: Any, timesteps: tuple[float, ...], num_inference_steps: int) -> tuple[float, ...]:
-    """The scheduler's own σ at every call, from a copy on which the timesteps are set."""
+    """Return the scheduler's own σ at every call, from a copy with its timesteps set."""
     fresh = copy.deepcopy(scheduler)
     fresh.set_timesteps(num_inference_steps)
     table = [float(t) for t in fresh.timesteps]

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
-from errata.correct.batch_invariance import SampleWise, works_one_by_one
-from errata.correct.conflicts import check_conflicts
+from errata.correct.batch_invariance import BatchInvariantDenoiser, FreshNoise, run_row_by_row
 from errata.correct.corrector import Corrector, CorrectorContext, Method
-from errata.correct.diffier import DiffIER
-from errata.correct.fresh_noise import FreshNoise
 from errata.correct.guidance import asked_scale, scheduler_timesteps
-from errata.correct.hindsight import check_order
-from errata.correct.iec import IEC
-from errata.correct.lookahead import check_effect
 from errata.correct.noise_levels import NoiseLevels
+from errata.correct.plan_check import check_call, check_plan, check_scheduler
 from errata.correct.plans import Plan
-from errata.correct.refresh import Refresh
-from errata.correct.scheduler_hook import SchedulerHook, decide, run_stats
-from errata.correct.stats import RunStats, overhead
+from errata.correct.scheduler_hook import SchedulerHook, decide
+from errata.correct.stats import RunStats, overhead, run_stats
 from errata.correct.step_rule import is_linear, keeps_samples
+from errata.correct.traits import traits_of
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError
 from errata.runtime.denoiser import Denoiser
@@ -31,21 +24,21 @@ from errata.runtime.run import Run
 
 
 def wrap(deployed: DeployedPipeline, plan: Plan, *, batch_invariant: bool = False) -> CorrectedPipeline:
-    """A pipeline with the same call as `deployed`, corrected by `plan`; `deployed` itself stays as it is.
+    """Return a pipeline with the call of `deployed`, corrected by `plan`; `deployed` stays as it is.
 
     Args:
         deployed: a loaded artifact.
         plan: what to do, and where.
-        batch_invariant: evaluate the denoiser, text encoders and a VAE image by image. Given a generator for
-            each, an image is then bit for bit the same alone and in a batch, at the cost of B small calls in
-            place of a large one. Without it a sum in another order makes the last bits differ; no decision of
-            a correction depends on other images either way, but for `IEC.official()`, which is refused here.
+        batch_invariant: run the denoiser, text encoders and VAE image by image. Given a generator for each
+            image, an image is then bit for bit the same alone and in a batch, at the cost of B small calls
+            instead of a large one. Without it the last bits may differ, because sums run in another order.
+            Corrections decide image by image either way, except for `IEC.official()`, which is refused here.
             AudioLDM 2 pads prompts to the longest of a batch, so there it holds for prompts of one length.
 
     Raises:
         TypeError: `deployed` is anything but a loaded artifact.
-        PlanError: the plan selects nothing that this artifact has, was made for another artifact, names a
-            method that cannot work on it, or methods in an order that makes no sense.
+        PlanError: the plan selects no step of this artifact, was made for another artifact, or has a method
+            that cannot work on it or after the ones before it.
     """
     if not isinstance(deployed, DeployedPipeline):
         raise TypeError(_not_deployed(deployed))
@@ -59,14 +52,14 @@ def wrap(deployed: DeployedPipeline, plan: Plan, *, batch_invariant: bool = Fals
 class CorrectedPipeline:
     """Made by `wrap`.
 
-    A call samples on a private copy of the pipeline (a `Run`), with a tap on that copy's `scheduler.step`, so
-    the pipeline keeps its loop, and nothing is patched on any object of the caller's. Several of them may
-    sample on one artifact, in threads of their own too: their denoiser calls take turns.
+    A call samples on a private copy of the pipeline (a `Run`), with a hook on that copy's `scheduler.step`.
+    So the pipeline keeps its loop, and no object of the caller is patched. Several corrected pipelines may
+    sample on one artifact, also in different threads: their denoiser calls take turns.
 
     Attributes:
         deployed: the artifact.
-        plan: what was asked for.
-        steps: the steps that it comes to.
+        plan: as given.
+        steps: the steps that the plan selects on this artifact.
     """
 
     def __init__(self, deployed: DeployedPipeline, plan: Plan, *, batch_invariant: bool = False) -> None:
@@ -74,16 +67,12 @@ class CorrectedPipeline:
         self.plan = plan
         _check_artifact(plan, deployed)
         self._placed = plan.placed(deployed.schedule)
-        check_effect(self._placed, deployed.schedule)
-        check_order(self._placed)
-        _check_can_guide(self._placed, deployed.pipe)
-        if batch_invariant:
-            _check_batch_invariant(plan)
+        check_plan(self._placed, deployed.schedule, deployed.pipe, batch_invariant=batch_invariant)
         self._levels: NoiseLevels | None = None
         self._checked_with: tuple[Any, Any] | None = None
         self._check_scheduler()
         self.steps = tuple(sorted({step for _, steps in self._placed for step in steps}))
-        self._works_one_by_one = batch_invariant
+        self._is_batch_invariant = batch_invariant
         self._stats: RunStats | None = None
 
     @property
@@ -97,41 +86,40 @@ class CorrectedPipeline:
         A callback gets the private copy of the pipeline as its `pipe`.
 
         Raises:
-            ArtifactMismatch: another `num_inference_steps` than recorded.
+            ArtifactMismatchError: `num_inference_steps` is not the recorded number.
             PlanError: the pipeline does something between network and scheduler that cannot be reproduced; or
-                its scheduler was replaced since by one that a method of the plan cannot work with.
-            ErrataError: the denoiser returned NaN, at whatever step; a plan that corrects nothing does not
-                look.
+                its scheduler was replaced by one that a method of the plan cannot work with.
+            ErrataError: the denoiser returned NaN at any step. A plan that corrects nothing does not check.
         """
         arguments = self.deployed.arguments(kwargs, args)
         self._check_scheduler()
         asked = asked_scale(self.deployed.pipe, arguments)
-        _check_guidance(self._placed, asked)
-        correctors = [method.corrector(self._setting(steps)) for method, steps in self._placed]
-        run = self._start(correctors)
-        if self._works_one_by_one:
-            works_one_by_one(run.pipe)
-        if not correctors:
+        check_call(self._placed, asked)
+        acting = [(method, method.corrector(self._context(steps))) for method, steps in self._placed]
+        run = self._start(acting)
+        if self._is_batch_invariant:
+            run_row_by_row(run.pipe)
+        if not acting:
             output = run.pipe(**arguments)
             self._stats = run_stats(run, {})
             return output
-        tap = SchedulerHook(
+        hook = SchedulerHook(
             run,
-            correctors,
+            acting,
             levels=self._levels,
             noise=FreshNoise(arguments.get("generator")),
             guidance_scale=asked,
         )
-        with tap.installed():
+        with hook.installed():
             output = run.pipe(**arguments)
-        self._stats = run_stats(run, tap.finish())
+        self._stats = run_stats(run, hook.finish())
         _warn_of_divergence(self._stats)
         return output
 
     @property
     def _denoiser(self) -> Denoiser:
         denoiser = self.deployed.denoiser
-        return SampleWise(denoiser) if self._works_one_by_one else denoiser
+        return BatchInvariantDenoiser(denoiser) if self._is_batch_invariant else denoiser
 
     @property
     def stats(self) -> RunStats:
@@ -141,17 +129,17 @@ class CorrectedPipeline:
             PlanError: there is none yet.
         """
         if self._stats is None:
-            raise PlanError("nothing has been sampled yet; call the corrected pipeline, then read its stats")
+            raise PlanError("nothing was sampled yet; call the corrected pipeline before you read its stats")
         return self._stats
 
     def overhead(self) -> float:
-        """Overhead of the latest finished call, by the measured cost of each kind of evaluation."""
+        """Return the overhead of the latest finished call, by the measured costs of evaluations."""
         return overhead(self.stats, self._denoiser)
 
     def _check_scheduler(self) -> None:
-        """Reads the noise levels, and asks each method, unless that was done for this scheduler as it is.
+        """Read the noise levels and check the plan, unless that was done for this scheduler as it is.
 
-        A config of diffusers is frozen: one that changes is another object.
+        A config of diffusers is frozen: a changed one is another object.
         """
         scheduler = self.deployed.pipe.scheduler
         config = scheduler.config
@@ -160,14 +148,13 @@ class CorrectedPipeline:
             if scheduler is checked and config is checked_config:
                 return
         self._levels = _levels_of(self.deployed)
-        for method, steps in self._placed:
-            method.check(self._setting(steps))
-        check_conflicts(self._placed, is_linear=is_linear(scheduler))
+        contexts = [(method, self._context(steps)) for method, steps in self._placed]
+        check_scheduler(contexts, is_linear=is_linear(scheduler))
         self._checked_with = scheduler, config
 
-    def _setting(self, steps: tuple[int, ...]) -> CorrectorContext:
+    def _context(self, steps: tuple[int, ...]) -> CorrectorContext:
         denoiser = self.deployed.denoiser
-        refreshing = [chosen for method, chosen in self._placed if isinstance(method, Refresh)]
+        refreshing = [chosen for method, chosen in self._placed if traits_of(method).refreshes]
         return CorrectorContext(
             steps=steps,
             schedule=denoiser.schedule,
@@ -177,18 +164,18 @@ class CorrectedPipeline:
             keeps_samples=keeps_samples(self.deployed.pipe.scheduler),
         )
 
-    def _start(self, correctors: list[Corrector]) -> Run:
-        if not correctors:
+    def _start(self, acting: list[tuple[Method, Corrector]]) -> Run:
+        if not acting:
             return self.deployed.start(denoiser=self._denoiser)
         return self.deployed.start(
             denoiser=self._denoiser,
-            decide=functools.partial(decide, correctors),
-            remembers=max(corrector.remembers for corrector in correctors),
+            decide=functools.partial(decide, acting),
+            remembers=max(corrector.remembers for _, corrector in acting),
         )
 
 
 def _levels_of(deployed: DeployedPipeline) -> NoiseLevels | None:
-    """None where they are not known; a method that needs them says so in its `check`."""
+    """Return the noise levels, or None where they are not known; `plan_check` asks who needs them."""
     pipe, count = deployed.pipe, deployed.num_inference_steps
     timesteps = scheduler_timesteps(pipe, deployed.denoiser.timesteps, num_inference_steps=count)
     try:
@@ -203,53 +190,25 @@ def _check_artifact(plan: Plan, deployed: DeployedPipeline) -> None:
     digest = deployed.manifest.sha256
     if plan.artifact != digest:
         raise PlanError(
-            f"this plan was made for the artifact {plan.artifact[:12]}…, this one is "
-            f"{digest[:12]}…; its steps and its expected quality belong to that one: make a plan for this "
-            "one with errata.correct.plan(deployed, …)"
+            f"this plan was made for the artifact {plan.artifact[:12]}…, but this is {digest[:12]}…: its "
+            "steps and its expected quality do not hold here; make a plan for this one with `errata plan` "
+            "or errata.correct.plan(deployed, …)"
         )
     recorded, taken = deployed.manifest.sampler.num_inference_steps, deployed.num_inference_steps
     if taken != recorded:
         raise PlanError(
-            f"this plan was made for {recorded} sampling steps, this pipeline takes {taken}: its steps and "
-            "its expected quality do not hold here; sample with the recorded number, or write a plan that "
-            "names no artifact"
-        )
-
-
-def _check_batch_invariant(plan: Plan) -> None:
-    for method, _ in plan.parts:
-        if isinstance(method, IEC) and method.stopping == "official":
-            raise PlanError(
-                'batch_invariant=True with IEC(stopping="official"), whose residual is that of the whole '
-                'batch, so an image depends on its neighbours; choose "per_sample", or batches of 1'
-            )
-
-
-def _check_can_guide(placed: Sequence[tuple[Method, tuple[int, ...]]], pipe: Any) -> None:
-    """Whether a call is guided shows when it is made; without a guidance scale none ever is."""
-    names = [*inspect.signature(type(pipe).__call__).parameters, *dir(type(pipe))]
-    can_guide = any("guidance" in name for name in names)
-    if not can_guide and any(isinstance(method, DiffIER) for method, _ in placed):
-        raise PlanError(
-            f"DiffIER reduces the error of guided predictions, and {type(pipe).__name__} has no guidance "
-            "scale; correct with IEC"
-        )
-
-
-def _check_guidance(placed: Sequence[tuple[Method, tuple[int, ...]]], asked: float | None) -> None:
-    if asked is not None and asked <= 1 and any(isinstance(method, DiffIER) for method, _ in placed):
-        raise PlanError(
-            f"DiffIER reduces the error of guided predictions, and guidance_scale={asked:g} guides nothing; "
-            "sample with one above 1, or correct with IEC"
+            f"this plan was made for {recorded} sampling steps, but this pipeline takes {taken}: its steps "
+            "and its expected quality do not hold here; sample with the recorded number, or use a plan that "
+            "is not bound to an artifact"
         )
 
 
 def _warn_of_divergence(stats: RunStats) -> None:
     if stats.diverged:
-        # Without the number, so that the same place is warned once; it is in the stats.
+        # Without the number, so that Python shows it once a place; the number is in the stats.
         warnings.warn(
-            "the residual of a correction grew beyond its first, and the better iterate was kept; a smaller "
-            "step_size converges more surely, see stats.diverged and stats.steps[i].diverged",
+            "the residual of a correction grew beyond its first value, so the better iterate was kept; try a "
+            "smaller step_size; see stats.diverged and stats.steps[i].diverged",
             RuntimeWarning,
             stacklevel=3,
         )

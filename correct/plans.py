@@ -1,46 +1,35 @@
-"""A plan: which methods, at which steps."""
+"""A plan: which methods, at which steps; and plans as small JSON files.
+
+A file is `{"format": "errata-plan/1", "plan": …}`. `plan` is what `Plan.to_json` returns: method, steps, the
+artifact that it was chosen for, and what it was measured to be worth there.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from errata.canonical_json import loads_strict
 from errata.correct import steps as grammar
 from errata.correct.config_json import fields_of
 from errata.correct.corrector import Method
-from errata.correct.diffier import DiffIER
-from errata.correct.epsilon_scaling import EpsilonScaling
-from errata.correct.fitted_forecast import FittedForecast
-from errata.correct.forecast import Forecast
-from errata.correct.hindsight import Hindsight
-from errata.correct.iec import IEC
-from errata.correct.langevin import Langevin
-from errata.correct.lookahead import Lookahead
+from errata.correct.methods.iec import IEC
 from errata.correct.planner.expectation import Expectation
-from errata.correct.refresh import Refresh
-from errata.correct.second_order import SecondOrder
+from errata.correct.registry import METHODS as METHODS
+from errata.correct.registry import method_from_json
+from errata.directories import refusals_as, write_whole
 from errata.errors import PlanError
 from errata.runtime.schedule import CacheSchedule
 
 if TYPE_CHECKING:
     from errata.deploy import DeployedPipeline
 
-# Method types that a stored plan may name; never resolved by import path.
-_KINDS: tuple[type[Method], ...] = (
-    DiffIER,
-    EpsilonScaling,
-    FittedForecast,
-    Forecast,
-    Hindsight,
-    IEC,
-    Langevin,
-    Lookahead,
-    Refresh,
-    SecondOrder,
-)
-METHODS: Mapping[str, type[Method]] = {kind.__name__: kind for kind in _KINDS}
+FORMAT = "errata-plan/1"
+# A plan that names every one of a thousand steps takes a few kilobytes; anything larger is not a plan.
+_LARGEST = 2**20
 # Far more than make sense; a hostile file must not nest them until Python gives up.
 MOST_PARTS = 32
 
@@ -49,17 +38,17 @@ MOST_PARTS = 32
 class Plan:
     """Correct with `method` at `steps` (an expression, see `errata.correct.steps.GRAMMAR`).
 
-    `plan + other` does both, `plan` first: what it makes of a step is what `other` gets.
+    `plan + other` does both, `plan` first: `other` gets each step as `plan` corrected it.
 
     Attributes:
         method: None corrects nothing.
-        steps: intersected with those that the method serves.
-        also: what is done besides.
-        artifact: digest of the only artifact that it may be used on; None is any.
-        expected: what it was measured to do there, where `errata.correct.plan` made it.
+        steps: where; limited to the steps that the method serves.
+        also: a further plan, applied after this one.
+        artifact: digest of the only artifact that it may be used on; None allows any.
+        expected: what it was measured to do there, if `errata.correct.plan` made it.
 
     Raises:
-        PlanError: `method` is none, or `steps` is malformed.
+        PlanError: `method` is not a method, or `steps` is malformed.
     """
 
     method: Method | None
@@ -75,7 +64,7 @@ class Plan:
                 f"steps {self.steps!r} without a method; write Plan(IEC(), steps=…) or Plan.none()"
             )
         if self.method is not None and not _is_method(self.method):
-            raise PlanError(f"{self.method!r} is no correction method; write Plan(IEC()) for instance")
+            raise PlanError(f"{self.method!r} is not a correction method; write for instance Plan(IEC())")
         for name, kind in (("also", Plan), ("artifact", str), ("expected", Expectation)):
             given = getattr(self, name)
             if given is not None and not isinstance(given, kind):
@@ -84,17 +73,17 @@ class Plan:
             raise PlanError(f"a plan of {len(self.parts)} parts; at most {MOST_PARTS} are allowed")
 
     def __add__(self, other: Plan) -> Plan:
-        """Both, this one first; bound to the artifact that either is bound to.
+        """Return a plan that does both, this one first; bound to the artifact that either is bound to.
 
         Raises:
-            PlanError: they are bound to two artifacts.
+            PlanError: they are bound to different artifacts.
         """
         if not isinstance(other, Plan):
             return NotImplemented
         bound = sorted({plan.artifact for plan in (self, other) if plan.artifact is not None})
         if len(bound) > 1:
             raise PlanError(
-                f"these plans were made for two artifacts, {' and '.join(bound)}; use one of them"
+                f"these plans were made for two artifacts, {' and '.join(bound)}; use plans for the same one"
             )
         also = other if self.also is None else self.also + other
         also = replace(also, artifact=None, expected=None)
@@ -102,13 +91,13 @@ class Plan:
 
     @classmethod
     def none(cls) -> Plan:
-        """Correct nothing."""
+        """Return the plan that corrects nothing."""
         return cls(None, "none")
 
     @classmethod
     def paper(cls, deployed: DeployedPipeline) -> Plan:
-        """IEC where its paper puts it: at every step; at the full steps of an artifact with a cache; at the
-        first step of a pipeline that takes text (in the paper, Stable Diffusion).
+        """Return IEC where its paper puts it: at every step; at the full steps of an artifact with a cache;
+        at the first step of a pipeline that takes text (in the paper, Stable Diffusion).
 
         Source: "Iterative Error Correction", implementation details.
         """
@@ -118,19 +107,20 @@ class Plan:
 
     @property
     def corrects_nothing(self) -> bool:
-        """Whether no part of it names a step."""
+        """Whether no part of it corrects any step."""
         return all(method is None or steps == "none" for method, steps in self.parts)
 
     @property
     def parts(self) -> tuple[tuple[Method | None, str], ...]:
-        """Method and steps of everything that is done, in order."""
+        """Method and steps of each part, in order."""
         return ((self.method, self.steps), *(() if self.also is None else self.also.parts))
 
     def placed(self, schedule: CacheSchedule) -> tuple[tuple[Method, tuple[int, ...]], ...]:
-        """Each method with the steps that it will correct; without those that correct nothing.
+        """Return each method with the steps that it will correct; methods without any are left out.
 
         Raises:
-            PlanError: an expression names a step that the schedule does not have, or nothing is left of it.
+            PlanError: an expression names a step that the schedule does not have, or no step that the method
+                serves.
         """
         return tuple(
             (method, _placed(method, steps, schedule))
@@ -139,7 +129,7 @@ class Plan:
         )
 
     def resolve(self, schedule: CacheSchedule) -> tuple[int, ...]:
-        """The steps that will be corrected by any of its methods, sorted.
+        """Return the steps that any of its methods will correct, sorted.
 
         Raises:
             PlanError: as `placed`.
@@ -147,7 +137,7 @@ class Plan:
         return tuple(sorted({step for _, steps in self.placed(schedule) for step in steps}))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value; `from_json` reads it back."""
+        """Return a plain JSON value; `from_json` reads it back."""
         return {
             "type": "Plan",
             "version": 2,
@@ -160,18 +150,18 @@ class Plan:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Plan:
-        """Inverse of `to_json`.
+        """Return the plan that `to_json` described.
 
         Raises:
-            PlanError: another type or version, an unknown method, a missing or an unknown key.
+            PlanError: another type or version, an unknown method, a missing or unknown key.
         """
         _check_depth(value)
         fields = fields_of(cls, value, version=2)
         also, artifact, expected = fields["also"], fields["artifact"], fields["expected"]
         if artifact is not None and not isinstance(artifact, str):
-            raise PlanError(f"Plan.artifact is {artifact!r}; expected the digest of an artifact, or null")
+            raise PlanError(f"Plan.artifact is {artifact!r}; it must be the digest of an artifact, or null")
         return cls(
-            _method(fields["method"]),
+            method_from_json(fields["method"]),
             fields["steps"],
             None if also is None else cls.from_json(also),
             artifact,
@@ -179,21 +169,54 @@ class Plan:
         )
 
     def save(self, path: str | Path) -> None:
-        """Writes it as a JSON file, in place of what is there. See `errata.correct.plan_file`."""
-        from errata.correct.plan_file import save_plan
+        """Write it as a JSON file, whole or not at all, in place of what is there.
 
-        save_plan(self, path)
+        Raises:
+            PlanError: the file cannot be written there.
+        """
+        text = json.dumps({"format": FORMAT, "plan": self.to_json()}, indent=2, allow_nan=False)
+        write_whole(Path(path), text.encode() + b"\n", error=PlanError, advice="choose another file")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Reads what `save` wrote.
+        """Return the plan that `save` wrote.
 
         Raises:
-            PlanError: there is no such file, or it holds no plan.
+            PlanError: no such file, not a plan, another format, or a key or value that no plan has.
         """
-        from errata.correct.plan_file import load_plan
+        source = Path(path)
+        stored = _read(source)
+        try:
+            return cls.from_json(stored)
+        except PlanError as problem:
+            raise PlanError(f"`{source}`: {problem}") from problem
+        except RecursionError:
+            raise PlanError(f"`{source}` is nested too deep to be a plan; plan again") from None
 
-        return load_plan(path)
+
+def _read(source: Path) -> Any:
+    """Return the value under `plan` in a file, unchecked.
+
+    Raises:
+        PlanError: there is no such file, or it is not a plan file of this format.
+    """
+    advice = "give a file that `errata plan` wrote"
+    with refusals_as(PlanError, doing=f"read `{source}`", advice=advice), source.open("rb") as file:
+        data = file.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise PlanError(f"`{source}` is larger than {_LARGEST:,} bytes, so it is not a plan; plan again")
+    try:
+        value = loads_strict(data)
+    except ValueError as problem:
+        raise PlanError(f"`{source}` is not a plan: {problem}; plan again") from problem
+    stored = value.get("format") if isinstance(value, dict) else None
+    if stored != FORMAT:
+        raise PlanError(f"`{source}` has format {stored!r}; this release reads {FORMAT!r}; plan again")
+    if set(value) != {"format", "plan"}:
+        odd = sorted(set(value) ^ {"format", "plan"})
+        # Quoted, since a key may be anything, control codes of a terminal included.
+        raise PlanError(f"`{source}` has missing or unknown keys: {', '.join(map(repr, odd))}; plan again")
+    return value["plan"]
 
 
 def _placed(method: Method, steps: str, schedule: CacheSchedule) -> tuple[int, ...]:
@@ -206,13 +229,13 @@ def _placed(method: Method, steps: str, schedule: CacheSchedule) -> tuple[int, .
     name = type(method).__name__
     if not served:
         raise PlanError(
-            f"{name} serves no step of this artifact: "
+            f"{name} cannot correct any step of this artifact: "
             + ("it has a cache" if schedule.has_cache else "it has no cache, so every step is a full one")
             + '; choose another method, or steps="none"'
         )
     raise PlanError(
-        f"steps {steps!r} leaves nothing to correct: {name} serves steps {grammar.spelled(served)} of this "
-        'artifact; name some of them, or write "none"'
+        f"steps {steps!r} leaves nothing to correct: {name} can correct steps {grammar.spelled(served)} of "
+        'this artifact; choose some of them, or write "none"'
     )
 
 
@@ -221,16 +244,6 @@ def _check_depth(value: Any) -> None:
         value = value.get("also") if isinstance(value, Mapping) else None
     if value is not None:
         raise PlanError(f"a plan of more than {MOST_PARTS} parts; at most {MOST_PARTS} are allowed")
-
-
-def _method(stored: Any) -> Method | None:
-    if stored is None:
-        return None
-    kind = stored.get("type") if isinstance(stored, Mapping) else None
-    if not isinstance(kind, str) or kind not in METHODS:
-        named = repr(stored if kind is None else kind)
-        raise PlanError(f"unknown correction method {named}; known are {', '.join(sorted(METHODS))}")
-    return METHODS[kind].from_json(stored)
 
 
 def _is_method(value: object) -> bool:

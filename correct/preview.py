@@ -1,13 +1,13 @@
-"""A look at where a scheduler's step would lead, that leaves no trace.
+"""A look at where a scheduler's step would lead, without a trace.
 
-How diffusers' schedulers hold their state is known here; what their rules are, in `step_rule`.
+This file knows how diffusers' schedulers hold their state; `step_rule` knows their rules.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Generator, Tensor
 
+from errata.correct.corrector import Correction
 from errata.correct.device_sync import on_host
 from errata.correct.step_rule import may_draw_noise
 
@@ -22,8 +23,8 @@ from errata.correct.step_rule import may_draw_noise
 class SchedulerStep:
     """One pending call of `step`, a scheduler's own, with the arguments that the pipeline gave.
 
-    `preview` may be called any number of times before `take`; each sees the state, the history and the random
-    numbers that `take` will see, and changes none of them.
+    `preview` may be called any number of times before `take`. Each call sees the state, the history and the
+    random numbers that `take` will see, and changes none of them.
 
     Attributes:
         model_output: the prediction that the pipeline passed.
@@ -39,7 +40,7 @@ class SchedulerStep:
         timestep: float | None = None,
         timesteps: Tensor | None = None,
     ) -> None:
-        """The step's `timestep`, and all `timesteps`, where they are known without asking the device."""
+        """Take the step's `timestep` and all `timesteps` from main memory, where they are known."""
         bound.arguments["timestep"] = on_host(bound.arguments["timestep"], timestep)
         self._scheduler = scheduler
         self._step = step
@@ -51,26 +52,39 @@ class SchedulerStep:
         self.sample: Tensor = self._bound.arguments["sample"]
 
     def scaled(self, sample: Tensor) -> Tensor:
-        """`sample` `(B, …)` scaled for the network's input, as the pipeline does at this step."""
+        """Return `sample` `(B, …)`, scaled for the network's input, as the pipeline does at this step."""
         scaled: Tensor = self._before.scale_model_input(sample, self._bound.arguments["timestep"])
         return scaled
 
     def preview(self, prediction: Tensor) -> Tensor:
-        """The sample that the step would return for `prediction`."""
+        """Return the sample that the step would return for `prediction`."""
         ahead = snapshot(self._scheduler, timesteps=self._timesteps)
         if not self._draws_noise:
-            return _prev_sample(self._call(ahead.step, model_output=prediction))
+            return prev_sample_of(self._call(ahead.step, model_output=prediction))
         generator = self._bound.arguments.get("generator")
         if generator is None and "generator" in self._bound.signature.parameters:
             generator = _default_generator(prediction.device)
         if generator is not None:
-            return _prev_sample(self._call(ahead.step, model_output=prediction, generator=_clones(generator)))
+            return prev_sample_of(
+                self._call(ahead.step, model_output=prediction, generator=_clones(generator))
+            )
         with _forked_rng(prediction.device):
-            return _prev_sample(self._call(ahead.step, model_output=prediction))
+            return prev_sample_of(self._call(ahead.step, model_output=prediction))
 
     def take(self, prediction: Tensor) -> Any:
-        """Steps for real, with `prediction` in place of the pipeline's; what the scheduler returns."""
+        """Step for real, with `prediction` in place of the pipeline's; return the scheduler's output."""
         return self._call(self._step, model_output=prediction)
+
+    def take_corrected(self, corrections: Sequence[Correction]) -> Any:
+        """Step for real, with what `corrections` in their order change; return the scheduler's output."""
+        output = self.take(corrections[-1].prediction if corrections else self.model_output)
+        replacing = [each.prev_sample for each in corrections if each.prev_sample is not None]
+        if replacing:
+            output = replaced(output, replacing[-1])
+        for correction in corrections:
+            if correction.shift is not None:
+                output = shifted(output, correction.shift)
+        return output
 
     def _call(self, step: Callable[..., Any], **changes: Any) -> Any:
         bound = inspect.BoundArguments(self._bound.signature, {**self._bound.arguments, **changes})
@@ -78,15 +92,15 @@ class SchedulerStep:
 
 
 def snapshot(scheduler: Any, *, timesteps: Tensor | None = None) -> Any:
-    """A scheduler in the same state that can be stepped without touching `scheduler`.
+    """Return a scheduler in the same state that can be stepped without touching `scheduler`.
 
-    Shares tables (tensors of one dimension, arrays, the config): steps only read them. Copies containers,
-    whose elements steps replace, and batches, which PNDM adds to in place. `timesteps` takes the place of its
-    own table, with the same values in main memory.
+    It shares tables (tensors of one dimension, arrays, the config), which steps only read. It copies
+    containers, whose elements steps replace, and batches, which PNDM adds to in place. `timesteps` replaces
+    its own table with the same values in main memory.
     """
     clone = copy.copy(scheduler)
     state = vars(clone)
-    state.pop("step", None)  # a tap on the original; the class's own step is wanted
+    state.pop("step", None)  # a hook on the original; the class's own step is wanted
     for name, value in list(state.items()):
         if type(value) in (list, dict):
             state[name] = copy.copy(value)
@@ -100,8 +114,8 @@ def snapshot(scheduler: Any, *, timesteps: Tensor | None = None) -> Any:
 
 
 def replaced(output: Any, prev_sample: Tensor) -> Any:
-    """The scheduler's `output` with another sample, in the type that the step returns."""
-    prev_sample = prev_sample.to(_prev_sample(output).dtype)
+    """Return the scheduler's `output` with another sample, in the type that the step returns."""
+    prev_sample = prev_sample.to(prev_sample_of(output).dtype)
     if isinstance(output, tuple):
         return (prev_sample, *output[1:])
     output.prev_sample = prev_sample
@@ -109,18 +123,19 @@ def replaced(output: Any, prev_sample: Tensor) -> Any:
 
 
 def shifted(output: Any, shift: Tensor) -> Any:
-    """The scheduler's `output` with `shift` added to its sample."""
-    sample = _prev_sample(output)
+    """Return the scheduler's `output` with `shift` added to its sample."""
+    sample = prev_sample_of(output)
     return replaced(output, sample.to(torch.promote_types(sample.dtype, shift.dtype)) + shift)
 
 
-def _prev_sample(output: Any) -> Tensor:
+def prev_sample_of(output: Any) -> Tensor:
+    """Return the sample in what a scheduler's step returned."""
     sample: Tensor = output[0] if isinstance(output, tuple) else output.prev_sample
     return sample
 
 
 def _clones(generator: Generator | list[Generator]) -> Generator | list[Generator]:
-    """One clone for each generator; one that stands in the list twice draws twice from the same."""
+    """Return a clone of each generator; one that is in the list twice stays one generator."""
     if not isinstance(generator, list):
         return generator.clone_state()
     clones = {id(each): each.clone_state() for each in generator}
@@ -128,9 +143,9 @@ def _clones(generator: Generator | list[Generator]) -> Generator | list[Generato
 
 
 def _default_generator(device: torch.device) -> Generator | None:
-    """What draws on a device where a pipeline names no generator; None where that is not known.
+    """Return the generator that a device draws from by default; None if it is not known.
 
-    To be cloned, not rewound: other threads draw from it too.
+    Clone it and do not rewind it: other threads draw from it too.
     """
     if device.type == "cpu":
         return torch.default_generator

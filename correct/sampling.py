@@ -1,4 +1,4 @@
-"""Runs float and deployed pipelines on equal noise, with a timer. Nothing else here calls a pipeline."""
+"""Samples float and deployed pipelines from equal noise, with a timer. Planner and report use only this."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Inputs = Callable[[range], Mapping[str, Any]]
 class Sampled:
     """One batch: images (B, C, H, W), float32 in [0, 1] on the CPU; denoiser calls are per image.
 
-    `calls` has the seconds of every denoiser call by kind, where the sampler has a `CallTimer`.
+    `calls` has the seconds of every denoiser call by kind, if the sampler has a `CallTimer`.
     """
 
     images: Tensor
@@ -41,11 +41,11 @@ class Sampler(Protocol):
     """Samples the images of some indices; image i depends on `seed + i` alone."""
 
     def sample(self, indices: range) -> Sampled:
-        """One batch."""
+        """Return one batch."""
 
 
 class FloatSampler:
-    """The uncompressed pipeline; its denoiser calls are counted and timed."""
+    """The uncompressed pipeline, with its denoiser calls counted and timed."""
 
     def __init__(
         self, pipe: DiffusionPipeline, *, num_inference_steps: int, seed: int, inputs: Inputs
@@ -56,7 +56,7 @@ class FloatSampler:
         self._steps, self._seed, self._inputs = num_inference_steps, seed, inputs
 
     def sample(self, indices: range) -> Sampled:
-        """See `Sampler.sample`."""
+        """Return one batch, see `Sampler.sample`."""
         arguments = {**self._inputs(indices), "num_inference_steps": self._steps}
         timer = CallTimer()
         remove = timer.watch_module(self._pipe.unet)
@@ -73,7 +73,7 @@ class FloatSampler:
 class PlanSampler:
     """An artifact under a plan.
 
-    timer: what watches the artifact, if anything does.
+    timer: the timer that watches the artifact, if any.
 
     Raises:
         PlanError: the artifact cannot serve the plan.
@@ -92,7 +92,7 @@ class PlanSampler:
         self._deployed, self._seed, self._inputs, self._timer = deployed, seed, inputs, timer
 
     def sample(self, indices: range) -> Sampled:
-        """See `Sampler.sample`."""
+        """Return one batch, see `Sampler.sample`."""
         with _quiet(self._deployed.pipe):
             images, seconds = _timed(self._corrected, self._inputs(indices), indices, self._seed)
         stats = self._corrected.stats
@@ -101,25 +101,25 @@ class PlanSampler:
 
 
 def default_inputs(indices: range) -> Mapping[str, Any]:
-    """Arguments of an unconditional pipeline."""
+    """Return the arguments of an unconditional pipeline."""
     return {"batch_size": len(indices)}
 
 
 def batches_of(samples: int, batch_size: int, *, first: int = 0) -> list[range]:
-    """Indices `first` to `samples - 1` in batches; the last may be smaller."""
+    """Return the indices `first` to `samples - 1` in batches; the last may be smaller."""
     starts = range(first, samples, batch_size)
     return [range(start, min(start + batch_size, samples)) for start in starts]
 
 
 def generators_of(indices: range, seed: int) -> list[torch.Generator]:
-    """One for each image, so that image i starts from the noise of `seed + i` in any batch."""
+    """Return a generator for each image, so that image i starts from the noise of `seed + i` in any batch."""
     return [torch.Generator().manual_seed(seed + index) for index in indices]
 
 
 def _timed(
     pipeline: Callable[..., Any], arguments: Mapping[str, Any], indices: range, seed: int
 ) -> tuple[Tensor, float]:
-    """Images and wall-clock seconds; the copy to the CPU waits for the device, so the clock does too."""
+    """Return images and wall-clock seconds; the copy to the CPU makes the clock wait for the device."""
     generators = generators_of(indices, seed)
     start = time.perf_counter()
     output = pipeline(**arguments, generator=generators, output_type="np")

@@ -9,31 +9,33 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from errata.correct.corrector import Rows
+from errata.correct.corrector import Correction, Rows
 from errata.correct.costs import price
 from errata.errors import ErrataError
 from errata.runtime.denoiser import Denoiser
-from errata.runtime.schedule import StepKind
+from errata.runtime.run import Run, UNetCall
+from errata.runtime.schedule import CacheSchedule, StepKind
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepStats:
     """One sampling step.
 
-    Evaluations are those of samples divided by the batch size: one that has left the batch costs nothing.
+    Evaluations are counted per sample and divided by the batch size: a sample that has left the batch costs
+    nothing.
 
     Attributes:
         step: index of the denoiser call.
         kind: how the plain run evaluates this step, which counts as one evaluation.
-        extra: evaluations that the correction added, by kind; empty where it did nothing. Below 0 where it
-            took the place of a plain one: a cached step that is evaluated in full has one full evaluation
-            more and one cached evaluation less.
-        iterations: refinements of each sample of the batch; empty where there was none to count.
-        residuals: of each sample, one number per refinement.
-        diverged: which samples the guard stopped at an iterate because the next one moved further than the
-            first one had. Residuals that grow again after they have fallen are rounding, and do not count.
-        notes: what else the method tells, by name, a number for each sample; of IEC, "guarded" is 1 where the
-            guard stopped a sample for whatever growth.
+        extra: evaluations that the correction added, by kind; empty if it did nothing. Negative where it
+            replaced a plain one: a cached step evaluated in full has one full evaluation more and one cached
+            evaluation less.
+        iterations: refinements of each sample of the batch; empty if nothing was refined.
+        residuals: for each sample, one number per refinement.
+        diverged: the samples that the guard stopped because the next iterate moved further than the first
+            one had. A residual that grows again after it has fallen is rounding, and does not count.
+        notes: further numbers of the method by name, one for each sample. For IEC, "guarded" is 1 where the
+            guard stopped a sample, for any growth.
     """
 
     step: int
@@ -78,7 +80,7 @@ class RunStats:
 
     @property
     def iterations(self) -> tuple[int, ...]:
-        """Refinements of each sample, over all steps; empty where there was none to count."""
+        """Refinements of each sample over all steps; empty if nothing was refined."""
         counted = [step.iterations for step in self.steps if step.iterations]
         return tuple(map(sum, zip(*counted, strict=True)))
 
@@ -89,7 +91,7 @@ class RunStats:
 
 
 def overhead(stats: RunStats, denoiser: Denoiser) -> float:
-    """Σ(extra evaluations x the measured cost of their kind) / Σ(base evaluations x their cost).
+    """Return Σ(extra evaluations x the measured cost of their kind) / Σ(base evaluations x their cost).
 
     Costs are those of `denoiser` at the run's batch size; the first call at a new shape measures them.
     """
@@ -98,9 +100,20 @@ def overhead(stats: RunStats, denoiser: Denoiser) -> float:
     return price(stats.extra, costs) / price(stats.base, costs)
 
 
+def run_stats(run: Run, corrected: Mapping[int, StepStats]) -> RunStats:
+    """Return the stats of a finished run, some of whose steps were corrected."""
+    schedule = run.denoiser.schedule
+    steps = tuple(
+        corrected.get(step)
+        or StepStats(step=step, kind=schedule.kind(step), extra=changed_kind(schedule.kind(step), made))
+        for step, made in enumerate(run.kinds)
+    )
+    return RunStats(batch_size=run.latest[-1].sample.shape[0] if run.latest else 0, steps=steps)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """What a correction left behind at one step, on whatever device it is.
+    """What a correction left behind at one step, still on its device.
 
     Attributes:
         steps: the denoiser calls of this sampling step.
@@ -123,8 +136,31 @@ class StepRecord:
     notes: Mapping[str, Tensor] = field(default_factory=dict)
     is_finite: Tensor | None = None
 
+    @classmethod
+    def of(
+        cls,
+        calls: Sequence[UNetCall],
+        corrections: Sequence[Correction],
+        extra: Mapping[StepKind, float],
+        *,
+        schedule: CacheSchedule,
+        batch_size: int,
+    ) -> StepRecord:
+        """Return the record of a step at which `corrections` were made, with `extra` evaluations."""
+        return cls(
+            steps=tuple(call.step for call in calls),
+            scheduled=tuple(schedule.kind(call.step) for call in calls),
+            made=tuple(call.kind for call in calls),
+            extra=extra,
+            batch_size=batch_size,
+            residuals=[entry for each in corrections for entry in each.residuals],
+            diverged=[each.diverged for each in corrections if each.diverged is not None],
+            notes={name: values for each in corrections for name, values in each.notes.items()},
+            is_finite=is_whole(corrections[-1].prediction) if corrections else None,
+        )
+
     def stats(self) -> tuple[StepStats, ...]:
-        """One for each call, the extra evaluations with the first; waits for the device.
+        """Return the stats of each call, extra evaluations with the first one; wait for the device.
 
         Raises:
             ErrataError: a prediction or a residual is not finite.
@@ -164,26 +200,26 @@ class StepRecord:
 
 
 def check_finite(step: int, whole: Sequence[bool]) -> None:
-    """Refuses a step of which some samples are not `whole`.
+    """Check that all samples of a step are `whole`.
 
     Raises:
-        ErrataError: naming the step and the first such sample.
+        ErrataError: one is not; the message names the step and the first such sample.
     """
     if not all(whole):
         raise ErrataError(
             f"step {step}: the denoiser returned NaN or infinite values for sample {whole.index(False)} "
-            f"({whole.count(False)} of {len(whole)} samples were hit); sample in float32, or with "
-            'steps="none" to see whether the artifact alone does it too'
+            f"({whole.count(False)} of {len(whole)} samples were hit); sample in float32, or without "
+            "correction to see whether the artifact alone does it too"
         )
 
 
 def is_whole(batch: Tensor) -> Tensor:
-    """Whether all values of each sample are finite, `(B,)`, bool."""
+    """Return whether all values of each sample are finite, `(B,)`, bool."""
     return batch.isfinite().flatten(1).all(1)
 
 
 def _by_sample(rows: Rows, values: Tensor) -> Iterable[tuple[int, float]]:
-    """Samples with a number each; `rows` and `values` as in `Correction.residuals`."""
+    """Return pairs of sample and number; `rows` and `values` as in `Correction.residuals`."""
     numbers = values.tolist()
     if rows is None:
         return enumerate(numbers)
@@ -193,7 +229,7 @@ def _by_sample(rows: Rows, values: Tensor) -> Iterable[tuple[int, float]]:
 
 
 def changed_kind(scheduled: StepKind, made: StepKind) -> dict[StepKind, float]:
-    """What an evaluation of another kind than scheduled adds and takes away."""
+    """Return what an evaluation adds and takes away that was made otherwise than scheduled."""
     return {} if scheduled == made else {made: 1.0, scheduled: -1.0}
 
 

@@ -42,7 +42,7 @@ _NOISE_ARGUMENT = {"DDIMScheduler": "eta", "EulerDiscreteScheduler": "s_churn"}
 
 
 def is_linear(scheduler: Any) -> bool:
-    """Whether the step is linear (affine) in the prediction, so that blending predictions blends samples.
+    """Return whether the step is linear (affine) in the prediction: blending predictions blends samples.
 
     False for a class that is not listed here: then the exact iterate is used, which is right for any rule.
     `clip_sample=True` (the default of DDIM in diffusers) and `thresholding=True` make any class non-linear.
@@ -55,7 +55,7 @@ def is_linear(scheduler: Any) -> bool:
 
 
 def keeps_samples(scheduler: Any) -> bool:
-    """Whether later steps start from the sample that a step returned, so that a change of it is not lost.
+    """Return whether later steps start from the sample that a step returned, so a change of it is kept.
 
     Heun, PNDM with its Runge-Kutta start, UniPC and the single-step DPM-Solver go back to a sample that they
     saw before. PNDM without that start does so at its first call alone. False for a class not listed here.
@@ -66,22 +66,22 @@ def keeps_samples(scheduler: Any) -> bool:
     return _is_listed(scheduler, (_LINEAR | {"LMSDiscreteScheduler"}) - forgetful)
 
 
-def require_kept_samples(method: object, setting: CorrectorContext) -> None:
-    """Refuses a method that changes samples where the scheduler would forget the change.
+def check_keeps_samples(method: object, context: CorrectorContext) -> None:
+    """Check that the scheduler goes on from a sample that `method` changed.
 
     Raises:
-        PlanError: it does.
+        PlanError: it would go back to an earlier one.
     """
-    if not setting.keeps_samples:
+    if not context.keeps_samples:
         raise PlanError(
-            f"{type(method).__name__} changes the sample after a step, and this scheduler goes back to "
+            f"{type(method).__name__} changes the sample after a step, but this scheduler goes back to "
             "earlier samples, which would lose the change; sample with DDIM, Euler or DPM-Solver++ "
             "(multistep), or choose a method that changes predictions, such as IEC or Forecast"
         )
 
 
 def may_draw_noise(scheduler: Any, arguments: Mapping[str, Any]) -> bool:
-    """Whether a step called with `arguments` may draw random numbers; true for a class not listed here."""
+    """Return whether a step called with `arguments` may draw random numbers; True for an unlisted class."""
     if _is_listed(scheduler, _NOISELESS):
         return False
     name = type(scheduler).__name__

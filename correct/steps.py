@@ -1,4 +1,4 @@
-"""The language that says where along a sampling run to correct."""
+"""The grammar of the expressions that say where along a sampling run to correct."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _NUMBERS = re.compile(r"[0-9]{1,9}(-[0-9]{1,9})?(\s*,\s*[0-9]{1,9}(-[0-9]{1,9})?
 
 
 def check(expression: str) -> None:
-    """Checks what can be checked without knowing the number of steps.
+    """Check what can be checked without knowing the number of steps.
 
     Raises:
-        PlanError: malformed; names the expression, the bad part and the grammar.
+        PlanError: it is malformed; the message has the expression, the bad part and the grammar.
     """
     if not isinstance(expression, str):
         raise PlanError(
@@ -36,10 +36,10 @@ def check(expression: str) -> None:
 
 
 def select(expression: str, schedule: CacheSchedule) -> tuple[int, ...]:
-    """Step indices that `expression` names in `schedule`, sorted; possibly none.
+    """Return the step indices that `expression` selects in `schedule`, sorted; there may be none.
 
     Raises:
-        PlanError: malformed, or it names a step that the schedule does not have.
+        PlanError: it is malformed, or names a step that the schedule does not have.
     """
     check(expression)
     chosen = set(range(schedule.num_steps))
@@ -93,9 +93,9 @@ def _members(part: str, schedule: CacheSchedule, expression: str) -> set[int]:
 
 
 def middle(group: tuple[int, int], schedule: CacheSchedule) -> range:
-    """The denoiser calls of the sampling step in the middle of a group of one full step and cached ones.
+    """Return the denoiser calls of the middle sampling step of a group: a full step and its cached ones.
 
-    Empty where there are no cached ones.
+    It is empty if there are no cached ones.
     """
     start, end = group
     calls = schedule.calls_per_step
@@ -117,7 +117,7 @@ def _check_within(highest: int, total: int, part: str, expression: str) -> None:
 
 
 def spelled(steps: tuple[int, ...]) -> str:
-    """The steps in the grammar's own numbers and ranges: `(0, 3, 7, 8, 9)` is `"0,3,7-9"`."""
+    """Return the steps as numbers and ranges of the grammar: `(0, 3, 7, 8, 9)` is `"0,3,7-9"`."""
     runs: list[list[int]] = []
     for step in steps:
         if runs and step == runs[-1][-1] + 1:

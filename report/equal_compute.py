@@ -15,6 +15,7 @@ from itertools import pairwise
 from errata.correct import Forecast, Hindsight, Method, Plan, Refresh, SecondOrder, wrap
 from errata.correct.costs import Costs, plain_evaluations, price
 from errata.correct.steps import spelled
+from errata.correct.traits import has_second_order_match
 from errata.deploy import DeployedPipeline
 from errata.errors import ArtifactMismatchError, PlanError, first_line
 from errata.runtime.schedule import CacheSchedule, StepKind
@@ -141,7 +142,7 @@ def _spread(schedule: CacheSchedule, count: int) -> list[int]:
 def _second_order(plan: Plan, seconds: float) -> Rival | None:
     """Where a plan evaluates once more at each of some steps, the method that averages the two."""
     methods: list[tuple[Method | None, str]] = [part for part in plan.parts if part[1] != "none"]
-    if len(methods) != 1 or isinstance(methods[0][0], SecondOrder | Refresh):
+    if len(methods) != 1 or not has_second_order_match(methods[0][0]):
         return None
     steps = methods[0][1]
     return Rival(

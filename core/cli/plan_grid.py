@@ -1,17 +1,17 @@
-"""Several plans at once: files, and methods at several places."""
+"""Several plans at once: plan files, and methods at several places."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from errata.cli.plans import (
-    METHODS_TOLD,
     PLACES,
     add_choices,
     check_options_belong,
     given_choices,
     methods,
     methods_at,
+    methods_help,
     placed,
 )
 from errata.cli.usage import UsageError
@@ -21,51 +21,51 @@ if TYPE_CHECKING:
 
 
 def add_grid_options(group: argparse._ArgumentGroup) -> None:
-    """Declare them."""
+    """Declare the options of several plans."""
     group.add_argument(
         "--plan",
         action="append",
         type=Path,
         metavar="FILE",
-        help="what `errata plan` wrote; may be given several times, and with the others",
+        help="a plan file that `errata plan` wrote; can be repeated, and combined with the options below",
     )
     group.add_argument(
         "--correct",
         action="append",
         type=methods,
         metavar="METHOD",
-        help=f"at each --at: {METHODS_TOLD}; may be given several times (default: iec)",
+        help=f"{methods_help()}; can be repeated, each at every --at (default: iec)",
     )
     group.add_argument(
         "--at",
         action="append",
         metavar="STEPS",
-        help=f"{PLACES}; may be given several times; holds for methods without @ (default: all, of iec "
-        "alone ends:1/10 as well, or nothing with --plan)",
+        help=f"{PLACES}; can be repeated; for methods without an @ (default: all, for iec also ends:1/10, "
+        "and nothing with --plan)",
     )
     group.add_argument(
         "--no-equal-compute",
         dest="equal_compute",
         action="store_false",
-        help="leave out what else the same compute buys",
+        help="leave out the compute-matched alternatives",
     )
     add_choices(group)
 
 
 def plans_of(args: argparse.Namespace) -> "dict[str, Plan]":
-    """Those of the files, by their paths; and the methods, by their places, or by both if there are several.
+    """Return the plans of the files, by path, and those of the methods, by steps or by method and steps.
 
     Raises:
         UsageError: the options do not fit together.
-        PlanError: a file holds no plan.
+        PlanError: a file is not a plan.
     """
     asked = args.correct or [("iec",)]
     has_files_only = args.plan and not args.at and not args.correct
     idle = [choice.flag for choice in given_choices(args)]
     if has_files_only and idle:
-        raise UsageError(f"{idle[0]} has no effect with --plan; give --at as well for a row of its own")
+        raise UsageError(f"{idle[0]} has no effect with --plan; add --at for a row with this option")
     if args.at and all(map(_is_placed, asked)):
-        raise UsageError("--at has no effect: every method has steps of its own behind its @; leave it out")
+        raise UsageError("--at has no effect: every method has steps of its own after its @; leave it out")
     check_options_belong(args, [name for given in asked for name in given])
 
     from errata.correct import Plan
@@ -80,7 +80,7 @@ def plans_of(args: argparse.Namespace) -> "dict[str, Plan]":
 def _name(
     args: argparse.Namespace, asked: list[tuple[str, ...]], given: tuple[str, ...], steps: str | None
 ) -> str:
-    """No longer than it takes to tell the plans apart."""
+    """Return a name just long enough to tell the plans apart."""
     text = "+".join(given)
     if steps is None or (len(asked) > 1 and not args.at and given != ("iec",)):
         return text
@@ -88,7 +88,7 @@ def _name(
 
 
 def _places(args: argparse.Namespace, given: tuple[str, ...]) -> "tuple[str | None, ...]":
-    """Where methods go that have no steps of their own; None where all have."""
+    """Return the steps for methods that have none of their own; None where all have."""
     if _is_placed(given):
         return (None,)
     usual = ("ends:1/10", "all") if given == ("iec",) else ("all",)
@@ -96,5 +96,5 @@ def _places(args: argparse.Namespace, given: tuple[str, ...]) -> "tuple[str | No
 
 
 def _is_placed(given: tuple[str, ...]) -> bool:
-    """Whether all of these methods have steps of their own."""
+    """Return whether all of these methods have steps of their own."""
     return all(steps is not None for _, steps in map(placed, given))

@@ -1,4 +1,7 @@
-"""The options that describe a correction."""
+"""The options that describe a correction.
+
+Methods and their options are those that `errata.method_options` finds in the methods themselves.
+"""
 
 import argparse
 import functools
@@ -8,158 +11,195 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.cli.usage import UsageError, finite, misuse, positive, switch, whole
+from errata.cli.usage import UsageError, finite, misuse, switch, whole
 from errata.errors import PlanError
+from errata.method_options import MethodEntry, MethodOption, method_entries
 
 if TYPE_CHECKING:
-    from errata.correct import Plan
+    from errata.correct import Method, Plan
 
 PLACES = (
     "where: all, full (not served from the cache), middle (of each interval between full ones), ends:1/10 "
     "(the first and last tenth), first:3, last:5, every:5, 0,3,7-9; joined with &"
 )
-
-# Names on the command line, and the classes of errata.correct, which would be slow to import here.
-METHODS = {
-    "iec": "IEC",
-    "second-order": "SecondOrder",
-    "forecast": "Forecast",
-    "lookahead": "Lookahead",
-    "refresh": "Refresh",
-    "hindsight": "Hindsight",
-    "epsilon-scaling": "EpsilonScaling",
-    "diffier": "DiffIER",
-    "langevin": "Langevin",
+READERS: dict[str, Callable[[str], Any]] = {
+    "number": finite,
+    "whole number": whole,
+    "true or false": switch,
+    "word": str,
 }
-METHODS_TOLD = (
-    f"{', '.join(METHODS)}; several joined by +, the first one first, with @ each at steps of its own: "
-    "forecast+hindsight, refresh@middle+forecast+hindsight"
-)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An option that is a field of the methods that have it; tests compare it with their classes.
+    """An option that sets a field of the methods that have it.
 
     Attributes:
-        field: its name in the class; the option has dashes.
-        methods: that have it.
-        kind: what reads the text; ranges are checked by the class.
-        allowed: the words that it may be, if it is one of some words.
-        words: what it does, for people.
+        field: its name in the classes; the option has dashes.
+        methods: each method that has it, by name, with how it declares the field.
     """
 
     field: str
-    methods: tuple[str, ...]
-    words: str
-    kind: Callable[[str], Any] = str
-    allowed: tuple[str, ...] | None = None
+    methods: dict[str, MethodOption]
 
     @property
     def flag(self) -> str:
-        """As it is written."""
+        """As it is written on the command line."""
         return f"--{self.field.replace('_', '-')}"
 
+    @property
+    def allowed(self) -> tuple[str, ...] | None:
+        """The words that it may be; None where it is not one of some words."""
+        words = [option.allowed for option in self.methods.values()]
+        return tuple(dict.fromkeys(word for each in words for word in each)) if all(words) else None
 
-CHOICES = (
-    Choice("step_size", ("iec", "diffier"), "how far an iteration goes", finite),
-    Choice("iterations", ("iec", "langevin"), "at most, for each step", positive),
-    Choice("tolerance", ("iec",), "an image whose iterate moves no further is done", finite),
-    Choice("guard", ("iec",), "whether an image whose residual grows stops there: true or false", switch),
-    Choice("stopping", ("iec",), "by which rule", allowed=("per_sample", "official")),
-    Choice("cache_after", ("iec", "second-order"), "what cached steps read", allowed=("replace", "keep")),
-    Choice("weight", ("second-order",), "of the evaluation at the end of the step", finite),
-    Choice("order", ("forecast", "lookahead"), "of the polynomial through features", whole),
-    Choice("basis", ("forecast",), "of that polynomial", allowed=("newton", "hermite")),
-    Choice("sigma", ("forecast",), "contraction of the hermite basis", finite),
-    Choice("position", ("lookahead",), "where in the interval to look, 1 is its end", finite),
-    Choice("gain", ("hindsight",), "how much of the error is taken back", finite),
-    Choice("scale", ("epsilon-scaling",), "what the predicted noise is divided by", finite),
-    Choice("slope", ("epsilon-scaling",), "what the scale grows by from step to step", finite),
-    Choice("threshold", ("diffier",), "an image whose loss changes by less is done", finite),
-    Choice("max_iterations", ("diffier",), "for each step", positive),
-    Choice("snr", ("langevin",), "signal-to-noise ratio", finite),
-)
+    @property
+    def help(self) -> str:
+        """What it does, for which methods, and their defaults."""
+        told: dict[str, list[str]] = {}
+        for name, option in self.methods.items():
+            switchable = ", true or false" if option.kind == "true or false" else ""
+            told.setdefault(option.help + switchable, []).append(f"{option.default} for {name}")
+        return "; ".join(f"{text} (default: {', '.join(defaults)})" for text, defaults in told.items())
+
+    def read(self, text: str) -> Any:
+        """Return the value that `text` stands for; the text itself if methods read it differently.
+
+        Raises:
+            argparse.ArgumentTypeError: it is malformed.
+        """
+        kinds = {option.kind for option in self.methods.values()}
+        return READERS[kinds.pop()](text) if len(kinds) == 1 else text
+
+
+def choices() -> tuple[Choice, ...]:
+    """Return the options of all methods, each field once."""
+    found: dict[str, dict[str, MethodOption]] = {}
+    for entry in method_entries():
+        for option in entry.options:
+            found.setdefault(option.field, {})[entry.name] = option
+    return tuple(Choice(field, methods) for field, methods in found.items())
+
+
+def method_names() -> tuple[str, ...]:
+    """Return the methods that `--correct` takes."""
+    return tuple(entry.name for entry in method_entries())
+
+
+def methods_help() -> str:
+    """Return what `--correct` takes, for help texts."""
+    return (
+        f"{', '.join(method_names())}; join several with +, in the order in which they act, and give each "
+        "steps of its own after an @: forecast+hindsight, refresh@middle+forecast+hindsight"
+    )
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of one plan; those not given are None, so that the library's defaults hold."""
     group = parser.add_argument_group("correction")
     group.add_argument(
-        "--plan", type=Path, metavar="FILE", help="what `errata plan` wrote; in place of all that follows"
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="a plan file that `errata plan` wrote; replaces the options below",
     )
     group.add_argument(
         "--correct",
         type=methods_or_none,
         default=(),
         metavar="METHOD",
-        help=f"none, {METHODS_TOLD} (default: none)",
+        help=f"none, {methods_help()} (default: none)",
     )
-    group.add_argument("--at", metavar="STEPS", help=f"{PLACES} (default: all); not of methods with @")
+    group.add_argument("--at", metavar="STEPS", help=f"{PLACES} (default: all); for methods without an @")
     add_choices(group)
 
 
 def add_choices(group: argparse._ArgumentGroup) -> None:
-    """Declare the options of all methods."""
-    for choice in CHOICES:
+    """Declare the options of all methods. Their help has the defaults, by method."""
+    for choice in choices():
         group.add_argument(
             choice.flag,
-            type=choice.kind,
+            type=choice.read,
             choices=choice.allowed,
             metavar=None if choice.allowed else "X",
-            help=f"of {', '.join(choice.methods)}: {choice.words}",
+            help=choice.help.replace("%", "%%"),
         )
 
 
 def methods(text: str) -> tuple[str, ...]:
-    """An option's value that names methods, joined by `+`, each with `@` and steps or without."""
+    """Return the methods that an option names, joined by `+`, each with `@` and steps or without."""
     given = tuple(part.strip() for part in text.split("+"))
     for name, _ in map(placed, given):
-        if name not in METHODS:
-            raise argparse.ArgumentTypeError(f"`{name}` is no method; known are {', '.join(METHODS)}")
+        if name not in method_names():
+            raise argparse.ArgumentTypeError(
+                f"unknown method '{name}'; choose from {', '.join(method_names())}"
+            )
     return given
 
 
 def placed(given: str) -> tuple[str, str | None]:
-    """A method's name, and the steps behind its `@`, if there is one."""
+    """Return a method's name, and the steps after its `@`, if there is one."""
     name, sign, steps = given.partition("@")
     return name, steps if sign else None
 
 
 def methods_or_none(text: str) -> tuple[str, ...]:
-    """As `methods`; none of them for `none`."""
+    """Return the same as `methods`; none of them for `none`."""
     return () if text == "none" else methods(text)
 
 
 def given_choices(args: argparse.Namespace) -> list[Choice]:
-    """Options of methods that were given."""
-    return [choice for choice in CHOICES if getattr(args, choice.field) is not None]
+    """Return the options of methods that were given."""
+    return [choice for choice in choices() if getattr(args, choice.field) is not None]
 
 
 def methods_at(args: argparse.Namespace, given: tuple[str, ...], steps: str) -> "Plan":
-    """These methods with what the options say of them, each at steps of its own, or where it serves any of
-    `steps`.
+    """Return the plan for these methods with their options, at their own steps or else at `steps`.
 
     Raises:
-        UsageError: an option that none of these methods has, or a value that one refuses.
+        UsageError: a method refuses the value of an option, or the steps are malformed.
     """
     from errata import correct
 
+    entries = {entry.name: entry for entry in method_entries()}
     plans = []
     for name, own in map(placed, given):
-        chosen = [choice.field for choice in given_choices(args) if name in choice.methods]
+        method = _method(args, entries[name])
         with misuse(PlanError):
-            method = getattr(correct, METHODS[name])(**{field: getattr(args, field) for field in chosen})
             plans.append(correct.Plan(method, steps=steps if own is None else own))
     return functools.reduce(operator.add, plans)
 
 
+def _method(args: argparse.Namespace, entry: MethodEntry) -> "Method":
+    """Return a method with the options that were given for it.
+
+    Raises:
+        UsageError: it refuses one.
+    """
+    from errata.correct.registry import METHODS
+    from errata.correct.validation import FieldError
+
+    fields = {}
+    for choice in given_choices(args):
+        if entry.name in choice.methods:
+            value, read = getattr(args, choice.field), READERS[choice.methods[entry.name].kind]
+            with misuse(argparse.ArgumentTypeError):
+                fields[choice.field] = read(value) if isinstance(value, str) else value
+    try:
+        return METHODS[entry.class_name](**fields)
+    except FieldError as problem:
+        flag, value = f"--{problem.field.replace('_', '-')}", fields.get(problem.field)
+        raise UsageError(f"{flag} {value} with {entry.name}: it must be {problem.allowed}") from problem
+    except PlanError as problem:
+        raise UsageError(str(problem)) from problem
+
+
 def plan_from(args: argparse.Namespace) -> "Plan":
-    """The plan that the options describe.
+    """Return the plan that the options describe.
 
     Raises:
         UsageError: the options do not fit together.
-        PlanError: the file holds no plan.
+        PlanError: the file is not a plan.
     """
     if args.plan is None:
         check_options_belong(args, args.correct)
@@ -178,10 +218,10 @@ def plan_from(args: argparse.Namespace) -> "Plan":
 
 
 def check_options_belong(args: argparse.Namespace, given: Iterable[str]) -> None:
-    """Refuse an option that none of these methods has.
+    """Check that each option belongs to one of these methods.
 
     Raises:
-        UsageError: naming it.
+        UsageError: one does not; the message names it.
     """
     names = {name for name, _ in map(placed, given)}
     for choice in given_choices(args):
@@ -197,4 +237,4 @@ def _check_only_plan(args: argparse.Namespace) -> None:
     if args.correct:
         flags.insert(0, "--correct")
     if flags:
-        raise UsageError(f"{flags[0]} has no effect with --plan, which says it all; leave one of them out")
+        raise UsageError(f"{flags[0]} has no effect with --plan, which replaces it; leave one of them out")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from errata.cli.plans import CHOICES
+from errata.cli.plans import choices
 from errata.cli.usage import several
 
 
@@ -60,7 +60,7 @@ def command_of(args: argparse.Namespace) -> list[str]:
             "amplification",
             "resamples",
         ),
-        *("plan", "correct", "at", *(choice.field for choice in CHOICES), "out"),
+        *("plan", "correct", "at", *(choice.field for choice in choices()), "out"),
     ):
         value = getattr(args, name)
         if name == "correct":

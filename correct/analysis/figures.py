@@ -1,4 +1,4 @@
-"""Line plots of the analysis, on white, as files; matplotlib is imported when one is drawn."""
+"""Line plots of the analysis as files; matplotlib is imported only when one is drawn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _INK, _SOFT, _LINE = "#1f2430", "#5b6472", "#d5d9e0"
-# Okabe and Ito's hues, which stay apart for colour-blind readers; the dashes tell the same a second time.
+# Okabe and Ito's hues, which colour-blind readers can tell apart; the dashes help too.
 _SERIES = (
     (_INK, "-"),
     ("#0072b2", "-"),
@@ -50,7 +50,7 @@ _SETTINGS = {
 
 @contextmanager
 def drawn(path: str | Path, *, panels: int) -> Iterator[tuple[Axes, ...]]:
-    """The axes of a figure that is written to `path` after the body; its ending chooses the format.
+    """Yield the axes of a figure that is written to `path` after the body; its suffix chooses the format.
 
     Raises:
         ReportError: matplotlib is not installed, or cannot write that format.
@@ -70,39 +70,39 @@ def drawn(path: str | Path, *, panels: int) -> Iterator[tuple[Axes, ...]]:
 def draw_line(
     axes: Axes, x: Sequence[int], y: Sequence[float], *, color: Any, name: str, dashes: Any = "-"
 ) -> None:
-    """One named line."""
+    """Draw one named line."""
     axes.plot(x, y, color=color, linestyle=dashes, linewidth=1.7, label=name)
 
 
 def draw_band(axes: Axes, x: Sequence[int], values: Values) -> None:
-    """The mean as a line, and from the smallest to the largest sample as a band."""
+    """Draw the mean as a line, and the range of the samples as a band."""
     axes.fill_between(x, values.low, values.high, color="#0072b2", alpha=0.18, linewidth=0)
     axes.plot(x, values.mean, color="#0072b2", linewidth=1.7)
 
 
 def draw_limit(axes: Axes, value: float) -> None:
-    """A level that matters."""
+    """Draw a horizontal line at a level that matters."""
     axes.axhline(value, color=_SOFT, linewidth=0.9, linestyle=(0, (5, 3)), zorder=1)
 
 
 def label(axes: Axes, title: str, y: str) -> None:
-    """What is shown, and in what."""
+    """Set the title and the label of the vertical axis."""
     axes.set_title(title)
     axes.set_ylabel(y)
 
 
 def name_lines(axes: Axes) -> None:
-    """A legend beside the lines, in their order."""
+    """Add a legend beside the lines, in their order."""
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def series(count: int) -> list[tuple[Any, Any]]:
-    """Colours and dashes of `count` lines without an order; they repeat after seven."""
+    """Return colours and dashes for `count` unordered lines; they repeat after seven."""
     return [_SERIES[i % len(_SERIES)] for i in range(count)]
 
 
 def ramp(count: int) -> list[Any]:
-    """Colours of `count` lines in order, from light to dark."""
+    """Return colours for `count` ordered lines, from light to dark."""
     import matplotlib
 
     colors = matplotlib.colormaps["viridis_r"]

@@ -1,6 +1,6 @@
 """How far an artifact's trajectories drift from the float model's, uncorrected and under plans.
 
-Source: "Iterative Error Correction", Fig. 2, which shows errors against the step without saying of what. Here
+Source: "Iterative Error Correction", Fig. 2, which does not say which error it plots against the step. Here
 it is ‖x - x_float‖ of the sample that each step returns, from equal noise, and that as a part of ‖x_float‖.
 """
 
@@ -44,7 +44,7 @@ class TrajectoryError:
     relative: Mapping[str, Values]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         return {
             "type": "TrajectoryError",
             "version": 1,
@@ -54,10 +54,10 @@ class TrajectoryError:
         }
 
     def plot(self, path: str | Path) -> Path:
-        """Draws the mean relative errors against the step into `path`, whose ending chooses the format.
+        """Plot the mean relative errors against the step into `path`, whose suffix chooses the format.
 
         Raises:
-            ReportError: matplotlib is not installed, or the ending is none that it can write.
+            ReportError: matplotlib is not installed, or cannot write that format.
         """
         with figures.drawn(path, panels=1) as (axes,):
             for (name, values), (color, dashes) in zip(
@@ -82,14 +82,14 @@ def trajectory_error(
     seed: int = 0,
     inputs: Inputs = default_inputs,
 ) -> TrajectoryError:
-    """Samples the float model, the artifact, and the artifact under each plan, all from equal noise.
+    """Return the errors of the artifact, alone and under each plan, against the float model from equal noise.
 
-    No object of the caller's is changed. The float model runs with a copy of the artifact's scheduler.
+    No object of the caller is changed. The float model runs with a copy of the artifact's scheduler.
 
     Args:
         deployed: a loaded artifact.
         reference_pipe: the float pipeline that it came from.
-        plans: by the names that the result uses; `UNCORRECTED` is taken.
+        plans: by the names that the result uses; `UNCORRECTED` is reserved.
         samples: how many trajectories.
         batch_size: most samples of one run.
         seed: sample i starts from noise that depends on `seed + i` alone.
@@ -100,7 +100,7 @@ def trajectory_error(
             take the same steps, or a plan cannot serve the artifact.
     """
     if UNCORRECTED in plans:
-        raise PlanError(f"plans has the name {UNCORRECTED!r}, which stands for no plan; give it another name")
+        raise PlanError(f"plans has the name {UNCORRECTED!r}, which is reserved; give that plan another name")
     require_whole("samples", samples)
     require_whole("batch_size", batch_size)
     record = _Record()
@@ -129,7 +129,7 @@ def trajectory_error(
 
 
 class _Record:
-    """The steps of the latest call; every run of a comparison tells it of its steps."""
+    """The steps of the latest call; every run of a comparison reports its steps here."""
 
     def __init__(self) -> None:
         self._steps: list[SamplerStep] = []
@@ -140,7 +140,7 @@ class _Record:
     def of(
         self, run: Callable[..., Any], pipe: DiffusionPipeline, indices: range, seed: int, inputs: Inputs
     ) -> list[SamplerStep]:
-        """Steps of a call of `run` for these samples."""
+        """Return the steps of a call of `run` for these samples."""
         self._steps = []
         run(**arguments_for(pipe, indices, seed=seed, inputs=inputs))
         return self._steps
@@ -184,7 +184,7 @@ def _require_comparable(taken: list[SamplerStep], expected: list[SamplerStep], n
 
 
 def _squares(one: Tensor, other: Tensor | None = None) -> Tensor:
-    """‖one - other‖² of each sample, `(B,)`, float64 on the CPU."""
+    """Return ‖one - other‖² of each sample, `(B,)`, float64 on the CPU."""
     difference = one.double().cpu() - (0 if other is None else other.double().cpu())
     return difference.flatten(1).square().sum(dim=1)
 

@@ -1,4 +1,4 @@
-"""A number for every step and every sample, and what is usually asked of it."""
+"""A number for every step and sample, with its mean and range."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Values:
 
     @property
     def low(self) -> tuple[float, ...]:
-        """The smallest of each step."""
+        """The smallest number of each step."""
         return tuple(map(min, self.each))
 
     @property
     def high(self) -> tuple[float, ...]:
-        """The largest of each step."""
+        """The largest number of each step."""
         return tuple(map(max, self.each))
 
     def to_json(self) -> list[list[float]]:
-        """`each` as lists."""
+        """Return `each` as lists."""
         return [list(row) for row in self.each]
 
 
@@ -38,7 +38,7 @@ def require_whole(name: str, value: int, *, least: int = 1) -> None:
     """Check a count that a caller gave.
 
     Raises:
-        PlanError: it is no integer, or below `least`.
+        PlanError: it is not an integer, or below `least`.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise PlanError(f"{name}={value!r}: {name} must be an integer, {least} or more")

@@ -1,4 +1,4 @@
-"""Looks over a pipeline's shoulder: what goes into and comes out of every step of its scheduler."""
+"""Records what goes into and comes out of every step of a pipeline's scheduler, while it samples."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from errata.correct.analysis.probe import Probe
+from errata.correct.attachment import class_with_call
+from errata.correct.guidance import Recogniser
+from errata.correct.noise_levels import NoiseLevels
+from errata.correct.preview import prev_sample_of
 from errata.correct.sampling import Inputs
 from errata.deploy import DeployedPipeline
+from errata.errors import PlanError
 from errata.runtime.denoiser import Denoiser
 from errata.runtime.run import CallView, Evaluation, Run
 
@@ -41,9 +47,9 @@ OnStep = Callable[[SamplerStep], None]
 
 @contextmanager
 def watched(scheduler: Any, on_step: OnStep) -> Iterator[None]:
-    """Tells `on_step` of every step of `scheduler` inside the body; the scheduler must be a private one.
+    """Report every step of `scheduler` inside the body to `on_step`; the scheduler must be a private one.
 
-    What was put in the place of `scheduler.step` before (a correction) is inside of what is watched.
+    A correction that was put in place of `scheduler.step` before is part of what is watched.
     """
     before = vars(scheduler).get("step")
     step = scheduler.step
@@ -54,13 +60,12 @@ def watched(scheduler: Any, on_step: OnStep) -> Iterator[None]:
         given = signature.bind(*args, **kwargs).arguments
         sample, prediction = given["sample"].clone(), given["model_output"].clone()
         output = step(*args, **kwargs)
-        result = output[0] if isinstance(output, tuple) else output.prev_sample
         on_step(
             SamplerStep(
                 timestep=float(given["timestep"]),
                 sample=sample,
                 prediction=prediction,
-                result=result.clone(),
+                result=prev_sample_of(output).clone(),
             )
         )
         return output
@@ -75,7 +80,7 @@ def watched(scheduler: Any, on_step: OnStep) -> Iterator[None]:
 
 
 class WatchedArtifact(DeployedPipeline):
-    """The same artifact; every run on it, a corrected one too, tells `on_step` of its steps."""
+    """The same artifact; every run on it, corrected or not, reports its steps to `on_step`."""
 
     def __init__(self, deployed: DeployedPipeline, on_step: OnStep) -> None:
         super().__init__(
@@ -93,31 +98,30 @@ class WatchedArtifact(DeployedPipeline):
         decide: Callable[[CallView], Evaluation] | None = None,
         remembers: int = 1,
     ) -> Run:
-        """See `SteppedPipeline.start`."""
+        """Start a run that is watched, see `SteppedPipeline.start`."""
         run = super().start(denoiser=denoiser, decide=decide, remembers=remembers)
         watch_calls(run.pipe, self._on_step)
         return run
 
 
 def watch_calls(pipe: DiffusionPipeline, on_step: OnStep) -> None:
-    """Makes the calls of a private `pipe` tell `on_step`; changes `pipe`, and nothing that it is made of.
+    """Make the calls of a private `pipe` report to `on_step`; change `pipe`, but none of its parts.
 
-    The scheduler is watched from the moment of the call, hence outside of a correction that was installed
-    before it. Python looks up `__call__` on the class, so the object gets a class of its own.
+    The scheduler is watched from the moment of the call, so a correction that was installed before is watched
+    too.
     """
     kind = type(pipe)
 
-    @functools.wraps(kind.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         with watched(self.scheduler, on_step):
             return kind.__call__(self, *args, **kwargs)
 
-    pipe.__class__ = type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
+    pipe.__class__ = class_with_call(kind, call)
     pipe.set_progress_bar_config(disable=True)
 
 
 def arguments_for(pipe: DiffusionPipeline, indices: range, *, seed: int, inputs: Inputs) -> Mapping[str, Any]:
-    """Keyword arguments of a call that samples these indices; sample i depends on `seed + i` alone."""
+    """Return keyword arguments to sample these indices; sample i depends on `seed + i` alone."""
     arguments: dict[str, Any] = {
         "generator": [torch.Generator().manual_seed(seed + index) for index in indices],
         **inputs(indices),
@@ -125,3 +129,61 @@ def arguments_for(pipe: DiffusionPipeline, indices: range, *, seed: int, inputs:
     if "output_type" in inspect.signature(type(pipe).__call__).parameters:
         arguments.setdefault("output_type", "np")  # nobody looks at the images; PIL is slower
     return arguments
+
+
+def probes_of(
+    deployed: DeployedPipeline, arguments: Mapping[str, Any], chosen: frozenset[int], *, batch_size: int
+) -> list[Probe]:
+    """Return a probe of each step whose (first) denoiser call is in `chosen`, of a run with `arguments`.
+
+    Raises:
+        PlanError: the scheduler's noise levels are not known, or the pipeline does something between network
+            and scheduler that is not understood.
+        ArtifactMismatchError: another number of steps than recorded.
+    """
+    levels = NoiseLevels.of(
+        deployed.pipe.scheduler,
+        deployed.denoiser.timesteps,
+        num_inference_steps=deployed.num_inference_steps,
+    )
+    run = deployed.start()
+    run.pipe.set_progress_bar_config(disable=True)
+    watcher = _Watcher(run, levels, chosen, batch_size)
+    with watched(run.pipe.scheduler, watcher.on_step):
+        run.pipe(**deployed.arguments(arguments))
+    return watcher.probes
+
+
+class _Watcher:
+    """Receives the steps of a run, and makes a probe of every chosen one."""
+
+    def __init__(self, run: Run, levels: NoiseLevels, chosen: frozenset[int], batch_size: int) -> None:
+        self._run, self._levels, self._chosen, self._batch_size = run, levels, chosen, batch_size
+        self._recogniser = Recogniser(run.pipe)
+        self._calls_before = 0
+        self.probes: list[Probe] = []
+
+    def on_step(self, step: SamplerStep) -> None:
+        run = self._run
+        calls = tuple(run.latest)
+        made, self._calls_before = len(run.kinds) - self._calls_before, len(run.kinds)
+        if made != len(calls):
+            raise PlanError(
+                f"the pipeline called the network {made} times for one step of the scheduler, "
+                f"{run.denoiser.schedule.calls_per_step} were recorded; such a pipeline cannot be analysed"
+            )
+        first = calls[0].step
+        if first not in self._chosen:
+            return
+        self.probes.append(
+            Probe(
+                calls=calls,
+                sample=step.sample,
+                guidance=self._recogniser.recognise(
+                    calls, step.prediction, step.sample, self._levels.scaled(step.sample, first)
+                ),
+                levels=self._levels,
+                denoiser=run.denoiser,
+                batch_size=self._batch_size,
+            )
+        )

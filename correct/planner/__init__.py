@@ -1,4 +1,4 @@
-"""Chooses the correction plan that buys most within a budget. `errata.correct.plan` is the way in.
+"""The search for the best correction plan within a budget. Use it as `errata.correct.plan`.
 
-Nothing is imported here, because a plan holds an `errata.correct.planner.expectation.Expectation`.
+This file imports nothing, because a plan holds an `errata.correct.planner.expectation.Expectation`.
 """

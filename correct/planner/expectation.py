@@ -1,4 +1,4 @@
-"""What a plan was measured to be worth when it was chosen."""
+"""What a plan was measured to do when it was chosen."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from errata.errors import PlanError
 
 @dataclass(frozen=True, kw_only=True)
 class Expectation(StoredDataclass):
-    """A plan's quality and price, measured from noise that the choice of the plan did not see.
+    """A plan's quality and price, measured from noise that played no part in its choice.
 
     Attributes:
         metric: what was measured; smaller is better.
-        value: of the plan.
+        value: the metric of the plan.
         low, high: interval of `value`.
-        uncorrected: of the same artifact without correction, from the same noise.
+        uncorrected: the metric of the same artifact without correction, from the same noise.
         change: `value - uncorrected`.
         change_low, change_high: interval of `change`, paired.
         overhead: measured extra time of the plan's denoiser calls, as a fraction.
-        samples: images that all of this was measured on, at least 2.
+        samples: number of images measured, at least 2.
         seed: of the first of these images; image i has the seed `seed + i`.
-        candidates_tried: plans that were compared to find this one, the one that corrects nothing included.
+        candidates_tried: plans that were compared to find this one, including no correction.
         reference: what the images were compared with.
         confidence: of the intervals.
 
@@ -63,7 +63,7 @@ class Expectation(StoredDataclass):
         return self.change_high < 0
 
     def summary(self) -> str:
-        """One sentence for people, in one line and without control codes of a terminal."""
+        """Return one sentence in one line, without control codes of a terminal."""
         measured = (
             f"{_printable(self.metric)} to {_printable(self.reference)}, on {self.samples} images that the "
             f"search did not see (seeds from {self.seed})"
@@ -84,13 +84,13 @@ class Expectation(StoredDataclass):
 
 
 def _printable(text: str) -> str:
-    """The text, quoted with escapes where it has more than characters and spaces; it may be from a file."""
+    """Return the text, quoted with escapes if it is not printable; it may come from a file."""
     return text if text.isprintable() else repr(text)
 
 
 def _check_type(name: str, kind: str, value: object) -> None:
     if kind == "str":
-        _require(isinstance(value, str), name, value, "a text")
+        _require(isinstance(value, str), name, value, "text")
     elif kind == "int":
         _require(isinstance(value, int) and not isinstance(value, bool), name, value, "a whole number")
     else:

@@ -1,32 +1,104 @@
 """Successive halving: many candidates on few samples, few candidates on many.
 
 Each round doubles the number of samples and keeps the better half of the candidates, so that all rounds but
-the first cost about the same, and most samples go to those that may win.
+the first cost about the same, and most samples go to those that may win. A `Trial` is a candidate under test.
 
 Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
 AISTATS 2016, algorithm 1. Deviations: samples of earlier rounds are kept, as the noise is the same; the
-yardstick, which corrects nothing, takes part in every round and is never dropped.
+run without correction takes part in every round and is never dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from errata.correct.costs import Costs, overhead_of, plain_evaluations, price
+from errata.correct.planner.candidates import Candidate
 from errata.correct.planner.metrics import Metric
-from errata.correct.planner.trial import Trial
+from errata.correct.sampling import Sampled, Sampler
+from errata.errors import PlanError
+from errata.runtime.schedule import CacheSchedule, StepKind
 
-# Few enough to be sampled at full length, enough for a cheaper plan to tie with the best.
+# Few enough to sample completely, enough for a cheaper plan to tie with the best.
 _FINALISTS = 3
 
-# Of the best plan's gain. With more, images that seem to be as good as without a cache, and are not, win.
+# Relative to the best plan's gain. With more, plans win whose images only seem as good as without a cache.
 _NEXT_TO_NOTHING = 0.02
 
-# The first round has no more than this part of all samples, or it would cost more than all others together.
+# The first round has at most this part of all samples, or it would cost more than all others together.
 _LARGEST_FIRST = 4
 
 
+# Counts of evaluations are means over batches, in floating point.
+_ROUNDING = 1e-6
+
+
+class Trial:
+    """A candidate under test: its sampler, and what the metric keeps of its images so far.
+
+    Attributes:
+        candidate: what is tried.
+        overhead: as predicted, a fraction.
+        samples: number of images so far, which are the first ones by index.
+    """
+
+    def __init__(self, candidate: Candidate, sampler: Sampler, schedule: CacheSchedule, costs: Costs) -> None:
+        self.candidate = candidate
+        self.sampler = sampler
+        self.samples = 0
+        self.overhead = overhead_of(candidate.extra, schedule, costs)
+        self._plain, self._costs = plain_evaluations(schedule), costs
+        self._evaluations: dict[StepKind, float] = {}
+        self._kept: list[Tensor] = []
+
+    def add(self, sampled: Sampled, score: Callable[[Tensor], Tensor]) -> None:
+        """Add a batch.
+
+        Raises:
+            PlanError: it took more evaluations than the candidate promised.
+        """
+        count = len(sampled.images)
+        self._kept.append(score(sampled.images))
+        for counts in (sampled.base, sampled.extra):
+            for kind, number in counts.items():
+                self._evaluations[kind] = self._evaluations.get(kind, 0.0) + number * count
+        self.samples += count
+        if self.measured_overhead > self.overhead + _ROUNDING:
+            raise PlanError(
+                f"candidate {self.candidate.name!r} promised {dict(self.candidate.extra)!r} extra "
+                f"evaluations, {self.overhead:.2%} overhead, but took {self.measured_overhead:.2%}; "
+                "correct its `extra`"
+            )
+
+    @property
+    def kept(self) -> Tensor:
+        """What the metric keeps, `(samples, D)`."""
+        return torch.cat(self._kept)
+
+    @property
+    def measured_overhead(self) -> float:
+        """The overhead by the evaluations that were made, a fraction."""
+        taken: Mapping[StepKind, float] = {k: n / self.samples for k, n in self._evaluations.items()}
+        plain = price(self._plain, self._costs)
+        return (price(taken, self._costs) - plain) / plain
+
+
+def extend(trials: Sequence[Trial], metric: Metric, batches: Sequence[range], *, bar: tqdm[NoReturn]) -> None:
+    """Sample these batches under every trial, from equal noise."""
+    for batch in batches:
+        score = metric.against(batch)
+        for trial in trials:
+            trial.add(trial.sampler.sample(batch), score)
+            bar.update(len(batch))
+
+
 def round_sizes(candidates: int, samples: int, *, least: int) -> list[int]:
-    """Samples at the end of each round, rising to `samples`.
+    """Return the number of samples at the end of each round, rising to `samples`.
 
     The first round has at least `least`, if that leaves room for two more.
     """
@@ -39,12 +111,12 @@ def round_sizes(candidates: int, samples: int, *, least: int) -> list[int]:
 
 
 def kept_of(candidates: int) -> int:
-    """How many of so many candidates a round keeps."""
+    """Return how many of these candidates a round keeps."""
     return (candidates + 1) // 2
 
 
 def total_samples(candidates: int, sizes: Sequence[int]) -> int:
-    """Images that the rounds take, those of the yardstick included."""
+    """Return the number of images of all rounds, with those without correction."""
     total, before = sizes[-1], 0
     for size in sizes:
         total += candidates * (size - before)
@@ -53,16 +125,16 @@ def total_samples(candidates: int, sizes: Sequence[int]) -> int:
 
 
 def ranked(trials: Sequence[Trial], none: Trial, metric: Metric) -> list[Trial]:
-    """Best first, as far as is known; of equals the cheaper first, then the one that was named first."""
+    """Return the trials best first, as far as is known; of equals the cheaper first, then the earlier one."""
     plain = none.kept
     return sorted(trials, key=lambda trial: (metric.projected(trial.kept, plain), trial.overhead))
 
 
 def cheapest_of_the_best(finalists: Sequence[Trial], none: Trial, metric: Metric) -> Trial:
-    """The cheapest of those that are as good as the best one, as far as is known, and of these the best.
+    """Return the cheapest finalist that is as good as the best one, as far as is known.
 
-    As good is what the paired comparison cannot tell from the best, and what loses next to nothing of its
-    gain over `none` besides: a comparison of few images can tell little, and the budget is there to be spent.
+    A finalist is as good if the paired comparison cannot tell it from the best, and if it also loses next to
+    nothing of its gain over `none`: few images can decide little, and the budget is there to be used.
 
     finalists: best first, all with the same samples.
     """
@@ -70,7 +142,7 @@ def cheapest_of_the_best(finalists: Sequence[Trial], none: Trial, metric: Metric
     gain = metric.change(none.kept, leader.kept).value
     tied = [leader]
     for trial in finalists[1:]:
-        if trial.overhead < leader.overhead:  # no other can be preferred to the leader
+        if trial.overhead < leader.overhead:  # no dearer one can replace the leader
             worse_by = metric.change(trial.kept, leader.kept)
             if not worse_by.interval.excludes_zero and worse_by.value <= _NEXT_TO_NOTHING * gain:
                 tied.append(trial)

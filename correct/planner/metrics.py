@@ -1,4 +1,4 @@
-"""What the planner makes small: the distance to real images, or to a cache-free run of the same artifact."""
+"""What the planner minimizes: the distance to real images, or to a cache-free run of the same artifact."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from errata.quality.frechet import (
 from errata.quality.intervals import Estimate, mean_estimate
 from errata.quality.reference import Reference
 
-# For an interval to choose by; its ends are quantiles, known to a few per cent of its width.
+# Enough to choose by an interval: its ends are quantiles, known to a few per cent of its width.
 _RESAMPLES = 200
 
 
 class Metric(Protocol):
-    """Smaller is better. Of every image it keeps a few numbers, from which all else follows.
+    """A metric; smaller is better. It keeps a few numbers of every image, which is all that it needs later.
 
     Attributes:
-        name: for people.
+        name: for messages.
         reference: what images are compared with.
-        least: with fewer images than this, the order of candidates is mostly chance.
-        projects: whether `projected` gains by knowing more images of the uncorrected run.
+        least: with fewer images, the order of candidates is mostly chance.
+        projects: whether `projected` gets better with more images of the uncorrected run.
     """
 
     name: str
@@ -38,31 +38,31 @@ class Metric(Protocol):
     projects: bool
 
     def against(self, batch: range) -> Callable[[Tensor], Tensor]:
-        """What turns the images `(B, C, H, W)` of these indices into what is kept of them, `(B, D)`."""
+        """Return a function from images `(B, C, H, W)` of these indices to what is kept of them, `(B, D)`."""
 
     def value(self, kept: Tensor) -> float:
-        """The metric of what was kept of all images, `(N, D)`."""
+        """Return the metric of what was kept of all images, `(N, D)`."""
 
     def projected(self, kept: Tensor, plain: Tensor) -> float:
-        """What `value` may be for as many images as `plain`, from what was kept of the first of them.
+        """Return an estimate of `value` for as many images as `plain`, from what was kept of the first ones.
 
-        kept: `(n, D)`, of a plan. plain: `(N, D)` of the uncorrected run, from the same noise, N at least n.
+        kept: `(n, D)` of a plan. plain: `(N, D)` of the uncorrected run, from the same noise, N at least n.
         """
 
     def estimate(self, kept: Tensor) -> Estimate:
-        """The same as `value`, with its interval."""
+        """Return the same as `value`, with its interval."""
 
     def change(self, kept: Tensor, other: Tensor) -> Estimate:
-        """`value(kept) - value(other)`, paired: row i of both comes from the same noise."""
+        """Return `value(kept) - value(other)`, paired: row i of both comes from the same noise."""
 
 
 class FrechetMetric:
     """Fréchet distance to a reference; keeps features. Intervals are bootstrapped with `seed`.
 
-    The distance of a few images is mostly noise, but the same noise for all plans. So it is projected: what a
-    plan changed in mean and covariance of its first images is added to those of all uncorrected images. Of 18
-    plans, 64 images then had a rank correlation of 0.72 with 512 images, in place of 0.43; 128 images had
-    0.82 in place of 0.43 (digits, 64 features, DeepCache of interval 10).
+    The distance of a few images is mostly noise, but the same noise for all plans. So it is projected: the
+    change that a plan made to mean and covariance of its first images is added to those of all uncorrected
+    images. With 18 plans, the ranks by 64 images then correlated with those by 512 images at 0.72 instead of
+    0.43, and by 128 images at 0.82 instead of 0.43 (digits, 64 features, DeepCache of interval 10).
     """
 
     projects = True
@@ -70,21 +70,21 @@ class FrechetMetric:
     def __init__(self, reference: Reference, *, seed: int) -> None:
         self.name = f"Fréchet distance in {reference.name}"
         self.reference = reference.source
-        # With fewer images than features a covariance lacks rank: 16 images had a rank correlation of 0.2.
+        # With fewer images than features a covariance is singular: the ranks by 16 images correlated at 0.2.
         self.least = reference.statistics.dimension
         self._reference = reference
         self._seed = seed
 
     def against(self, batch: range) -> Callable[[Tensor], Tensor]:
-        """See `Metric.against`."""
+        """Return the function that computes features."""
         return self._reference.features
 
     def value(self, kept: Tensor) -> float:
-        """See `Metric.value`."""
+        """Return the metric, see `Metric.value`."""
         return frechet_distance(statistics(kept), self._reference.statistics)
 
     def projected(self, kept: Tensor, plain: Tensor) -> float:
-        """See `Metric.projected`; the sum of covariances may have negative eigenvalues, which count as 0."""
+        """Return the projected distance; negative eigenvalues of the sum of covariances count as 0."""
         own, first, all_of_them = statistics(kept), statistics(plain[: len(kept)]), statistics(plain)
         moved = FeatureStatistics(
             all_of_them.mean + own.mean - first.mean,
@@ -94,13 +94,13 @@ class FrechetMetric:
         return frechet_distance(moved, self._reference.statistics)
 
     def estimate(self, kept: Tensor) -> Estimate:
-        """See `Metric.estimate`."""
+        """Return the metric with its interval."""
         target = self._reference.statistics
         interval = bootstrap_interval(kept, target, resamples=_RESAMPLES, seed=self._seed)
         return Estimate(self.value(kept), interval)
 
     def change(self, kept: Tensor, other: Tensor) -> Estimate:
-        """See `Metric.change`."""
+        """Return the paired difference with its interval."""
         target = self._reference.statistics
         interval = paired_bootstrap(other, kept, target, resamples=_RESAMPLES, seed=self._seed)
         return Estimate(self.value(kept) - self.value(other), interval)
@@ -118,7 +118,7 @@ class AgreementMetric:
         self._sampler = sampler
 
     def against(self, batch: range) -> Callable[[Tensor], Tensor]:
-        """See `Metric.against`; samples the batch."""
+        """Return the difference to the batch of `sampler`, which is sampled now."""
         target = self._sampler.sample(batch).images.double()
 
         def difference(images: Tensor) -> Tensor:
@@ -127,17 +127,17 @@ class AgreementMetric:
         return difference
 
     def value(self, kept: Tensor) -> float:
-        """See `Metric.value`."""
+        """Return the metric, see `Metric.value`."""
         return float(kept.mean())
 
     def projected(self, kept: Tensor, plain: Tensor) -> float:
-        """See `Metric.projected`: a mean needs no help."""
+        """Return `value(kept)`: a mean needs no projection."""
         return self.value(kept)
 
     def estimate(self, kept: Tensor) -> Estimate:
-        """See `Metric.estimate`."""
+        """Return the metric with its interval."""
         return mean_estimate(kept[:, 0])
 
     def change(self, kept: Tensor, other: Tensor) -> Estimate:
-        """See `Metric.change`."""
+        """Return the paired difference with its interval."""
         return mean_estimate((kept - other)[:, 0])

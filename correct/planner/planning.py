@@ -1,4 +1,4 @@
-"""`plan`: the search for the plan that buys most within a budget."""
+"""`plan`: the search for the best plan within a budget."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from errata.correct.costs import Costs, measure_costs, overhead_of
-from errata.correct.fitted_forecast import FittedForecast
 from errata.correct.fitting import FitChoices, fit_forecast
-from errata.correct.forecast import forecast_steps
+from errata.correct.methods.fitted_forecast import FittedForecast
+from errata.correct.methods.forecast import forecast_steps
 from errata.correct.pipeline import wrap
 from errata.correct.planner.candidates import Candidate, cache_free_plan, candidates_for
 from errata.correct.planner.expectation import Expectation
-from errata.correct.planner.halving import cheapest_of_the_best, kept_of, ranked, round_sizes, total_samples
+from errata.correct.planner.halving import (
+    Trial,
+    cheapest_of_the_best,
+    extend,
+    kept_of,
+    ranked,
+    round_sizes,
+    total_samples,
+)
 from errata.correct.planner.metrics import AgreementMetric, FrechetMetric, Metric
-from errata.correct.planner.trial import Trial, extend
 from errata.correct.plans import Plan
 from errata.correct.sampling import Inputs, PlanSampler, batches_of, default_inputs
 from errata.deploy import DeployedPipeline
@@ -31,6 +38,9 @@ _log = logging.getLogger(__name__)
 
 # Costs are measured, so a budget may be missed by their last digit only.
 _ROUNDING = 1e-9
+
+# 500 %. More is a percentage taken for a fraction; the dearest useful plan runs each step a few times.
+_LARGEST_BUDGET = 5.0
 
 CACHE_FREE = "a cache-free run of the same artifact at its recorded steps"
 
@@ -47,32 +57,33 @@ def plan(
     candidates: Sequence[Candidate] | None = None,
     progress: bool = True,
 ) -> Plan:
-    """The plan that brings this artifact closest to the reference within a budget, measured here.
+    """Return the plan that brings this artifact closest to the reference within a budget, as measured here.
 
-    Candidates above the budget are never sampled. The others are compared from equal noise by successive
-    halving. The best of them, or a cheaper one that cannot be told from it and loses next to nothing of its
-    gain, is then measured anew from noise that the search did not use; where it is not better than no
-    correction there, the plan is `Plan.none()`.
+    Candidates above the budget are not sampled. The others are compared from equal noise by successive
+    halving. The best one, or a cheaper one that cannot be told from it and loses next to nothing of its gain,
+    is then measured again from noise that the search did not use. If it is not better than no correction
+    there, the plan is `Plan.none()`.
 
-    Without a reference, quality is agreement with a many-step, cache-free run of the same artifact. Its
-    activation scales belong to the recorded steps, so the many steps are those. Such a run tells what caching
-    costs, not what quantization does; an artifact without a cache would be compared with itself.
+    Without a reference, quality is agreement with a cache-free run of the artifact at its recorded steps, for
+    which it has activation scales. Such a run shows what caching costs, not what quantization costs, and
+    an artifact without a cache would be compared with itself.
 
-    For an artifact with a cache, a forecast is fitted first, to images that neither the search nor the
-    expectation sees (`fit_forecast`).
+    For an artifact with a cache, a forecast is fitted first (`fit_forecast`), to images that neither the
+    search nor the expectation uses.
 
-    The costs of denoiser calls are measured at the start; where they are as they were, the plan is, too.
+    The costs of denoiser calls are measured first; with the same costs, the plan is the same.
 
     Args:
         deployed: a loaded artifact.
-        max_overhead: the budget: extra time of denoiser calls, as a fraction of an uncorrected run's.
+        max_overhead: the budget: extra time of denoiser calls, as a fraction of that of an uncorrected run;
+            0.15 is 15 %. At most 5.
         reference: real images, by their features.
-        samples: images of a finalist; as many again are made for what is expected of the plan.
+        samples: images for each finalist; as many again are made to measure the best one.
         batch_size: images per batch; costs are measured at it.
         seed: of image 0; image i has the seed `seed + i`. The search uses images 0 to `samples - 1`, the
             expectation the `samples` that follow, a fitted forecast a few after those.
         inputs: the pipeline's keyword arguments for a batch of image indices, 0 to `2 * samples - 1`; None
-            is right for pipelines that draw from noise alone.
+            is right for pipelines that start from noise alone.
         candidates: what to choose from; None means `candidates_for(deployed.schedule, …)`.
         progress: whether to show a bar.
 
@@ -83,10 +94,12 @@ def plan(
         PlanError: an argument is out of range, or there is nothing to compare with.
     """
     _check(deployed, max_overhead=max_overhead, samples=samples, batch_size=batch_size, seed=seed)
+    # What is made small, and what calls cost here.
     used_inputs = default_inputs if inputs is None else inputs
     metric = _metric(deployed, reference, seed=seed, inputs=used_inputs)
     PlanSampler(deployed, Plan.none(), seed=seed, inputs=used_inputs).sample(range(1))  # shows the shape
     costs = measure_costs(deployed, batch_size=min(batch_size, samples))
+    # What may be tried: methods that this artifact can use, within the budget.
     if candidates is None:
         fitted = _fitted(
             deployed, samples, batch_size, seed=seed + 2 * samples, inputs=used_inputs, progress=progress
@@ -95,12 +108,13 @@ def plan(
         candidates = _usable(offered, deployed)
     search = _Search(deployed, metric, costs, seed=seed, inputs=used_inputs, progress=progress)
     affordable = search.affordable(candidates, max_overhead)
+    # Find the best one, then measure it anew.
     winner = search.winner(affordable, samples=samples, batch_size=batch_size)
     return search.expected_of(winner, samples=samples, batch_size=batch_size, tried=len(affordable) + 1)
 
 
 class _Search:
-    """What all parts of a search share."""
+    """The search: successive halving over candidates, then a measurement of the winner."""
 
     def __init__(
         self,
@@ -116,7 +130,7 @@ class _Search:
         self._seed, self._inputs, self._progress = seed, inputs, progress
 
     def affordable(self, candidates: Sequence[Candidate], max_overhead: float) -> list[Candidate]:
-        """Those within the budget, in order; the one that corrects nothing is not among them."""
+        """Return the candidates within the budget, in order, without those that correct nothing."""
         schedule = self._deployed.schedule
         kept = [c for c in candidates if not c.plan.corrects_nothing]
         kept = [c for c in kept if overhead_of(c.extra, schedule, self._costs) <= max_overhead + _ROUNDING]
@@ -124,26 +138,29 @@ class _Search:
         return kept
 
     def winner(self, candidates: Sequence[Candidate], *, samples: int, batch_size: int) -> Candidate:
-        """By successive halving on images 0 to `samples - 1`."""
+        """Return the best candidate, by successive halving on images 0 to `samples - 1`."""
         alive, none = [self._trial(candidate) for candidate in candidates], self._trial(Candidate.none())
         if not alive:
             return none.candidate
         metric, sizes = self._metric, round_sizes(len(alive), samples, least=self._metric.least)
         with self._bar(total_samples(len(alive), sizes), "searching") as bar:
+            # Some metrics compare with all uncorrected images from the first round on.
             if metric.projects:
                 extend([none], metric, batches_of(samples, batch_size), bar=bar)
             before = 0
             for size in sizes:
+                # Sample as many more images as this round adds, rank, and keep the better half.
                 trials = alive if metric.projects else [none, *alive]
                 extend(trials, metric, batches_of(size, batch_size, first=before), bar=bar)
                 alive, before = ranked(alive, none, metric), size
                 self._log_round(alive, none)
                 if size < samples:
                     alive = alive[: kept_of(len(alive))]
+        # Of the finalists, no correction among them, take the cheapest of the best.
         return cheapest_of_the_best(ranked([*alive, none], none, metric), none, metric).candidate
 
     def expected_of(self, winner: Candidate, *, samples: int, batch_size: int, tried: int) -> Plan:
-        """The winner, if it is better than nothing on the `samples` images that follow; and its worth."""
+        """Return the winner's plan if it helps on the next `samples` images, else none; with expectation."""
         metric = self._metric
         none, best = self._trial(Candidate.none()), self._trial(winner)
         trials = [none] if winner.plan.corrects_nothing else [none, best]
@@ -204,9 +221,9 @@ def _metric(deployed: DeployedPipeline, reference: Reference | None, *, seed: in
         return FrechetMetric(reference, seed=seed)
     if not deployed.schedule.has_cache:
         raise PlanError(
-            "without a reference, plans are compared by agreement with a cache-free run of the same "
-            "artifact, and this artifact has no cache to be free of; give real images, with `errata plan "
-            "--reference DIR` or as a Reference, such as Reference.from_folder(real_images, network)"
+            "without a reference, plans are compared with a cache-free run of the same artifact, and this "
+            "artifact has no cache; give real images, with `errata plan --reference DIR` or in Python as a "
+            "Reference, such as Reference.from_folder(real_images, network)"
         )
     target = PlanSampler(deployed, cache_free_plan(), seed=seed, inputs=inputs)
     return AgreementMetric(target, reference=CACHE_FREE)
@@ -215,7 +232,7 @@ def _metric(deployed: DeployedPipeline, reference: Reference | None, *, seed: in
 def _fitted(
     deployed: DeployedPipeline, samples: int, batch_size: int, *, seed: int, inputs: Inputs, progress: bool
 ) -> FittedForecast | None:
-    """A forecast fitted to other noise than any that the search or the expectation starts from."""
+    """Return a forecast fitted to noise that neither the search nor the expectation uses."""
     if not forecast_steps(deployed.schedule):
         return None
     return fit_forecast(
@@ -229,7 +246,7 @@ def _fitted(
 
 
 def _usable(candidates: Sequence[Candidate], deployed: DeployedPipeline) -> list[Candidate]:
-    """Without those that cannot work with this scheduler, or find no step that they serve."""
+    """Return the candidates that work with this scheduler and find a step that they serve."""
     usable = []
     for candidate in candidates:
         try:
@@ -250,8 +267,13 @@ def _check(deployed: object, *, max_overhead: float, samples: int, batch_size: i
     is_budget = isinstance(max_overhead, int | float) and math.isfinite(max_overhead) and max_overhead >= 0
     if not is_budget:
         raise PlanError(
-            f"max_overhead={max_overhead!r}; allowed is a fraction of 0 or more, such as 0.15 for 15 %"
+            f"max_overhead={max_overhead!r}: it must be a fraction of 0 or more, such as 0.15 for 15 %"
+        )
+    if max_overhead > _LARGEST_BUDGET:
+        raise PlanError(
+            f"max_overhead={max_overhead!r} would allow {max_overhead:.0%} more compute, and at most "
+            f"{_LARGEST_BUDGET:.0%} makes sense; it is a fraction: write 0.15 for 15 %"
         )
     for name, value, least in (("samples", samples, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         if value < least:
-            raise PlanError(f"{name}={value!r}; it must be at least {least}")
+            raise PlanError(f"{name}={value!r}: it must be at least {least}")

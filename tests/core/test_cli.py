@@ -72,15 +72,18 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["calibrate", "x"], "the following arguments are required: --out; see `errata calibrate --help`"),
         (["calibrate", "x", "--out", "y", "--steps", "0"], "--steps: `0` is not a whole number above zero"),
         (["generate", "x", "--out", "y", "--images", "many"], "`many` is not a whole number above zero"),
-        (["generate", "x", "--out", "y", "--correct", "magic"], "`magic` is no method"),
+        (
+            ["generate", "x", "--out", "y", "--correct", "magic"],
+            "unknown method 'magic'; choose from diffier,",
+        ),
         (["generate", "x", "--out", "y", "--at", "all"], "--at has no effect without `--correct METHOD`"),
         (
             ["generate", "x", "--out", "y", "--step-size", "1"],
-            "--step-size has no effect without `--correct iec` or `--correct diffier`",
+            "--step-size has no effect without `--correct diffier` or `--correct iec`",
         ),
         (
             ["generate", "x", "--out", "y", "--correct", "iec", "--step-size", "1.5"],
-            "IEC(step_size=1.5): step_size must be in (0, 1]",
+            "--step-size 1.5 with iec: it must be in (0, 1], one number or one for each",
         ),
         (["generate", "x", "--out", "y", "--step-size", "nan"], "`nan` is not a finite number"),
         (
@@ -89,9 +92,9 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         ),
         (
             ["generate", "x", "--out", "y", "--correct", "forecast+hindsigth"],
-            "`hindsigth` is no method; known are iec,",
+            "unknown method 'hindsigth'; choose from diffier,",
         ),
-        (["report", "x", "--reference", "r", "--out", "y", "--correct", "none"], "`none` is no method"),
+        (["report", "x", "--reference", "r", "--out", "y", "--correct", "none"], "unknown method 'none'"),
         (
             ["generate", "x", "--out", "y", "--plan", "p", "--correct", "iec"],
             "--correct has no effect with --pl",
@@ -103,7 +106,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         ),
         (
             ["report", "x", "--out", "y", "--reference", "z", "--plan", "p", "--iterations", "2"],
-            "--iterations has no effect with --plan; give --at as well",
+            "--iterations has no effect with --plan; add --at for a row",
         ),
         (
             ["report", "x", "--out", "y", "--reference", "z", "--correct", "forecast", "--iterations", "2"],

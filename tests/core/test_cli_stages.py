@@ -295,7 +295,7 @@ def test_report_measures_each_place(
 
 def test_a_plan_is_made_and_used(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "plan.json"
-    command = ["plan", folder / "artifact", "--max-overhead", 9, "--samples", 4, "--batch-size", 2]
+    command = ["plan", folder / "artifact", "--max-overhead", 5, "--samples", 4, "--batch-size", 2]
     found = answer(capsys, *command, "--out", file)
     assert found["plan"] == json.loads(file.read_text())["plan"]
     assert found["plan"]["method"]["type"] == "Refresh"  # a run without the cache agrees with itself
@@ -314,7 +314,7 @@ def test_a_plan_says_what_to_expect(folder: Path, tmp_path: Path, capsys: pytest
         "plan",
         folder / "artifact",
         "--max-overhead",
-        9,
+        5,
         "--samples",
         4,
         "--out",
@@ -358,7 +358,7 @@ def test_an_uncached_artifact_needs_a_reference(
     answer(capsys, "compress", folder / "pipeline", *recipe, "--out", tmp_path / "compressed")
     answer(capsys, "deploy", tmp_path / "compressed", "--out", tmp_path / "artifact")
     line = complaint(capsys, 1, "plan", tmp_path / "artifact", "--out", tmp_path / "plan.json")
-    assert "has no cache to be free of; give real images, with `errata plan --reference" in line
+    assert "has no cache; give real images, with `errata plan --reference" in line
     assert not (tmp_path / "plan.json").exists()
 
 
@@ -396,7 +396,7 @@ def test_every_method_changes_images_at_its_price(
     ("given", "message"),
     [
         ("refresh@second", "'second' is not a selection of steps"),
-        ("refresh@1+forcast", "`forcast` is no method"),
+        ("refresh@1+forcast", "unknown method 'forcast'"),
     ],
 )
 def test_steps_of_a_method_are_checked(
@@ -405,20 +405,6 @@ def test_steps_of_a_method_are_checked(
     options = ["--out", tmp_path / "out", "--correct", given]
     assert message in complaint(capsys, 2, "generate", folder / "artifact", *options)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_options_are_the_fields_of_the_methods() -> None:
-    import dataclasses
-
-    from errata import correct
-    from errata.cli.plans import CHOICES, METHODS
-    from errata.correct import plans
-
-    in_files_only = {"FittedForecast"}  # its numbers come from `errata plan`
-    assert {*METHODS.values()} | in_files_only == {*plans.METHODS}
-    for name, kind in METHODS.items():
-        fields = {field.name for field in dataclasses.fields(getattr(correct, kind))}
-        assert {choice.field for choice in CHOICES if name in choice.methods} == fields
 
 
 def pictures(folder: Path, *sizes: int) -> Path:

@@ -9,7 +9,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 EXTENDING = [page for page in PAGES if page.startswith("docs/extend-")]
 # Files that the example of a page would add.
-ADDED = {"docs/extend-corrector.md": {"correct/two_step.py", "tests/correct/test_two_step.py"}}
+ADDED = {
+    "docs/extend-corrector.md": {"correct/methods/two_step.py", "tests/correct/methods/test_two_step.py"}
+}
 PATH = re.compile(r"`((?:[a-z_]+/)+[\w.]*)`")
 # Classes, constants and private names, and members of those; the last part is looked for.
 NAME = re.compile(r"`(?:[A-Z_]\w*\.)*((?<=\.)\w+|[A-Z_]\w*)(?:\([^`]*\))?`")

@@ -149,9 +149,9 @@ def loop_pipeline() -> type[LoopPipeline]:
 
 @pytest.fixture(scope="session")
 def pretended() -> ModuleType:
-    """The module `pretended`, beside this file; under `--import-mode=importlib` no import finds it."""
-    path = Path(__file__).with_name("pretended.py")
-    spec = importlib.util.spec_from_file_location("pretended", path)
+    """The module `fake_accelerator`, beside this file; under `--import-mode=importlib` no import finds it."""
+    path = Path(__file__).with_name("fake_accelerator.py")
+    spec = importlib.util.spec_from_file_location("fake_accelerator", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

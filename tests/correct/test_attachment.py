@@ -120,7 +120,7 @@ def test_whatever_else_is_done_to_it_has_its_effect(deployed: DeployedPipeline) 
 def test_one_at_a_time(deployed: DeployedPipeline) -> None:
     first = attach(deployed.pipe, PLAN)
     for again in (deployed, deployed.pipe):
-        with pytest.raises(PlanError, match="corrected already.*detach the first one, or join their plans"):
+        with pytest.raises(PlanError, match="already corrected.*detach the first one, or join the plans"):
             attach(again, Plan(IEC(), "0"))
     first.detach()
     first.detach()
@@ -135,7 +135,7 @@ def test_one_at_a_time(deployed: DeployedPipeline) -> None:
 def test_stats_before_a_call(deployed: DeployedPipeline) -> None:
     attachment = attach(deployed, PLAN)
     for read in (lambda: attachment.stats, attachment.overhead):
-        with pytest.raises(PlanError, match="nothing has been sampled yet"):
+        with pytest.raises(PlanError, match="nothing was sampled yet"):
             read()
 
 
@@ -173,13 +173,15 @@ def test_pipelines_of_no_artifact_are_refused(
         attach(tiny_pipeline, PLAN)
     compressed: Any = tiny_compressed("deepcache-3")
     for given in (compressed, compressed.pipe):
-        with pytest.raises(TypeError, match="Pipeline is none's: freeze it first, and pass deploy.load"):
+        with pytest.raises(
+            TypeError, match="Pipeline belongs to none: freeze it first, and pass deploy.load"
+        ):
             attach(given, PLAN)
 
 
 def test_a_pipeline_made_of_an_artifact_s_parts_is_refused(deployed: DeployedPipeline) -> None:
     other = DDIMPipeline(**deployed.pipe.components)
-    with pytest.raises(TypeError, match="this DDIMPipeline is none's"):
+    with pytest.raises(TypeError, match="this DDIMPipeline belongs to none"):
         attach(other, PLAN)
 
 

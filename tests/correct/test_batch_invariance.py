@@ -9,7 +9,7 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from errata.correct.batch_invariance import row_by_row, works_one_by_one
+from errata.correct.batch_invariance import row_by_row, run_row_by_row
 from errata.errors import PlanError
 
 
@@ -56,7 +56,7 @@ def test_a_mean_over_the_batch_is_the_mean_of_the_rows() -> None:
 
 def test_what_cannot_be_joined_is_refused() -> None:
     with pytest.raises(
-        PlanError, match="a part of the pipeline returned a list, which cannot be made row by row"
+        PlanError, match="a part of the pipeline returned a list, which cannot be joined row by row"
     ):
         row_by_row(lambda x: [x])(torch.randn(2, 3))
 
@@ -79,7 +79,7 @@ def test_parts_are_changed_on_the_copy_alone() -> None:
     hooked: list[int] = []
     encoder.register_forward_hook(lambda module, args, output: hooked.append(len(output[0])))
     pipe = Pipe(encoder)
-    works_one_by_one(pipe)
+    run_row_by_row(pipe)
     assert pipe.text_encoder is not encoder
     ids = torch.arange(6).reshape(3, 2)
     assert torch.equal(pipe.text_encoder(ids)[0], 2 * ids)

@@ -31,7 +31,7 @@ from errata.correct import (
     wrap,
 )
 from errata.correct.corrector import Method
-from errata.correct.hindsight import growth
+from errata.correct.methods.hindsight import growth
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError
 from errata.runtime.schedule import CacheSchedule, StepKind
@@ -196,7 +196,7 @@ def test_lookahead_needs_noise_levels(drifting: Any) -> None:
     class Unknown(DDIMScheduler):  # type: ignore[misc]
         """Another rule under another name."""
 
-    with pytest.raises(PlanError, match="Lookahead needs the noise level.*choose Forecast"):
+    with pytest.raises(PlanError, match="Lookahead needs the noise level.*such as IEC or Forecast"):
         wrap(drifting(lambda step: step, Unknown(clip_sample=False)), Plan(Lookahead()))
 
 
@@ -264,7 +264,7 @@ def test_hindsight_takes_back_what_a_forecast_of_a_parabola_missed(drifting: Any
 @pytest.mark.parametrize("method", [Forecast(), Lookahead()])
 def test_hindsight_before_what_it_judges_is_refused(drifting: Any, method: Method) -> None:
     deployed, name = drifting(lambda step: step), type(method).__name__
-    with pytest.raises(PlanError, match=f"Hindsight stands before {name}.*{name.lower()}\\+hindsight"):
+    with pytest.raises(PlanError, match=f"Hindsight comes before {name}.*{name.lower()}\\+hindsight"):
         wrap(deployed, Plan(Hindsight()) + Plan(Refresh(), "3") + Plan(method))
     wrap(deployed, Plan(method) + Plan(Hindsight()))
 
@@ -372,7 +372,7 @@ def test_a_feature_of_another_step_is_read_as_that_step_s(drifting: Any) -> None
     ],
 )
 def test_looking_ahead_for_nothing_is_refused(drifting: Any, plan: Plan) -> None:
-    with pytest.raises(PlanError, match="Lookahead would pay an evaluation for steps 6 to 9|steps 1 to 4"):
+    with pytest.raises(PlanError, match="Lookahead would spend an evaluation on steps 6 to 9|steps 1 to 4"):
         wrap(drifting(lambda step: step), plan)
 
 
@@ -415,7 +415,7 @@ def test_an_uncached_artifact_has_nothing_for_them(
     deploy_closed_form: Deploy, ddim: DDIMScheduler, method: Method
 ) -> None:
     deployed = deploy_closed_form(lambda x, i: x, ddim, 4)
-    with pytest.raises(PlanError, match="serves no step of this artifact: it has no cache"):
+    with pytest.raises(PlanError, match="cannot correct any step of this artifact: it has no cache"):
         wrap(deployed, Plan(method))
 
 

@@ -106,7 +106,7 @@ def test_a_batch_decision_is_no_part_of_batch_invariance(
 ) -> None:
     deployed = deploy_closed_form(network, ddim, STEPS)
     plan = Plan(IEC.official())
-    with pytest.raises(PlanError, match='stopping="official".*depends on its neighbours.*"per_sample"'):
+    with pytest.raises(PlanError, match="stopping='official'.*depends on the others in it.*per_sample"):
         wrap(deployed, plan, batch_invariant=True)
     wrap(deployed, plan)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from errata.correct.fresh_noise import FreshNoise
+from errata.correct.batch_invariance import FreshNoise
 
 
 def seeded(seed: int = 0) -> Generator:

@@ -20,10 +20,10 @@ from errata.correct import (
     Plan,
     Refresh,
     SecondOrder,
-    scheduler_hook,
     wrap,
 )
 from errata.correct.corrector import Correction
+from errata.correct.preview import SchedulerStep
 from errata.deploy import DeployedPipeline
 from errata.runtime.schedule import CacheSchedule
 
@@ -73,13 +73,13 @@ def deployed(deploy_closed_form: Deploy, ddim: DDIMScheduler, loop_pipeline: typ
 def corrections(monkeypatch: pytest.MonkeyPatch) -> list[Correction]:
     """What the methods of a run hand on."""
     seen: list[Correction] = []
-    taken = scheduler_hook._taken
+    take_corrected = SchedulerStep.take_corrected
 
-    def watched(pending: Any, made: Sequence[Correction]) -> Any:
+    def watched(pending: SchedulerStep, made: Sequence[Correction]) -> Any:
         seen.extend(made)
-        return taken(pending, made)
+        return take_corrected(pending, made)
 
-    monkeypatch.setattr(scheduler_hook, "_taken", watched)
+    monkeypatch.setattr(SchedulerStep, "take_corrected", watched)
     return seen
 
 

@@ -324,8 +324,8 @@ def test_timesteps_that_the_scheduler_does_not_have(
     ("fields", "message"),
     [
         ({"signal": (0.5,), "noise": (0.5, 0.5)}, "1 levels of signal and 2 of noise"),
-        ({"signal": (0.5,), "noise": (0.0,)}, "step 0 holds 0.5 of the signal and 0 of noise"),
-        ({"signal": (float("nan"),), "noise": (1.0,)}, "step 0 holds nan"),
+        ({"signal": (0.5,), "noise": (0.0,)}, "step 0 has 0.5 of the signal and 0 of noise"),
+        ({"signal": (float("nan"),), "noise": (1.0,)}, "step 0 has nan"),
         ({"signal": (0.0,), "noise": (1.0,)}, "step 0 is pure noise"),
         (
             {"signal": (0.5,), "noise": (0.5,), "prediction_type": "score"},
@@ -341,7 +341,7 @@ def test_levels_that_make_no_sense(fields: dict[str, Any], message: str) -> None
 def test_levels_that_a_method_requires() -> None:
     levels = NoiseLevels(signal=(0.0, 0.6), noise=(1.0, 0.8), prediction_type="v_prediction")
     assert required(levels, object(), [1]) is levels
-    with pytest.raises(PlanError, match="object needs the noise levels .* such as IEC"):
+    with pytest.raises(PlanError, match="object needs the noise level .* such as IEC"):
         required(None, object(), [1])
     with pytest.raises(PlanError, match=r"step 0 is nothing but noise .* steps='1-1'"):
         required(levels, object(), [0, 1])

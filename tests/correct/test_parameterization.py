@@ -10,8 +10,9 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from torch import Generator, Tensor
 
-from errata.correct import IEC, Plan, iec, wrap
+from errata.correct import IEC, Plan, wrap
 from errata.correct.corrector import CorrectorContext
+from errata.correct.methods import iec
 from errata.correct.noise_levels import NoiseLevels
 from errata.deploy import DeployedPipeline
 from errata.runtime.schedule import CacheSchedule

@@ -207,7 +207,7 @@ class Everywhere:
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
         return tuple(range(schedule.num_steps))
 
-    def check(self, setting: CorrectorContext) -> None:
+    def check(self, context: CorrectorContext) -> None:
         pass
 
 
@@ -240,12 +240,12 @@ class Levels:
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
         return (2,)
 
-    def check(self, setting: CorrectorContext) -> None:
-        self.checked.append(required(setting.levels, self, setting.steps))
+    def check(self, context: CorrectorContext) -> None:
+        self.checked.append(required(context.levels, self, context.steps))
 
-    def corrector(self, setting: CorrectorContext) -> Corrector:
-        self.used.append(setting.levels)
-        return Corrector(setting)
+    def corrector(self, context: CorrectorContext) -> Corrector:
+        self.used.append(context.levels)
+        return Corrector(context)
 
 
 def test_noise_levels_are_those_of_the_scheduler_that_samples(
@@ -274,7 +274,7 @@ def test_a_scheduler_that_a_method_cannot_work_with_is_refused_at_every_call(
     known = deployed.pipe.scheduler
     deployed.pipe.scheduler = type("OwnScheduler", (DDIMScheduler,), {})(clip_sample=False)
     for _ in range(2):
-        with pytest.raises(PlanError, match="Levels needs the noise levels of the samples"):
+        with pytest.raises(PlanError, match="Levels needs the noise level of every step"):
             corrected(latents=latents())
     assert deployed.denoiser.calls == []  # type: ignore[attr-defined]
     deployed.pipe.scheduler = known
@@ -316,7 +316,7 @@ def test_a_method_is_no_plan(deployed: DeployedPipeline) -> None:
 
 
 def test_a_plan_that_selects_nothing_is_refused_before_sampling(deployed: DeployedPipeline) -> None:
-    with pytest.raises(PlanError, match="leaves nothing to correct: IEC serves steps 0,3 of this artifact"):
+    with pytest.raises(PlanError, match="leaves nothing to correct: IEC can correct steps 0,3 of"):
         wrap(deployed, Plan(IEC(), "1-2"))
     assert deployed.denoiser.calls == []  # type: ignore[attr-defined]
 
@@ -330,7 +330,7 @@ def test_another_number_of_steps_is_refused_before_sampling(deployed: DeployedPi
 def test_stats_before_a_call(deployed: DeployedPipeline) -> None:
     corrected = wrap(deployed, Plan(IEC()))
     for read in (lambda: corrected.stats, corrected.overhead):
-        with pytest.raises(PlanError, match="nothing has been sampled yet"):
+        with pytest.raises(PlanError, match="nothing was sampled yet"):
             read()
 
 
@@ -346,7 +346,7 @@ def corrected_by(
     [
         (
             lambda self, x, t: self.unet(torch.cat([x, x, x]), t).sample.chunk(3)[0],
-            "step 0: the prediction is made of 3 parts; known is guidance with two",
+            "step 0: the prediction is made of 3 parts; only guidance with two is known",
         ),
         (
             lambda self, x, t: self.unet(torch.cat([x, x]), t).sample.chunk(2)[0].square(),

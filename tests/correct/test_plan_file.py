@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from errata.correct import IEC, Forecast, Plan
-from errata.correct.plan_file import load_plan, save_plan
 from errata.correct.planner.expectation import Expectation
 from errata.errors import PlanError
 
@@ -36,25 +35,25 @@ def test_a_plan_survives_its_file(plan: Plan, tmp_path: Path) -> None:
 
 
 def test_the_file_is_plain_json_with_a_format(tmp_path: Path) -> None:
-    save_plan(BOUND, tmp_path / "plan.json")
+    BOUND.save(tmp_path / "plan.json")
     stored = json.loads((tmp_path / "plan.json").read_text())
     assert stored == {"format": "errata-plan/1", "plan": BOUND.to_json()}
     assert stored["plan"]["artifact"] == "f" * 64
 
 
 def test_a_later_plan_takes_the_place(tmp_path: Path) -> None:
-    save_plan(Plan.none(), tmp_path / "plan.json")
-    save_plan(BOUND, tmp_path / "plan.json")
-    assert load_plan(tmp_path / "plan.json") == BOUND
+    Plan.none().save(tmp_path / "plan.json")
+    BOUND.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == BOUND
 
 
 def test_nothing_is_left_where_writing_fails(tmp_path: Path) -> None:
     (tmp_path / "plan.json").mkdir()
     with pytest.raises(PlanError, match="cannot write .*plan.json.*is a directory; choose another file"):
-        save_plan(BOUND, tmp_path / "plan.json")
+        BOUND.save(tmp_path / "plan.json")
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
     with pytest.raises(PlanError, match="no such file or directory"):
-        save_plan(BOUND, tmp_path / "nowhere" / "plan.json")
+        BOUND.save(tmp_path / "nowhere" / "plan.json")
 
 
 def changed(**change: Any) -> bytes:
@@ -71,8 +70,8 @@ def nested(depth: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "is no plan"),
-        (b"\xff\xfe", "is no plan"),
+        (b"", "is not a plan"),
+        (b"\xff\xfe", "is not a plan"),
         (b"[]", "has format None; this release reads 'errata-plan/1'"),
         (b'{"format": "errata-plan/2", "plan": {}}', "has format 'errata-plan/2'"),
         (b'{"format": "errata-plan/1", "format": "errata-plan/1"}', "duplicate key 'format'"),
@@ -100,11 +99,11 @@ def test_what_is_no_plan_is_refused_by_name(data: bytes, message: str, tmp_path:
     file = tmp_path / "plan.json"
     file.write_bytes(data)
     with pytest.raises(PlanError, match=message) as refusal:
-        load_plan(file)
+        Plan.load(file)
     assert "plan.json" in str(refusal.value)
     assert str(refusal.value).isprintable()
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="cannot read .*no such file.*give a file that `errata plan` wrote"):
-        load_plan(tmp_path / "plan.json")
+        Plan.load(tmp_path / "plan.json")

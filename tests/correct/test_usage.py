@@ -14,7 +14,7 @@ from torch import Generator
 
 from errata import deploy
 from errata.correct import IEC, CorrectedPipeline, Forecast, Lookahead, Plan, wrap
-from errata.correct.batch_invariance import SampleWise
+from errata.correct.batch_invariance import BatchInvariantDenoiser
 from errata.deploy import DeployedPipeline
 from errata.runtime.schedule import CacheSchedule
 
@@ -225,4 +225,4 @@ def test_costs_of_small_calls_add_up(deployed: DeployedPipeline) -> None:
     assert corrected.overhead() == pytest.approx(
         2 * of_one["full"] / (2 * of_one["full"] + 4 * of_one["cached"])
     )
-    assert SampleWise(deployed.denoiser).cost("cached", batch_size=3) == 3 * of_one["cached"]
+    assert BatchInvariantDenoiser(deployed.denoiser).cost("cached", batch_size=3) == 3 * of_one["cached"]

@@ -171,7 +171,7 @@ def test_corrections_work_on_mapped_steps_but_not_plans_of_the_recorded_ones(tin
     assert not torch.equal(sample(corrected), sample(mapped))
     bound = Plan(IEC(), artifact=deployed.manifest.sha256)
     wrap(deployed, bound)
-    with pytest.raises(PlanError, match="made for 6 sampling steps, this pipeline takes 9"):
+    with pytest.raises(PlanError, match="made for 6 sampling steps, but this pipeline takes 9"):
         wrap(mapped, bound)
 
 

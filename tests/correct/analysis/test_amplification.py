@@ -16,9 +16,8 @@ from torch import Generator, Tensor
 
 from errata import deploy
 from errata.correct.analysis import Amplification, amplification
-from errata.correct.analysis.norms import jacobian_norms
-from errata.correct.analysis.probing import probes_of
-from errata.correct.analysis.watch import arguments_for
+from errata.correct.analysis.probe import jacobian_norms
+from errata.correct.analysis.watch import arguments_for, probes_of
 from errata.correct.sampling import default_inputs
 from errata.deploy import DeployedPipeline
 from errata.errors import ErrataError, PlanError, ReportError
@@ -166,7 +165,7 @@ def test_arnoldi_bounds_from_below_and_reaches_the_norm_in_a_whole_basis(artifac
 
 def test_large_samples_are_bounded_from_below(artifact: DeployedPipeline) -> None:
     assert measure(artifact, max_dimension=SIDE * SIDE - 1).method == "arnoldi"
-    with pytest.raises(PlanError, match='take method "arnoldi"'):
+    with pytest.raises(PlanError, match='use method "arnoldi"'):
         measure(artifact, method="lanczos")
 
 
@@ -283,7 +282,7 @@ def test_gradients_that_do_not_agree_are_refused(
     full = unet.full
     rounded = lambda x, *args, **kwargs: full((x * 64).round() / 64, *args, **kwargs)  # noqa: E731
     monkeypatch.setattr(unet, "full", rounded)
-    with pytest.raises(PlanError, match="as where it rounds"):
+    with pytest.raises(PlanError, match="because it rounds"):
         measure(deployed, method="lanczos", difference=0.1, inputs=latents(8))
 
 

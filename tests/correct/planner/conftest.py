@@ -52,10 +52,10 @@ class Exact:
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
         return tuple(step for step in range(schedule.num_steps) if schedule.kind(step) == "cached")
 
-    def check(self, setting: CorrectorContext) -> None: ...
+    def check(self, context: CorrectorContext) -> None: ...
 
-    def corrector(self, setting: CorrectorContext) -> Corrector:
-        return _Evaluating(setting)
+    def corrector(self, context: CorrectorContext) -> Corrector:
+        return _Evaluating(context)
 
     def to_json(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -79,10 +79,10 @@ class Shift:
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
         return tuple(range(schedule.num_steps))
 
-    def check(self, setting: CorrectorContext) -> None: ...
+    def check(self, context: CorrectorContext) -> None: ...
 
-    def corrector(self, setting: CorrectorContext) -> Corrector:
-        return _Shifting(self, setting)
+    def corrector(self, context: CorrectorContext) -> Corrector:
+        return _Shifting(self, context)
 
     def to_json(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -93,8 +93,8 @@ class Shift:
 
 
 class _Shifting(Corrector):
-    def __init__(self, choices: Shift, setting: CorrectorContext) -> None:
-        super().__init__(setting)
+    def __init__(self, choices: Shift, context: CorrectorContext) -> None:
+        super().__init__(context)
         self._by = choices.by
 
     def at_step(self, view: StepView) -> Correction:
@@ -107,8 +107,8 @@ class Fickle(Exact):
 
     is_lucky: Callable[[], bool]
 
-    def corrector(self, setting: CorrectorContext) -> Corrector:
-        return _Evaluating(setting) if self.is_lucky() else _Shifting(Shift(by=1.0), setting)
+    def corrector(self, context: CorrectorContext) -> Corrector:
+        return _Evaluating(context) if self.is_lucky() else _Shifting(Shift(by=1.0), context)
 
 
 class Quarters(nn.Module):

@@ -5,9 +5,15 @@ import torch
 from torch import Tensor
 
 from errata.correct.planner.candidates import Candidate
-from errata.correct.planner.halving import cheapest_of_the_best, kept_of, ranked, round_sizes, total_samples
+from errata.correct.planner.halving import (
+    Trial,
+    cheapest_of_the_best,
+    kept_of,
+    ranked,
+    round_sizes,
+    total_samples,
+)
 from errata.correct.planner.metrics import AgreementMetric
-from errata.correct.planner.trial import Trial
 
 METRIC = AgreementMetric(cast(Any, None), reference="zero")
 

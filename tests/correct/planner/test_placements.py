@@ -1,6 +1,6 @@
 import pytest
 
-from errata.correct.planner.placements import intervals, placements, sampler_steps
+from errata.correct.planner.candidates import intervals, placements, sampler_steps
 from errata.correct.steps import select
 from errata.runtime.schedule import CacheSchedule
 

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from errata.correct import FittedForecast, Forecast, Hindsight, Plan, Refresh, fit_forecast, wrap
-from errata.correct.fitted_forecast import reads
+from errata.correct.methods.fitted_forecast import reads
 from errata.deploy import DeployedPipeline
 from errata.errors import ErrataError, PlanError
 from errata.runtime.schedule import CacheSchedule, StepKind
@@ -158,7 +158,7 @@ def test_weights_of_another_schedule_are_refused(growing: DeployedPipeline) -> N
     shorter = FittedForecast(weights=fitted.weights[:-1])
     moved = FittedForecast(weights=(*fitted.weights[1:], ()))
     for other in (shorter, moved):
-        with pytest.raises(PlanError, match="belongs to another cache schedule.*fit_forecast"):
+        with pytest.raises(PlanError, match="fitted for another cache schedule.*fit_forecast"):
             wrap(growing, Plan(other))
 
 
@@ -187,7 +187,7 @@ def test_choices_out_of_range_are_refused(
 def test_only_artifacts_with_something_to_forecast_are_fitted(
     growing: DeployedPipeline, deploy_closed_form: Deploy, ddim: DDIMScheduler
 ) -> None:
-    with pytest.raises(PlanError, match="no cached step after a second full one"):
+    with pytest.raises(PlanError, match="no cached step after its second full one"):
         fit(deploy_closed_form(lambda x, i: x, ddim, STEPS))
     with pytest.raises(TypeError, match="takes a loaded artifact, not a LoopPipeline"):
         fit(growing.pipe)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from errata.correct.corrector import Correction, CorrectorContext, Features, Rows, StepView
-from errata.correct.diffier import DiffIER
+from errata.correct.methods.diffier import DiffIER
 from errata.correct.noise_levels import NoiseLevels
 from errata.errors import PlanError
 from errata.runtime.schedule import CacheSchedule
@@ -175,14 +175,12 @@ def test_half_precision_is_accumulated_in_single() -> None:
 def test_an_unguided_step_is_refused() -> None:
     eps = randn(1, 1, 2, 2, seed=1)
     view = view_of(eps, eps, noise_of([0], (1, 2, 2)), is_guided=False)
-    with pytest.raises(
-        PlanError, match="step 1 was not guided; sample with a guidance_scale above 1, or .* IEC"
-    ):
+    with pytest.raises(PlanError, match="step 1 was not guided; use a guidance_scale above 1, or .* IEC"):
         DiffIER().corrector(setting_of()).at_step(view)
 
 
 def test_unknown_noise_levels_are_refused() -> None:
-    with pytest.raises(PlanError, match="DiffIER needs the noise levels .* such as IEC"):
+    with pytest.raises(PlanError, match="DiffIER needs the noise level .* such as IEC"):
         DiffIER().check(setting_of(is_known=False))
 
 
@@ -214,5 +212,5 @@ def test_json_round_trip() -> None:
         "type": "DiffIER", "version": 1, "step_size": 0.1, "threshold": 0.0, "max_iterations": 3
     }  # fmt: skip
     assert DiffIER.from_json(stored) == method
-    with pytest.raises(PlanError, match="version 2 is not one that this release reads"):
+    with pytest.raises(PlanError, match="version 2 is not supported"):
         DiffIER.from_json({**stored, "version": 2})

@@ -1,4 +1,4 @@
-"""A forecast with weights that were fitted to the artifact's own runs, see `errata.correct.fitting`.
+"""FittedForecast: a forecast with weights fitted to the artifact's own runs, see `errata.correct.fitting`.
 
     symbol      here        meaning
     i           step        a cached denoiser call
@@ -6,8 +6,8 @@
     F_(s_k)     stored      the features that they left
     w_ik        weights     F_i ≈ Σ_k w_ik F_(s_k)
 
-`Forecast` reads a polynomial through the stored features, far outside of them, where its weights are large
-and alternate in sign. Fitted weights are as large as this network's features ask for.
+`Forecast` extrapolates a polynomial far beyond the stored features, where its weights are large and alternate
+in sign. Fitted weights are only as large as this network's features need.
 
 Source: this project. Least squares between features of calibration data are CacheQuant's (Liu et al., 2025,
 section 3.3), there from one stored feature, by channel, before deployment.
@@ -22,7 +22,9 @@ from typing import Any
 from errata.correct.config_json import StoredDataclass
 from errata.correct.corrector import CallView, Corrector, CorrectorContext, Evaluation
 from errata.correct.extrapolation import Differences, combined, newton_basis, weighted_sum
-from errata.correct.forecast import forecast_steps
+from errata.correct.methods.forecast import forecast_steps
+from errata.correct.registry import register_method
+from errata.correct.traits import Traits
 from errata.correct.validation import is_number
 from errata.errors import PlanError
 from errata.runtime.schedule import CacheSchedule
@@ -30,19 +32,22 @@ from errata.runtime.schedule import CacheSchedule
 REFIT = "fit it with errata.correct.fit_forecast(deployed), or let `errata plan` do it"
 
 
+@register_method
 @dataclass(frozen=True, kw_only=True, repr=False)
 class FittedForecast(StoredDataclass):
-    """At cached steps, reads a weighted sum of the last full steps' features, at no evaluation.
+    """A forecast for cached steps: a fitted weighted sum of the last full steps' features, no evaluation.
 
-    Made by `fit_forecast` for one cache schedule. Where a run has stored features of other steps than the
-    scheduled ones (the plan refreshed some between), it reads `Forecast`'s polynomial through them.
+    `fit_forecast` makes it for one cache schedule. Where a run has stored features of other steps than the
+    scheduled ones (the plan refreshed some in between), it reads `Forecast`'s polynomial through them.
 
     Attributes:
-        weights: w_i of every denoiser call, of the newest feature first; empty where nothing is forecast.
+        weights: w_i of every denoiser call, that of the newest feature first; empty where none is forecast.
 
     Raises:
-        PlanError: weights that are none, or not finite.
+        PlanError: there are no weights, or they are not finite.
     """
+
+    traits = Traits(decides_feature=True)
 
     weights: tuple[tuple[float, ...], ...]
 
@@ -54,44 +59,44 @@ class FittedForecast(StoredDataclass):
             raise PlanError(f"FittedForecast needs finite weights for every denoiser call; {REFIT}")
 
     def __repr__(self) -> str:
-        """Without its numbers, which are many."""
+        """Return a short form, without the weights."""
         fitted = sum(map(bool, self.weights))
         return f"FittedForecast(order={max(map(len, self.weights)) - 1}, fitted for {fitted} steps)"
 
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
-        """The cached steps after the second full one, as `Forecast`."""
+        """Return the cached steps after the second full one, as `Forecast` does."""
         return forecast_steps(schedule)
 
-    def check(self, setting: CorrectorContext) -> None:
-        """See `Method.check`.
+    def check(self, context: CorrectorContext) -> None:
+        """Check that the weights belong to this schedule.
 
         Raises:
-            PlanError: the weights belong to another schedule.
+            PlanError: they belong to another one.
         """
-        schedule, longest = setting.schedule, max(map(len, self.weights))
+        schedule, longest = context.schedule, max(map(len, self.weights))
         asked = [len(reads(step, schedule, most=longest)) for step in range(schedule.num_steps)]
         served = self.serves(schedule)
         if [len(row) for row in self.weights] != [n if i in served else 0 for i, n in enumerate(asked)]:
             raise PlanError(
-                f"this FittedForecast belongs to another cache schedule, of {len(self.weights)} denoiser "
-                f"calls; here are {schedule.num_steps}, of which {len(schedule.full_steps)} are full: {REFIT}"
+                f"this FittedForecast was fitted for another cache schedule, of {len(self.weights)} denoiser "
+                f"calls; here are {schedule.num_steps}, {len(schedule.full_steps)} of them full: {REFIT}"
             )
 
-    def corrector(self, setting: CorrectorContext) -> Corrector:
-        """See `Method.corrector`."""
-        return _Weighting(self, setting)
+    def corrector(self, context: CorrectorContext) -> Corrector:
+        """Return a corrector for one run."""
+        return _Weighting(self, context)
 
 
 class _Weighting(Corrector):
-    """FittedForecast on one run; what it knows is what the run has stored."""
+    """FittedForecast on one run; its only state is what the run has stored."""
 
-    def __init__(self, choices: FittedForecast, setting: CorrectorContext) -> None:
-        super().__init__(setting)
+    def __init__(self, choices: FittedForecast, context: CorrectorContext) -> None:
+        super().__init__(context)
         self._weights = choices.weights
         self._steps = self.taps
         self.taps = frozenset()  # nothing to do between network and scheduler
         self.remembers = max(map(len, choices.weights))
-        self._differences = [Differences() for _ in range(setting.schedule.calls_per_step)]
+        self._differences = [Differences() for _ in range(context.schedule.calls_per_step)]
 
     def before_call(self, view: CallView) -> Evaluation | None:
         if view.kind == "full" or view.step not in self._steps or len(view.stored) < 2:
@@ -99,7 +104,7 @@ class _Weighting(Corrector):
         weights = self._weights[view.step]
         newest_first = view.stored[::-1][: len(weights)]
         steps = tuple(step for step, _ in newest_first)
-        if steps == reads(view.step, self.setting.schedule, most=len(weights)):
+        if steps == reads(view.step, self.context.schedule, most=len(weights)):
             feature = weighted_sum(weights, [feature for _, feature in newest_first])
         else:
             positions, differences = self._differences[view.stream].of(newest_first)
@@ -108,7 +113,7 @@ class _Weighting(Corrector):
 
 
 def reads(step: int, schedule: CacheSchedule, *, most: int) -> tuple[int, ...]:
-    """The last scheduled full calls before a call, of its stream, newest first; `most` of them at most."""
+    """Return the last scheduled full calls before a call, of its stream, newest first; at most `most`."""
     stream = schedule.stream(step)
     before = [full for full in schedule.full_steps if full < step and schedule.stream(full) == stream]
     return tuple(before[::-1][:most])

@@ -1,12 +1,12 @@
 """Forecast: on a cached step, extrapolate the feature instead of reusing it.
 
-A feature cache reuses F(s) of the last full step s at the steps after it, though the feature moves on. Its
-values at the last full steps tell how: a polynomial through them, in the step index, is read at the cached
+A feature cache reuses F(s) of the last full step s at the steps after it, although the feature changes. Its
+values at the last full steps show how: a polynomial through them, in the step index, is read at the cached
 step. That costs a weighted sum of two or three features, and no evaluation.
 
-Source: TaylorSeer (Liu et al., "From reusing to forecasting", ICCV 2025), brought from the features of a
-transformer's layers to the one feature of a UNet's cache. Deviations: Newton's divided differences on the
-real positions of the full steps, so intervals need not be equal; the option of HiCache's basis. See
+Source: TaylorSeer (Liu et al., "From reusing to forecasting", ICCV 2025), applied to the one feature of a
+UNet's cache instead of the features of a transformer's layers. Deviations: Newton's divided differences on
+the real positions of the full steps, so intervals need not be equal; optionally HiCache's basis. See
 `errata.correct.extrapolation`.
 """
 
@@ -18,26 +18,31 @@ from typing import Literal
 from errata.correct.config_json import StoredDataclass
 from errata.correct.corrector import CallView, Corrector, CorrectorContext, Evaluation
 from errata.correct.extrapolation import Differences, combined, hermite_basis, newton_basis
+from errata.correct.registry import register_method
+from errata.correct.traits import Traits
 from errata.correct.validation import is_count, is_number, require
 from errata.runtime.schedule import CacheSchedule
 
 
+@register_method
 @dataclass(frozen=True, kw_only=True)
 class Forecast(StoredDataclass):
-    """Extrapolates the cached feature at cached steps, at no evaluation.
+    """A forecast: the feature extrapolated at cached steps, at no evaluation.
 
-    Until enough full steps have passed for `order`, the highest order that the known features allow is taken;
+    Until enough full steps have passed for `order`, it takes the highest order that the known features allow;
     before the second full step that is plain reuse.
 
     Attributes:
-        order: of the polynomial, 1 to 3; it reads the features of `order + 1` full steps. 1 was
-            measured to be the best, above all before Hindsight, see docs/correct.md.
-        basis: "newton", or "hermite", which damps.
-        sigma: contraction of the Hermite basis, in (0, 1]; "newton" has no use for it.
+        order: order of the polynomial through features; 1 to 3. It reads the features of `order + 1` full
+            steps. 1 was measured to be the best, above all before Hindsight, see docs/correct.md.
+        basis: basis of the polynomial; "newton", or "hermite", which damps.
+        sigma: contraction of the hermite basis; in (0, 1]. "newton" does not use it.
 
     Raises:
         PlanError: a value outside these ranges.
     """
+
+    traits = Traits(decides_feature=True)
 
     order: int = 1
     basis: Literal["newton", "hermite"] = "newton"
@@ -49,27 +54,27 @@ class Forecast(StoredDataclass):
         require(is_number(self.sigma) and 0 < self.sigma <= 1, self, "sigma", "in (0, 1]")
 
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
-        """The cached steps after the second full one; before it there is nothing to extrapolate from."""
+        """Return the cached steps after the second full one; before it there is nothing to extrapolate."""
         return forecast_steps(schedule)
 
-    def check(self, setting: CorrectorContext) -> None:
-        """See `Method.check`: it works with every scheduler."""
+    def check(self, context: CorrectorContext) -> None:
+        """Accept every scheduler."""
 
-    def corrector(self, setting: CorrectorContext) -> Corrector:
-        """See `Method.corrector`."""
-        return _Forecasting(self, setting)
+    def corrector(self, context: CorrectorContext) -> Corrector:
+        """Return a corrector for one run."""
+        return _Forecasting(self, context)
 
 
 class _Forecasting(Corrector):
-    """Forecast on one run; what it knows is what the run has stored."""
+    """Forecast on one run; its only state is what the run has stored."""
 
-    def __init__(self, choices: Forecast, setting: CorrectorContext) -> None:
-        super().__init__(setting)
+    def __init__(self, choices: Forecast, context: CorrectorContext) -> None:
+        super().__init__(context)
         self._choices = choices
         self._steps = self.taps
         self.taps = frozenset()  # nothing to do between network and scheduler
         self.remembers = choices.order + 1
-        self._differences = [Differences() for _ in range(setting.schedule.calls_per_step)]
+        self._differences = [Differences() for _ in range(context.schedule.calls_per_step)]
 
     def before_call(self, view: CallView) -> Evaluation | None:
         if view.kind == "full" or view.step not in self._steps or len(view.stored) < 2:
@@ -85,12 +90,12 @@ class _Forecasting(Corrector):
 
 
 def forecast_steps(schedule: CacheSchedule) -> tuple[int, ...]:
-    """Cached steps before which two full ones have passed, sorted."""
+    """Return the cached steps that come after two full ones, sorted."""
     return cached_steps(schedule, after=schedule.groups[1][0] if len(schedule.groups) > 1 else None)
 
 
 def cached_steps(schedule: CacheSchedule, *, after: int | None = 0) -> tuple[int, ...]:
-    """Cached steps beyond a step, sorted; none where that is None."""
+    """Return the cached steps from step `after` on, sorted; none if that is None."""
     if after is None:
         return ()
     return tuple(step for step in range(after, schedule.num_steps) if schedule.kind(step) == "cached")

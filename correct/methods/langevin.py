@@ -9,20 +9,20 @@
     α           alpha               (a / a')², a' the signal at the call after it (1 at the end)
     ε_i         step_size           2 α (r ‖z‖ / ‖g‖)²
 
-Iteration: x ← x + ε_i g + sqrt(2 ε_i) z. Where the score is right it leaves the distribution of samples at
-that level alone, and pulls samples towards it that have strayed: earlier errors are forgotten, at the price
-of noise.
+Iteration: x ← x + ε_i g + sqrt(2 ε_i) z. With the right score it leaves the distribution of samples at that
+noise level unchanged, and pulls stray samples towards it: earlier errors are forgotten, at the price of
+noise.
 
 Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", ICLR 2021,
 Algorithm 4 (variance exploding: α = 1, because a = 1) and Algorithm 5 (variance preserving: α_i = 1 - β_i).
-Readings and deviations:
+Interpretations and deviations:
 
 - α_i belongs to the chain that is sampled: ᾱ_i / ᾱ_{i-1} over neighbouring calls, which is 1 - β_i where
   every training timestep is sampled, as in the paper.
 - Norms are those of each sample. The authors' code takes their mean over the batch, which makes an image
   depend on its neighbours.
-- The scheduler is told nothing: a multistep history still holds the plain predictions, and a sampler that
-  goes back to an earlier sample (the first half of Heun's steps, PNDM's Runge-Kutta) loses what was moved.
+- The scheduler does not know of it: a multistep history still holds the plain predictions, and a sampler that
+  goes back to an earlier sample (the first half of Heun's steps, PNDM's Runge-Kutta) loses the change.
 """
 
 from __future__ import annotations
@@ -34,24 +34,29 @@ from torch import Tensor
 
 from errata.correct.config_json import StoredDataclass
 from errata.correct.corrector import Correction, Corrector, CorrectorContext, Rows, StepView
-from errata.correct.iec import residual
+from errata.correct.methods.iec import residual
 from errata.correct.noise_levels import NoiseLevels, required
-from errata.correct.step_rule import require_kept_samples
+from errata.correct.registry import register_method
+from errata.correct.traits import Traits
 from errata.correct.validation import is_count, is_number, require
 from errata.runtime.schedule import CacheSchedule
 
 
+@register_method
 @dataclass(frozen=True, kw_only=True)
 class Langevin(StoredDataclass):
     """Langevin steps after every step of the sampler but the last; one full evaluation each.
 
     Attributes:
-        snr: r, above 0. The paper's 0.16 for CIFAR-10; the noise that is added has about 2 r of the sample's.
-        iterations: Langevin steps, at least 1.
+        snr: signal-to-noise ratio; r, above 0. 0.16 is the paper's for CIFAR-10. The added noise is about 2 r
+            times that of the sample.
+        iterations: iterations at each step; Langevin steps, at least 1.
 
     Raises:
         PlanError: a value outside these ranges.
     """
+
+    traits = Traits(sets_sample="always", needs_noise_levels=True)
 
     snr: float = 0.16
     iterations: int = 1
@@ -63,40 +68,39 @@ class Langevin(StoredDataclass):
         require(is_number_of, self, "iterations", "an integer, 1 or more")
 
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
-        """Every step but the sampler's last: noise that is added there stays in the image."""
+        """Return every step but the sampler's last: noise that is added there stays in the image."""
         return tuple(range(schedule.num_steps - schedule.calls_per_step))
 
-    def check(self, setting: CorrectorContext) -> None:
-        """See `Method.check`: noise levels must be known, and samples kept."""
-        self.required(setting)
-        require_kept_samples(self, setting)
+    def check(self, context: CorrectorContext) -> None:
+        """Check that the calls after the selected steps are not pure noise."""
+        self.required(context)
 
-    def required(self, setting: CorrectorContext) -> NoiseLevels:
-        """The noise levels, which must be known and leave some signal at the calls after the selected steps.
+    def required(self, context: CorrectorContext) -> NoiseLevels:
+        """Return the noise levels, with some signal at the calls after the selected steps.
 
         Raises:
-            PlanError: they do not.
+            PlanError: they are not known, or there is none.
         """
-        ahead = [step + setting.schedule.calls_per_step for step in setting.steps]
-        return required(setting.levels, self, ahead)
+        ahead = [step + context.schedule.calls_per_step for step in context.steps]
+        return required(context.levels, self, ahead)
 
-    def corrector(self, setting: CorrectorContext) -> Corrector:
-        """See `Method.corrector`."""
-        return _Diffusion(self, setting)
+    def corrector(self, context: CorrectorContext) -> Corrector:
+        """Return a corrector for one run."""
+        return _Diffusion(self, context)
 
 
 class _Diffusion(Corrector):
-    """Every step stands alone."""
+    """Langevin on one run; no state passes from step to step."""
 
-    def __init__(self, choices: Langevin, setting: CorrectorContext) -> None:
-        super().__init__(setting)
+    def __init__(self, choices: Langevin, context: CorrectorContext) -> None:
+        super().__init__(context)
         self._choices = choices
-        self._levels = choices.required(setting)
+        self._levels = choices.required(context)
 
     def at_step(self, view: StepView) -> Correction:
         wide = torch.promote_types(view.sample.dtype, torch.float32)
         x = view.preview(view.prediction).to(wide)
-        ahead = view.step + self.setting.schedule.calls_per_step  # which receives what this step returns
+        ahead = view.step + self.context.schedule.calls_per_step  # which receives what this step returns
         alpha, b = self._alpha(ahead), self._levels.noise[ahead]
         residuals: list[tuple[Rows, Tensor]] = []
         for k in range(self._choices.iterations):
@@ -109,17 +113,17 @@ class _Diffusion(Corrector):
 
     def _alpha(self, ahead: int) -> float:
         signal = self._levels.signal
-        after = ahead + self.setting.schedule.calls_per_step
+        after = ahead + self.context.schedule.calls_per_step
         return (signal[ahead] / (signal[after] if after < len(signal) else 1.0)) ** 2
 
 
 def langevin_step(x: Tensor, g: Tensor, z: Tensor, *, snr: float, alpha: float) -> Tensor:
-    """One iteration, x + ε_i g + sqrt(2 ε_i) z; all `(B, …)`, each sample with its own ε_i."""
+    """Return x + ε_i g + sqrt(2 ε_i) z, one iteration; all `(B, …)`, each sample with its own ε_i."""
     step_size = 2 * alpha * (snr * _norm(z) / _norm(g)) ** 2
     return x + step_size * g + torch.sqrt(2 * step_size) * z
 
 
 def _norm(batch: Tensor) -> Tensor:
-    """‖·‖₂ of each sample, `(B, 1, …)`."""
+    """Return ‖·‖₂ of each sample, `(B, 1, …)`."""
     norms = torch.linalg.vector_norm(batch.flatten(1), dim=1)
     return norms.reshape(-1, *([1] * (batch.ndim - 1)))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from errata.correct.corrector import CorrectorContext, Features, Rows, StepView, take
+from errata.correct.methods.second_order import SecondOrder
 from errata.correct.noise_levels import NoiseLevels
-from errata.correct.second_order import SecondOrder
 from errata.errors import PlanError
 from errata.runtime.schedule import CacheSchedule
 
@@ -218,13 +218,13 @@ def test_a_sampler_that_repeats_timesteps_is_refused_where_it_does() -> None:
     timesteps = (9.0, 6.0, 6.0, 3.0, 3.0)
     SecondOrder().check(setting_of(levels, timesteps=timesteps, steps=(0, 2)))
     with pytest.raises(
-        PlanError, match="after step 1 at timestep 6 comes step 2 at 6: .* with DDIM or Euler"
+        PlanError, match="step 1 at timestep 6 is followed by step 2 at 6: .* with DDIM or Euler"
     ):
         SecondOrder().check(setting_of(levels, timesteps=timesteps, steps=(0, 1, 2)))
 
 
 def test_unknown_noise_levels_are_refused() -> None:
-    with pytest.raises(PlanError, match="SecondOrder needs the noise levels .* such as IEC"):
+    with pytest.raises(PlanError, match="SecondOrder needs the noise level .* such as IEC"):
         SecondOrder().check(setting_of(None))
     pure = NoiseLevels(signal=(0.0, 0.6), noise=(1.0, 0.8), prediction_type="v_prediction")
     with pytest.raises(
@@ -254,5 +254,5 @@ def test_json_round_trip() -> None:
     stored = json.loads(json.dumps(method.to_json()))
     assert stored == {"type": "SecondOrder", "version": 1, "weight": 0.25, "cache_after": "replace"}
     assert SecondOrder.from_json(stored) == method
-    with pytest.raises(PlanError, match="lacks the key 'weight'"):
+    with pytest.raises(PlanError, match="has no key 'weight'"):
         SecondOrder.from_json({"type": "SecondOrder", "version": 1, "cache_after": "keep"})

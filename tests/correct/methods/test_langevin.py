@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from errata.correct.corrector import Correction, CorrectorContext, Features, Rows, StepView, take
-from errata.correct.langevin import Langevin
+from errata.correct.methods.langevin import Langevin
 from errata.correct.noise_levels import NoiseLevels
 from errata.errors import PlanError
 from errata.runtime.schedule import CacheSchedule
@@ -160,7 +160,7 @@ def test_a_start_from_pure_noise_is_served() -> None:
 
 
 def test_unknown_noise_levels_are_refused() -> None:
-    with pytest.raises(PlanError, match="Langevin needs the noise levels .* such as IEC"):
+    with pytest.raises(PlanError, match="Langevin needs the noise level .* such as IEC"):
         Langevin().check(setting_of(None))
 
 

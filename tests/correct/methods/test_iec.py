@@ -8,7 +8,7 @@ from torch import Tensor
 
 from errata.correct import IEC
 from errata.correct.corrector import Features, Rows, take
-from errata.correct.iec import iterate
+from errata.correct.methods.iec import iterate
 from errata.errors import PlanError
 
 SIZES = "in (0, 1], one number or one for each iteration"

@@ -1,4 +1,4 @@
-"""Iterative Error Correction: refine x_{t-1} by evaluating the network where it landed.
+"""Iterative Error Correction: refine x_{t-1} by evaluating the network at x_{t-1} itself.
 
 The symbols, with the paper's equation numbers:
 
@@ -12,30 +12,29 @@ The symbols, with the paper's equation numbers:
                                   B = sqrt(1-ᾱ_{t-1}) - sqrt(ᾱ_{t-1}(1-ᾱ_t)/ᾱ_t)
     λ           step_size         damping; [0.1, 0.7] contracts in the paper
     K           iterations        most refinements
-    τ           tolerance         stop when ‖x^(k+1) - x^(k)‖₂ ≤ τ; asked between iterations, so that K = 1
-                                  never stops early
+    τ           tolerance         stop when ‖x^(k+1) - x^(k)‖₂ ≤ τ; tested between iterations, so K = 1 never
+                                  stops early
 
 Update (Eq. 10): x^(k+1) = x^(k) + λ (A x_t + B ε(x^(k), t) - x^(k)).
 
 Where the step is linear in ε, x^(k) is the step taken with ε^(k), where ε^(0) = ε and
-ε^(k+1) = (1-λ) ε^(k) + λ ε(x^(k), t). That blended prediction is what the scheduler's own step receives,
-once: it is what enters a multistep history, so later steps extrapolate from corrected predictions. Where the
-step is not linear, the scheduler receives the blended prediction all the same, and the sample that it
-returns is replaced by x^(K).
+ε^(k+1) = (1-λ) ε^(k) + λ ε(x^(k), t). The scheduler's own step receives that blended prediction, once. So it
+enters a multistep history, and later steps extrapolate from corrected predictions. Where the step is not
+linear, the scheduler receives the blended prediction too, and x^(K) replaces the sample that it returns.
 
-Where the network predicts v or x_0, the blend is made of what the scheduler takes at x_t: the v or x_0 that
-means ε(x^(k), t) there, which is not the one that the network made at x^(k). So x^(K) does not depend on how
-the same denoiser is parameterized.
+Where the network predicts v or x_0, the blend is made of predictions for x_t: the v or x_0 that means
+ε(x^(k), t) at x_t, which is not the one that the network made at x^(k). So x^(K) does not depend on how the
+denoiser is parameterized.
 
 A sample whose residual grows from one iteration to the next keeps the iterate that it had and leaves the
-batch (the paper has no such guard). It counts as diverged where the residual has grown beyond its first; of
-quantized networks residuals fall to the size of the rounding, and go up and down there.
+batch (the paper has no such guard). It counts as diverged if the residual has grown beyond its first value.
+The residuals of a quantized network fall to the size of its rounding errors, and go up and down there.
 
 Source: "Iterative Error Correction", Eq. 9 and 10. Deviations: the residual is per sample, not over the
-batch, so an image does not depend on its neighbours; noise is held fixed across iterations, so that there is
-a fixed point at η > 0 too; where the network predicts v or x_0 and ε cannot be told from it (unknown noise
-levels, or a step from pure noise), its predictions are blended as they are. `IEC.official()` tells in what
-the authors' code differs, and does as it does.
+batch, so an image does not depend on its neighbours. Noise is held fixed across iterations, so that there is
+a fixed point at η > 0 too. Where the network predicts v or x_0 and ε cannot be computed from it (unknown
+noise levels, or a step from pure noise), its predictions are blended as they are. `IEC.official()` does what
+the authors' code does, and says where that differs from the paper.
 """
 
 from __future__ import annotations
@@ -62,28 +61,32 @@ from errata.correct.corrector import (
 )
 from errata.correct.device_sync import is_free_to_read
 from errata.correct.noise_levels import NoiseLevels
+from errata.correct.registry import register_method
+from errata.correct.traits import Traits
 from errata.correct.validation import is_count, is_number, require
 from errata.errors import PlanError
 from errata.runtime.schedule import CacheSchedule
 
-# Of the sample's own size: what two ways to round float32 differ by. A residual below it is noise, and its
-# growth says nothing.
+# Relative to the sample: by how much two orders of float32 sums differ. A residual below it is noise, and
+# its growth means nothing.
 _ROUNDING = 1e-6
 
 
+@register_method
 @dataclass(frozen=True, kw_only=True)
 class IEC(StoredDataclass):
     """Iterative Error Correction, at full steps.
 
     Attributes:
-        step_size: λ, in (0, 1]; or several, one for each iteration.
-        iterations: K, at least 1: the most extra evaluations of a sample.
-        tolerance: τ, at least 0: a sample whose iterate moves no further than this leaves the batch. It acts
+        step_size: step size per iteration; λ in (0, 1], one number, or one for each iteration.
+        iterations: iterations at each step; K, at least 1, the most extra evaluations of a sample.
+        tolerance: an image is done when an iteration moves it no further than this; τ, at least 0. It acts
             from the second iteration on: one iteration is always taken, and K = 1 never stops early.
-        cache_after: what the cached steps that follow read: "replace", the feature of the last evaluation;
-            "keep", that of x_t. Without a cache it does nothing.
-        stopping: "per_sample", as above; or "official", the rule of the authors' code, see `official`.
-        guard: whether a sample whose residual grows stops at the iterate that it had. It acts from the second
+        cache_after: which feature the following cached steps read; "replace", that of the last evaluation,
+            or "keep", that of x_t. Without a cache it has no effect.
+        stopping: rule by which an image stops; "per_sample", as above, or "official", as in the authors'
+            code, see `official`.
+        guard: stop an image whose residual grows; it keeps the iterate that it had. It acts from the second
             iteration on, and with "per_sample" only.
 
     Raises:
@@ -116,9 +119,15 @@ class IEC(StoredDataclass):
         require(self.stopping in rules, self, "stopping", '"per_sample" or "official"')
         require(isinstance(self.guard, bool), self, "guard", "true or false")
 
+    @property
+    def traits(self) -> Traits:
+        """What it does: in a linear step, the blended prediction is all that is needed."""
+        is_per_image = self.stopping == "per_sample"
+        return Traits(changes_prediction=True, sets_sample="if_nonlinear", per_image=is_per_image)
+
     @classmethod
     def paper(cls) -> IEC:
-        """The paper's choices: λ = 0.5, K = 1, τ = 1e-5; the defaults.
+        """Return the paper's choices: λ = 0.5, K = 1, τ = 1e-5; the defaults.
 
         Source: "Iterative Error Correction", section 3.2, last paragraph.
         """
@@ -126,11 +135,11 @@ class IEC(StoredDataclass):
 
     @classmethod
     def official(cls, kind: Literal["pixel", "latent"] = "pixel") -> IEC:
-        """What the authors' code does, which differs from their paper.
+        """Return what the authors' code does, which differs from their paper.
 
         - The residual is ‖new - old‖ / (‖old‖ + 1e-6) over the whole batch, so an image depends on its
           neighbours. It is tested before the update, so the last evaluation of a converged batch is thrown
-          away; its feature stays in the cache all the same.
+          away; its feature stays in the cache.
         - λ is 0.5 to the power of the iteration: one refinement at 0.5 for pixels, two at 1 and 0.5 for
           latents.
         - There is no guard against divergence.
@@ -147,38 +156,38 @@ class IEC(StoredDataclass):
         return cls(step_size=sizes, iterations=len(sizes), stopping="official")
 
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
-        """The full steps: a cached one has no feature of its own to correct."""
+        """Return the full steps: a cached one has no feature of its own to correct."""
         return schedule.full_steps
 
-    def check(self, setting: CorrectorContext) -> None:
-        """See `Method.check`: it works with every scheduler."""
+    def check(self, context: CorrectorContext) -> None:
+        """Accept every scheduler."""
 
-    def corrector(self, setting: CorrectorContext) -> Corrector:
-        """See `Method.corrector`."""
-        return _Refinement(self, setting)
+    def corrector(self, context: CorrectorContext) -> Corrector:
+        """Return a corrector for one run."""
+        return _Refinement(self, context)
 
     def to_json(self) -> dict[str, Any]:
-        """See `Method.to_json`."""
+        """Return its choices as plain JSON."""
         sizes = list(self.step_size) if isinstance(self.step_size, tuple) else self.step_size
         return {**super().to_json(), "step_size": sizes}
 
 
 class _Refinement(Corrector):
-    """IEC on one run; every step stands alone."""
+    """IEC on one run; no state passes from step to step."""
 
-    def __init__(self, choices: IEC, setting: CorrectorContext) -> None:
-        super().__init__(setting)
+    def __init__(self, choices: IEC, context: CorrectorContext) -> None:
+        super().__init__(context)
         self._choices = choices
 
     def at_step(self, view: StepView) -> Correction:
-        levels, evaluate = self.setting.levels, view.evaluate
+        levels, evaluate = self.context.levels, view.evaluate
         if levels is not None and levels.prediction_type != "epsilon" and levels.signal[view.step] > 0:
             evaluate = _meant_at_start(view, levels)
         return iterate(view.prediction, view.preview, evaluate, self._choices, is_linear=view.is_linear)
 
 
 def _meant_at_start(view: StepView, levels: NoiseLevels) -> Evaluate:
-    """`view.evaluate`, as predictions that mean at x_t the ε that the network means at the iterate."""
+    """Return `view.evaluate`, with predictions that mean for x_t the ε that the network found at y."""
 
     def evaluate(samples: Tensor, rows: Rows = None, *, step: int | None = None) -> tuple[Tensor, Features]:
         prediction, features = view.evaluate(samples, rows, step=step)
@@ -221,26 +230,31 @@ def plain_iec(
 def iterate(
     prediction: Tensor, preview: Preview, evaluate: Evaluate, choices: IEC, *, is_linear: bool = False
 ) -> Correction:
-    """IEC at one step, from the plain prediction; `preview` and `evaluate` as in `StepView`.
+    """Return IEC's correction of one step; `preview` and `evaluate` as in `StepView`.
 
     Iterates are accumulated in float32 or wider. On an accelerator the stopping rule waits for the device
-    once, after the first of several iterations: samples that have left by then cost nothing more. Who leaves
-    later is evaluated all the same, and stays as it is.
+    once, after the first of several iterations: samples that have left by then cost nothing more. Samples
+    that leave later are still evaluated, and stay as they are.
     """
+    # The plain step: ε^(0) = ε and x^(0) = y (Eq. 9).
     wide = torch.promote_types(prediction.dtype, torch.float32)
     iterates = _Iterates(prediction.to(wide), preview(prediction.to(wide)))
     features: Features = ()
     rows: Rows = None
     for k in range(choices.iterations):
         step_size = choices.step_size[k] if isinstance(choices.step_size, tuple) else choices.step_size
+        # Evaluate the network at the iterates: ε(x^(k), t).
         eps_rows, evaluated = evaluate(iterates.y, rows)
         features = iterates.kept(features, evaluated)
+        # Move them: x^(k+1) = x^(k) + λ (A x_t + B ε(x^(k), t) - x^(k)) (Eq. 10).
         y_rows = iterates.refined(preview, eps_rows, rows, step_size)
         iterates.accept(y_rows, eps_rows, rows, step_size, choices)
+        # Samples that have converged, or that the guard stopped, leave the batch.
         if k + 1 < choices.iterations and (k == 0 or is_free_to_read(iterates.y)):
             rows = iterates.remaining(rows)
             if rows is not None and len(rows) == 0:
                 break
+    # The scheduler receives ε^(K); x^(K) itself is needed only where its step is not linear.
     return Correction(
         prediction=iterates.eps.to(prediction.dtype),
         prev_sample=None if is_linear else iterates.y,
@@ -252,7 +266,7 @@ def iterate(
 
 
 class _Iterates:
-    """y = x^(k) and eps = ε^(k) of all samples, what their last move was, and who has left."""
+    """y = x^(k) and eps = ε^(k) of all samples, how far each moved last, and which have left."""
 
     def __init__(self, prediction: Tensor, y: Tensor) -> None:
         wide = torch.promote_types(prediction.dtype, torch.float32)
@@ -260,14 +274,14 @@ class _Iterates:
         self.residuals: list[tuple[Rows, Tensor]] = []
         self.diverged = torch.zeros(len(y), dtype=torch.bool, device=y.device)
         self.guarded = self.diverged
-        self._eps_y = self.eps  # the network at the iterates; of rows that left, the latest, never read
+        self._eps_y = self.eps  # the network at the iterates; that of rows that left is never read
         self._left = torch.zeros_like(self.diverged)
-        self._all_remain = True  # of the rows that are evaluated, nobody has left
+        self._all_remain = True  # none of the evaluated rows has left
         self._moved = torch.full((len(y),), float("inf"), dtype=wide, device=y.device)
         self._first = self._moved
 
     def kept(self, features: Features, evaluated: Features) -> Features:
-        """The features of the evaluation; of samples that had left before it, those from before."""
+        """Return the features of the evaluation; samples that had left before it keep theirs."""
         if self._all_remain:
             return evaluated
         # With guidance in one batch, a sample has several rows.
@@ -278,15 +292,17 @@ class _Iterates:
         )
 
     def refined(self, preview: Preview, eps_rows: Tensor, rows: Rows, step_size: float) -> Tensor:
-        """The next iterate of the rows, given the network at the present one."""
+        """Return the next iterate of the rows, given the network at the present one."""
         self._eps_y = put(self._eps_y, rows, eps_rows.to(self._eps_y.dtype))
         return refine(take(self.y, rows), take(preview(self._eps_y), rows).to(self.y.dtype), step_size)
 
     def accept(self, y_rows: Tensor, eps_rows: Tensor, rows: Rows, step_size: float, choices: IEC) -> None:
-        """Moves the rows on, but for those that had left, and decides who leaves now."""
+        """Move the rows on, except those that had left, and decide which leave now."""
+        # How far each would move, the residual.
         y, eps, left = take(self.y, rows), take(self.eps, rows), take(self._left, rows)
         moved = residual(y_rows, y)
         self._note(rows, moved, left)
+        # Which rows keep the old iterate, and which leave.
         if choices.stopping == "official":
             change = torch.linalg.vector_norm(y_rows - y) / (torch.linalg.vector_norm(y) + 1e-6)
             stays = leaves = left | (change < choices.tolerance)
@@ -297,6 +313,7 @@ class _Iterates:
             leaves = stays | (moved <= choices.tolerance)  # NaN stays in the batch, and is reported
             has_diverged = stopped & (moved / step_size > take(self._first, rows))
             self.diverged = put(self.diverged, rows, take(self.diverged, rows) | has_diverged)
+        # Remember the move, to see growth, and take it.
         self._moved = put(self._moved, rows, moved / step_size)
         self._first = torch.where(self._first.isinf(), self._moved, self._first)
         self._left = put(self._left, rows, leaves)
@@ -306,7 +323,7 @@ class _Iterates:
         self.eps = put(self.eps, rows, torch.where(_spread(stays, eps), eps, refined))
 
     def remaining(self, rows: Rows) -> Rows:
-        """Of `rows`, those that have not left. Waits for the device."""
+        """Return those of `rows` that have not left; wait for the device."""
         self._all_remain = True
         chosen = (~take(self._left, rows)).nonzero().flatten()
         if len(chosen) == len(self._left if rows is None else rows):
@@ -314,7 +331,7 @@ class _Iterates:
         return chosen if rows is None else rows[chosen]
 
     def _grew(self, y: Tensor, rate: Tensor, moved: Tensor, rows: Rows) -> Tensor:
-        """Whether samples would move further than the time before, `(rows,)`, by more than rounding."""
+        """Return which samples would move further than before, `(rows,)`, by more than rounding."""
         size = torch.linalg.vector_norm(y.flatten(1), dim=1)
         return (rate > take(self._moved, rows)) & (moved > _ROUNDING * size)
 
@@ -327,12 +344,12 @@ class _Iterates:
 
 
 def refine(value: Tensor, target: Tensor, step_size: float) -> Tensor:
-    """`value + λ (target - value)`: Eq. 10 for an iterate, and the blend for a prediction."""
+    """Return `value + λ (target - value)`: Eq. 10 for an iterate, the blend for a prediction."""
     return value + step_size * (target - value)
 
 
 def residual(new: Tensor, old: Tensor) -> Tensor:
-    """‖new - old‖₂ of each sample, `(B,)`."""
+    """Return ‖new - old‖₂ of each sample, `(B,)`."""
     return torch.linalg.vector_norm((new - old).flatten(1), dim=1)
 
 

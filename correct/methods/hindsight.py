@@ -1,10 +1,10 @@
 """Hindsight: at a full step, take back what the cached steps before it got wrong.
 
 Between two full steps a cached feature goes stale, whether it is reused or extrapolated, and the error of the
-prediction grows with the distance from the full step. The next full step shows how large it had become: there
-the prediction jumps. An error of known size at its end and of known shape before it can be summed over the
-interval, with the weights that the sampler gave to each step, and taken out of the sample. No evaluation is
-needed, only what the run has seen anyway.
+prediction grows with the distance from the full step. The next full step shows how large it has become: the
+prediction jumps there. The size of the error at its end and its shape before that are known, so it can be
+summed over the interval, with the weight that the sampler gave to each step, and taken out of the sample. No
+evaluation is needed, only what the run has seen anyway.
 
     symbol      here            meaning
     s, e        origin, step    a full step, and the next one
@@ -12,8 +12,8 @@ needed, only what the run has seen anyway.
     ε_i         (predictions)   of the sampling steps
     J           jump            ε_e - ε̂_e, the error at the end of the interval; ε̂_e continues the cached
                                 predictions: ε_(e-1) after reuse, 2 ε_(e-1) - ε_(e-2) after a forecast
-    s_k         reads           steps of the features that a cached step is made of: s alone after reuse, and
-                                more after a `Forecast` or a `Lookahead`
+    s_k         reads           steps of the features that a cached step reads: only s with reuse, more with a
+                                `Forecast` or a `Lookahead`
     w_i         growth(…)       Π_k (i - s_k) / (e - s_k), the error of a polynomial through the s_k; 1 at e
     γ           gain            how much of it is taken back
     Δ_e         shift           γ a_e Σ_(s<i<e) (b_(i+1)/a_(i+1) - b_i/a_i) w_i J
@@ -23,13 +23,12 @@ It is added to the next sample, as (a_(e+1)/a_e) Δ_e. The last interval has no 
 its error, unless the plan refreshes a step in it.
 
 Source: this project. It assumes a deterministic sampler; one that adds noise at every step forgets part of
-the error by itself. Of a `FittedForecast` it takes the error to grow as that of a polynomial would.
+the error by itself. It assumes that the error of a `FittedForecast` grows like that of a polynomial.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,31 +41,30 @@ from errata.correct.corrector import (
     Corrector,
     CorrectorContext,
     Evaluation,
-    Method,
     StepView,
 )
-from errata.correct.fitted_forecast import FittedForecast
-from errata.correct.forecast import Forecast
-from errata.correct.lookahead import Lookahead
 from errata.correct.noise_levels import required
-from errata.correct.step_rule import require_kept_samples
+from errata.correct.registry import register_method
+from errata.correct.traits import Traits
 from errata.correct.validation import is_number, require
-from errata.errors import PlanError
 from errata.runtime.schedule import CacheSchedule
 
 
+@register_method
 @dataclass(frozen=True, kw_only=True)
 class Hindsight(StoredDataclass):
-    """Takes back the error of the cached steps at the full step that follows them, at no evaluation.
+    """Correction of the cached steps' error at the full step that follows them, at no evaluation.
 
-    It stands behind what decides how cached steps are made: `Plan(Forecast(order=1)) + Plan(Hindsight())`.
+    Put it after the method that it corrects: `Plan(Forecast(order=1)) + Plan(Hindsight())`.
 
     Attributes:
-        gain: γ, in (0, 1]: how much of the error is taken back.
+        gain: share of the error to take back; γ in (0, 1].
 
     Raises:
         PlanError: a value outside this range.
     """
+
+    traits = Traits(shifts_sample=True, judges_features=True, needs_noise_levels=True)
 
     gain: float = 1.0
 
@@ -74,35 +72,30 @@ class Hindsight(StoredDataclass):
         require(is_number(self.gain) and 0 < self.gain <= 1, self, "gain", "in (0, 1]")
 
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
-        """The full steps that follow a cached one."""
+        """Return the full steps that follow a cached one."""
         calls = schedule.calls_per_step
         return tuple(
             step for step in schedule.full_steps if step >= calls and schedule.kind(step - calls) == "cached"
         )
 
-    def check(self, setting: CorrectorContext) -> None:
-        """See `Method.check`.
+    def check(self, context: CorrectorContext) -> None:
+        """Check that no step is pure noise."""
+        required(context.levels, self, context.steps)
 
-        Raises:
-            PlanError: the scheduler's noise levels are not known, or it goes back to earlier samples.
-        """
-        required(setting.levels, self, setting.steps)
-        require_kept_samples(self, setting)
-
-    def corrector(self, setting: CorrectorContext) -> Corrector:
-        """See `Method.corrector`."""
-        return _LookingBack(self, setting)
+    def corrector(self, context: CorrectorContext) -> Corrector:
+        """Return a corrector for one run."""
+        return _LookingBack(self, context)
 
 
 class _LookingBack(Corrector):
-    """Hindsight on one run; keeps the predictions right before each full step."""
+    """Hindsight on one run; it keeps the predictions right before each full step."""
 
-    def __init__(self, choices: Hindsight, setting: CorrectorContext) -> None:
-        super().__init__(setting)
+    def __init__(self, choices: Hindsight, context: CorrectorContext) -> None:
+        super().__init__(context)
         self._choices = choices
-        self._levels = required(setting.levels, choices, setting.steps)
-        self._calls = setting.schedule.calls_per_step
-        self._judged = _judged(setting)
+        self._levels = required(context.levels, choices, context.steps)
+        self._calls = context.schedule.calls_per_step
+        self._judged = _judged(context)
         before = {step - self._calls * back for step in self._judged for back in (1, 2)}
         self.taps = self._judged | before
         self._reads: dict[int, tuple[int, ...]] = {}  # of the cached steps since the last full one
@@ -111,7 +104,7 @@ class _LookingBack(Corrector):
 
     def before_call(self, view: CallView) -> Evaluation | None:
         if view.stream == 0:
-            if view.kind == "cached" and view.step not in self.setting.refreshed:
+            if view.kind == "cached" and view.step not in self.context.refreshed:
                 self._latest[view.step] = view.reads
             else:
                 self._reads, self._latest = self._latest, {}
@@ -132,7 +125,7 @@ class _LookingBack(Corrector):
         return Correction(prediction=view.prediction, shift=(epsilon - continued) * weight)
 
     def _weight(self, end: int) -> float:
-        """What the next sample lacks, as a multiple of the jump."""
+        """Return what the next sample lacks, as a multiple of the jump."""
         a, b = (*self._levels.signal, 1.0), (*self._levels.noise, 0.0)
         total = 0.0
         for step, reads in self._reads.items():
@@ -142,42 +135,26 @@ class _LookingBack(Corrector):
         return total * a[end + self._calls]
 
 
-def _judged(setting: CorrectorContext) -> frozenset[int]:
-    """Where errors are taken back: the selected full steps, and what the plan refreshes in their intervals.
+def _judged(context: CorrectorContext) -> frozenset[int]:
+    """Return where errors are taken back: the selected full steps, and refreshed steps in their intervals.
 
-    Cached steps after the last scheduled full one have none after them, so those refreshed there are judged
-    where that one is selected.
+    No full step follows the cached steps after the last scheduled full one. Steps refreshed there are judged
+    if that last one is selected.
     """
-    judged = {step for step in setting.steps if setting.schedule.stream(step) == 0}
-    starts = [start for start, _ in setting.schedule.groups]
-    for step in setting.refreshed:
+    judged = {step for step in context.steps if context.schedule.stream(step) == 0}
+    starts = [start for start, _ in context.schedule.groups]
+    for step in context.refreshed:
         closing = next((start for start in starts if start > step), starts[-1])
-        if setting.schedule.stream(step) == 0 and closing in setting.steps:
+        if context.schedule.stream(step) == 0 and closing in context.steps:
             judged.add(step)
     return frozenset(judged)
 
 
 def growth(step: int, end: int, reads: tuple[int, ...]) -> float:
-    """w_i: the error at a step of a polynomial through the values at `reads`, where that at `end` is 1.
+    """Return w_i: the error at a step of a polynomial through the values at `reads`; that at `end` is 1.
 
-    0 where it goes through the value at `end`, which then tells nothing.
+    It is 0 where the polynomial goes through the value at `end`, which then says nothing about the error.
     """
     if end in reads:
         return 0.0
     return math.prod((step - read) / (end - read) for read in reads)
-
-
-def check_order(placed: Sequence[tuple[Method, tuple[int, ...]]]) -> None:
-    """Refuses a plan in which Hindsight stands before what decides how cached steps are made.
-
-    Raises:
-        PlanError: it would judge a reuse that does not take place.
-    """
-    judges = [place for place, (method, _) in enumerate(placed) if isinstance(method, Hindsight)]
-    for method, _ in placed[judges[0] :] if judges else ():
-        if isinstance(method, Forecast | FittedForecast | Lookahead):
-            name = type(method).__name__
-            raise PlanError(
-                f"Hindsight stands before {name}, so it would take back the error of features that are not "
-                f"reused; write it behind: Plan({name}(…)) + Plan(Hindsight()), or {name.lower()}+hindsight"
-            )

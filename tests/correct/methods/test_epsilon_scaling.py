@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from errata.correct.corrector import CorrectorContext, Features, Rows, StepView
-from errata.correct.epsilon_scaling import EpsilonScaling
+from errata.correct.methods.epsilon_scaling import EpsilonScaling
 from errata.correct.noise_levels import NoiseLevels
 from errata.errors import PlanError
 from errata.runtime.schedule import CacheSchedule
@@ -129,9 +129,9 @@ def test_every_step_is_served_and_two_calls_make_one() -> None:
 
 def test_what_cannot_work_is_refused() -> None:
     EpsilonScaling(scale=1.0, slope=-0.4).check(setting_of(levels_of()))
-    with pytest.raises(PlanError, match=r"slope=-0.5\) divides by 0 at step 2; .* make the slope smaller"):
+    with pytest.raises(PlanError, match=r"slope=-0.5\) divides by 0 at step 2; .* use a smaller slope"):
         EpsilonScaling(scale=1.0, slope=-0.5).check(setting_of(levels_of()))
-    with pytest.raises(PlanError, match="EpsilonScaling needs the noise levels .* such as IEC"):
+    with pytest.raises(PlanError, match="EpsilonScaling needs the noise level .* such as IEC"):
         EpsilonScaling().check(setting_of(None))
 
 

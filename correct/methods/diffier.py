@@ -12,9 +12,9 @@ Iteration (Algorithm 1, lines 8 to 10): draw ε_k; L_k = ‖ε_cfg^(k) - ε_k‖
 ε_cfg^(k+1) = ε_cfg^(k) - η ∇L = (1 - 2η) ε_cfg^(k) + 2η ε_k. The gradient of the squared norm is
 2 (ε_cfg - ε_k), in closed form: no call of the network.
 
-Each iteration forgets: after k of them (1 - 2η)^k of ε_cfg is left, 0.9^k at the default, and the rest is
-noise that no sample asked for. With a fresh ε_k, L fluctuates by about sqrt(8 / d) for d elements, which for
-images is far above τ, so it is mostly K that decides. The fraction that is left is reported for each sample,
+Each iteration forgets: after k of them (1 - 2η)^k of ε_cfg is left, 0.9^k by default, and the rest is random
+noise. With a fresh ε_k, L fluctuates by about sqrt(8 / d) for d elements, which for images is far above τ, so
+mostly K decides when to stop. The fraction that is left is reported for each sample, in
 `StepStats.notes["kept"]`.
 
 Source: "DiffIER: Optimizing Diffusion Models with Iterative Error Reduction" (arXiv 2508.13628), eq. 12,
@@ -22,11 +22,11 @@ Algorithm 1, and appendix A.2 for η and τ. Deviations, where the paper leaves 
 itself:
 
 - Line 10 prints `+ η ∇L`; the text says gradient descent, and plus diverges. The sign is minus.
-- "not convergence" is read as |L_k - L_{k-1}| ≥ τ, from the second iteration on, with L as a mean per element
-  so that τ means the same at every resolution; decided for each sample alone, after its step is made, so that
-  an image does not depend on its neighbours in the batch. A sample that has converged stays as it is.
-- The paper names no cap; with fresh noise the loop need not end. K is 8.
-- Networks that predict v or x_0 are corrected in ε, and their prediction follows.
+- "not convergence" is taken to mean |L_k - L_{k-1}| ≥ τ, from the second iteration on, with L as a mean per
+  element, so that τ means the same at every resolution; decided for each sample alone, after its step is
+  made, so that an image does not depend on its neighbours. A sample that has converged stays as it is.
+- The paper has no cap; with fresh noise the loop need not end. K is 8 here.
+- Networks that predict v or x_0 are corrected in ε, and their prediction is computed from that.
 """
 
 from __future__ import annotations
@@ -40,23 +40,29 @@ from errata.correct.config_json import StoredDataclass
 from errata.correct.corrector import Correction, Corrector, CorrectorContext, Noise, Rows, StepView
 from errata.correct.device_sync import is_free_to_read
 from errata.correct.noise_levels import required
+from errata.correct.registry import register_method
+from errata.correct.traits import Traits
 from errata.correct.validation import is_count, is_number, require
 from errata.errors import PlanError
 from errata.runtime.schedule import CacheSchedule
 
 
+@register_method
 @dataclass(frozen=True, kw_only=True)
 class DiffIER(StoredDataclass):
     """Iterative error reduction of guided predictions, at every step; no evaluation.
 
     Attributes:
-        step_size: η, in (0, 0.5]; at 0.5 one iteration leaves nothing of the prediction.
-        threshold: τ, at least 0: a sample whose loss changes by less has converged.
-        max_iterations: K, at least 1.
+        step_size: step size per iteration; η in (0, 0.5]. At 0.5 one iteration leaves nothing of the
+            prediction.
+        threshold: an image is done when its loss changes by less than this; τ, at least 0.
+        max_iterations: most iterations at each step; K, at least 1.
 
     Raises:
         PlanError: a value outside these ranges.
     """
+
+    traits = Traits(changes_prediction=True, needs_noise_levels=True, needs_guidance=True)
 
     step_size: float = 5e-2
     threshold: float = 1e-3
@@ -71,31 +77,31 @@ class DiffIER(StoredDataclass):
         require(is_cap, self, "max_iterations", "an integer, 1 or more")
 
     def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
-        """Every step: it needs nothing but the prediction."""
+        """Return every step: it needs only the prediction."""
         return tuple(range(schedule.num_steps))
 
-    def check(self, setting: CorrectorContext) -> None:
-        """See `Method.check`: noise levels must be known. Whether a step is guided shows when it is made."""
-        required(setting.levels, self, setting.steps)
+    def check(self, context: CorrectorContext) -> None:
+        """Check that no step is pure noise."""
+        required(context.levels, self, context.steps)
 
-    def corrector(self, setting: CorrectorContext) -> Corrector:
-        """See `Method.corrector`."""
-        return _Descent(self, setting)
+    def corrector(self, context: CorrectorContext) -> Corrector:
+        """Return a corrector for one run."""
+        return _Descent(self, context)
 
 
 class _Descent(Corrector):
-    """Every step stands alone."""
+    """DiffIER on one run; no state passes from step to step."""
 
-    def __init__(self, choices: DiffIER, setting: CorrectorContext) -> None:
-        super().__init__(setting)
+    def __init__(self, choices: DiffIER, context: CorrectorContext) -> None:
+        super().__init__(context)
         self._choices = choices
-        self._levels = required(setting.levels, choices, setting.steps)
+        self._levels = required(context.levels, choices, context.steps)
 
     def at_step(self, view: StepView) -> Correction:
         if not view.is_guided:
             raise PlanError(
-                f"DiffIER reduces the error of guided predictions, but step {view.step} was not guided; "
-                "sample with a guidance_scale above 1, or correct with IEC"
+                f"DiffIER corrects guided predictions, but step {view.step} was not guided; use a "
+                "guidance_scale above 1, or correct with IEC"
             )
         wide = torch.promote_types(view.prediction.dtype, torch.float32)
         x = view.sample.to(wide)
@@ -110,15 +116,15 @@ class _Descent(Corrector):
 
 
 def descend(eps: Tensor, noise: Noise, choices: DiffIER) -> tuple[Tensor, list[tuple[Rows, Tensor]], Tensor]:
-    """The loop, from `eps` `(B, …)`, float32 or wider; `noise` as in `StepView`.
+    """Run the loop from `eps` `(B, …)`, float32 or wider; `noise` as in `StepView`.
 
-    Samples that have converged are masked, not taken out of the batch, so on an accelerator all iterations
-    are queued without waiting for it.
+    Samples that have converged are masked, not taken out of the batch, so that an accelerator can queue all
+    iterations without waiting.
 
     Returns:
-        ε after the last iteration of each sample; for each iteration which samples it moved and, of each,
-        |L_k - L_{k-1}| (L_0 at first), as in `Correction.residuals`; how many iterations each sample took,
-        `(B,)`, in the type of `eps`.
+        ε after the last iteration of each sample; for each iteration which samples it moved, and
+        |L_k - L_{k-1}| of each (L_0 at first), as in `Correction.residuals`; the number of iterations of each
+        sample, `(B,)`, in the type of `eps`.
     """
     moves = torch.ones(len(eps), dtype=torch.bool, device=eps.device)
     previous = torch.zeros(len(eps), dtype=eps.dtype, device=eps.device)
