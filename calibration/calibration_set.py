@@ -16,8 +16,8 @@ from errata.runtime.sampler import calls_per_step
 
 __all__ = ["CalibrationSet", "Record", "load"]
 
-_AGAIN = "record it again with `errata calibrate` or errata.calibration.collect"
-_MADE = "give a directory that `errata calibrate` or errata.calibration.collect made"
+_AGAIN = "record it again with `errata calibrate` or errata.calibration.calibrate"
+_MADE = "give a directory that `errata calibrate` or errata.calibration.calibrate made"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,11 +23,11 @@ from torch import Tensor
 from errata import canonical_json
 from errata.calibration.recorder import Trajectory
 from errata.errors import CalibrationError
+from errata.journal import Journal
 
-__all__ = ["FOLDER", "TEMPORARY", "Shard", "StepReader", "replace_file", "shard_name", "write_shard"]
+__all__ = ["FOLDER", "Shard", "StepReader", "shard_name", "write_shard"]
 
 FOLDER = "shards"
-TEMPORARY = ".tmp"
 _COND = "cond."
 
 
@@ -63,21 +63,21 @@ class Shard:
 
 def shard_name(index: int) -> str:
     """Path of a shard inside the set."""
-    return f"{FOLDER}/{index:05d}.safetensors"
+    return f"{FOLDER}/{_stem(index)}.safetensors"
 
 
 def write_shard(
-    root: Path, index: int, trajectory: Trajectory, *, num_samples: int, inputs: str | None
+    journal: Journal, index: int, trajectory: Trajectory, *, num_samples: int, inputs: str | None
 ) -> Shard:
-    """Write a trajectory under its final name, in one step.
+    """Write a trajectory as an item of the journal.
 
     Raises:
-        OSError: the file cannot be written.
+        CalibrationError: the file cannot be written.
     """
     tensors = {"sample": trajectory.sample, "timestep": trajectory.timestep}
     tensors |= {_COND + name: value for name, value in trajectory.cond.items()}
     data = safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()})
-    replace_file(root / shard_name(index), data)
+    journal.write(_stem(index), data)
     return Shard(
         file=shard_name(index),
         sha256=hashlib.sha256(data).hexdigest(),
@@ -91,14 +91,8 @@ def write_shard(
     )
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that its name never shows a part of it; a kill leaves at most `NAME.tmp`.
-
-    The next attempt at the same file overwrites that.
-    """
-    temporary = path.with_name(path.name + TEMPORARY)
-    temporary.write_bytes(data)
-    temporary.replace(path)
+def _stem(index: int) -> str:
+    return f"{index:05d}"
 
 
 class StepReader:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from tqdm import trange
 from train_digits import MAXIMUM_ROTATION, MAXIMUM_SHIFT, enlarge, load_scans
 
-from errata.embedded.features import CONFIG_FILE, REFERENCE_FILE, WEIGHTS_FILE, DigitFeatures
+from errata.embedded import CONFIG_FILE, REFERENCE_FILE, WEIGHTS_FILE, DigitFeatures
 
 logger = logging.getLogger(__name__)
 

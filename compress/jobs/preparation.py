@@ -9,13 +9,18 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 
 import errata
 from errata.calibration import CalibrationSet, model_fingerprint
+from errata.calibration.document import FINISHED
+from errata.canonical_json import file_digest
+from errata.compress.compressed import CompressedPipeline
 from errata.errors import CalibrationError, RecipeError
 from errata.fingerprint import public_config
 from errata.plain_json import from_plain
+from errata.request_differences import differences
+from errata.runtime.feature_correction import FEATURE, OUTPUT
 from errata.runtime.recipes.caching import CacheQuant
 from errata.runtime.recipes.recipe import Recipe
 from errata.runtime.scheme import Scheme
@@ -85,7 +90,7 @@ def request_of(
 ) -> dict[str, Any]:
     """Everything that decides the bytes of the stages, with names that a user understands.
 
-    `origin` names the model and the data, see `errata.compress.jobs.reuse.origin_of`.
+    `origin` names the model and the data, see `origin_of`.
     Sums of floating-point numbers depend on the number of threads and on the processor's vector units.
     """
     device = next(unet.parameters()).device
@@ -156,3 +161,49 @@ def check_weights(unet: nn.Module, calibration_set: CalibrationSet) -> None:
             f"the calibration set {calibration_set.path} was recorded from another model "
             f"(fingerprint {calibration_set.fingerprint[:12]}…, this one has {found[:12]}…); collect again"
         )
+
+
+def origin_of(calibration_set: CalibrationSet, *, samples_per_step: int) -> dict[str, Any]:
+    """What a compressed pipeline says of the data that its numbers come from."""
+    return {
+        "fingerprint": calibration_set.fingerprint,
+        "data_sha256": file_digest(calibration_set.path / FINISHED),
+        "num_samples": calibration_set.num_samples,
+        "samples_per_step": min(samples_per_step, calibration_set.num_samples),
+    }
+
+
+def taken_table(earlier: CompressedPipeline, recipe: Recipe, origin: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The table of `earlier` without its cache correction: what the same quantization would come to again.
+
+    Raises:
+        TypeError: not a `CompressedPipeline`.
+        RecipeError: it has another quantization, model or calibration data; or none at all.
+    """
+    if not isinstance(earlier, CompressedPipeline):
+        raise TypeError(
+            f"reuse is a {type(earlier).__name__}; open one with errata.compress.load(path), or leave it out"
+        )
+    compression = earlier.compression
+    if recipe.quantization is None or compression.recipe.quantization is None:
+        raise RecipeError(
+            f"nothing of `{earlier.path}` ({compression.recipe.name}) can be reused for {recipe.name}: one "
+            "of them quantizes nothing; leave reuse out"
+        )
+    was = {"quantization": compression.recipe.quantization.to_json(), **compression.calibration}
+    now = {"quantization": recipe.quantization.to_json(), **origin}
+    if found := differences(was, now):
+        raise RecipeError(
+            f"`{earlier.path}` cannot be reused for {recipe.name}: {'; '.join(found)}; leave reuse out, or "
+            "take a result with the same quantization, model and calibration data"
+        )
+    left_out = _correction_names(compression.scheme)
+    return {name: value for name, value in compression.table.items() if name not in left_out}
+
+
+def _correction_names(scheme: Scheme) -> frozenset[str]:
+    """Names of the numbers that correct a cache."""
+    if scheme.correction is None:
+        return frozenset()
+    layers = (layer.name for layer in scheme.correction.layers)
+    return frozenset(FEATURE) | {pattern.format(layer=name) for name in layers for pattern in OUTPUT}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from errata.compress.jobs.journal import Make, Stage
 from errata.durations import duration, time_left
+from errata.journal import Make, Stage
 
 _log = logging.getLogger(__name__)
 

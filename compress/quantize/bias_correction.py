@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from errata.calibration import CalibrationSet
-from errata.compress.jobs.journal import Stage
 from errata.compress.jobs.progress import BlockListener, BlockReport
 from errata.compress.quantize.partial_forward import input_of
 from errata.compress.quantize.recorded_inputs import MixedRows, mixed_rows
 from errata.compress.quantize.simulation import simulate
 from errata.errors import RecipeError
+from errata.journal import Stage
 from errata.runtime.scheme import LayerScheme, Scheme
 from errata.runtime.step_context import StepContext
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from errata.calibration import CalibrationSet
-from errata.compress.jobs.journal import Stage, without_journal
 from errata.compress.jobs.progress import StepProgress
-from errata.compress.quantize.range_search import choose_range
+from errata.compress.quantize.quantizers import choose_range
 from errata.compress.quantize.recorded_inputs import SAMPLES_PER_STEP, inputs_on
 from errata.errors import RecipeError
+from errata.journal import Stage, without_journal
 from errata.runtime.attention import QuantizedAttention, set_attention
 from errata.runtime.scheme import LayerScheme, Scheme, Site, layer_sites, sites_of
 from errata.runtime.unet import BranchedUNet

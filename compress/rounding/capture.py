@@ -15,7 +15,7 @@ from errata.compress.rounding.blocks import Block
 from errata.compress.rounding.row_store import RowStore
 from errata.runtime.step_context import StepContext
 
-# Runs a UNet on a batch whose rows are at these steps; see `rounding_inputs.MixedSteps`.
+# Runs a UNet on a batch whose rows are at these steps; see `recorded_inputs.MixedSteps`.
 Evaluate = Callable[[nn.Module, Tensor, Mapping[str, Tensor]], object]
 _ARGUMENT = "argument."
 _TARGET = "target"

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from errata.calibration import CalibrationSet
-from errata.compress.jobs.journal import Stage
 from errata.compress.jobs.progress import BlockListener, BlockReport
 from errata.compress.quantize.partial_forward import call_order
+from errata.compress.quantize.recorded_inputs import MixedSteps, spill_inputs
 from errata.compress.quantize.simulation import simulate, simulated_weight
 from errata.compress.rounding.blocks import Block, blocks_of
 from errata.compress.rounding.capture import capture_block
 from errata.compress.rounding.reconstruction import reconstruct, seed_of
-from errata.compress.rounding.rounding_inputs import MixedSteps, spill_inputs
 from errata.compress.rounding.row_store import RowStore
+from errata.journal import Stage
 from errata.runtime.layers import float_layer
 from errata.runtime.recipes.quantization import LearnedRounding
 from errata.runtime.scheme import Scheme

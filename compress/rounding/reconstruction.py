@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from brevitas.core.function_wrapper import Identity
+from brevitas.core.function_wrapper.learned_round import LearnedRoundHardSigmoid, LearnedRoundSte
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -15,7 +17,6 @@ from torch.nn import functional
 from errata.compress.quantize.simulation import simulated_weight
 from errata.compress.rounding.blocks import Block
 from errata.compress.rounding.capture import BlockData
-from errata.compress.rounding.soft_rounding import SoftRounding
 from errata.runtime.recipes.quantization import LearnedRounding
 from errata.runtime.step_context import StepContext
 
@@ -27,6 +28,9 @@ _WARM_UP = 0.2
 # 4, tried on the first blocks of the embedded model, 4 left the least error; with 0.1 too many weights are
 # undecided in the end.
 _REGULARISER = 4.0
+# Stretch of the sigmoid, so that it reaches 0 and 1 (Louizos et al., 2018); AdaRound's values.
+_ZETA = 1.1
+_GAMMA = -0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,56 @@ def reconstruct(
 def seed_of(seed: int, name: str) -> int:
     """A seed for what is named, so that no result depends on what ran before it."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1
+
+
+class SoftRounding(nn.Module):
+    """Codes `floor(w) + h(V)` of a weight, with `w` the weight in units of its scale.
+
+    | here    | AdaRound | |
+    |---------|----------|-|
+    | `units` | W / s    | the float weight in units of its scale |
+    | `value` | V        | what is learned, one per weight |
+    | `h()`   | h(V)     | `clip(sigmoid(V) (ζ - γ) + γ, 0, 1)` |
+
+    At first `h` is the fraction of `w`, so that the soft weight is the float weight (clipped to the codes).
+
+    Source: Nagel et al., AdaRound (ICML 2020), equations 22 to 24.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, *, bits: int) -> None:
+        """`weight`: `(O, I, …)`, float32; `scale`: broadcasts to it; codes in ±(2^(bits-1) - 1)."""
+        super().__init__()
+        self.units = weight.detach() / scale
+        self.scale = scale
+        self.limit = 2 ** (bits - 1) - 1
+        fraction = self.units - self.units.floor()
+        start = -torch.log((_ZETA - _GAMMA) / (fraction - _GAMMA) - 1)
+        self.rounding = LearnedRoundSte(LearnedRoundHardSigmoid(_ZETA, _GAMMA), start, Identity())
+
+    @property
+    def value(self) -> nn.Parameter:
+        """The learned variables, of the weight's shape."""
+        variables: nn.Parameter = self.rounding.value
+        return variables
+
+    def weight(self) -> Tensor:
+        """The soft weight, differentiable in `value`."""
+        self.rounding.train()
+        soft: Tensor = self.rounding(self.units)
+        return soft.clamp(-self.limit, self.limit) * self.scale
+
+    @torch.no_grad()
+    def codes(self) -> Tensor:
+        """The hard codes, int8: every weight at its floor or one above, within the range of the codes."""
+        self.rounding.eval()
+        hard: Tensor = self.rounding(self.units)
+        return hard.clamp(-self.limit, self.limit).to(torch.int8)
+
+    def softness(self, beta: float) -> Tensor:
+        """Mean of `1 - |2 h(V) - 1|^β`: 0 where every weight has decided."""
+        self.rounding.train()
+        h: Tensor = self.rounding.learned_round_impl(self.value)
+        return 1 - (2 * h - 1).abs().pow(beta).mean()
 
 
 class _Learned:

@@ -20,8 +20,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from errata.pipelines.class_embedder import ClassEmbedder
-from errata.pipelines.class_labels import Labels, label_tensor
+from errata.pipelines.class_embedder import ClassEmbedder, Labels, label_tensor
 
 __all__ = ["ClassConditionalLDMPipeline"]
 

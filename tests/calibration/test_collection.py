@@ -22,6 +22,7 @@ from diffusers import (
 from errata import CalibrationError, calibration
 from errata.calibration.recorder import Trajectory
 from errata.calibration.shards import write_shard
+from errata.journal import Journal
 
 Guided = Callable[..., Any]
 
@@ -174,12 +175,12 @@ def test_no_trajectory_outlives_its_shard(
 ) -> None:
     alive: list[weakref.ref[torch.Tensor]] = []
 
-    def watch(root: Path, index: int, trajectory: Trajectory, **options: Any) -> Any:
+    def watch(journal: Journal, index: int, trajectory: Trajectory, **options: Any) -> Any:
         assert [ref for ref in alive if ref() is not None] == []
         alive.append(weakref.ref(trajectory.sample))
-        return write_shard(root, index, trajectory, **options)
+        return write_shard(journal, index, trajectory, **options)
 
-    monkeypatch.setattr("errata.calibration.journal.write_shard", watch)
+    monkeypatch.setattr("errata.calibration.document.write_shard", watch)
     calibration.collect(tiny_pipeline, tmp_path / "set", num_inference_steps=2, num_samples=6, batch_size=1)
     assert len(alive) == 6
 
@@ -347,7 +348,7 @@ def test_bad_conditioning_leaves_nothing_behind(
 
 def test_trajectories_must_take_the_same_steps(guided_pipeline: Guided, tmp_path: Path) -> None:
     with pytest.raises(
-        CalibrationError, match="sample-batch 1 made other UNet calls .*rows_per_sample: recorded 2, now 1"
+        CalibrationError, match="sample-batch 1 made other UNet calls .*rows_per_sample was 2, is now 1"
     ):
         calibration.collect(
             guided_pipeline(),

@@ -11,7 +11,7 @@ from errata.compress import Recipe
 from errata.compress.jobs.journal import Journal
 from errata.compress.quantize import observation
 from errata.compress.quantize.observation import StepSample, observe_ranges
-from errata.compress.quantize.range_search import choose_range
+from errata.compress.quantize.quantizers import choose_range
 from errata.errors import RecipeError
 from errata.runtime.scheme import Scheme, sites_of
 
