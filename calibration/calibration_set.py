@@ -41,7 +41,7 @@ class Record:
     step: int
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Record":
-        """The same call on another device; what is floating-point, in that type. The timestep stays."""
+        """Return the same call on another device, floating-point tensors in that type; the timestep stays."""
 
         def fit(value: Tensor) -> Tensor:
             return value.to(device, dtype if value.is_floating_point() else value.dtype)

@@ -153,7 +153,7 @@ def _record(
 def _digested(
     inputs: Iterable[Inputs] | None, num_batches: int
 ) -> Iterator[tuple[Inputs | None, str | None]]:
-    """Each sample-batch's mapping with its digest; draws no more mappings than there are batches."""
+    """Yield each sample-batch's mapping with its digest; draw no more mappings than there are batches."""
     if inputs is None:
         yield from [(None, None)] * num_batches
         return
@@ -222,7 +222,7 @@ def _check_numbers(
 
 
 def _describe_pipeline(pipe: DiffusionPipeline) -> dict[str, Any]:
-    """The part of a request that says which model is sampled how."""
+    """Return the part of a request that says which model is sampled how."""
     return {
         "pipeline_class": type(pipe).__name__,
         "unet_class": type(pipe.unet).__name__,

@@ -58,7 +58,7 @@ class Request:
     versions: dict[str, str]
 
     def batch_sizes(self) -> list[int]:
-        """Samples of each sample-batch; the last one has what is left."""
+        """Return the samples of each sample-batch; the last one has what is left."""
         full, rest = divmod(self.num_samples, self.batch_size)
         return [self.batch_size] * full + [rest] * bool(rest)
 
@@ -264,7 +264,7 @@ def _check_format(path: Path, content: Any) -> None:
 
 
 def _build(kind: type[_Kind], content: Any, name: str) -> _Kind:
-    """A dataclass from the JSON object that has exactly its fields, each of the declared type."""
+    """Return a dataclass from the JSON object that has exactly its fields, each of the declared type."""
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
     _require_keys(content, set(fields), name)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
@@ -276,7 +276,7 @@ def _build(kind: type[_Kind], content: Any, name: str) -> _Kind:
 
 
 def _fits(value: Any, declared: Any) -> bool:
-    """Whether a JSON value is of a field's declared type; looks at the outermost layer only."""
+    """Return whether a JSON value is of a field's declared type; looks at the outermost layer only."""
     options = get_args(declared) if isinstance(declared, UnionType) else (declared,)
     kinds = {get_origin(option) or option for option in options}
     if float in kinds:

@@ -101,7 +101,7 @@ def _check_no_pickles(folder: Path) -> None:
 
 
 def _check_stored_adapters(directory: Path) -> None:
-    """Weights beside adapters have other names, which diffusers would leave out with many words."""
+    """Check that no weights lie beside adapters: diffusers would leave them out and warn at length."""
     for file in sorted(directory.glob("*/*.safetensors")):
         try:
             with safe_open(file, framework="pt") as weights:
@@ -162,7 +162,7 @@ def check_pipeline(
 
 
 def _check_no_adapters(pipe: DiffusionPipeline) -> None:
-    """An adapter beside a weight would be left out, or left in float, by all that follows."""
+    """Check that no adapter lies beside a weight: the later stages would ignore it or keep it in float."""
     for component, module in pipe.components.items():
         if not isinstance(module, torch.nn.Module):
             continue
@@ -207,7 +207,7 @@ def run_batch(
 
 
 def _check_count(pipe: DiffusionPipeline, result: Any, expected: int) -> None:
-    """Diffusers draws a batch of any size from a single generator, and says nothing."""
+    """Check how many samples came out: diffusers draws a batch of any size from a single generator."""
     drawn = result[0] if isinstance(result, tuple | BaseOutput) else result
     if isinstance(drawn, Sized) and len(drawn) != expected:
         raise CalibrationError(

@@ -52,7 +52,7 @@ class Shard:
     tensors: dict[str, dict[str, Any]]
 
     def is_intact(self, root: Path) -> bool:
-        """Whether the file under `root` has the recorded bytes; reads all of it."""
+        """Return whether the file under `root` has the recorded bytes; reads all of it."""
         path = root / self.file
         return (
             path.is_file()
@@ -62,7 +62,7 @@ class Shard:
 
 
 def shard_name(index: int) -> str:
-    """Path of a shard inside the set."""
+    """Return the path of a shard inside the set."""
     return f"{FOLDER}/{_stem(index)}.safetensors"
 
 
@@ -111,15 +111,15 @@ class StepReader:
             raise CalibrationError(f"shard `{path}` cannot be read ({problem}); collect again") from problem
 
     def sample(self, step: int, first: int, last: int) -> Tensor:
-        """(rows per sample · (last - first), C, H, W): the denoiser's input for samples `first` to `last`."""
+        """Return the denoiser's input for samples `first` to `last`: (rows, C, H, W)."""
         return self._rows("sample", step, first, last)
 
     def timestep(self, step: int) -> Tensor:
-        """(), the call's timestep."""
+        """Return the call's timestep, ()."""
         return self._file.get_slice("timestep")[step : step + 1].reshape(())
 
     def cond(self, step: int, first: int, last: int) -> dict[str, Tensor]:
-        """The other arguments for samples `first` to `last`; one without batch rows is whole."""
+        """Return the other arguments for samples `first` to `last`; one without batch rows is whole."""
         names = sorted(name for name in self._file.keys() if name.startswith(_COND))  # noqa: SIM118
         return {name.removeprefix(_COND): self._rows(name, step, first, last) for name in names}
 

@@ -53,7 +53,7 @@ def compress(
     reuse: CompressedPipeline | None = None,
     report: BlockListener | None = None,
 ) -> CompressedPipeline:
-    """Compresses the UNet of `pipe` by `recipe` and writes the result to `out`.
+    """Compress the UNet of `pipe` by `recipe` and write the result to `out`.
 
     `pipe` is left as it was; all work is done on a float32 copy of its UNet. Every quantizer gets a range at
     every recorded step, from full passes of the float UNet, whatever the cache schedule skips.
@@ -137,7 +137,7 @@ class _Work:
     table: dict[str, Tensor] = field(default_factory=dict)
 
     def run(self) -> Compression:
-        """Every stage that the recipe asks for, in order; a later one reads what earlier ones left."""
+        """Run every stage that the recipe asks for, in order; a later one reads what earlier ones left."""
         quantization = self.preparation.recipe.quantization
         if quantization is not None:
             self._quantize(quantization)
@@ -161,7 +161,7 @@ class _Work:
         return self.preparation.scheme
 
     def _equalize(self) -> dict[str, Tensor]:
-        """Changed float parameters; those that are no weights of quantized layers belong in the table."""
+        """Return the changed float parameters, without the weights of quantized layers, for the table."""
 
         def make() -> dict[str, Tensor]:
             names = equalize_(self.unet, self._scheme)

@@ -43,18 +43,18 @@ def loads_strict(data: bytes) -> Any:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of the canonical spelling of a JSON value, in hexadecimal."""
+    """Return the SHA-256 of the canonical spelling of a JSON value, in hexadecimal."""
     return hashlib.sha256(dumps(value)).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal; reads it in pieces."""
+    """Return the SHA-256 of a file, in hexadecimal; reads it in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_keys(value: Any) -> None:
-    """`json` would turn the key 1 into "1" silently, and two keys into the same one."""
+    """Check that every key is a string: `json` would turn the key 1 into "1", and two keys into one."""
     waiting, seen = [value], set()
     while waiting:
         item = waiting.pop()

@@ -40,7 +40,7 @@ CALIBRATION_SEED = 1_000_000
 def run(
     out: str | Path, *, steps: int = 25, samples: int = 256, calibration_samples: int = 64, seed: int = 0
 ) -> Path:
-    """Runs everything on the embedded digits model and returns the path of the HTML report in `out`.
+    """Run everything on the embedded digits model and return the path of the HTML report in `out`.
 
     `out` ends up with `calibration/`, `compressed/`, `artifacts/` and the report's three files. An earlier
     demo's result there is replaced when the new one is complete. Progress goes to stderr.
@@ -123,14 +123,14 @@ def _deploy(compressed: CompressedPipeline, recipe: str, out: Path) -> DeployedP
 
 @contextmanager
 def _stage(name: str, what: str) -> Iterator[None]:
-    """Says what was done and how long it took."""
+    """Print what was done and how long it took."""
     start = time.monotonic()
     yield
     _say(f"{name:16} {what:55} {time.monotonic() - start:6.1f} s")
 
 
 def _say(text: str) -> None:
-    """A line for people, between progress bars."""
+    """Print a line for people, between progress bars."""
     tqdm.write(text, file=sys.stderr)
 
 
@@ -147,7 +147,7 @@ def _fresh_or_replaced(out: Path) -> Iterator[Path]:
 
 
 def _is_demo(out: Path) -> bool:
-    """Whether a finished demo's result lies there.
+    """Return whether a finished demo's result lies there.
 
     Raises:
         ReportError: something else does.

@@ -25,6 +25,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "errata.calibration.journal": ("errata.calibration.document", "errata.calibration.shards"),
     "errata.calibration.plain_json": ("errata.plain_json",),
     "errata.calibration.streams": ("errata.runtime.sampler",),
+    "errata.cli.memory": ("errata.memory",),
     "errata.cli.previews": ("errata.cli.dry_run",),
     "errata.compress.cache.channel_fit": ("errata.compress.cache.cache_correction",),
     "errata.compress.cache.corrected": ("errata.runtime.feature_correction",),

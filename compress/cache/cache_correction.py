@@ -76,7 +76,7 @@ def fit_cache_correction(
     *,
     samples: int = SAMPLES,
 ) -> dict[str, Tensor]:
-    """The numbers of `scheme.correction`: `cache.gain`, `cache.shift`, `<layer>.output_gain`, …
+    """Return the numbers of `scheme.correction`: `cache.gain`, `cache.shift`, `<layer>.output_gain`, …
 
     Each is `(T, channels)`, float32, with gain 1 and shift 0 at full steps. Memory is that of one chunk of
     samples, whatever their number and that of the steps.
@@ -127,7 +127,7 @@ class _Fitting:
         self._full_input: Callable[[Record, Record], Record] = refined.at if refined else _recorded
 
     def feature_part(self, channels: int) -> dict[str, Tensor]:
-        """`cache.gain` and `cache.shift`."""
+        """Return `cache.gain` and `cache.shift`."""
         fit = ChannelFit(self._schedule.num_steps, channels)
         for record, stored in self._cached_calls(self._denoiser(None), "cache correction"):
             fit.add(record.step, stored, self._float.feature(record))
@@ -136,7 +136,7 @@ class _Fitting:
     def output_part(
         self, layers: tuple[CorrectedLayer, ...], correction: FeatureCorrection | None
     ) -> dict[str, Tensor]:
-        """The pairs of the layers that read the feature, given that it is corrected."""
+        """Return the pairs of the layers that read the feature, given that it is corrected."""
         if not layers or correction is None:
             return {}
         names = [layer.name for layer in layers]
@@ -167,7 +167,7 @@ class _Fitting:
         )
 
     def _cached_calls(self, denoiser: UNetDenoiser, title: str) -> Iterator[tuple[Record, Tensor]]:
-        """Every cached step's record of every chunk, with the feature that it reads."""
+        """Yield every cached step's record of every chunk, with the feature that it reads."""
         others = self._schedule.calls_per_step - 1
         size = chunk_size(self._float, self._set, kept_features=_KEPT_FEATURES + others)
         with progress(self._set, samples=self._samples, title=title) as bar:
@@ -193,13 +193,13 @@ class _Fitting:
 
 
 def _recorded(full: Record, following: Record) -> Record:
-    """The plain pass is made at the recorded input itself."""
+    """Return the full call's own record: the plain pass is made at the recorded input itself."""
     return full
 
 
 @contextmanager
 def _outputs(unet: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
-    """Yields a mapping that holds the latest output of each of these layers."""
+    """Yield a mapping that holds the latest output of each of these layers."""
     latest: dict[str, Tensor] = {}
 
     def keeper(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -236,7 +236,7 @@ class ChannelFit:
         self._sums = torch.zeros(6, num_steps, channels, dtype=torch.float64)
 
     def add(self, step: int, source: Tensor, target: Tensor, *, channel_dim: int = 1) -> None:
-        """Adds tensors of one shape that were seen at a step; all but the channels are positions.
+        """Add tensors of one shape that were seen at a step; all dimensions but the channels are positions.
 
         Sums are taken in float64.
         """
@@ -246,7 +246,7 @@ class ChannelFit:
         self._sums[:, step] += sums.cpu()
 
     def solve(self, gain_of: Gain = "least_squares") -> tuple[Tensor, Tensor]:
-        """`(gain, shift)`, each `(T, C)`, float32."""
+        """Return `(gain, shift)`, each `(T, C)`, float32."""
         count = self._sums[0].clamp(min=1)
         x, y, xx, xy, yy = self._sums[1:] / count
         variance, covariance, wanted = xx - x * x, xy - x * y, (yy - y * y).clamp(min=0)

@@ -42,7 +42,7 @@ class FloatModel:
 
     @torch.no_grad()
     def feature(self, record: Record) -> Tensor:
-        """F_i, `(rows, C, H, W)`: the feature of the full pass at the input recorded at step i."""
+        """Return F_i, `(rows, C, H, W)`: the feature of the full pass at the input recorded at step i."""
         x, cond = inputs_on(self.unet, record)
         _, feature = self._branched.full(x, float(self._timesteps[record.step]), cond, branch=self._branch)
         assert feature is not None  # only branch=0 keeps none
@@ -50,7 +50,7 @@ class FloatModel:
 
     @torch.no_grad()
     def cached(self, record: Record, feature: Tensor) -> Tensor:
-        """The prediction of the cached pass at the input recorded at step i, from `feature` as it is."""
+        """Return the prediction of the cached pass at the input recorded at step i, from `feature`."""
         x, cond = inputs_on(self.unet, record)
         timestep = float(self._timesteps[record.step])
         return self._branched.cached(x, timestep, cond, feature, branch=self._branch)
@@ -60,7 +60,7 @@ class FloatModel:
 def feature_distances(
     unet: nn.Module, calibration_set: CalibrationSet, *, branch: int, interval: int, samples: int = SAMPLES
 ) -> Tensor:
-    """`(T, 2N)`, float64: `[s, k]` is `‖F_{s+k} - F_s‖₁`, summed over the samples; 0 beyond the run.
+    """Return `(T, 2N)`, float64: `[s, k]` is `‖F_{s+k} - F_s‖₁`, summed over the samples; 0 beyond the run.
 
     F_i is the feature of the float model in a full pass at the input that was recorded at step i, so along
     the trajectory that the float pipeline takes, not the one that a cached pipeline would. Steps are sampler
@@ -90,7 +90,7 @@ def feature_distances(
 
 
 def add_distances(distances: Tensor, feature: Tensor, latest: deque[Tensor], *, step: int) -> None:
-    """Adds, in place, the distances of a feature to those of the steps before, and appends it to `latest`.
+    """Add, in place, the distances of a feature to those of the steps before, and append it to `latest`.
 
     Each row's distance is summed in the feature's precision, at least float32; the rows' in float64.
     """
@@ -102,7 +102,7 @@ def add_distances(distances: Tensor, feature: Tensor, latest: deque[Tensor], *, 
 
 
 def chunks(calibration_set: CalibrationSet, *, samples: int, batch_size: int) -> Iterator[Iterator[Record]]:
-    """Recorded trajectories, a few samples at a time; of each chunk the records of its steps, in order.
+    """Yield recorded trajectories, a few samples at a time: of each chunk the records of its steps, in order.
 
     A chunk must be read to its end before the next one: one record is in memory at a time.
     """
@@ -115,13 +115,13 @@ def chunks(calibration_set: CalibrationSet, *, samples: int, batch_size: int) ->
 
 
 def progress(calibration_set: CalibrationSet, *, samples: int, title: str, rounds: int = 1) -> tqdm[NoReturn]:
-    """A bar that counts samples times steps, `rounds` times over."""
+    """Return a progress bar that counts samples times steps, `rounds` times over."""
     total = rounds * min(samples, calibration_set.num_samples) * calibration_set.num_steps
     return tqdm(total=total, desc=title, unit="call", disable=None)  # None: not without a terminal
 
 
 def chunk_size(model: FloatModel, calibration_set: CalibrationSet, *, kept_features: int) -> int:
-    """Samples whose features at `kept_features` steps fit into a quarter of a gibibyte; 1 to 32."""
+    """Return how many samples' features at `kept_features` steps fit into 256 MiB; 1 to 32."""
     record = next(calibration_set.batches(0, limit=1))
     feature = model.feature(record)
     sample_bytes = feature.numel() * max(4, feature.element_size())
@@ -129,7 +129,7 @@ def chunk_size(model: FloatModel, calibration_set: CalibrationSet, *, kept_featu
 
 
 def check_regular_guidance(calibration_set: CalibrationSet) -> None:
-    """Refuses guidance that takes several denoiser calls in a part of the sampler steps only.
+    """Check that guidance does not take several denoiser calls in only a part of the sampler steps.
 
     The streams of such calls do not take turns in a fixed order, so a cached call would read the feature of
     another condition. They show in neighbouring calls with one timestep and one input, but other conditions;
@@ -170,7 +170,7 @@ class RefinedInputs:
         self._scales = input_scales(calibration_set)
 
     def at(self, full: Record, following: Record) -> Record:
-        """The full call's record with the sample that IEC evaluates there.
+        """Return the full call's record with the sample that IEC evaluates there.
 
         `following` is the record of the same call of the next sampler step.
 
@@ -191,7 +191,7 @@ class RefinedInputs:
 
 
 def input_scales(calibration_set: CalibrationSet) -> tuple[float, ...]:
-    """c_i, by which the recorded scheduler multiplies the latent to make the network's input at call i.
+    """Return c_i, the factor from the latent to the network's input at call i under the recorded scheduler.
 
     Taken from a scheduler of the recorded class and configuration that steps once through its timesteps, so
     second-order ones are in the state that they are in during a run. Several calls of the network in a

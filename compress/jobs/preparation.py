@@ -50,7 +50,7 @@ class Preparation:
 
     @classmethod
     def of(cls, pipe: DiffusionPipeline, recipe: Recipe) -> Preparation:
-        """Decides, and refuses what cannot be compressed so.
+        """Return the recipe as it applies to a pipeline, and check that the pipeline can be compressed so.
 
         Raises:
             RecipeError: naming the layer, block, branch or type of the weights.
@@ -75,7 +75,7 @@ class Preparation:
 
 
 def branch_of(pipe: DiffusionPipeline) -> int:
-    """The papers' branch: 1 for a latent pipeline, else that of its UNet.
+    """Return the papers' branch: 1 for a latent pipeline, else that of its UNet.
 
     Raises:
         RecipeError: features of this UNet cannot be cached.
@@ -88,7 +88,7 @@ def branch_of(pipe: DiffusionPipeline) -> int:
 def request_of(
     unet: nn.Module, origin: Mapping[str, Any], recipe: Recipe, *, samples_per_step: int
 ) -> dict[str, Any]:
-    """Everything that decides the bytes of the stages, with names that a user understands.
+    """Return everything that decides the bytes of the stages, with names that a user understands.
 
     `origin` names the model and the data, see `origin_of`.
     Sums of floating-point numbers depend on the number of threads and on the processor's vector units.
@@ -113,7 +113,7 @@ def request_of(
 
 
 def check_origin(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> None:
-    """Refuses trajectories of another model or scheduler, or altered ones; reads all of them.
+    """Check that trajectories are of this model and scheduler, and unaltered; reads all of them.
 
     Raises:
         CalibrationError: naming what differs.
@@ -123,7 +123,7 @@ def check_origin(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> No
 
 
 def check_model(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> None:
-    """Refuses trajectories of another model or scheduler; reads none of them.
+    """Check that trajectories are of this model and scheduler; reads none of them.
 
     Raises:
         CalibrationError: naming what differs.
@@ -150,7 +150,7 @@ def check_model(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> Non
 
 
 def check_weights(unet: nn.Module, calibration_set: CalibrationSet) -> None:
-    """Refuses trajectories of another network.
+    """Check that trajectories are of this network.
 
     Raises:
         CalibrationError: with both fingerprints.
@@ -164,7 +164,7 @@ def check_weights(unet: nn.Module, calibration_set: CalibrationSet) -> None:
 
 
 def origin_of(calibration_set: CalibrationSet, *, samples_per_step: int) -> dict[str, Any]:
-    """What a compressed pipeline says of the data that its numbers come from."""
+    """Return the origin that a compressed pipeline states for its numbers: the model and the data."""
     return {
         "fingerprint": calibration_set.fingerprint,
         "data_sha256": file_digest(calibration_set.path / FINISHED),
@@ -174,7 +174,7 @@ def origin_of(calibration_set: CalibrationSet, *, samples_per_step: int) -> dict
 
 
 def taken_table(earlier: CompressedPipeline, recipe: Recipe, origin: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The table of `earlier` without its cache correction: what the same quantization would come to again.
+    """Return the table of `earlier` without its cache correction: the same quantization would give it again.
 
     Raises:
         TypeError: not a `CompressedPipeline`.
@@ -202,7 +202,7 @@ def taken_table(earlier: CompressedPipeline, recipe: Recipe, origin: Mapping[str
 
 
 def _correction_names(scheme: Scheme) -> frozenset[str]:
-    """Names of the numbers that correct a cache."""
+    """Return the names of the numbers that correct a cache."""
     if scheme.correction is None:
         return frozenset()
     layers = (layer.name for layer in scheme.correction.layers)

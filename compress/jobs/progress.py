@@ -59,7 +59,7 @@ class BlockProgress:
         self._seconds: list[float] = []
 
     def stage(self, name: str, make: Make) -> dict[str, Tensor]:
-        """The wrapped stage; before the first one that has to be computed, says how many were done."""
+        """Run the wrapped stage; before the first one that has to be computed, say how many were done."""
 
         def announced() -> dict[str, Tensor]:
             self._tell_resumed()
@@ -68,7 +68,7 @@ class BlockProgress:
         return self._stage(name, announced)
 
     def report(self, block: BlockReport) -> None:
-        """Takes the report of a block, in their order."""
+        """Take the report of a block, in their order."""
         self._total = block.total
         self._seconds.append(block.seconds)
         self._resumed += block.is_resumed
@@ -104,7 +104,7 @@ class StepProgress:
         self._made = 0
 
     def update(self, done: int, *, is_resumed: bool) -> None:
-        """`done` steps are done in all; the latest was taken from an earlier run or not."""
+        """Say that `done` steps are done in all; the latest was taken from an earlier run or not."""
         now = time.monotonic()
         if is_resumed:
             self._start = now

@@ -23,7 +23,7 @@ _SMALLEST_SCALE = 1e-8
 
 @torch.no_grad()
 def quantize_weight(weight: Tensor, *, bits: int) -> tuple[Tensor, Tensor]:
-    """Symmetric per-output-channel codes and scales of a weight, by brevitas' MSE range search.
+    """Return symmetric per-output-channel codes and scales of a weight, by brevitas' MSE range search.
 
     Args:
         weight: `(O, I)` or `(O, I, kh, kw)`, float32.
@@ -49,7 +49,7 @@ def quantize_weight(weight: Tensor, *, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def choose_range(values: Tensor, *, bits: int, from_zero: bool = False) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of an asymmetric per-tensor quantizer that fits `values` best.
+    """Return the scale and zero point of an asymmetric per-tensor quantizer that fit `values` best.
 
     Tries 40 ranges, from the full one down to 22 % of it, and keeps the one with the least mean
     `|x - dequantize(quantize(x))|^2.4`. The range always contains zero, so that padding stays exact.
@@ -99,7 +99,7 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-        """`x` of any shape; `scale` and `zero_point` broadcast to it."""
+        """Return `x` on the grid; `x` has any shape, `scale` and `zero_point` broadcast to it."""
         ratio = x / scale
         rounded = torch.round(ratio + zero_point)
         codes = rounded.clamp(0, 2**bits - 1)
@@ -111,7 +111,7 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """Gradients of `x` and `scale`, where they are asked for."""
+        """Return the gradients of `x` and `scale`, where they are asked for."""
         slope, outside = ctx.saved_tensors
         (upstream,) = gradients
         wants_x, wants_scale = ctx.needs_input_grad[:2]
@@ -142,7 +142,7 @@ class StepwiseQuantizer(nn.Module):
         self.quantizer = IntQuant(narrow_range=False, signed=False, input_view_impl=Identity())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Quantized and dequantized `x`, same shape."""
+        """Return `x` quantized and dequantized, same shape."""
         step = self.context.step
         scale, zero_point = at_step(self.scale, step, x), at_step(self.zero_point, step, x)
         if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):  # its scale is being learned

@@ -31,7 +31,7 @@ class MixedRows:
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> MixedRows:
-        """The rows of these records, one after another; a whole-number timestep stays one."""
+        """Return the rows of these records, one after another; a whole-number timestep stays one."""
         records = [record.to(torch.device("cpu"), torch.float32) for record in records]
         times = [float(record.timestep) for record in records]
         rows = torch.tensor([len(record.sample) for record in records])
@@ -43,12 +43,12 @@ class MixedRows:
         )
 
     def to(self, device: torch.device) -> MixedRows:
-        """The same rows on another device."""
+        """Return the same rows on another device."""
         cond = {name: value.to(device) for name, value in self.cond.items()}
         return MixedRows(self.x.to(device), self.timesteps.to(device), self.steps.to(device), cond)
 
     def predict(self, unet: nn.Module) -> Tensor:
-        """What a diffusers UNet predicts, `(B, C, H, W)`; set the step context of a simulated one first."""
+        """Return a diffusers UNet's prediction, `(B, C, H, W)`; set a simulated one's step context first."""
         prediction, _ = BranchedUNet(unet).full(self.x, self.timesteps, self.cond, branch=0)
         return prediction
 
@@ -56,7 +56,7 @@ class MixedRows:
 def mixed_rows(
     calibration_set: CalibrationSet, *, samples: int, batch_size: int, steps: Sequence[int] | None = None
 ) -> list[MixedRows]:
-    """About `samples` recorded inputs, spread evenly over steps and over trajectories, in batches.
+    """Return about `samples` recorded inputs, spread evenly over steps and over trajectories, in batches.
 
     Neighbouring steps take other trajectories, because inputs of one trajectory resemble each other. With
     more steps than samples some steps are left out, evenly, and the calls of a sampler step take turns. The
@@ -80,7 +80,7 @@ def mixed_rows(
 
 
 def _spread(samples: int, calibration_set: CalibrationSet, steps: Sequence[int] | None) -> list[int]:
-    """At most that many steps, spread evenly; without `steps` over the streams too."""
+    """Return at most that many steps, spread evenly; without `steps` over the streams too."""
     if steps is not None:
         count = min(samples, len(steps))
         return [steps[position * len(steps) // count] for position in range(count)]
@@ -92,14 +92,14 @@ def _spread(samples: int, calibration_set: CalibrationSet, steps: Sequence[int] 
 
 
 def inputs_on(unet: nn.Module, record: Record) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sample and conditioning of a record, on the network's device and in its floating-point type."""
+    """Return a record's sample and conditioning, on the network's device and in its floating-point type."""
     parameter = next(unet.parameters())
     fitted = record.to(parameter.device, parameter.dtype)
     return fitted.sample, fitted.cond
 
 
 def choose_inputs(*, num_steps: int, num_samples: int, count: int, seed: int) -> list[tuple[int, list[int]]]:
-    """Pairs of a step and the samples taken there, ascending; `count` inputs in all, if there are so many.
+    """Return pairs of a step and the samples taken there, ascending; at most `count` inputs in all.
 
     Steps get equal shares, to within one; with fewer inputs than steps, the steps that get one are spread
     evenly. At each step another random set of samples is taken.
@@ -118,7 +118,7 @@ def choose_inputs(*, num_steps: int, num_samples: int, count: int, seed: int) ->
 
 
 def spill_inputs(calibration_set: CalibrationSet, store: RowStore, *, count: int, seed: int) -> None:
-    """Copies the chosen inputs to an empty store, row by row: `sample`, `step` and `cond.<name>`.
+    """Copy the chosen inputs to an empty store, row by row: `sample`, `step` and `cond.<name>`.
 
     With guidance an input has several rows, which are independent of each other from here on.
     """

@@ -57,7 +57,7 @@ def reconstruct(
     rounding: LearnedRounding,
     context: StepContext,
 ) -> Reconstruction:
-    """Learns the rounding of every weight in the block, and the scales of its activations.
+    """Learn the rounding of every weight in the block, and the scales of its activations.
 
     The result depends on the arguments and `rounding.seed` alone; torch's own generator is left alone.
 
@@ -86,7 +86,7 @@ def reconstruct(
 
 
 def seed_of(seed: int, name: str) -> int:
-    """A seed for what is named, so that no result depends on what ran before it."""
+    """Return a seed for what is named, so that no result depends on what ran before it."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1
 
 
@@ -105,7 +105,7 @@ class SoftRounding(nn.Module):
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, *, bits: int) -> None:
-        """`weight`: `(O, I, …)`, float32; `scale`: broadcasts to it; codes in ±(2^(bits-1) - 1)."""
+        """Start from `weight` `(O, I, …)`, float32; `scale` broadcasts to it."""
         super().__init__()
         self.units = weight.detach() / scale
         self.scale = scale
@@ -121,20 +121,20 @@ class SoftRounding(nn.Module):
         return variables
 
     def weight(self) -> Tensor:
-        """The soft weight, differentiable in `value`."""
+        """Return the soft weight, differentiable in `value`."""
         self.rounding.train()
         soft: Tensor = self.rounding(self.units)
         return soft.clamp(-self.limit, self.limit) * self.scale
 
     @torch.no_grad()
     def codes(self) -> Tensor:
-        """The hard codes, int8: every weight at its floor or one above, within the range of the codes."""
+        """Return the hard codes, int8: every weight at its floor or one above, within their range."""
         self.rounding.eval()
         hard: Tensor = self.rounding(self.units)
         return hard.clamp(-self.limit, self.limit).to(torch.int8)
 
     def softness(self, beta: float) -> Tensor:
-        """Mean of `1 - |2 h(V) - 1|^β`: 0 where every weight has decided."""
+        """Return the mean of `1 - |2 h(V) - 1|^β`: 0 where every weight has decided."""
         self.rounding.train()
         h: Tensor = self.rounding.learned_round_impl(self.value)
         return 1 - (2 * h - 1).abs().pow(beta).mean()
@@ -165,25 +165,25 @@ class _Learned:
         self.log_factors = nn.Parameter(torch.zeros(steps, len(self._initial_scales), device=device))
 
     def soft(self) -> dict[str, Tensor]:
-        """Differentiable tensors by their name in the module."""
+        """Return differentiable tensors by their name in the module."""
         scales = self._scales()
         weights = {name: self.roundings[layer].weight() for layer, name in self._weight_names.items()}
         return weights | {name: scales[site] for site, name in self._scale_names.items()}
 
     def softness(self, beta: float) -> Tensor:
-        """Mean over all weights of the block."""
+        """Return the softness, a mean over all weights of the block."""
         total = sum(rounding.value.numel() for rounding in self.roundings.values())
         parts = [item.softness(beta) * (item.value.numel() / total) for item in self.roundings.values()]
         return torch.stack(parts).sum()
 
     @torch.no_grad()
     def updates(self) -> dict[str, Tensor]:
-        """Entries of the table, on the CPU."""
+        """Return the learned entries of the table, on the CPU."""
         codes = {f"{name}.codes": item.codes().cpu() for name, item in self.roundings.items()}
         return codes | {f"{site}.scale": scale.float().cpu() for site, scale in self._scales().items()}
 
     def hardened(self, table: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the table says, by name in the module."""
+        """Return what the table says, by name in the module."""
         device = self.log_factors.device
         weights = {
             self._weight_names[layer.name]: simulated_weight(layer, table) for layer in self._block.layers
@@ -208,7 +208,7 @@ def _optimise(
     unit: float,
     seed: int,
 ) -> None:
-    """Minimises the loss, in units of `unit`, and the softness of the rounding."""
+    """Minimise the loss, in units of `unit`, and the softness of the rounding."""
     weights = torch.optim.Adam([item.value for item in learned.roundings.values()], lr=rounding.learning_rate)
     scales = torch.optim.SparseAdam([learned.log_factors], lr=rounding.scale_learning_rate or 1.0)
     learns_scales = learned.log_factors.numel() > 0 and rounding.scale_learning_rate > 0
@@ -233,7 +233,7 @@ def _optimise(
 
 
 def _keep_steps_(log_factors: nn.Parameter, step: Tensor) -> None:
-    """Makes the gradient sparse, so that the optimiser moves only the scales of the steps in the batch."""
+    """Make the gradient sparse, so that the optimiser moves only the scales of the steps in the batch."""
     steps = step.unique()
     gradient = log_factors.grad
     assert gradient is not None  # right after the backward pass
@@ -244,7 +244,7 @@ def _keep_steps_(log_factors: nn.Parameter, step: Tensor) -> None:
 
 
 def _beta(progress: float) -> float:
-    """Cosine from the first exponent to the last, after the warm-up."""
+    """Return the exponent: a cosine from the first to the last, after the warm-up."""
     part = (progress - _WARM_UP) / (1 - _WARM_UP)
     return _BETA[1] + (_BETA[0] - _BETA[1]) * _cosine(part)
 
@@ -254,7 +254,7 @@ def _cosine(progress: float) -> float:
 
 
 def _row_order(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Endless minibatches; every row comes once before any comes again."""
+    """Yield endless minibatches; every row comes once before any comes again."""
     generator = torch.Generator().manual_seed(seed)
     waiting: list[int] = []
     while True:
@@ -268,7 +268,7 @@ def _row_order(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:
 def _loss(
     module: nn.Module, data: BlockData, context: StepContext, tensors: dict[str, Tensor], batch_size: int
 ) -> float:
-    """Mean squared error over all rows, with these tensors in the place of the module's own."""
+    """Return the mean squared error over all rows, with these tensors in place of the module's own."""
     total = 0.0
     for first in range(0, len(data), batch_size):
         rows = list(range(first, min(first + batch_size, len(data))))
@@ -280,7 +280,7 @@ def _loss(
 
 
 def _spread_scale(scale: Tensor, widths: tuple[int, ...], ndim: int) -> Tensor:
-    """Weight scales `(P, O)` of the parts of an input, as `(O, I, 1, …)` of `ndim` dimensions."""
+    """Return weight scales `(P, O)` of the parts of an input as `(O, I, 1, …)` of `ndim` dimensions."""
     columns = [part[:, None].expand(-1, width) for part, width in zip(scale, widths, strict=True)]
     spread = torch.cat(columns, dim=1)
     return spread.reshape(*spread.shape, *([1] * (ndim - 2)))

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.cli.dry_run import preview_text
-from errata.cli.memory import peak_cuda_memory, peak_memory
 from errata.cli.output import emit, megabytes, schedule_text
 from errata.cli.recipes import add_recipe_options, recipe_from
 from errata.cli.sensitivities import measure
 from errata.cli.usage import Commands, UsageError, add_command, positive
+from errata.memory import peak_cuda_memory, peak_memory
 
 if TYPE_CHECKING:
     from errata.calibration import CalibrationSet

@@ -106,7 +106,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Draws one sample per label.
+        """Draw one sample per label.
 
         Args:
             class_labels: one label per sample, or one for all of them; none for an unconditional model.
@@ -148,7 +148,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _labels(self, given: Labels | None, batch_size: int | None) -> tuple[Tensor | None, int]:
-        """Labels `(B,)` and B."""
+        """Return the labels `(B,)` and B."""
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         if self.num_labels == 0:
@@ -165,7 +165,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         return labels, len(labels)
 
     def _conditioning(self, labels: Tensor | None, *, is_guided: bool) -> list[dict[str, Tensor]]:
-        """The UNet's further arguments in each call of a step; with guidance, unconditional ones first."""
+        """Return the UNet's other arguments in each call of a step; with guidance, unconditional ones first."""
         if is_guided:
             nothing = self.unconditional_label
             if labels is None or nothing is None:
@@ -186,7 +186,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None,
         num_inference_steps: int,
     ) -> Tensor:
-        """Noise at the scheduler's initial size; also sets the scheduler's timesteps."""
+        """Return noise at the scheduler's initial size; also sets the scheduler's timesteps."""
         sample_size = self.unet.config.sample_size
         height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
         shape = (size, int(self.unet.config.in_channels), height, width)
@@ -204,7 +204,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
     def _step_options(
         self, eta: float, generator: torch.Generator | list[torch.Generator] | None
     ) -> dict[str, Any]:
-        """What of eta and generator this scheduler takes."""
+        """Return those of eta and generator that this scheduler takes."""
         taken = inspect.signature(self.scheduler.step).parameters
         if eta and "eta" not in taken:
             raise ValueError(f"{type(self.scheduler).__name__} takes no eta, got {eta}; use eta=0")
@@ -223,7 +223,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
 
 
 def _check_parts(config: Any, embedder: ClassEmbedder | None, unconditional_label: int | None) -> None:
-    """That label, embedder and the UNet's configuration fit each other."""
+    """Check that label, embedder and the UNet's configuration fit each other."""
     width = getattr(config, "cross_attention_dim", None)
     widths = {width} if width is None or isinstance(width, int) else set(width)
     if embedder is None and width is not None:

@@ -39,13 +39,13 @@ class ClassEmbedder(ModelMixin, ConfigMixin):
         return self.num_labels - 1
 
     def forward(self, class_labels: Tensor) -> Tensor:
-        """Context `(B, 1, embedding_dim)` for labels `(B,)`, int64."""
+        """Return the context `(B, 1, embedding_dim)` for labels `(B,)`, int64."""
         context: Tensor = self.embedding(class_labels)[:, None, :]
         return context
 
 
 def label_tensor(given: Labels, *, batch_size: int | None, num_labels: int, device: torch.device) -> Tensor:
-    """Labels `(B,)`, int64, on `device`; a single one is repeated for the whole batch.
+    """Return labels `(B,)`, int64, on `device`; a single one is repeated for the whole batch.
 
     Raises:
         ValueError: no whole numbers, one of them not in 0 to `num_labels - 1`, or not `batch_size` many.

@@ -8,11 +8,11 @@ from diffusers.models.attention_processor import Attention
 from errata import calibration
 from errata.calibration import CalibrationSet
 from errata.compress import Recipe
-from errata.compress.jobs.journal import Journal
 from errata.compress.quantize import observation
 from errata.compress.quantize.observation import StepSample, observe_ranges
 from errata.compress.quantize.quantizers import choose_range
 from errata.errors import RecipeError
+from errata.journal import Journal
 from errata.runtime.scheme import Scheme, sites_of
 
 Ranges = dict[str, tuple[torch.Tensor, torch.Tensor]]
