@@ -40,7 +40,7 @@ def calibrate(
     """Run the float pipeline and record every denoiser call of every trajectory into the directory `out`.
 
     Sample i starts from a generator seeded with `seed + i`. One sample-batch is in memory at a time. A run
-    that was killed is taken up again by the same call: finished shards are kept, and the set ends up with
+    that was killed continues with the same call: finished shards are kept, and the set ends up with
     the same bytes (same machine, versions and number of threads). `pipe` is left as it was found, and so is
     torch's random state. The progress bar counts denoiser calls; it is silent if the pipeline's own is.
 
@@ -121,8 +121,8 @@ def _fill(
                 recording.add(index, trajectory, num_samples=size, inputs=digest)
             elif shard.inputs != digest:
                 raise CalibrationError(
-                    f"`inputs` for sample-batch {index} are not those that its finished shard was made with; "
-                    "pass the same again, or choose another directory"
+                    f"`inputs` for sample-batch {index} differ from those of its finished shard; "
+                    "pass the same ones, or choose another directory"
                 )
             elif recording.calls is not None:
                 bar.update(len(recording.calls.timesteps))

@@ -124,7 +124,9 @@ class Document:
         try:
             content = canonical_json.loads_strict(path.read_bytes())
         except (OSError, ValueError) as problem:
-            raise CalibrationError(f"`{path}` cannot be read as JSON ({problem}); collect again") from problem
+            raise CalibrationError(
+                f"`{path}` cannot be read as JSON ({problem}); calibrate again"
+            ) from problem
         _check_format(path, content)
         del content["format"]
         return _parse(path, content)
@@ -249,17 +251,17 @@ def _parse(path: Path, content: dict[str, Any]) -> Document:
     try:
         return Document.from_json(content)
     except (TypeError, ValueError, AttributeError) as problem:
-        raise CalibrationError(f"`{path}` is damaged: {problem}; collect again") from problem
+        raise CalibrationError(f"`{path}` is damaged: {problem}; calibrate again") from problem
 
 
 def _check_format(path: Path, content: Any) -> None:
     name = content.get("format") if isinstance(content, dict) else None
     if not isinstance(name, str) or name.partition("/")[0] != _FAMILY:
-        raise CalibrationError(f"`{path}` is no calibration: its format is {name!r}, not {FORMAT!r}")
+        raise CalibrationError(f"`{path}` is not a calibration set: its format is {name!r}, not {FORMAT!r}")
     if name != FORMAT:
         raise CalibrationError(
-            f"`{path}` has format version {name!r}; this release reads {FORMAT!r}; collect again, or use the "
-            "release that wrote it"
+            f"`{path}` has format version {name!r}; this release reads {FORMAT!r}; calibrate again, or use "
+            "the release that wrote it"
         )
 
 
@@ -288,6 +290,6 @@ def _require_keys(content: Any, expected: set[str], name: str) -> None:
     if not isinstance(content, dict):
         raise ValueError(f"{name} is {content!r}, not an object")
     if missing := sorted(expected - set(content)):
-        raise ValueError(f"{name} lacks `{missing[0]}`")
+        raise ValueError(f"{name} is missing `{missing[0]}`")
     if unknown := sorted(set(content) - expected):
         raise ValueError(f"{name} has the unknown entry `{unknown[0]}`")

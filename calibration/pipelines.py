@@ -23,7 +23,7 @@ __all__ = ["check_pipeline", "load_pipeline", "run_batch", "untouched"]
 # A hub name is `name` or `owner/name`: https://huggingface.co/docs/hub/repositories
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-# Set for every sample-batch by `collect`, so not to be given in `inputs`.
+# Set for every sample-batch by `calibrate`, so not to be given in `inputs`.
 _RESERVED = ("generator", "num_inference_steps", "return_dict")
 
 
@@ -53,7 +53,9 @@ def load_pipeline(source: str | Path) -> DiffusionPipeline:
         )
     try:
         pipe = pipeline_class.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
-    except Exception as problem:  # diffusers, transformers, safetensors and the hub raise whatever they like
+    except (
+        Exception
+    ) as problem:  # diffusers, transformers, safetensors and the hub raise many kinds of errors
         raise CalibrationError(_why_not_opened(source, directory, problem)) from problem
     if getattr(pipe, "unet", None) is None:
         raise CalibrationError(
@@ -69,13 +71,13 @@ def _check_directory(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
         raise CalibrationError(f"`{directory}` is not a directory; {expected}")
     if not index.is_file():
-        raise CalibrationError(f"`{directory}` is no pipeline: it has no model_index.json; {expected}")
+        raise CalibrationError(f"`{directory}` is not a pipeline: it has no model_index.json; {expected}")
     try:
         components = json.loads(index.read_bytes())
     except (OSError, ValueError) as problem:
-        raise CalibrationError(f"`{index}` is no JSON ({problem}); {expected}") from problem
+        raise CalibrationError(f"`{index}` is not valid JSON ({problem}); {expected}") from problem
     if not isinstance(components, dict) or not isinstance(components.get("_class_name"), str):
-        raise CalibrationError(f"`{index}` names no pipeline class; {expected}")
+        raise CalibrationError(f"`{index}` does not name a pipeline class; {expected}")
     if not any(components.get("unet") or ()):
         raise CalibrationError(
             f"`{directory}` has no unet in its model_index.json; choose a pipeline with one"
@@ -153,10 +155,12 @@ def check_pipeline(
     }
     for argument, is_needed in needed.items():
         if is_needed and not _takes(pipe, argument):
-            raise CalibrationError(f"{name} takes no `{argument}`; leave it out, or use a pipeline that does")
+            raise CalibrationError(
+                f"{name} does not take `{argument}`; leave it out, or use a pipeline that does"
+            )
     if not (has_prompts or has_inputs or "batch_size" in _parameters(pipe)):
         raise CalibrationError(
-            f"{name} takes no `batch_size`: it needs `prompts` or `inputs` to know what to draw; give "
+            f"{name} does not take `batch_size`: it needs `prompts` or `inputs` to know what to draw; give "
             "them (`errata calibrate --prompts`)"
         )
 
@@ -211,7 +215,7 @@ def _check_count(pipe: DiffusionPipeline, result: Any, expected: int) -> None:
     drawn = result[0] if isinstance(result, tuple | BaseOutput) else result
     if isinstance(drawn, Sized) and len(drawn) != expected:
         raise CalibrationError(
-            f"{type(pipe).__name__} drew {len(drawn)} samples, {expected} were asked for; the mapping in "
+            f"{type(pipe).__name__} returned {len(drawn)} samples, expected {expected}; the mapping in "
             f"`inputs` must describe exactly {expected}"
         )
 
@@ -238,7 +242,7 @@ def _call_arguments(
     given = dict(inputs or {})
     if taken := sorted(set(given) & {*ours, *_RESERVED}):
         raise CalibrationError(
-            f"`inputs` has `{taken[0]}`, which collect sets itself; leave it out of the mapping"
+            f"`inputs` has `{taken[0]}`, which calibrate sets itself; leave it out of the mapping"
         )
     if "output_type" in _parameters(pipe):  # the images are thrown away: do not decode them
         given.setdefault("output_type", "latent" if getattr(pipe, "vae", None) is not None else "pt")

@@ -117,7 +117,7 @@ class Recorder:
             raise CalibrationError(
                 f"UNet argument `{name}` changed within a trajectory: call 0 got {was.get(name, 'none')}, "
                 f"call {len(self._samples)} got {now.get(name, 'none')}; all calls must have the same shapes "
-                "(is guidance on for only a part of the steps?)"
+                "(is guidance on for only some of the steps?)"
             )
 
 

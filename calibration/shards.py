@@ -108,7 +108,7 @@ class StepReader:
         try:
             self._file = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as problem:
-            raise CalibrationError(f"shard `{path}` cannot be read ({problem}); collect again") from problem
+            raise CalibrationError(f"shard `{path}` cannot be read ({problem}); calibrate again") from problem
 
     def sample(self, step: int, first: int, last: int) -> Tensor:
         """Return the denoiser's input for samples `first` to `last`: (rows, C, H, W)."""

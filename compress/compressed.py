@@ -202,7 +202,7 @@ def _read_manifest(root: Path) -> dict[str, Any]:
     file = root / _MANIFEST
     if not file.is_file():
         raise RecipeError(
-            f"{root} is no compressed pipeline: it has no {_MANIFEST}; run `errata compress` first"
+            f"{root} is not a compressed pipeline: it has no {_MANIFEST}; run `errata compress` first"
         )
     try:
         manifest = loads_strict(file.read_bytes())

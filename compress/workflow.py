@@ -59,7 +59,7 @@ def compress(
     every recorded step, from full passes of the float UNet, whatever the cache schedule skips.
 
     What is finished is kept in `NAME.partial` beside `out` (see `errata.journal`): the same
-    call goes on where a killed one stopped, and ends with the same bytes as a run without a break (same
+    call continues where a killed one stopped, and ends with the same bytes as a run without a break (same
     machine, versions and number of threads). The directory is removed when `out` is complete.
 
     Args:

@@ -1,7 +1,7 @@
 """JSON with one spelling per value, so that its bytes can be compared and digested.
 
 Keys are sorted, nothing is padded, text is UTF-8, the file ends in a newline, every number is finite.
-Reading is strict in turn: what could mean two things, or is no JSON at all, is a `ValueError`.
+Reading is strict in turn: what could mean two things, or is not JSON at all, is a `ValueError`.
 """
 
 import hashlib
@@ -81,7 +81,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(text: str) -> float:

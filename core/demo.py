@@ -74,7 +74,7 @@ def run(
                 command="errata demo",
                 announce=_say,
             )
-        shutil.rmtree(folder / "report" / MEASUREMENTS)  # nobody goes on with a demo
+        shutil.rmtree(folder / "report" / MEASUREMENTS)  # a demo is not continued
         for file in (folder / "report").iterdir():
             file.rename(folder / file.name)
         (folder / "report").rmdir()

@@ -34,7 +34,7 @@ def model_fingerprint(model: torch.nn.Module) -> str:
 
 
 def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a diffusers configuration as plain JSON, without its private entries (`_name_or_path`, versions)."""
+    """Return a diffusers configuration as plain JSON, without its private entries (`_name_or_path`, …)."""
     return {key: to_plain(value) for key, value in config.items() if not key.startswith("_")}
 
 
@@ -78,8 +78,8 @@ def _feed(hasher: _Hasher, name: str, value: Any) -> None:
                 _feed(hasher, f"{name}[{position}]", item)
         case _:
             raise CalibrationError(
-                f"`{name}` is a {type(value).__name__}, which cannot be told from another one when a run is "
-                "resumed; pass text, numbers, tensors, arrays, images, or lists and mappings of them"
+                f"`{name}` is a {type(value).__name__}, whose content cannot be compared when a run "
+                "resumes; pass text, numbers, tensors, arrays, images, or lists and mappings of them"
             )
 
 

@@ -148,8 +148,8 @@ def check_regular_guidance(calibration_set: CalibrationSet) -> None:
         if torch.equal(one.sample, other.sample) and not is_same_cond:
             raise RecipeError(
                 f"calls {step} and {step + 1} evaluate the same input under two conditions, but not every "
-                "sampler step has as many calls (is guidance on for only a part of them?): a cache would mix "
-                "their features; guide every step or none and collect again, or leave the cache out"
+                "sampler step has as many calls (is guidance on for only some of them?): a cache would mix "
+                "their features; guide every step or none and calibrate again, or leave the cache out"
             )
 
 
@@ -202,7 +202,7 @@ def input_scales(calibration_set: CalibrationSet) -> tuple[float, ...]:
     """
     try:
         scales, timesteps = _walk(calibration_set)
-    except Exception as error:  # diffusers raises whatever it likes
+    except Exception as error:  # diffusers raises many kinds of errors
         raise RecipeError(
             f"the input scaling of {calibration_set.scheduler_class} cannot be determined: {error!r}; "
             f"{_INSTEAD}"

@@ -43,7 +43,7 @@ class LayerDryRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """What `apply` would do, without its work.
+    """What `compress` would do, without its work.
 
     Attributes:
         recipe: the choices.
@@ -74,7 +74,7 @@ class Preview:
         `num_steps` and `calls_per_step` are those of the calibration set.
 
         Raises:
-            RecipeError: as `apply`.
+            RecipeError: as `compress`.
         """
         preparation = Preparation.of(pipe, recipe)
         unet, scheme = pipe.unet, preparation.scheme

@@ -61,7 +61,7 @@ class Preparation:
             found = ", ".join(sorted(str(item).removeprefix("torch.") for item in types))
             raise RecipeError(
                 f"the UNet's weights are of type {found}; allowed is one of float32, float16 and bfloat16; "
-                "convert them, as with pipe.unet.to(torch.float32), and collect again"
+                "convert them, as with pipe.unet.to(torch.float32), and calibrate again"
             )
         branch = 0 if recipe.cache is None else recipe.cache.branch or branch_of(pipe)
         if branch:
@@ -135,7 +135,7 @@ def check_model(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> Non
         raise CalibrationError(
             f"the calibration set {calibration_set.path} was recorded with "
             f"{calibration_set.scheduler_class}, the pipeline has {scheduler}; "
-            "use the same scheduler or collect again"
+            "use the same scheduler or calibrate again"
         )
     differing = sorted(
         key
@@ -145,7 +145,7 @@ def check_model(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> Non
     if differing:
         raise CalibrationError(
             f"the calibration set {calibration_set.path} was recorded with other scheduler settings: "
-            f"{', '.join(differing)} differ; use the same ones or collect again"
+            f"{', '.join(differing)} differ; use the same ones or calibrate again"
         )
 
 
@@ -159,7 +159,7 @@ def check_weights(unet: nn.Module, calibration_set: CalibrationSet) -> None:
     if found != calibration_set.fingerprint:
         raise CalibrationError(
             f"the calibration set {calibration_set.path} was recorded from another model "
-            f"(fingerprint {calibration_set.fingerprint[:12]}…, this one has {found[:12]}…); collect again"
+            f"(fingerprint {calibration_set.fingerprint[:12]}…, this one has {found[:12]}…); calibrate again"
         )
 
 
@@ -182,7 +182,8 @@ def taken_table(earlier: CompressedPipeline, recipe: Recipe, origin: Mapping[str
     """
     if not isinstance(earlier, CompressedPipeline):
         raise TypeError(
-            f"reuse is a {type(earlier).__name__}; open one with errata.compress.load(path), or leave it out"
+            f"`reuse` is a {type(earlier).__name__}, not a CompressedPipeline; open one with "
+            "errata.compress.load(path), or leave it out"
         )
     compression = earlier.compression
     if recipe.quantization is None or compression.recipe.quantization is None:

@@ -115,7 +115,7 @@ def groups_of(unet: nn.Module, names: Sequence[str], rows: MixedRows) -> tuple[t
     if idle := [name for name in names if name not in inputs]:
         raise RecipeError(
             f"layer {idle[0]!r} never runs, so its bias cannot be corrected; "
-            "name it in modules_to_not_convert, or do without bias correction"
+            "name it in modules_to_not_convert, or turn bias correction off"
         )
     groups: dict[str, list[str]] = {}
     for name, digest in inputs.items():

@@ -98,7 +98,7 @@ def observe_ranges(
         scheme: what is quantized.
         steps: the steps to observe, one entry of the result for each; None means all.
         samples_per_step: trajectories to look at, at most.
-        stage: where the ranges of a finished step are kept, for a run that is taken up again.
+        stage: where the ranges of a finished step are kept, for a run that continues later.
 
     Raises:
         RecipeError: a quantizer's input is not finite, or its layer does not run.
@@ -106,7 +106,7 @@ def observe_ranges(
     sites = sites_of(scheme)
     if not sites:
         return {}
-    observed = copy.deepcopy(unet).eval()  # as `collect` and the simulation run it
+    observed = copy.deepcopy(unet).eval()  # as `calibrate` and the simulation run it
     chosen = range(calibration_set.num_steps) if steps is None else steps
     total = len(chosen)
     columns: list[dict[str, Tensor]] = []

@@ -169,7 +169,7 @@ def _chosen_steps(num_steps: int, steps: int | Sequence[int] | None) -> tuple[in
     if isinstance(steps, int):
         if not 1 <= steps <= num_steps:
             raise CalibrationError(
-                f"steps={steps}; {num_steps} steps were recorded, so allowed are 1 to that"
+                f"steps={steps}; {num_steps} steps were recorded; allowed are 1 to {num_steps}"
             )
         return tuple(round(position * (num_steps - 1) / max(1, steps - 1)) for position in range(steps))
     chosen = tuple(sorted(set(steps)))

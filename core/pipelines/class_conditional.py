@@ -165,7 +165,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         return labels, len(labels)
 
     def _conditioning(self, labels: Tensor | None, *, is_guided: bool) -> list[dict[str, Tensor]]:
-        """Return the UNet's other arguments in each call of a step; with guidance, unconditional ones first."""
+        """Return the UNet's other arguments in each call of a step; with guidance, unconditional first."""
         if is_guided:
             nothing = self.unconditional_label
             if labels is None or nothing is None:

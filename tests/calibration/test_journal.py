@@ -1,4 +1,4 @@
-"""Interrupted work is taken up again, byte for byte, and nothing else is ever touched."""
+"""Interrupted work continues, byte for byte, and nothing else is ever touched."""
 
 import os
 import signal
@@ -85,7 +85,7 @@ def test_a_killed_run_is_finished_with_the_same_bytes(
         "shards/00001.safetensors",
     ]
     with pytest.raises(
-        CalibrationError, match="holds an unfinished calibration; run `errata calibrate` or collect again"
+        CalibrationError, match="holds an unfinished calibration; run `errata calibrate` again"
     ):
         calibration.load(killed)
 
@@ -190,7 +190,7 @@ def test_other_inputs_cannot_resume(
     inputs = [{"eta": eta} for eta in (0.0, 0.1, 0.2, 0.3)]
     _interrupt(tiny_pipeline, tmp_path / "set", monkeypatch, after=2, inputs=inputs)
     with pytest.raises(
-        CalibrationError, match="`inputs` for sample-batch 1 are not those that its finished shard"
+        CalibrationError, match="`inputs` for sample-batch 1 differ from those of its finished shard"
     ):
         calibration.collect(tiny_pipeline, tmp_path / "set", **OPTIONS, inputs=[inputs[0], *inputs])
     calibration.collect(tiny_pipeline, tmp_path / "resumed", **OPTIONS, inputs=inputs)

@@ -56,15 +56,15 @@ def test_what_is_no_pipeline_is_refused(copied: Path, tmp_path: Path) -> None:
     refused("./nowhere", "`./nowhere` does not exist")
     refused("a b", "`a b` does not exist")
     refused(copied / "model_index.json", "is not a directory; give a diffusers directory")
-    refused(copied / "unet", "is no pipeline: it has no model_index.json; give a diffusers directory")
+    refused(copied / "unet", "is not a pipeline: it has no model_index.json; give a diffusers directory")
     _rewrite_index(copied, unet="gone")
     refused(copied, "has no unet in its model_index.json")
     _rewrite_index(copied, unet=[None, None])
     refused(copied, "has no unet in its model_index.json")
     _rewrite_index(copied, _class_name=["pipeline", "Evil"])
-    refused(copied, "names no pipeline class")
+    refused(copied, "does not name a pipeline class")
     (copied / "model_index.json").write_text("{")
-    refused(copied, "model_index.json` is no JSON")
+    refused(copied, "model_index.json` is not valid JSON")
 
 
 def test_damaged_weights_are_refused(copied: Path) -> None:
