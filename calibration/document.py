@@ -138,7 +138,7 @@ class Document:
         Raises:
             ValueError: an entry is missing, unknown, or of another type.
         """
-        _require_keys(content, {field.name for field in dataclasses.fields(cls)}, "the file")
+        _check_keys(content, {field.name for field in dataclasses.fields(cls)}, "the file")
         calls = content["calls"]
         document = cls(
             request=_build(Request, content["request"], "request"),
@@ -268,7 +268,7 @@ def _check_format(path: Path, content: Any) -> None:
 def _build(kind: type[_Kind], content: Any, name: str) -> _Kind:
     """Return a dataclass from the JSON object that has exactly its fields, each of the declared type."""
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
-    _require_keys(content, set(fields), name)
+    _check_keys(content, set(fields), name)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     for key, value in values.items():
         if not _fits(value, fields[key]):
@@ -286,7 +286,7 @@ def _fits(value: Any, declared: Any) -> bool:
     return type(value) in kinds
 
 
-def _require_keys(content: Any, expected: set[str], name: str) -> None:
+def _check_keys(content: Any, expected: set[str], name: str) -> None:
     if not isinstance(content, dict):
         raise ValueError(f"{name} is {content!r}, not an object")
     if missing := sorted(expected - set(content)):

@@ -37,7 +37,7 @@ def register(kind: _Kind) -> _Kind:
         ValueError: diffusers or errata has another class of that name.
     """
     if not (isinstance(kind, type) and issubclass(kind, DiffusionPipeline)):
-        raise TypeError(f"{kind!r} is not a pipeline class; register a subclass of diffusers.DiffusionPipeline")
+        raise TypeError(f"{kind!r} is not a pipeline class; register a subclass of DiffusionPipeline")
     name = kind.__name__
     known = _pipelines.get(name) or getattr(diffusers, name, None)
     # A class that was defined again, as in a notebook, takes the place of its older self.

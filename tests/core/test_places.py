@@ -13,7 +13,8 @@ ADDED = {"docs/extend-corrector.md": {"correct/two_step.py", "tests/correct/test
 PATH = re.compile(r"`((?:[a-z_]+/)+[\w.]*)`")
 # Classes, constants and private names, and members of those; the last part is looked for.
 NAME = re.compile(r"`(?:[A-Z_]\w*\.)*((?<=\.)\w+|[A-Z_]\w*)(?:\([^`]*\))?`")
-FOLDERS = ("calibration", "compress", "core", "correct", "deploy", "report", "runtime", "tests", "scripts", "benchmarks")
+STAGES = ("core", "runtime", "calibration", "compress", "deploy", "correct", "report")
+FOLDERS = (*STAGES, "tests", "scripts", "benchmarks")
 
 
 def text_of(page: str) -> str:
