@@ -8,9 +8,22 @@ import torch
 from torch import Tensor
 
 from errata.compress.jobs.stages import RULES, count_finished, open_journal, work_directory
-from errata.errors import RecipeError
-from errata.journal import without_journal
+from errata.errors import RecipeError, ReportError
+from errata.file_lock import FileLock
+from errata.journal import Journal, without_journal
+from errata.journal_rules import JournalRules
 
+# What several processes fill at the same time, as the measurements of a report.
+SHARED = JournalRules(
+    work="measurements",
+    format="errata-measurements/1",
+    error=ReportError,
+    request="settings.json",
+    lock=".lock",
+    format_key="schema",
+    request_key=None,
+    is_shared=True,
+)
 REQUEST = {"model": "a" * 64, "recipe": {"bits": 4, "cache": None}}
 
 
@@ -247,3 +260,45 @@ def test_two_do_not_work_on_the_same(tmp_path: Path) -> None:
 
 def test_work_without_a_journal_is_computed() -> None:
     assert without_journal("one", lambda: {"x": torch.ones(1)})["x"] == 1
+
+
+def test_a_shared_journal_is_filled_by_several_at_the_same_time(tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "measurements"
+    with Journal(folder, {"seed": 0}, SHARED) as one, Journal(folder, {"seed": 0}, SHARED) as other:
+        one.write("row/000000", b"first")
+        other.write("row/000001", b"second")
+        assert one.item("row/000001").read_bytes() == b"second"
+    content = json.loads((folder / "settings.json").read_text())
+    assert content == {"schema": "errata-measurements/1", "seed": 0}
+    assert sorted(path.name for path in (folder / "row").iterdir()) == [
+        "000000.safetensors",
+        "000001.safetensors",
+    ]
+
+
+def test_a_shared_journal_refuses_another_request_even_before_its_first_item(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), Journal(tmp_path / "out", {"seed": 0}, SHARED):
+        raise KeyboardInterrupt
+    assert (tmp_path / "out" / "settings.json").is_file()  # another process may be at work there
+    with pytest.raises(
+        ReportError, match=r"holds measurements of another request: seed was 0, is now 1; rep"
+    ):
+        Journal(tmp_path / "out", {"seed": 1}, SHARED).__enter__()
+    with Journal(tmp_path / "out", {"seed": 0}, SHARED):
+        pass
+
+
+def test_one_process_at_a_time_does_what_is_done_once(tmp_path: Path) -> None:
+    with Journal(tmp_path, {"seed": 0}, SHARED) as journal:
+        with journal.alone(), pytest.raises(BlockingIOError):
+            FileLock(tmp_path / ".lock")
+        FileLock(tmp_path / ".lock").release()
+
+
+def test_a_shared_journal_refuses_foreign_files(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(
+        ReportError, match=r"other files than those of measurements \(thesis.tex\); move them"
+    ):
+        Journal(tmp_path, {"seed": 0}, SHARED).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

@@ -21,7 +21,7 @@ def of_mine(monkeypatch: pytest.MonkeyPatch) -> type[DiffusionPipeline]:
 
 def test_an_artifact_may_name_a_registered_class_and_no_other(of_mine: type[DiffusionPipeline]) -> None:
     assert not is_pipeline(of_mine)
-    with pytest.raises(ArtifactVersionError, match="'OfMine' is no DiffusionPipeline"):
+    with pytest.raises(ArtifactVersionError, match="'OfMine'"):
         pipeline_class("OfMine")
     assert pipelines.register(of_mine) is of_mine
     assert pipeline_class("OfMine") is of_mine
