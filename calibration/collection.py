@@ -1,4 +1,4 @@
-"""Runs a float pipeline and writes its trajectories to disk, batch by batch."""
+"""A float pipeline's trajectories, recorded batch by batch and written to disk."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sized

@@ -28,7 +28,7 @@ _RESERVED = ("generator", "num_inference_steps", "return_dict")
 
 
 def load_pipeline(source: str | Path) -> DiffusionPipeline:
-    """Open a float pipeline, on the CPU in float32 whatever its files hold.
+    """Open a float pipeline, on the CPU in float32, in whichever type it was saved.
 
     Args:
         source: a hub name, or a directory as `save_pretrained` of a diffusers pipeline, or of one of
@@ -109,10 +109,10 @@ def _check_stored_adapters(directory: Path) -> None:
             with safe_open(file, framework="pt") as weights:
                 names = list(weights.keys())
         except (OSError, SafetensorError):
-            continue  # damaged; whoever opens the pipeline says so
+            continue  # damaged; opening the pipeline says so
         if adapted := next((name for name in names if ".base_layer." in name or "lora_" in name), None):
             raise CalibrationError(
-                f"`{file}` has LoRA layers beside its weights (`{adapted}`); save the pipeline again after "
+                f"`{file}` has LoRA layers next to its weights (`{adapted}`); save the pipeline again after "
                 "`pipe.fuse_lora(); pipe.unload_lora_weights()`"
             )
 
@@ -120,7 +120,7 @@ def _check_stored_adapters(directory: Path) -> None:
 def _why_not_opened(source: str | Path, directory: Path, problem: Exception) -> str:
     reason = _in_one_line(problem).rstrip(".")
     if directory.exists():
-        return f"`{source}` cannot be opened as a pipeline: {reason}; copy it again or save it anew"
+        return f"`{source}` cannot be opened as a pipeline: {reason}; copy it again or save it again"
     return (
         f"`{source}` is no local directory, and cannot be fetched from the hub: {reason}; check the name and "
         "the connection"
@@ -174,7 +174,7 @@ def _check_no_adapters(pipe: DiffusionPipeline) -> None:
             has_adapter = isinstance(getattr(part, "base_layer", None), torch.nn.Module)
             if has_adapter or any("lora_" in key for key, _ in part.named_parameters(recurse=False)):
                 raise CalibrationError(
-                    f"`{component}.{name}` has LoRA layers beside its weight; fuse them first: "
+                    f"`{component}.{name}` has LoRA layers next to its weight; fuse them first: "
                     "`pipe.fuse_lora(); pipe.unload_lora_weights()`"
                 )
 

@@ -1,4 +1,4 @@
-"""Listens to a denoiser and keeps what it is called with."""
+"""What a denoiser is called with, kept by a hook."""
 
 import inspect
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class Trajectory:
 
 
 class Recorder:
-    """Records the calls of `denoiser` inside a `with` block; the denoiser is unhooked when it ends.
+    """A recorder of the calls of `denoiser` inside a `with` block; the denoiser is unhooked when it ends.
 
     Args:
         denoiser: a module whose `forward` takes `sample` and `timestep`.

@@ -96,7 +96,7 @@ def _stem(index: int) -> str:
 
 
 class StepReader:
-    """Reads single steps of a memory-mapped shard, and of those only the samples asked for.
+    """A reader of single steps of a memory-mapped shard; reads only the samples that are needed.
 
     Raises:
         CalibrationError: the file cannot be opened.

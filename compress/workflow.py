@@ -70,7 +70,7 @@ def compress(
         samples_per_step: trajectories that activation ranges are chosen on, at most; its default is that of
             the source.
         reuse: an earlier result with the same quantization, model and trajectories, whose codes and ranges
-            are taken over instead of being made anew; the result is the same.
+            are reused instead of being computed again; the result is the same.
         report: called after each block that is reconstructed or corrected, resumed ones included.
 
     Raises:

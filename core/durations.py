@@ -1,4 +1,4 @@
-"""Times as text, for people who wait."""
+"""Times as text, for people."""
 
 
 def time_left(done: int, ahead: int, seconds: float) -> str:

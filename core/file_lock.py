@@ -54,7 +54,7 @@ class FileLock:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Wait until nobody else holds the lock file, and hold it; a process that dies lets the next one in.
+    """Wait until no other process holds the lock file, and hold it; a process that dies lets the next one in.
 
     Raises:
         OSError: the file cannot be made.

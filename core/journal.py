@@ -2,7 +2,7 @@
 
 A journal is a directory. Its parts are named by `JournalRules`:
 
-    REQUEST                  JSON: what is being made, and whatever else the work notes about its items
+    REQUEST                  JSON: what is being made, and notes about the items
     LOCK                     held by the process at work
     ITEMS/NAME.safetensors   the finished items: stages of a compression, shards of a calibration, batches of
                              a report

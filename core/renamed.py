@@ -128,7 +128,7 @@ def old_names(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
 
 
 class _Finder(MetaPathFinder):
-    """Finds the modules in `MODULES`."""
+    """A finder of the modules in `MODULES`."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -139,7 +139,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """Makes a module that looks everything up where it is now."""
+    """A loader of modules that look everything up where it is now."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return None

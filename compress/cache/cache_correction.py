@@ -1,4 +1,4 @@
-"""Fits the correction of a cache (DEC) on recorded trajectories.
+"""The correction of a cache (DEC), fitted on recorded trajectories.
 
     symbol   here      meaning
     x_i      record    the network's input that the float pipeline recorded at step i
@@ -79,7 +79,7 @@ def fit_cache_correction(
     """Return the numbers of `scheme.correction`: `cache.gain`, `cache.shift`, `<layer>.output_gain`, …
 
     Each is `(T, channels)`, float32, with gain 1 and shift 0 at full steps. Memory is that of one chunk of
-    samples, whatever their number and that of the steps.
+    samples, for any number of samples and steps.
 
     Args:
         unet: the float network that `table` quantizes; left alone.

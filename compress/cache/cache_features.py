@@ -1,4 +1,4 @@
-"""What the choice and the correction of a cache are fitted on: float features along recorded trajectories."""
+"""Recorded trajectories as a cache sees them: float features, the streams of guidance, IEC's inputs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def feature_distances(
     the trajectory that the float pipeline takes, not the one that a cached pipeline would. Steps are sampler
     steps: where each has several denoiser calls, F_i is the features of all of them, next to each other.
 
-    Memory is that of the features of `2N` steps for a few samples, whatever `T` and `samples`.
+    Memory is that of the features of `2N` steps for a few samples, for any `T` and `samples`.
 
     Args:
         unet: the float network; left alone.

@@ -129,7 +129,7 @@ class Preview:
 def tensor_bytes(unet: nn.Module, scheme: Scheme, *, num_steps: int) -> dict[str, int]:
     """Return the bytes of the exported UNet's tensors, by what they are, without the file's header.
 
-    `unet` is the float network, in whatever type; beside quantized layers all floats are float32.
+    `unet` is the float network, of any type; next to quantized layers all floats are float32.
     """
     quantized = {layer.name: layer for layer in scheme.layers}
     sizes = Counter[str](

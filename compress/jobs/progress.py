@@ -45,7 +45,7 @@ BlockListener = Callable[[BlockReport], None]
 
 
 class BlockProgress:
-    """Logs the blocks of one phase with their losses and the time that is left, and passes them on.
+    """A log of one phase's blocks with their losses and the time that is left; passes them on.
 
     Give `stage` and `report` to what works block by block.
     """
@@ -94,7 +94,7 @@ class BlockProgress:
 
 
 class StepProgress:
-    """Logs every so often how many steps are done, where no progress bar can be seen."""
+    """A log of how many steps are done, now and then, where no progress bar can be seen."""
 
     def __init__(self, phase: str, total: int, *, every: float = 20.0) -> None:
         self._phase = phase

@@ -58,7 +58,7 @@ def correct_biases(
         unet: the float network that the table belongs to, equalized if that was equalized.
         calibration_set: its trajectories.
         scheme: what is quantized.
-        table: codes, scales and zero points, rounded in whatever way; biases in it are the start.
+        table: codes, scales and zero points, however rounded; biases in it are the start.
         stage: `stage(name, make)` returns `make()`, or what it returned when a stage of that name was last
             finished.
         report: told of every corrected group of layers; its losses are mean squared errors of their outputs.
@@ -155,7 +155,7 @@ class _Pair:
 
 
 class _Correction:
-    """Measures and corrects one group when called, and remembers that it was."""
+    """A group's correction: measures and corrects it when called, and remembers that it was called."""
 
     def __init__(self, pair: _Pair, layers: Sequence[LayerScheme], rows: Sequence[MixedRows]) -> None:
         self._pair, self._layers, self._rows = pair, layers, rows

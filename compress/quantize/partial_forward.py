@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class _ReachedError(Exception):
-    """Ends a forward pass whose remainder nobody needs."""
+    """The end of a forward pass whose rest is not needed."""
 
 
 def call_order(unet: nn.Module, names: Iterable[str], run: Callable[[], object]) -> list[str]:

@@ -60,7 +60,7 @@ def mixed_rows(
 
     Neighbouring steps take other trajectories, because inputs of one trajectory resemble each other. With
     more steps than samples some steps are left out, evenly, and the calls of a sampler step take turns. The
-    result is held in memory: inputs only, and `samples` bounds it whatever the size of the set. The choice is
+    result is held in memory: inputs only, and `samples` bounds it for any size of the set. The choice is
     deterministic.
 
     Args:
@@ -138,7 +138,7 @@ def spill_inputs(calibration_set: CalibrationSet, store: RowStore, *, count: int
 
 
 class MixedSteps:
-    """Evaluates a UNet on rows of a `RowStore` that `spill_inputs` filled, each with its own timestep."""
+    """A UNet's evaluation on rows of a `RowStore` that `spill_inputs` filled, each at its own timestep."""
 
     def __init__(self, timesteps: Sequence[float]) -> None:
         self._timesteps = _as_tensor([float(time) for time in timesteps])

@@ -29,7 +29,7 @@ StepCallback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dic
 
 
 class ClassConditionalLDMPipeline(DiffusionPipeline):
-    """Draws latents with a UNet that may know class labels, and decodes them.
+    """A pipeline that draws latents with a UNet that may know class labels, and decodes them.
 
     A label reaches the UNet in one of two ways: as `class_labels`, where the UNet has `num_class_embeds`; or
     through `class_embedder` as the context of its cross attention. A UNet with neither is unconditional.
@@ -239,5 +239,6 @@ def _check_parts(config: Any, embedder: ClassEmbedder | None, unconditional_labe
     if embedder is not None or not 0 <= unconditional_label < labels:
         raise ValueError(
             f"unconditional_label is {unconditional_label}, but the unet has {labels} class embeddings"
-            f"{' and a class_embedder, whose last row it is' if embedder is not None else ''}; leave it out"
+            f"{' and a class_embedder, whose last row has that meaning' if embedder is not None else ''}; "
+            "leave it out"
         )

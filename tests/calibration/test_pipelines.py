@@ -217,7 +217,7 @@ def test_layers_beside_a_weight_are_refused(tiny_pipeline: DDIMPipeline, tmp_pat
     pipe = DDIMPipeline(unet=unet, scheduler=DDIMScheduler(clip_sample=False))
     with pytest.raises(
         CalibrationError,
-        match=r"`unet.mid_block.resnets.0.conv1` has LoRA layers beside its weight; fuse them first: `pi",
+        match=r"`unet.mid_block.resnets.0.conv1` has LoRA layers next to its weight; fuse them first: `pi",
     ):
         calibration.collect(pipe, tmp_path / "set", num_inference_steps=2, num_samples=1, batch_size=1)
     assert list(tmp_path.iterdir()) == []
