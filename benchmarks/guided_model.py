@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +22,8 @@ from train_digits import enlarge, load_scans
 from training import BatchSource, TrainingPlan, TrainingResult, make_scheduler, train
 
 from errata import calibration, compress, deploy
+from errata.directories import staged_directory
+from errata.errors import ErrataError
 from errata.pipelines import ClassConditionalLDMPipeline
 
 CLASSES = 10
@@ -85,8 +86,6 @@ def train_model(options: argparse.Namespace) -> None:
     )
 
     def save(average: Any, result: TrainingResult) -> None:
-        staged = folder.with_name(".pipeline")
-        shutil.rmtree(staged, ignore_errors=True)
         pipe = ClassConditionalLDMPipeline(
             # Never called: what is denoised are the pixels.
             vae=AutoencoderKL(1, 1, block_out_channels=(8,), latent_channels=1, norm_num_groups=8),
@@ -94,9 +93,9 @@ def train_model(options: argparse.Namespace) -> None:
             scheduler=make_scheduler(),
             unconditional_label=NO_CLASS,
         )
-        pipe.save_pretrained(staged, safe_serialization=True)
-        write_text(options.work / "training.json", json.dumps(asdict(result)) + "\n")
-        staged.rename(folder)
+        with staged_directory(folder, error=ErrataError) as staged:
+            pipe.save_pretrained(staged, safe_serialization=True)
+            write_text(options.work / "training.json", json.dumps(asdict(result)) + "\n")
 
     train(model, make_scheduler(), batch_source(model), plan, device=torch.device("cpu"), save=save)
 

@@ -16,8 +16,8 @@ from errata.runtime.sampler import calls_per_step
 
 __all__ = ["CalibrationSet", "Record", "load"]
 
-_AGAIN = "record it again with `errata calibrate` or errata.calibration.collect"
-_MADE = "give a directory that `errata calibrate` or errata.calibration.collect made"
+_AGAIN = "record it again with `errata calibrate` or errata.calibration.calibrate"
+_MADE = "give a directory that `errata calibrate` or errata.calibration.calibrate made"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Record:
     step: int
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Record":
-        """The same call on another device; what is floating-point, in that type. The timestep stays."""
+        """Return the same call on another device, floating-point tensors in that type; the timestep stays."""
 
         def fit(value: Tensor) -> Tensor:
             return value.to(device, dtype if value.is_floating_point() else value.dtype)
@@ -91,7 +91,7 @@ class CalibrationSet:
 
     @property
     def num_inference_steps(self) -> int:
-        """Sampling steps that were asked for."""
+        """Sampling steps of the request."""
         return self._request.num_inference_steps
 
     @property
@@ -101,7 +101,7 @@ class CalibrationSet:
 
     @property
     def guidance_scale(self) -> float | None:
-        """Guidance that was asked for; None is the pipeline's default."""
+        """Guidance of the request; None is the pipeline's default."""
         return self._request.guidance_scale
 
     @property
@@ -168,7 +168,7 @@ class CalibrationSet:
         """
         if not 0 <= step < self.num_steps:
             raise CalibrationError(
-                f"step {step} was not recorded; recorded steps are 0-{self.num_steps - 1}; collect again "
+                f"step {step} was not recorded; recorded steps are 0-{self.num_steps - 1}; calibrate again "
                 "with more num_inference_steps (`errata calibrate --steps`)"
             )
         for name, value in (("limit", limit), ("batch_size", batch_size)):
@@ -217,14 +217,14 @@ def load(path: str | Path) -> CalibrationSet:
     """
     path = Path(path)
     if not path.is_dir():
-        raise CalibrationError(f"`{path}` is no directory; {_MADE}")
+        raise CalibrationError(f"`{path}` is not a directory; {_MADE}")
     if not (path / FINISHED).exists():
         if (path / PARTIAL).exists():
             raise CalibrationError(
-                f"`{path}` holds an unfinished calibration; run `errata calibrate` or collect again with the "
+                f"`{path}` holds an unfinished calibration; run `errata calibrate` again with the "
                 "same arguments to finish it"
             )
-        raise CalibrationError(f"`{path}` is no calibration: it has no {FINISHED}; {_MADE}")
+        raise CalibrationError(f"`{path}` is not a calibration set: it has no {FINISHED}; {_MADE}")
     document = Document.read(path / FINISHED)
     if len(document.shards) != len(document.request.batch_sizes()):
         raise CalibrationError(
@@ -242,6 +242,6 @@ def _check_presence(root: Path, shard: Shard) -> None:
         raise CalibrationError(f"shard `{path}` is missing; {_AGAIN}")
     if (size := path.stat().st_size) != shard.num_bytes:
         raise CalibrationError(
-            f"shard `{path}` has {size} bytes, recorded are {shard.num_bytes}: it was cut or replaced; "
+            f"shard `{path}` has {size} bytes, expected {shard.num_bytes}: it was cut off or replaced; "
             f"{_AGAIN}"
         )

@@ -1,4 +1,4 @@
-"""Runs a float pipeline and writes its trajectories to disk, batch by batch."""
+"""A float pipeline's trajectories, recorded batch by batch and written to disk."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -13,19 +13,18 @@ from tqdm.auto import tqdm
 
 import errata
 from errata.calibration.calibration_set import CalibrationSet, load
-from errata.calibration.document import Request
-from errata.calibration.journal import Journal
+from errata.calibration.document import Recording, Request
 from errata.calibration.pipelines import check_pipeline, run_batch, untouched
 from errata.calibration.recorder import Recorder, Trajectory
 from errata.errors import CalibrationError
 from errata.fingerprint import model_fingerprint, public_config, value_digest
 
-__all__ = ["collect"]
+__all__ = ["calibrate", "collect"]
 
 Inputs = Mapping[str, Any]
 
 
-def collect(
+def calibrate(
     pipe: DiffusionPipeline,
     out: str | Path,
     *,
@@ -41,7 +40,7 @@ def collect(
     """Run the float pipeline and record every denoiser call of every trajectory into the directory `out`.
 
     Sample i starts from a generator seeded with `seed + i`. One sample-batch is in memory at a time. A run
-    that was killed is taken up again by the same call: finished shards are kept, and the set ends up with
+    that was killed continues with the same call: finished shards are kept, and the set ends up with
     the same bytes (same machine, versions and number of threads). `pipe` is left as it was found, and so is
     torch's random state. The progress bar counts denoiser calls; it is silent if the pipeline's own is.
 
@@ -90,19 +89,19 @@ def collect(
     )
     batches = None if inputs is None else _check_inputs(inputs, len(request.batch_sizes()))
     is_silent = bool(getattr(pipe, "_progress_bar_config", {}).get("disable", False))
-    journal = Journal(out, request)
-    try:
+    with Recording(out, request) as recording:
         with untouched(pipe, target):
-            _fill(journal, pipe, request, texts, batches, is_silent=is_silent)
-    except BaseException:
-        journal.abandon_if_empty()
-        raise
-    journal.finish()
+            _fill(recording, pipe, request, texts, batches, is_silent=is_silent)
+        recording.finish()
     return load(out)
 
 
+collect = calibrate
+"""Older name of `calibrate`."""
+
+
 def _fill(
-    journal: Journal,
+    recording: Recording,
     pipe: DiffusionPipeline,
     request: Request,
     prompts: list[str] | None,
@@ -116,19 +115,19 @@ def _fill(
     total = len(sizes) * request.num_inference_steps
     with tqdm(total=total, desc="calibrating", unit="call", disable=is_silent or None) as bar:
         for index, (size, (mapping, digest)) in enumerate(zip(sizes, given, strict=True)):
-            if (shard := journal.shard(index)) is None:
+            if (shard := recording.shard(index)) is None:
                 samples = range(index * request.batch_size, index * request.batch_size + size)
                 trajectory = _record(pipe, request, samples, prompts, mapping, bar)
-                journal.add(index, trajectory, num_samples=size, inputs=digest)
+                recording.add(index, trajectory, num_samples=size, inputs=digest)
             elif shard.inputs != digest:
                 raise CalibrationError(
-                    f"`inputs` for sample-batch {index} are not those that its finished shard was made with; "
-                    "pass the same again, or choose another directory"
+                    f"`inputs` for sample-batch {index} differ from those of its finished shard; "
+                    "pass the same ones, or choose another directory"
                 )
-            elif journal.calls is not None:
-                bar.update(len(journal.calls.timesteps))
-            if journal.calls is not None:  # a sampler may take more calls than steps
-                bar.total = len(sizes) * len(journal.calls.timesteps)
+            elif recording.calls is not None:
+                bar.update(len(recording.calls.timesteps))
+            if recording.calls is not None:  # a sampler may take more calls than steps
+                bar.total = len(sizes) * len(recording.calls.timesteps)
 
 
 def _record(
@@ -154,7 +153,7 @@ def _record(
 def _digested(
     inputs: Iterable[Inputs] | None, num_batches: int
 ) -> Iterator[tuple[Inputs | None, str | None]]:
-    """Each sample-batch's mapping with its digest; draws no more mappings than there are batches."""
+    """Yield each sample-batch's mapping with its digest; draw no more mappings than there are batches."""
     if inputs is None:
         yield from [(None, None)] * num_batches
         return
@@ -223,7 +222,7 @@ def _check_numbers(
 
 
 def _describe_pipeline(pipe: DiffusionPipeline) -> dict[str, Any]:
-    """The part of a request that says which model is sampled how."""
+    """Return the part of a request that says which model is sampled how."""
     return {
         "pipeline_class": type(pipe).__name__,
         "unet_class": type(pipe.unet).__name__,

@@ -1,21 +1,35 @@
-"""`calibration.json`: what was asked, what the denoiser was called with, and which shards hold it."""
+"""`calibration.json`: the request, the denoiser calls and the shards of a set; how it is read and filled."""
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin
+from types import TracebackType, UnionType
+from typing import Any, Self, TypeVar, get_args, get_origin
 
 from errata import canonical_json
-from errata.calibration.shards import Shard, shard_name
+from errata.calibration.recorder import Trajectory
+from errata.calibration.shards import FOLDER, Shard, shard_name, write_shard
 from errata.errors import CalibrationError
+from errata.journal import Journal
+from errata.journal_rules import JournalRules
+from errata.request_differences import differences
 
-__all__ = ["FINISHED", "FORMAT", "PARTIAL", "Calls", "Document", "Request", "differences"]
+__all__ = ["FINISHED", "FORMAT", "PARTIAL", "RULES", "Calls", "Document", "Recording", "Request"]
 
 FINISHED = "calibration.json"
 PARTIAL = "calibration.partial.json"
 FORMAT = "errata-calibration/1"
+RULES = JournalRules(
+    work="an unfinished calibration",
+    format=FORMAT,
+    error=CalibrationError,
+    request=PARTIAL,
+    lock=".lock",
+    items=FOLDER,
+    logger="errata.calibration",
+    notes={"calls": None, "shards": []},
+)
 _FAMILY = FORMAT.partition("/")[0]
 _Kind = TypeVar("_Kind", "Request", "Calls", Shard)
 
@@ -44,7 +58,7 @@ class Request:
     versions: dict[str, str]
 
     def batch_sizes(self) -> list[int]:
-        """Samples of each sample-batch; the last one has what is left."""
+        """Return the samples of each sample-batch; the last one has what is left."""
         full, rest = divmod(self.num_samples, self.batch_size)
         return [self.batch_size] * full + [rest] * bool(rest)
 
@@ -69,6 +83,28 @@ class Calls:
     sample_dtype: str
     cond: tuple[str, ...]
 
+    @classmethod
+    def of(cls, trajectory: Trajectory, num_samples: int, index: int) -> "Calls":
+        """Return what a trajectory of sample-batch `index`, of `num_samples` samples, shows of them.
+
+        Raises:
+            CalibrationError: its batch rows are not a multiple of the samples.
+        """
+        rows_per_sample, odd_rows = divmod(trajectory.num_rows, num_samples)
+        if odd_rows or not rows_per_sample:
+            raise CalibrationError(
+                f"the UNet got {trajectory.num_rows} rows for sample-batch {index} of {num_samples} samples; "
+                f"the pipeline arguments of a sample-batch must describe exactly {num_samples}"
+            )
+        return cls(
+            timesteps=tuple(trajectory.timestep.tolist()),
+            timestep_dtype=str(trajectory.timestep.dtype).removeprefix("torch."),
+            rows_per_sample=rows_per_sample,
+            sample_shape=tuple(trajectory.sample.shape[2:]),
+            sample_dtype=str(trajectory.sample.dtype).removeprefix("torch."),
+            cond=tuple(sorted(trajectory.cond)),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
@@ -77,10 +113,6 @@ class Document:
     request: Request
     calls: Calls | None = None
     shards: tuple[Shard, ...] = ()
-
-    def to_bytes(self) -> bytes:
-        """Canonical JSON."""
-        return canonical_json.dumps({"format": FORMAT, **dataclasses.asdict(self)})
 
     @classmethod
     def read(cls, path: Path) -> "Document":
@@ -92,16 +124,21 @@ class Document:
         try:
             content = canonical_json.loads_strict(path.read_bytes())
         except (OSError, ValueError) as problem:
-            raise CalibrationError(f"`{path}` cannot be read as JSON ({problem}); collect again") from problem
+            raise CalibrationError(
+                f"`{path}` cannot be read as JSON ({problem}); calibrate again"
+            ) from problem
         _check_format(path, content)
-        try:
-            return cls._from_json(content)
-        except (TypeError, ValueError, AttributeError) as problem:
-            raise CalibrationError(f"`{path}` is damaged: {problem}; collect again") from problem
+        del content["format"]
+        return _parse(path, content)
 
     @classmethod
-    def _from_json(cls, content: dict[str, Any]) -> "Document":
-        _require_keys(content, {"format", *(field.name for field in dataclasses.fields(cls))}, "the file")
+    def from_json(cls, content: dict[str, Any]) -> "Document":
+        """Return the document of a file's entries, without its format.
+
+        Raises:
+            ValueError: an entry is missing, unknown, or of another type.
+        """
+        _check_keys(content, {field.name for field in dataclasses.fields(cls)}, "the file")
         calls = content["calls"]
         document = cls(
             request=_build(Request, content["request"], "request"),
@@ -120,29 +157,118 @@ class Document:
         return document
 
 
-def differences(recorded: "Request | Calls", now: "Request | Calls") -> list[str]:
-    """One phrase for each entry in which the two differ, with both values; five, and how many more."""
-    was, new = _leaves(dataclasses.asdict(recorded)), _leaves(dataclasses.asdict(now))
-    names = [name for name in {**was, **new} if was.get(name) != new.get(name)]
-    found = [f"{name}: recorded {was.get(name, 'nothing')}, now {new.get(name, 'nothing')}" for name in names]
-    return [*found[:5], *([f"and {len(found) - 5} more"] if len(found) > 5 else [])]
+class Recording:
+    """A calibration set while it is being filled; a context manager.
+
+    The request file is `calibration.partial.json`, which is rewritten after every shard and renamed to
+    `calibration.json` after the last.
+
+    Raises:
+        CalibrationError: `out` holds a finished calibration, other files or another request, another process
+            is at work there, or it cannot be written.
+    """
+
+    def __init__(self, out: Path, request: Request) -> None:
+        self._out = out
+        self._request = request
+        self._journal = Journal(out, dataclasses.asdict(request), RULES, check_place=self._check_place)
+        self._calls: Calls | None = None
+        self._shards: dict[int, Shard] = {}
+
+    def __enter__(self) -> Self:
+        self._journal.__enter__()
+        try:
+            found = _parse(self._out / PARTIAL, self._journal.notes | {"request": self._journal.request})
+            self._shards = {
+                index: shard for index, shard in enumerate(found.shards) if shard.is_intact(self._out)
+            }
+            self._calls = found.calls if self._shards else None
+            self._save()
+        except BaseException:
+            self._journal.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._journal.__exit__(kind, error, trace)
+
+    @property
+    def calls(self) -> Calls | None:
+        """What all trajectories share; None while there is no shard."""
+        return self._calls
+
+    def shard(self, index: int) -> Shard | None:
+        """Return the finished, intact shard of that sample-batch."""
+        return self._shards.get(index)
+
+    def add(self, index: int, trajectory: Trajectory, *, num_samples: int, inputs: str | None) -> None:
+        """Write the shard of a sample-batch.
+
+        Raises:
+            CalibrationError: its calls are not those of the other shards, or it cannot be written.
+        """
+        calls = Calls.of(trajectory, num_samples, index)
+        if self._calls is not None and calls != self._calls:
+            changed = differences(dataclasses.asdict(self._calls), dataclasses.asdict(calls))
+            raise CalibrationError(
+                f"sample-batch {index} made other UNet calls than the ones before it ({'; '.join(changed)}); "
+                "all trajectories of a set must take the same steps: use the same inputs for all"
+            )
+        with self._journal.refusals():
+            shard = write_shard(self._journal, index, trajectory, num_samples=num_samples, inputs=inputs)
+        self._calls = calls
+        self._shards[index] = shard
+        self._save()
+
+    def finish(self) -> None:
+        """Declare the set complete."""
+        self._journal.finish(FINISHED)
+
+    def _save(self) -> None:
+        # Resumed work can have a gap, where a shard was damaged; what follows it counts once it is closed.
+        finished: list[Shard] = []
+        while (index := len(finished)) in self._shards:
+            finished.append(self._shards[index])
+        document = Document(
+            request=self._request, calls=self._calls if finished else None, shards=tuple(finished)
+        )
+        content = dataclasses.asdict(document)
+        self._journal.note(calls=content["calls"], shards=content["shards"])
+
+    def _check_place(self) -> None:
+        if self._out.exists() and not self._out.is_dir():
+            raise CalibrationError(f"`{self._out}` exists and is not a directory; choose another directory")
+        if (self._out / FINISHED).exists():
+            raise CalibrationError(
+                f"`{self._out}` holds a finished calibration; use it with `errata compress` or "
+                "errata.calibration.load, or choose another directory"
+            )
+
+
+def _parse(path: Path, content: dict[str, Any]) -> Document:
+    try:
+        return Document.from_json(content)
+    except (TypeError, ValueError, AttributeError) as problem:
+        raise CalibrationError(f"`{path}` is damaged: {problem}; calibrate again") from problem
 
 
 def _check_format(path: Path, content: Any) -> None:
     name = content.get("format") if isinstance(content, dict) else None
     if not isinstance(name, str) or name.partition("/")[0] != _FAMILY:
-        raise CalibrationError(f"`{path}` is no calibration: its format is {name!r}, not {FORMAT!r}")
+        raise CalibrationError(f"`{path}` is not a calibration set: its format is {name!r}, not {FORMAT!r}")
     if name != FORMAT:
         raise CalibrationError(
-            f"`{path}` has format version {name!r}; this release reads {FORMAT!r}; collect again, or use the "
-            "release that wrote it"
+            f"`{path}` has format version {name!r}; this release reads {FORMAT!r}; calibrate again, or use "
+            "the release that wrote it"
         )
 
 
 def _build(kind: type[_Kind], content: Any, name: str) -> _Kind:
-    """A dataclass from the JSON object that has exactly its fields, each of the declared type."""
+    """Return a dataclass from the JSON object that has exactly its fields, each of the declared type."""
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
-    _require_keys(content, set(fields), name)
+    _check_keys(content, set(fields), name)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     for key, value in values.items():
         if not _fits(value, fields[key]):
@@ -152,7 +278,7 @@ def _build(kind: type[_Kind], content: Any, name: str) -> _Kind:
 
 
 def _fits(value: Any, declared: Any) -> bool:
-    """Whether a JSON value is of a field's declared type; looks at the outermost layer only."""
+    """Return whether a JSON value is of a field's declared type; looks at the outermost layer only."""
     options = get_args(declared) if isinstance(declared, UnionType) else (declared,)
     kinds = {get_origin(option) or option for option in options}
     if float in kinds:
@@ -160,24 +286,10 @@ def _fits(value: Any, declared: Any) -> bool:
     return type(value) in kinds
 
 
-def _require_keys(content: Any, expected: set[str], name: str) -> None:
+def _check_keys(content: Any, expected: set[str], name: str) -> None:
     if not isinstance(content, dict):
         raise ValueError(f"{name} is {content!r}, not an object")
     if missing := sorted(expected - set(content)):
-        raise ValueError(f"{name} lacks `{missing[0]}`")
+        raise ValueError(f"{name} is missing `{missing[0]}`")
     if unknown := sorted(set(content) - expected):
         raise ValueError(f"{name} has the unknown entry `{unknown[0]}`")
-
-
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """The plain values of a tree by their path; a list also tells its length, first."""
-    match value:
-        case dict():
-            branches = {f"{path}.{key}".lstrip("."): item for key, item in value.items()}
-        case list() | tuple():
-            branches = {f"number of {path}": len(value)} | {
-                f"{path}[{i}]": item for i, item in enumerate(value)
-            }
-        case _:
-            return {path: value}
-    return {name: leaf for at, branch in branches.items() for name, leaf in _leaves(branch, at).items()}

@@ -23,12 +23,12 @@ __all__ = ["check_pipeline", "load_pipeline", "run_batch", "untouched"]
 # A hub name is `name` or `owner/name`: https://huggingface.co/docs/hub/repositories
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-# Set for every sample-batch by `collect`, so not to be given in `inputs`.
+# Set for every sample-batch by `calibrate`, so not to be given in `inputs`.
 _RESERVED = ("generator", "num_inference_steps", "return_dict")
 
 
 def load_pipeline(source: str | Path) -> DiffusionPipeline:
-    """Open a float pipeline, on the CPU in float32 whatever its files hold.
+    """Open a float pipeline, on the CPU in float32, in whichever type it was saved.
 
     Args:
         source: a hub name, or a directory as `save_pretrained` of a diffusers pipeline, or of one of
@@ -53,7 +53,9 @@ def load_pipeline(source: str | Path) -> DiffusionPipeline:
         )
     try:
         pipe = pipeline_class.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
-    except Exception as problem:  # diffusers, transformers, safetensors and the hub raise whatever they like
+    except (
+        Exception
+    ) as problem:  # diffusers, transformers, safetensors and the hub raise many kinds of errors
         raise CalibrationError(_why_not_opened(source, directory, problem)) from problem
     if getattr(pipe, "unet", None) is None:
         raise CalibrationError(
@@ -69,13 +71,13 @@ def _check_directory(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
         raise CalibrationError(f"`{directory}` is not a directory; {expected}")
     if not index.is_file():
-        raise CalibrationError(f"`{directory}` is no pipeline: it has no model_index.json; {expected}")
+        raise CalibrationError(f"`{directory}` is not a pipeline: it has no model_index.json; {expected}")
     try:
         components = json.loads(index.read_bytes())
     except (OSError, ValueError) as problem:
-        raise CalibrationError(f"`{index}` is no JSON ({problem}); {expected}") from problem
+        raise CalibrationError(f"`{index}` is not valid JSON ({problem}); {expected}") from problem
     if not isinstance(components, dict) or not isinstance(components.get("_class_name"), str):
-        raise CalibrationError(f"`{index}` names no pipeline class; {expected}")
+        raise CalibrationError(f"`{index}` does not name a pipeline class; {expected}")
     if not any(components.get("unet") or ()):
         raise CalibrationError(
             f"`{directory}` has no unet in its model_index.json; choose a pipeline with one"
@@ -101,16 +103,16 @@ def _check_no_pickles(folder: Path) -> None:
 
 
 def _check_stored_adapters(directory: Path) -> None:
-    """Weights beside adapters have other names, which diffusers would leave out with many words."""
+    """Check that no weights lie beside adapters: diffusers would leave them out and warn at length."""
     for file in sorted(directory.glob("*/*.safetensors")):
         try:
             with safe_open(file, framework="pt") as weights:
                 names = list(weights.keys())
         except (OSError, SafetensorError):
-            continue  # damaged; whoever opens the pipeline says so
+            continue  # damaged; opening the pipeline says so
         if adapted := next((name for name in names if ".base_layer." in name or "lora_" in name), None):
             raise CalibrationError(
-                f"`{file}` has LoRA layers beside its weights (`{adapted}`); save the pipeline again after "
+                f"`{file}` has LoRA layers next to its weights (`{adapted}`); save the pipeline again after "
                 "`pipe.fuse_lora(); pipe.unload_lora_weights()`"
             )
 
@@ -118,7 +120,7 @@ def _check_stored_adapters(directory: Path) -> None:
 def _why_not_opened(source: str | Path, directory: Path, problem: Exception) -> str:
     reason = _in_one_line(problem).rstrip(".")
     if directory.exists():
-        return f"`{source}` cannot be opened as a pipeline: {reason}; copy it again or save it anew"
+        return f"`{source}` cannot be opened as a pipeline: {reason}; copy it again or save it again"
     return (
         f"`{source}` is no local directory, and cannot be fetched from the hub: {reason}; check the name and "
         "the connection"
@@ -153,16 +155,18 @@ def check_pipeline(
     }
     for argument, is_needed in needed.items():
         if is_needed and not _takes(pipe, argument):
-            raise CalibrationError(f"{name} takes no `{argument}`; leave it out, or use a pipeline that does")
+            raise CalibrationError(
+                f"{name} does not take `{argument}`; leave it out, or use a pipeline that does"
+            )
     if not (has_prompts or has_inputs or "batch_size" in _parameters(pipe)):
         raise CalibrationError(
-            f"{name} takes no `batch_size`: it needs `prompts` or `inputs` to know what to draw; give "
+            f"{name} does not take `batch_size`: it needs `prompts` or `inputs` to know what to draw; give "
             "them (`errata calibrate --prompts`)"
         )
 
 
 def _check_no_adapters(pipe: DiffusionPipeline) -> None:
-    """An adapter beside a weight would be left out, or left in float, by all that follows."""
+    """Check that no adapter lies beside a weight: the later stages would ignore it or keep it in float."""
     for component, module in pipe.components.items():
         if not isinstance(module, torch.nn.Module):
             continue
@@ -170,7 +174,7 @@ def _check_no_adapters(pipe: DiffusionPipeline) -> None:
             has_adapter = isinstance(getattr(part, "base_layer", None), torch.nn.Module)
             if has_adapter or any("lora_" in key for key, _ in part.named_parameters(recurse=False)):
                 raise CalibrationError(
-                    f"`{component}.{name}` has LoRA layers beside its weight; fuse them first: "
+                    f"`{component}.{name}` has LoRA layers next to its weight; fuse them first: "
                     "`pipe.fuse_lora(); pipe.unload_lora_weights()`"
                 )
 
@@ -207,11 +211,11 @@ def run_batch(
 
 
 def _check_count(pipe: DiffusionPipeline, result: Any, expected: int) -> None:
-    """Diffusers draws a batch of any size from a single generator, and says nothing."""
+    """Check how many samples came out: diffusers draws a batch of any size from a single generator."""
     drawn = result[0] if isinstance(result, tuple | BaseOutput) else result
     if isinstance(drawn, Sized) and len(drawn) != expected:
         raise CalibrationError(
-            f"{type(pipe).__name__} drew {len(drawn)} samples, {expected} were asked for; the mapping in "
+            f"{type(pipe).__name__} returned {len(drawn)} samples, expected {expected}; the mapping in "
             f"`inputs` must describe exactly {expected}"
         )
 
@@ -238,7 +242,7 @@ def _call_arguments(
     given = dict(inputs or {})
     if taken := sorted(set(given) & {*ours, *_RESERVED}):
         raise CalibrationError(
-            f"`inputs` has `{taken[0]}`, which collect sets itself; leave it out of the mapping"
+            f"`inputs` has `{taken[0]}`, which calibrate sets itself; leave it out of the mapping"
         )
     if "output_type" in _parameters(pipe):  # the images are thrown away: do not decode them
         given.setdefault("output_type", "latent" if getattr(pipe, "vae", None) is not None else "pt")

@@ -1,4 +1,4 @@
-"""Listens to a denoiser and keeps what it is called with."""
+"""What a denoiser is called with, kept by a hook."""
 
 import inspect
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class Trajectory:
 
 
 class Recorder:
-    """Records the calls of `denoiser` inside a `with` block; the denoiser is unhooked when it ends.
+    """A recorder of the calls of `denoiser` inside a `with` block; the denoiser is unhooked when it ends.
 
     Args:
         denoiser: a module whose `forward` takes `sample` and `timestep`.
@@ -76,7 +76,7 @@ class Recorder:
         self._handle.remove()
 
     def trajectory(self) -> Trajectory:
-        """What was recorded.
+        """Return what was recorded.
 
         Raises:
             CalibrationError: the denoiser was never called.
@@ -105,7 +105,7 @@ class Recorder:
         self._on_call()
 
     def _check_fits(self, sample: Tensor, timestep: Tensor, cond: dict[str, Tensor]) -> None:
-        """All calls must stack: same shapes, dtypes and arguments as the first."""
+        """Check that a call stacks with the first one: same shapes, dtypes and arguments."""
         if not self._samples:
             return
         was = _shapes({"sample": self._samples[0], "timestep": self._timesteps[0]})
@@ -117,12 +117,12 @@ class Recorder:
             raise CalibrationError(
                 f"UNet argument `{name}` changed within a trajectory: call 0 got {was.get(name, 'none')}, "
                 f"call {len(self._samples)} got {now.get(name, 'none')}; all calls must have the same shapes "
-                "(is guidance on for only a part of the steps?)"
+                "(is guidance on for only some of the steps?)"
             )
 
 
 def _one_timestep(timestep: Tensor | float) -> Tensor:
-    """The timestep as a scalar tensor; pipelines pass a number, a scalar, or one equal value per row."""
+    """Return the timestep as a scalar tensor; pipelines pass a number, a scalar, or one equal value a row."""
     dtype = torch.float64 if isinstance(timestep, float) else None
     values = torch.as_tensor(timestep, dtype=dtype).detach().reshape(-1)
     if values.numel() == 0 or bool((values != values[0]).any()):
@@ -148,6 +148,6 @@ def _same(kept: Tensor, new: Tensor) -> bool:
 
 
 def _stack_changes(values: list[Tensor]) -> Tensor:
-    """(calls, …); or (1, …) if every call got the first one's values. A prompt's embedding never changes."""
+    """Return (calls, …); or (1, …) if every call got the same values, as of a prompt's embedding."""
     constant = all(value is values[0] for value in values)
     return torch.stack(values[:1] if constant else values)

@@ -23,11 +23,11 @@ from torch import Tensor
 from errata import canonical_json
 from errata.calibration.recorder import Trajectory
 from errata.errors import CalibrationError
+from errata.journal import Journal
 
-__all__ = ["FOLDER", "TEMPORARY", "Shard", "StepReader", "replace_file", "shard_name", "write_shard"]
+__all__ = ["FOLDER", "Shard", "StepReader", "shard_name", "write_shard"]
 
 FOLDER = "shards"
-TEMPORARY = ".tmp"
 _COND = "cond."
 
 
@@ -52,7 +52,7 @@ class Shard:
     tensors: dict[str, dict[str, Any]]
 
     def is_intact(self, root: Path) -> bool:
-        """Whether the file under `root` has the recorded bytes; reads all of it."""
+        """Return whether the file under `root` has the recorded bytes; reads all of it."""
         path = root / self.file
         return (
             path.is_file()
@@ -62,22 +62,22 @@ class Shard:
 
 
 def shard_name(index: int) -> str:
-    """Path of a shard inside the set."""
-    return f"{FOLDER}/{index:05d}.safetensors"
+    """Return the path of a shard inside the set."""
+    return f"{FOLDER}/{_stem(index)}.safetensors"
 
 
 def write_shard(
-    root: Path, index: int, trajectory: Trajectory, *, num_samples: int, inputs: str | None
+    journal: Journal, index: int, trajectory: Trajectory, *, num_samples: int, inputs: str | None
 ) -> Shard:
-    """Write a trajectory under its final name, in one step.
+    """Write a trajectory as an item of the journal.
 
     Raises:
-        OSError: the file cannot be written.
+        CalibrationError: the file cannot be written.
     """
     tensors = {"sample": trajectory.sample, "timestep": trajectory.timestep}
     tensors |= {_COND + name: value for name, value in trajectory.cond.items()}
     data = safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()})
-    replace_file(root / shard_name(index), data)
+    journal.write(_stem(index), data)
     return Shard(
         file=shard_name(index),
         sha256=hashlib.sha256(data).hexdigest(),
@@ -91,18 +91,12 @@ def write_shard(
     )
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that its name never shows a part of it; a kill leaves at most `NAME.tmp`.
-
-    The next attempt at the same file overwrites that.
-    """
-    temporary = path.with_name(path.name + TEMPORARY)
-    temporary.write_bytes(data)
-    temporary.replace(path)
+def _stem(index: int) -> str:
+    return f"{index:05d}"
 
 
 class StepReader:
-    """Reads single steps of a memory-mapped shard, and of those only the samples asked for.
+    """A reader of single steps of a memory-mapped shard; reads only the samples that are needed.
 
     Raises:
         CalibrationError: the file cannot be opened.
@@ -114,18 +108,18 @@ class StepReader:
         try:
             self._file = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as problem:
-            raise CalibrationError(f"shard `{path}` cannot be read ({problem}); collect again") from problem
+            raise CalibrationError(f"shard `{path}` cannot be read ({problem}); calibrate again") from problem
 
     def sample(self, step: int, first: int, last: int) -> Tensor:
-        """(rows per sample · (last - first), C, H, W): the denoiser's input for samples `first` to `last`."""
+        """Return the denoiser's input for samples `first` to `last`: (rows, C, H, W)."""
         return self._rows("sample", step, first, last)
 
     def timestep(self, step: int) -> Tensor:
-        """(), the call's timestep."""
+        """Return the call's timestep, ()."""
         return self._file.get_slice("timestep")[step : step + 1].reshape(())
 
     def cond(self, step: int, first: int, last: int) -> dict[str, Tensor]:
-        """The other arguments for samples `first` to `last`; one without batch rows is whole."""
+        """Return the other arguments for samples `first` to `last`; one without batch rows is whole."""
         names = sorted(name for name in self._file.keys() if name.startswith(_COND))  # noqa: SIM118
         return {name.removeprefix(_COND): self._rows(name, step, first, last) for name in names}
 

@@ -1,11 +1,11 @@
 """Compress: a float diffusers pipeline becomes a simulated low-bit, cached one.
 
-`apply` needs the pipeline, its trajectories (`errata.calibration`) and a `Recipe`.
+`compress` needs the pipeline, its trajectories (`errata.calibration`) and a `Recipe`.
 """
 
 from errata.compress.compressed import CompressedPipeline, load
 from errata.compress.jobs.progress import BlockReport
-from errata.compress.workflow import apply
+from errata.compress.workflow import apply, compress
 from errata.runtime.recipes.caching import CacheQuant, DeepCache
 from errata.runtime.recipes.quantization import LearnedRounding, Quantization
 from errata.runtime.recipes.recipe import Recipe
@@ -21,5 +21,6 @@ __all__ = [
     "Quantization",
     "Recipe",
     "apply",
+    "compress",
     "load",
 ]

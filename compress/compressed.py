@@ -52,7 +52,7 @@ class Compression:
     table: Mapping[str, Tensor]
 
     def to_json(self) -> dict[str, Any]:
-        """All but the table."""
+        """Return all but the table."""
         return {
             "recipe": self.recipe.to_json(),
             "scheme": self.scheme.to_json(),
@@ -63,7 +63,7 @@ class Compression:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], table: Mapping[str, Tensor]) -> Compression:
-        """Inverse of `to_json`."""
+        """Undo `to_json`."""
         return cls(
             recipe=Recipe.from_json(value["recipe"]),
             scheme=Scheme.from_json(value["scheme"]),
@@ -94,7 +94,7 @@ class CompressedPipeline(SteppedPipeline):
 
 
 def simulated_pipe(float_pipe: DiffusionPipeline, compression: Compression) -> DiffusionPipeline:
-    """A copy of `float_pipe` with the simulated UNet in place; `float_pipe` is left alone."""
+    """Return a copy of `float_pipe` with the simulated UNet in place; `float_pipe` is left alone."""
     context = StepContext()
     unet: UNet2DModel = float_pipe.unet
     scheme, table = compression.scheme, compression.table
@@ -115,7 +115,7 @@ def simulated_pipe(float_pipe: DiffusionPipeline, compression: Compression) -> D
 
 
 def write(float_pipe: DiffusionPipeline, compression: Compression, out: Path) -> None:
-    """Writes pipeline, table and manifest into the existing directory `out`."""
+    """Write pipeline, table and manifest into the existing directory `out`."""
     float_pipe.save_pretrained(out / _PIPELINE, safe_serialization=True)
     save_file(dict(compression.table), out / _QUANTIZERS)
     manifest = {
@@ -128,7 +128,7 @@ def write(float_pipe: DiffusionPipeline, compression: Compression, out: Path) ->
 
 
 def load(path: str | Path) -> CompressedPipeline:
-    """Opens a compressed pipeline that `apply` wrote.
+    """Open a compressed pipeline that `compress` wrote.
 
     Raises:
         RecipeError: the directory holds none, it is of another format, or something in it was altered.
@@ -162,7 +162,7 @@ def load(path: str | Path) -> CompressedPipeline:
 
 
 def _check_agreement(root: Path, unet: nn.Module, compression: Compression) -> None:
-    """Derives anew what follows from the recipe and the network.
+    """Check what follows from the recipe and the network by deriving it again.
 
     Raises:
         RecipeError: naming what does not fit, or what the network cannot serve.
@@ -194,7 +194,7 @@ def _networks(pipe: DiffusionPipeline) -> dict[str, Any]:
 
 
 def _dtypes(pipe: DiffusionPipeline) -> dict[str, str]:
-    """Floating-point type of the weights of every network of the pipeline."""
+    """Return the floating-point type of the weights of every network of the pipeline."""
     return {name: str(part.dtype).removeprefix("torch.") for name, part in _networks(pipe).items()}
 
 
@@ -202,7 +202,7 @@ def _read_manifest(root: Path) -> dict[str, Any]:
     file = root / _MANIFEST
     if not file.is_file():
         raise RecipeError(
-            f"{root} is no compressed pipeline: it has no {_MANIFEST}; run `errata compress` first"
+            f"{root} is not a compressed pipeline: it has no {_MANIFEST}; run `errata compress` first"
         )
     try:
         manifest = loads_strict(file.read_bytes())

@@ -1,4 +1,4 @@
-"""`apply`: a float pipeline, its calibration set and a recipe become a compressed pipeline."""
+"""`compress`: a float pipeline, its calibration set and a recipe become a compressed pipeline."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from torch import Tensor, nn
 
 from errata.calibration import CalibrationSet
 from errata.compress.cache.cache_correction import fit_cache_correction
+from errata.compress.cache.cache_features import check_regular_guidance
 from errata.compress.cache.dps import search_schedule
-from errata.compress.cache.stream_check import check_regular_guidance
 from errata.compress.compressed import CompressedPipeline, Compression, write
-from errata.compress.jobs.journal import Journal, remove_leftovers
-from errata.compress.jobs.preparation import Preparation, check_origin, request_of
+from errata.compress.jobs.preparation import (
+    Preparation,
+    check_origin,
+    origin_of,
+    request_of,
+    taken_table,
+)
 from errata.compress.jobs.progress import BlockListener, BlockProgress
-from errata.compress.jobs.reuse import origin_of, taken_table
+from errata.compress.jobs.stages import open_journal, remove_leftovers
 from errata.compress.quantize.bias_correction import correct_biases
 from errata.compress.quantize.equalization import equalize_
 from errata.compress.quantize.observation import observe_ranges
@@ -29,6 +34,7 @@ from errata.compress.quantize.simulation import quantize_weights, range_table
 from errata.compress.rounding.learned_rounding import learn_rounding
 from errata.directories import check_is_vacant
 from errata.errors import RecipeError
+from errata.journal import Journal
 from errata.runtime.recipes.caching import CacheQuant
 from errata.runtime.recipes.quantization import Quantization
 from errata.runtime.recipes.recipe import Recipe
@@ -37,7 +43,7 @@ from errata.runtime.schedule import CacheSchedule
 from errata.runtime.scheme import Scheme
 
 
-def apply(
+def compress(
     pipe: DiffusionPipeline,
     calibration_set: CalibrationSet,
     recipe: Recipe | str,
@@ -47,13 +53,13 @@ def apply(
     reuse: CompressedPipeline | None = None,
     report: BlockListener | None = None,
 ) -> CompressedPipeline:
-    """Compresses the UNet of `pipe` by `recipe` and writes the result to `out`.
+    """Compress the UNet of `pipe` by `recipe` and write the result to `out`.
 
     `pipe` is left as it was; all work is done on a float32 copy of its UNet. Every quantizer gets a range at
     every recorded step, from full passes of the float UNet, whatever the cache schedule skips.
 
-    What is finished is kept in `NAME.partial` beside `out` (see `errata.compress.jobs.journal`): the same
-    call goes on where a killed one stopped, and ends with the same bytes as a run without a break (same
+    What is finished is kept in `NAME.partial` beside `out` (see `errata.journal`): the same
+    call continues where a killed one stopped, and ends with the same bytes as a run without a break (same
     machine, versions and number of threads). The directory is removed when `out` is complete.
 
     Args:
@@ -64,7 +70,7 @@ def apply(
         samples_per_step: trajectories that activation ranges are chosen on, at most; its default is that of
             the source.
         reuse: an earlier result with the same quantization, model and trajectories, whose codes and ranges
-            are taken over instead of being made anew; the result is the same.
+            are reused instead of being computed again; the result is the same.
         report: called after each block that is reconstructed or corrected, resumed ones included.
 
     Raises:
@@ -76,7 +82,7 @@ def apply(
     """
     if not isinstance(calibration_set, CalibrationSet):
         raise TypeError(
-            f"apply takes a CalibrationSet, got {type(calibration_set).__name__}; "
+            f"compress takes a CalibrationSet, got {type(calibration_set).__name__}; "
             "open one with errata.calibration.load(path)"
         )
     if type(samples_per_step) is not int or samples_per_step < 1:
@@ -92,7 +98,7 @@ def apply(
     origin = origin_of(calibration_set, samples_per_step=samples_per_step)
     taken = None if reuse is None else taken_table(reuse, recipe, origin)
     request = request_of(pipe.unet, origin, recipe, samples_per_step=samples_per_step)
-    with Journal(out, request) as journal:
+    with open_journal(out, request) as journal:
         work = _Work(
             unet=_private_copy(pipe.unet),
             calibration_set=calibration_set,
@@ -107,6 +113,10 @@ def apply(
         with journal.result() as staging:
             write(pipe, compression, staging)
     return CompressedPipeline(pipe, compression, out)
+
+
+apply = compress
+"""Older name of `compress`."""
 
 
 @dataclass(kw_only=True)
@@ -127,7 +137,7 @@ class _Work:
     table: dict[str, Tensor] = field(default_factory=dict)
 
     def run(self) -> Compression:
-        """Every stage that the recipe asks for, in order; a later one reads what earlier ones left."""
+        """Run every stage that the recipe asks for, in order; a later one reads what earlier ones left."""
         quantization = self.preparation.recipe.quantization
         if quantization is not None:
             self._quantize(quantization)
@@ -151,7 +161,7 @@ class _Work:
         return self.preparation.scheme
 
     def _equalize(self) -> dict[str, Tensor]:
-        """Changed float parameters; those that are no weights of quantized layers belong in the table."""
+        """Return the changed float parameters, without the weights of quantized layers, for the table."""
 
         def make() -> dict[str, Tensor]:
             names = equalize_(self.unet, self._scheme)

@@ -1,7 +1,7 @@
 """JSON with one spelling per value, so that its bytes can be compared and digested.
 
 Keys are sorted, nothing is padded, text is UTF-8, the file ends in a newline, every number is finite.
-Reading is strict in turn: what could mean two things, or is no JSON at all, is a `ValueError`.
+Reading is strict in turn: what could mean two things, or is not JSON at all, is a `ValueError`.
 """
 
 import hashlib
@@ -43,18 +43,18 @@ def loads_strict(data: bytes) -> Any:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of the canonical spelling of a JSON value, in hexadecimal."""
+    """Return the SHA-256 of the canonical spelling of a JSON value, in hexadecimal."""
     return hashlib.sha256(dumps(value)).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal; reads it in pieces."""
+    """Return the SHA-256 of a file, in hexadecimal; reads it in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_keys(value: Any) -> None:
-    """`json` would turn the key 1 into "1" silently, and two keys into the same one."""
+    """Check that every key is a string: `json` would turn the key 1 into "1", and two keys into one."""
     waiting, seen = [value], set()
     while waiting:
         item = waiting.pop()
@@ -81,7 +81,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(text: str) -> float:

@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline
 from errata.correct import IEC, Plan
 from errata.deploy import DeployedPipeline
-from errata.directories import staged_directory
+from errata.directories import refusals_as, staged_directory
 from errata.embedded import PIPELINE
 from errata.errors import ReportError
 from errata.report.settings import FOLDER as MEASUREMENTS
@@ -41,7 +40,7 @@ CALIBRATION_SEED = 1_000_000
 def run(
     out: str | Path, *, steps: int = 25, samples: int = 256, calibration_samples: int = 64, seed: int = 0
 ) -> Path:
-    """Runs everything on the embedded digits model and returns the path of the HTML report in `out`.
+    """Run everything on the embedded digits model and return the path of the HTML report in `out`.
 
     `out` ends up with `calibration/`, `compressed/`, `artifacts/` and the report's three files. An earlier
     demo's result there is replaced when the new one is complete. Progress goes to stderr.
@@ -75,7 +74,7 @@ def run(
                 command="errata demo",
                 announce=_say,
             )
-        shutil.rmtree(folder / "report" / MEASUREMENTS)  # nobody goes on with a demo
+        shutil.rmtree(folder / "report" / MEASUREMENTS)  # a demo is not continued
         for file in (folder / "report").iterdir():
             file.rename(folder / file.name)
         (folder / "report").rmdir()
@@ -88,7 +87,7 @@ def _calibrate(
     pipe: DiffusionPipeline, folder: Path, *, steps: int, samples: int, seed: int
 ) -> CalibrationSet:
     with _stage("calibrate", f"{samples} trajectories of {steps} steps"):
-        return calibration.collect(
+        return calibration.calibrate(
             pipe,
             folder,
             num_inference_steps=steps,
@@ -108,7 +107,7 @@ def _deploy_all(
     for recipe in RECIPES:
         out, earlier = folder / "compressed" / recipe, compressed.get(REUSED.get(recipe, ""))
         with _stage("compress", recipe if earlier is None else f"{recipe}, numbers of {REUSED[recipe]}"):
-            compressed[recipe] = compress.apply(pipe, trajectories, recipe, out, reuse=earlier)
+            compressed[recipe] = compress.compress(pipe, trajectories, recipe, out, reuse=earlier)
         deployed[recipe] = _deploy(compressed[recipe], recipe, folder / "artifacts" / recipe)
     return deployed
 
@@ -124,38 +123,31 @@ def _deploy(compressed: CompressedPipeline, recipe: str, out: Path) -> DeployedP
 
 @contextmanager
 def _stage(name: str, what: str) -> Iterator[None]:
-    """Says what was done and how long it took."""
+    """Print what was done and how long it took."""
     start = time.monotonic()
     yield
     _say(f"{name:16} {what:55} {time.monotonic() - start:6.1f} s")
 
 
 def _say(text: str) -> None:
-    """A line for people, between progress bars."""
+    """Print a line for people, between progress bars."""
     tqdm.write(text, file=sys.stderr)
 
 
 @contextmanager
 def _fresh_or_replaced(out: Path) -> Iterator[Path]:
-    """A directory to fill that becomes `out` on success, in place of an earlier demo's result."""
+    """Yield a directory to fill that becomes `out` on success, in place of an earlier demo's result."""
     replaces = _is_demo(out)
-    target = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.next") if replaces else out
-    try:
+    with refusals_as(ReportError, doing=f"make `{out.parent}`", advice="choose another directory"):
         out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise ReportError(
-            f"cannot make `{out.parent}`: {problem.strerror}; choose another directory"
-        ) from problem
-    with staged_directory(target, error=ReportError) as staging:
+    with staged_directory(out, error=ReportError, replaces=replaces) as staging:
         yield staging
         marker = {"made_by": f"errata {errata.__version__}", "command": "errata demo"}
         (staging / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
-    if replaces:
-        _swap(out, target)
 
 
 def _is_demo(out: Path) -> bool:
-    """Whether a finished demo's result lies there.
+    """Return whether a finished demo's result lies there.
 
     Raises:
         ReportError: something else does.
@@ -164,24 +156,7 @@ def _is_demo(out: Path) -> bool:
         return True
     if out.is_dir() and any(out.iterdir()):
         raise ReportError(
-            f"`{out}` exists and is no result of a demo (it lacks {MARKER}); choose another directory "
+            f"`{out}` exists and is not the result of a demo (it has no {MARKER}); choose another directory "
             "or remove it"
         )
     return False
-
-
-def _swap(out: Path, target: Path) -> None:
-    """Put `target` in the place of `out`, which is removed once the new one is there."""
-    old = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.old")
-    try:
-        out.rename(old)
-        try:
-            target.rename(out)
-        except OSError:
-            old.rename(out)
-            raise
-    except OSError as problem:
-        raise ReportError(
-            f"cannot replace `{out}`: {problem.strerror}; the new result is `{target}`"
-        ) from problem
-    shutil.rmtree(old)

@@ -1,4 +1,4 @@
-"""Directories and files that appear complete or not at all."""
+"""Directories and files that appear complete or not at all: the only place that writes aside and renames."""
 
 import errno
 import os
@@ -10,11 +10,20 @@ from pathlib import Path
 
 from errata.errors import ErrataError
 
-__all__ = ["check_is_vacant", "make_directory", "refusals_as", "staged_directory", "write_whole"]
+__all__ = [
+    "check_is_vacant",
+    "make_directory",
+    "refusals_as",
+    "staged_directory",
+    "whole_file",
+    "write_whole",
+]
 
 
 @contextmanager
-def staged_directory(out: Path, *, error: type[ErrataError], staging: Path | None = None) -> Iterator[Path]:
+def staged_directory(
+    out: Path, *, error: type[ErrataError], staging: Path | None = None, replaces: bool = False
+) -> Iterator[Path]:
     """Yield a temporary sibling of `out` to write in, and rename it to `out` when the block succeeds.
 
     On any exception, `KeyboardInterrupt` included, the sibling is removed and `out` is as it was.
@@ -22,29 +31,34 @@ def staged_directory(out: Path, *, error: type[ErrataError], staging: Path | Non
     Args:
         out: the directory to make; may exist if it is empty. Its parent must exist.
         error: what to raise when `out` cannot be made.
-        staging: the temporary directory, if not a hidden sibling of a random name; on the same file system,
+        staging: the temporary directory, if not a hidden sibling with a random name; on the same file system,
             its parent exists. What an earlier, killed attempt left there is removed.
+        replaces: `out` may exist and be full; it is removed once the new directory is in its place.
     """
     target = out.resolve()  # through a symlink, which a rename would replace or trip over
-    check_is_vacant(out, error=error)
+    if not replaces:
+        check_is_vacant(out, error=error)
     if staging is None:
-        staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
+        staging = _hidden_sibling(target, "partial")
     else:
         shutil.rmtree(staging, ignore_errors=True)
     make_directory(staging, out=out, error=error)
     try:
         yield staging
-        _publish(staging, target, out, error)
+        if replaces and target.exists():
+            _swap(staging, target, out, error)
+        else:
+            _publish(staging, target, out, error)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
 
 
 def check_is_vacant(out: Path, *, error: type[ErrataError]) -> None:
-    """Refuse a place that cannot become a new directory, before the work that would fill it.
+    """Check that a place can become a new directory, before the work that would fill it.
 
     Raises:
-        ErrataError: of the given kind; `out` exists and is no empty directory, or cannot be looked into.
+        ErrataError: of the given kind; `out` exists and is not an empty directory, or cannot be read.
     """
     target = out.resolve()
     try:
@@ -61,7 +75,7 @@ def check_is_vacant(out: Path, *, error: type[ErrataError]) -> None:
 
 
 def make_directory(path: Path, *, out: Path, error: type[ErrataError]) -> None:
-    """Make the directory `path`, which is to become `out` or stands beside it.
+    """Make the directory `path`, which will become `out` or stands beside it.
 
     Raises:
         ErrataError: of the given kind, about `out`.
@@ -79,10 +93,70 @@ def make_directory(path: Path, *, out: Path, error: type[ErrataError]) -> None:
         raise _refused(out, problem, error) from problem
 
 
-def _refused(out: Path, problem: OSError, error: type[ErrataError]) -> ErrataError:
-    return error(
-        f"cannot make `{out}`: `{out.parent}` refuses it ({_reason(problem)}); choose another directory"
-    )
+@contextmanager
+def refusals_as(error: type[ErrataError], *, doing: str, advice: str) -> Iterator[None]:
+    """Turn an error of the file system into one line: `cannot DOING: REASON; ADVICE`."""
+    try:
+        yield
+    except OSError as problem:
+        raise error(f"cannot {doing}: {_reason(problem)}; {advice}") from problem
+
+
+@contextmanager
+def whole_file(
+    path: Path, *, error: type[ErrataError], advice: str, staging: Path | None = None
+) -> Iterator[Path]:
+    """Yield a temporary sibling of `path` to write, and rename it to `path` when the block succeeds.
+
+    It replaces what is there. A crash or a power cut leaves the old file or the new one, whole.
+
+    Args:
+        path: the file to make; its directory must exist.
+        error: what to raise when the file cannot be written.
+        advice: what to do then.
+        staging: the temporary file, if not a hidden sibling with a random name. A fixed name is for a single
+            writer: a kill leaves at most this file, and the next attempt overwrites it.
+    """
+    partial = staging or _hidden_sibling(path, "partial")
+    with refusals_as(error, doing=f"write `{path}`", advice=advice):
+        try:
+            yield partial
+            _to_disk(partial)
+            partial.replace(path)
+            _to_disk(path.parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def write_whole(
+    path: Path, data: bytes, *, error: type[ErrataError], advice: str, staging: Path | None = None
+) -> None:
+    """Write a file, in place of what is there, as `whole_file` does.
+
+    Raises:
+        ErrataError: of the given kind; it cannot be written.
+    """
+    with whole_file(path, error=error, advice=advice, staging=staging) as partial:
+        partial.write_bytes(data)
+
+
+def _hidden_sibling(path: Path, ending: str) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.{ending}")
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a directory, would survive a power cut."""
+    if path.is_dir():
+        if os.name == "nt":
+            return  # Windows opens no directories, and needs it not
+        descriptor = os.open(path, os.O_RDONLY)
+    else:
+        descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _publish(staging: Path, target: Path, out: Path, error: type[ErrataError]) -> None:
@@ -92,36 +166,29 @@ def _publish(staging: Path, target: Path, out: Path, error: type[ErrataError]) -
         staging.rename(target)
     except OSError as problem:
         if problem.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise error(f"`{out}` was filled meanwhile; choose another directory or remove it") from problem
+            raise error(
+                f"`{out}` was filled by something else in the meantime; choose another directory or remove it"
+            ) from problem
         raise error(f"cannot make `{out}`: {_reason(problem)}; choose another directory") from problem
 
 
-@contextmanager
-def refusals_as(error: type[ErrataError], *, doing: str, advice: str) -> Iterator[None]:
-    """Turn what the file system refuses into one line: `cannot DOING: REASON; ADVICE`."""
+def _swap(staging: Path, target: Path, out: Path, error: type[ErrataError]) -> None:
+    """Put `staging` in the place of `target`, which is removed once the new one is there."""
+    old = _hidden_sibling(target, "old")
     try:
-        yield
-    except OSError as problem:
-        raise error(f"cannot {doing}: {_reason(problem)}; {advice}") from problem
-
-
-def write_whole(path: Path, data: bytes, *, error: type[ErrataError], advice: str) -> None:
-    """Write a file, in place of what is there, that is there complete or not at all, after a crash too.
-
-    Raises:
-        ErrataError: of the given kind; it cannot be written. `advice` says what to do then.
-    """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
-    with refusals_as(error, doing=f"write `{path}`", advice=advice):
+        target.rename(old)
         try:
-            with partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
+            staging.rename(target)
+        except OSError:
+            old.rename(target)
             raise
+    except OSError as problem:
+        raise error(f"cannot replace `{out}`: {_reason(problem)}; choose another directory") from problem
+    shutil.rmtree(old)
+
+
+def _refused(out: Path, problem: OSError, error: type[ErrataError]) -> ErrataError:
+    return error(f"cannot make `{out}` in `{out.parent}`: {_reason(problem)}; choose another directory")
 
 
 def _reason(problem: OSError) -> str:

@@ -1,13 +1,13 @@
-"""Times as text, for people who wait."""
+"""Times as text, for people."""
 
 
 def time_left(done: int, ahead: int, seconds: float) -> str:
-    """Such as `about 9 min left`, if `ahead` pieces take as long as the `done` ones did, `seconds` in all."""
+    """Return text such as `about 9 min left`: `done` pieces took `seconds`, and `ahead` are to come."""
     return f"about {duration(ahead * seconds / max(done, 1))} left"
 
 
 def duration(seconds: float) -> str:
-    """A time for people: `4.2 s`, `35 s`, `12 min`, `3.5 h`."""
+    """Return a time for people: `4.2 s`, `35 s`, `12 min`, `3.5 h`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 100:

@@ -71,5 +71,5 @@ class ReportError(ErrataError):
 
 
 def first_line(problem: BaseException) -> str:
-    """What another library's error says, in one line, for a message of ours; its type if it says nothing."""
+    """Return another library's error in one line, for a message of ours; its type if it says nothing."""
     return (str(problem).splitlines() or [type(problem).__name__])[0]

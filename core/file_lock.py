@@ -1,9 +1,12 @@
-"""One process at a time in a work directory."""
+"""One process at a time in a directory."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 if sys.platform == "win32":
@@ -18,8 +21,11 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+_PAUSE = 0.2
+
+
 class FileLock:
-    """Holds a lock on a file until `release` or the end of the process, however it ends.
+    """A lock on a file, held until `release` or the end of the process, however it ends.
 
     Raises:
         BlockingIOError: another process holds it, or has just removed the file.
@@ -34,7 +40,7 @@ class FileLock:
             except PermissionError as problem:  # what Windows says of a lock that is held
                 raise BlockingIOError(str(problem)) from problem
             if not path.exists() or not os.path.samestat(os.fstat(self._descriptor), path.stat()):
-                raise BlockingIOError(f"{path} was removed meanwhile")
+                raise BlockingIOError(f"{path} was removed in the meantime")
         except BaseException:
             self.release()
             raise
@@ -44,3 +50,25 @@ class FileLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until no other process holds the lock file, and hold it; a process that dies lets the next one in.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    lock = _acquired(path)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquired(path: Path) -> FileLock:
+    while True:
+        try:
+            return FileLock(path)
+        except BlockingIOError:
+            time.sleep(_PAUSE)

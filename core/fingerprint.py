@@ -21,7 +21,7 @@ class _Hasher(Protocol):
 
 
 def model_fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256, in hexadecimal, over the model's class, configuration and every tensor of its state.
+    """Return the SHA-256, in hexadecimal, of the model's class, configuration and every tensor of its state.
 
     Names, dtypes, shapes and bytes count; the device and the place it was loaded from do not.
     """
@@ -34,12 +34,12 @@ def model_fingerprint(model: torch.nn.Module) -> str:
 
 
 def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A diffusers configuration as plain JSON, without the private notes (`_name_or_path`, versions)."""
+    """Return a diffusers configuration as plain JSON, without its private entries (`_name_or_path`, …)."""
     return {key: to_plain(value) for key, value in config.items() if not key.startswith("_")}
 
 
 def value_digest(value: Any, *, name: str) -> str:
-    """SHA-256, in hexadecimal, of pipeline arguments: texts, numbers, tensors, arrays, images, containers.
+    """Return the SHA-256, in hexadecimal, of pipeline arguments: plain values, tensors, images, containers.
 
     Raises:
         CalibrationError: `name` holds something whose content cannot be digested.
@@ -50,7 +50,7 @@ def value_digest(value: Any, *, name: str) -> str:
 
 
 def _feed(hasher: _Hasher, name: str, value: Any) -> None:
-    """Every piece announces its kind and length, so that no two values feed the same bytes."""
+    """Feed a value; every piece announces its kind and length, so that no two values feed the same bytes."""
     match value:
         case None | bool() | int() | float() | str() | bytes() | torch.dtype() | torch.device():
             _announce(hasher, name, type(value).__name__, repr(value))
@@ -78,8 +78,8 @@ def _feed(hasher: _Hasher, name: str, value: Any) -> None:
                 _feed(hasher, f"{name}[{position}]", item)
         case _:
             raise CalibrationError(
-                f"`{name}` is a {type(value).__name__}, which cannot be told from another one when a run is "
-                "resumed; pass text, numbers, tensors, arrays, images, or lists and mappings of them"
+                f"`{name}` is a {type(value).__name__}, whose content cannot be compared when a run "
+                "resumes; pass text, numbers, tensors, arrays, images, or lists and mappings of them"
             )
 
 

@@ -14,7 +14,7 @@ _NOT_FINITE = "$float"
 
 
 def to_plain(value: Any) -> Any:
-    """The JSON value for a configuration value: tuples and arrays become lists, mappings become objects.
+    """Return the JSON value for a configuration value: tuples and arrays as lists, mappings as objects.
 
     Raises:
         TypeError: the value has no place in a configuration.

@@ -22,10 +22,15 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "errata.compress.work": (),
     "errata.calibration.conditioning": ("errata.runtime.conditioning",),
     "errata.calibration.fingerprint": ("errata.fingerprint",),
+    "errata.calibration.journal": ("errata.calibration.document", "errata.calibration.shards"),
     "errata.calibration.plain_json": ("errata.plain_json",),
     "errata.calibration.streams": ("errata.runtime.sampler",),
+    "errata.cli.memory": ("errata.memory",),
     "errata.cli.previews": ("errata.cli.dry_run",),
+    "errata.compress.cache.channel_fit": ("errata.compress.cache.cache_correction",),
     "errata.compress.cache.corrected": ("errata.runtime.feature_correction",),
+    "errata.compress.cache.refined_inputs": ("errata.compress.cache.cache_features",),
+    "errata.compress.cache.stream_check": ("errata.compress.cache.cache_features",),
     "errata.compress.network.arguments": ("errata.runtime.unet_arguments",),
     "errata.compress.network.attention": ("errata.runtime.attention",),
     "errata.compress.network.branches": ("errata.runtime.branches",),
@@ -44,20 +49,28 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     ),
     "errata.compress.quantize.layers": ("errata.runtime.layers", "errata.compress.quantize.simulation"),
     "errata.compress.quantize.mixed_steps": ("errata.compress.quantize.recorded_inputs",),
-    "errata.compress.quantize.ranges": ("errata.compress.quantize.range_search", "errata.runtime.ranges"),
+    "errata.compress.quantize.range_search": ("errata.compress.quantize.quantizers",),
+    "errata.compress.quantize.ranges": ("errata.compress.quantize.quantizers", "errata.runtime.ranges"),
     "errata.compress.quantize.scheme": ("errata.runtime.scheme",),
     "errata.compress.recipes.caching": ("errata.runtime.recipes.caching",),
     "errata.compress.recipes.quantization": ("errata.runtime.recipes.quantization",),
     "errata.compress.recipes.recipe": ("errata.runtime.recipes.recipe",),
     "errata.compress.recipes.recipe_name": ("errata.runtime.recipes.recipe",),
     "errata.compress.recipes.schedule": ("errata.runtime.schedule",),
-    "errata.compress.work.journal": ("errata.compress.jobs.journal",),
+    "errata.compress.rounding.rounding_inputs": ("errata.compress.quantize.recorded_inputs",),
+    "errata.compress.rounding.soft_rounding": ("errata.compress.rounding.reconstruction",),
+    "errata.compress.rounding.straight_through": ("errata.compress.quantize.quantizers",),
+    "errata.compress.work.journal": (
+        "errata.compress.jobs.stages",
+        "errata.journal",
+        "errata.request_differences",
+    ),
     "errata.compress.work.lock": ("errata.file_lock",),
     "errata.compress.work.preparation": ("errata.compress.jobs.preparation",),
     "errata.compress.work.preview": ("errata.compress.jobs.dry_run",),
     "errata.compress.work.progress": ("errata.compress.jobs.progress", "errata.durations"),
-    "errata.compress.work.reuse": ("errata.compress.jobs.reuse",),
-    "errata.compress.work.stage_file": ("errata.compress.jobs.stage_file",),
+    "errata.compress.work.reuse": ("errata.compress.jobs.preparation",),
+    "errata.compress.work.stage_file": ("errata.journal",),
     "errata.correct.analysis.growth": ("errata.correct.analysis.amplification_measure",),
     "errata.correct.analysis.measure": ("errata.correct.analysis.amplification_measure",),
     "errata.correct.analysis.norms": ("errata.correct.analysis.probe",),
@@ -106,6 +119,9 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "errata.deploy.step_mapping": ("errata.runtime.schedule", "errata.runtime.sampler"),
     "errata.runtime.recipes.recipe_name": ("errata.runtime.recipes.recipe",),
     "errata.runtime.support_checks": ("errata.runtime.structure",),
+    "errata.embedded.features": ("errata.embedded",),
+    "errata.pipelines.class_labels": ("errata.pipelines.class_embedder",),
+    "errata.pipelines.registry": ("errata.pipelines",),
     "errata.quality.kernel": ("errata.quality.kid",),
     "errata.quality.manifold": ("errata.quality.precision_recall",),
 }
@@ -155,7 +171,7 @@ def old_names(
 
 
 class _Finder(MetaPathFinder):
-    """Finds the modules in `MODULES`."""
+    """A finder of the modules in `MODULES`."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -166,7 +182,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """Makes a module that looks everything up where it is now."""
+    """A loader of modules that look everything up where it is now."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return None

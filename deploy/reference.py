@@ -19,7 +19,7 @@ from errata.deploy.kernel_registry import (
     register_kernel,
 )
 from errata.runtime.attention import QuantizedAttention
-from errata.runtime.layers import Geometry
+from errata.runtime.layers import Geometry, per_output_channel
 from errata.runtime.ranges import dequantize, quantize
 from errata.runtime.scheme import LayerScheme
 from errata.runtime.step_context import StepContext
@@ -114,18 +114,17 @@ class WeightOnlyLayer(nn.Module):
 
 
 def dequantize_weight(codes: Tensor, scales: Tensor, input_widths: tuple[int, ...]) -> Tensor:
-    """Return the float32 weight that the codes stand for.
+    """Return the float32 weight that the codes stand for: each code times its output channel's scale.
+
+    The simulation (`errata.compress.quantize.simulation`) takes it from torchao; both agree to the last bit.
 
     Args:
         codes: int8, `(O, I)` or `(O, I, kh, kw)`.
         scales: float32, `(P, O)`: one row for each part of the input.
         input_widths: input channels of each part.
     """
-    # Imported here: torchao takes a second, and int8 kernels read the codes themselves.
-    from torchao.quantization.quant_primitives import dequantize_affine
-
     parts = [
-        dequantize_affine(part, (1, *part.shape[1:]), scale, None, torch.int8, output_dtype=torch.float32)
+        part.float() * per_output_channel(scale, codes.ndim)
         for part, scale in zip(codes.split(list(input_widths), dim=1), scales, strict=True)
     ]
     return torch.cat(parts, dim=1).contiguous()

@@ -9,12 +9,11 @@ Source: OpenSSF Model Signing, https://github.com/sigstore/model-transparency.
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 
 from errata.deploy.signature_check import every_file, key_refusal, library
 from errata.deploy.verification import verify
-from errata.directories import refusals_as
+from errata.directories import whole_file
 from errata.errors import ArtifactError
 
 
@@ -43,13 +42,8 @@ def sign(
         )
     except Exception as error:  # the libraries below raise errors of any class
         raise key_refusal(key, error, "private") from error
-    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.partial")
-    with refusals_as(ArtifactError, doing=f"write `{out}`", advice="choose another place"):
-        try:
-            config.set_hashing_config(every_file(hashing)).sign(root, partial)
-            partial.rename(out)
-        finally:
-            partial.unlink(missing_ok=True)
+    with whole_file(out, error=ArtifactError, advice="choose another place") as partial:
+        config.set_hashing_config(every_file(hashing)).sign(root, partial)
     return out
 
 

@@ -24,7 +24,9 @@ from torch.nn import functional as F
 from tqdm import trange
 from train_digits import MAXIMUM_ROTATION, MAXIMUM_SHIFT, enlarge, load_scans
 
-from errata.embedded.features import CONFIG_FILE, REFERENCE_FILE, WEIGHTS_FILE, DigitFeatures
+from errata.directories import write_whole
+from errata.embedded import CONFIG_FILE, REFERENCE_FILE, WEIGHTS_FILE, DigitFeatures
+from errata.errors import ErrataError
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +72,6 @@ def measure_statistics(network: DigitFeatures, images: Tensor) -> dict[str, np.n
     }
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Replace `path` whole."""
-    staged = path.with_name(f".{path.name}")
-    staged.write_bytes(content)
-    staged.replace(path)
-
-
 def write_features(
     folder: Path, network: DigitFeatures, statistics: dict[str, np.ndarray], record: dict[str, object]
 ) -> None:
@@ -92,11 +87,11 @@ def write_features(
         "input_range": [0.0, 1.0],
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
-    write_file(folder / WEIGHTS_FILE, weights)
+    write_whole(folder / WEIGHTS_FILE, weights, error=ErrataError, advice="free some space")
     with (folder / REFERENCE_FILE).open("wb") as file:
         np.savez(file, allow_pickle=False, **statistics)
     text = json.dumps(config | record, indent=2, ensure_ascii=False) + "\n"
-    write_file(folder / CONFIG_FILE, text.encode())
+    write_whole(folder / CONFIG_FILE, text.encode(), error=ErrataError, advice="free some space")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -27,7 +27,7 @@ from errata.runtime.schedule import CacheSchedule, calls_of, uniform_steps
 def search_schedule(
     unet: nn.Module, calibration_set: CalibrationSet, cache: CacheQuant, branch: int
 ) -> CacheSchedule:
-    """The schedule that `cache` means for this float UNet, searched on its recorded trajectories.
+    """Return the schedule that `cache` means for this float UNet, searched on its recorded trajectories.
 
     Args:
         unet: the float network; left alone.
@@ -50,7 +50,7 @@ def search_schedule(
 
 
 def search(distances: Tensor, interval: int) -> tuple[int, ...]:
-    """The full steps of least cost: `⌈T/N⌉` groups of `⌈N/2⌉` to `2N` steps; exact.
+    """Return the full steps of least cost: `⌈T/N⌉` groups of `⌈N/2⌉` to `2N` steps; exact.
 
     Uniform steps are taken where they cost less, which only a last group shorter than `⌈N/2⌉` can bring
     about. A run shorter than `⌈N/2⌉` is one group.
@@ -76,7 +76,7 @@ def search(distances: Tensor, interval: int) -> tuple[int, ...]:
 
 
 def cost_of(distances: Tensor, full_steps: tuple[int, ...]) -> float:
-    """What a schedule costs: `Σ_groups Σ_k ‖F_{s+k} - F_s‖₁`; `distances` as in `search`."""
+    """Return the cost of a schedule: `Σ_groups Σ_k ‖F_{s+k} - F_s‖₁`; `distances` as in `search`."""
     ends = (*full_steps[1:], len(distances))
     return sum(
         float(distances[start, : end - start].double().sum())

@@ -1,1 +1,1 @@
-"""A long compression: what is checked first, kept on the way, told, and taken over from an earlier one."""
+"""Compression as a long job: checks before it, progress, finished stages, a dry run."""

@@ -44,7 +44,7 @@ class LayerDryRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """What `apply` would do, without its work.
+    """What `compress` would do, without its work.
 
     Attributes:
         recipe: the choices.
@@ -70,12 +70,12 @@ class Preview:
     def of(
         cls, pipe: DiffusionPipeline, recipe: Recipe, *, num_steps: int, calls_per_step: int = 1
     ) -> Preview:
-        """Looks at the network and the recipe; reads no weights and writes nothing.
+        """Return the preview; looks at the network and the recipe, reads no weights and writes nothing.
 
         `num_steps` and `calls_per_step` are those of the calibration set.
 
         Raises:
-            RecipeError: as `apply`.
+            RecipeError: as `compress`.
         """
         preparation = Preparation.of(pipe, recipe)
         unet, scheme = pipe.unet, preparation.scheme
@@ -96,7 +96,7 @@ class Preview:
         return sum(self.sizes.values())
 
     def cache_text(self) -> str:
-        """The schedule in a line: F is a full denoiser call, c a cached one."""
+        """Return the schedule in a line: F is a full denoiser call, c a cached one."""
         if self.recipe.cache is None:
             return "none"
         tail = f" ({self.branch} of the up path's resnets recomputed)"
@@ -106,7 +106,7 @@ class Preview:
         return "".join(self.schedule.kind(step)[0] for step in range(self.num_steps)).replace("f", "F") + tail
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         return {
             "recipe": self.recipe.to_json(),
             "name": self.recipe.name,
@@ -128,9 +128,9 @@ class Preview:
 
 
 def tensor_bytes(unet: nn.Module, scheme: Scheme, *, num_steps: int) -> dict[str, int]:
-    """Bytes of the exported UNet's tensors, by what they are; without the file's header.
+    """Return the bytes of the exported UNet's tensors, by what they are, without the file's header.
 
-    `unet` is the float network, in whatever type; beside quantized layers all floats are float32.
+    `unet` is the float network, of any type; next to quantized layers all floats are float32.
     """
     quantized = {layer.name: layer for layer in scheme.layers}
     sizes = Counter[str](
@@ -154,6 +154,7 @@ def tensor_bytes(unet: nn.Module, scheme: Scheme, *, num_steps: int) -> dict[str
 
 
 def _code_bytes(unet: nn.Module, layer: LayerScheme) -> int:
+    """Return the bytes of a layer's codes as its weight format packs them."""
     shape = float_layer(unet, layer.name).weight.shape
     return weight_format(layer.weight_bits).stored_bytes(shape)
 
@@ -164,7 +165,7 @@ def _scale_bytes(unet: nn.Module, layer: LayerScheme) -> int:
 
 
 def _correction_bytes(scheme: Scheme, *, num_steps: int) -> int:
-    """A gain and a shift for each channel and step."""
+    """Return the bytes of a gain and a shift for each channel and step."""
     if scheme.correction is None:
         return 0
     channels = scheme.correction.feature_channels + sum(layer.channels for layer in scheme.correction.layers)

@@ -9,13 +9,18 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 
 import errata
 from errata.calibration import CalibrationSet, model_fingerprint
+from errata.calibration.document import FINISHED
+from errata.canonical_json import file_digest
+from errata.compress.compressed import CompressedPipeline
 from errata.errors import CalibrationError, RecipeError
 from errata.fingerprint import public_config
 from errata.plain_json import from_plain
+from errata.request_differences import differences
+from errata.runtime.feature_correction import FEATURE, OUTPUT
 from errata.runtime.recipes.caching import CacheQuant
 from errata.runtime.recipes.recipe import Recipe
 from errata.runtime.scheme import Scheme
@@ -45,7 +50,7 @@ class Preparation:
 
     @classmethod
     def of(cls, pipe: DiffusionPipeline, recipe: Recipe) -> Preparation:
-        """Decides, and refuses what cannot be compressed so.
+        """Return the recipe as it applies to a pipeline, and check that the pipeline can be compressed so.
 
         Raises:
             RecipeError: naming the layer, block, branch or type of the weights.
@@ -56,7 +61,7 @@ class Preparation:
             found = ", ".join(sorted(str(item).removeprefix("torch.") for item in types))
             raise RecipeError(
                 f"the UNet's weights are of type {found}; allowed is one of float32, float16 and bfloat16; "
-                "convert them, as with pipe.unet.to(torch.float32), and collect again"
+                "convert them, as with pipe.unet.to(torch.float32), and calibrate again"
             )
         branch = 0 if recipe.cache is None else recipe.cache.branch or branch_of(pipe)
         if branch:
@@ -70,7 +75,7 @@ class Preparation:
 
 
 def branch_of(pipe: DiffusionPipeline) -> int:
-    """The papers' branch: 1 for a latent pipeline, else that of its UNet.
+    """Return the papers' branch: 1 for a latent pipeline, else that of its UNet.
 
     Raises:
         RecipeError: features of this UNet cannot be cached.
@@ -83,9 +88,9 @@ def branch_of(pipe: DiffusionPipeline) -> int:
 def request_of(
     unet: nn.Module, origin: Mapping[str, Any], recipe: Recipe, *, samples_per_step: int
 ) -> dict[str, Any]:
-    """Everything that decides the bytes of the stages, with names that a user understands.
+    """Return everything that decides the bytes of the stages, with names that a user understands.
 
-    `origin` names the model and the data, see `errata.compress.jobs.reuse.origin_of`.
+    `origin` names the model and the data, see `origin_of`.
     Sums of floating-point numbers depend on the number of threads and on the processor's vector units.
     """
     device = next(unet.parameters()).device
@@ -108,7 +113,7 @@ def request_of(
 
 
 def check_origin(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> None:
-    """Refuses trajectories of another model or scheduler, or altered ones; reads all of them.
+    """Check that trajectories are of this model and scheduler, and unaltered; reads all of them.
 
     Raises:
         CalibrationError: naming what differs.
@@ -118,7 +123,7 @@ def check_origin(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> No
 
 
 def check_model(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> None:
-    """Refuses trajectories of another model or scheduler; reads none of them.
+    """Check that trajectories are of this model and scheduler; reads none of them.
 
     Raises:
         CalibrationError: naming what differs.
@@ -130,7 +135,7 @@ def check_model(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> Non
         raise CalibrationError(
             f"the calibration set {calibration_set.path} was recorded with "
             f"{calibration_set.scheduler_class}, the pipeline has {scheduler}; "
-            "use the same scheduler or collect again"
+            "use the same scheduler or calibrate again"
         )
     differing = sorted(
         key
@@ -140,12 +145,12 @@ def check_model(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> Non
     if differing:
         raise CalibrationError(
             f"the calibration set {calibration_set.path} was recorded with other scheduler settings: "
-            f"{', '.join(differing)} differ; use the same ones or collect again"
+            f"{', '.join(differing)} differ; use the same ones or calibrate again"
         )
 
 
 def check_weights(unet: nn.Module, calibration_set: CalibrationSet) -> None:
-    """Refuses trajectories of another network.
+    """Check that trajectories are of this network.
 
     Raises:
         CalibrationError: with both fingerprints.
@@ -154,5 +159,52 @@ def check_weights(unet: nn.Module, calibration_set: CalibrationSet) -> None:
     if found != calibration_set.fingerprint:
         raise CalibrationError(
             f"the calibration set {calibration_set.path} was recorded from another model "
-            f"(fingerprint {calibration_set.fingerprint[:12]}…, this one has {found[:12]}…); collect again"
+            f"(fingerprint {calibration_set.fingerprint[:12]}…, this one has {found[:12]}…); calibrate again"
         )
+
+
+def origin_of(calibration_set: CalibrationSet, *, samples_per_step: int) -> dict[str, Any]:
+    """Return the origin that a compressed pipeline states for its numbers: the model and the data."""
+    return {
+        "fingerprint": calibration_set.fingerprint,
+        "data_sha256": file_digest(calibration_set.path / FINISHED),
+        "num_samples": calibration_set.num_samples,
+        "samples_per_step": min(samples_per_step, calibration_set.num_samples),
+    }
+
+
+def taken_table(earlier: CompressedPipeline, recipe: Recipe, origin: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the table of `earlier` without its cache correction: the same quantization would give it again.
+
+    Raises:
+        TypeError: not a `CompressedPipeline`.
+        RecipeError: it has another quantization, model or calibration data; or none at all.
+    """
+    if not isinstance(earlier, CompressedPipeline):
+        raise TypeError(
+            f"`reuse` is a {type(earlier).__name__}, not a CompressedPipeline; open one with "
+            "errata.compress.load(path), or leave it out"
+        )
+    compression = earlier.compression
+    if recipe.quantization is None or compression.recipe.quantization is None:
+        raise RecipeError(
+            f"nothing of `{earlier.path}` ({compression.recipe.name}) can be reused for {recipe.name}: one "
+            "of them quantizes nothing; leave reuse out"
+        )
+    was = {"quantization": compression.recipe.quantization.to_json(), **compression.calibration}
+    now = {"quantization": recipe.quantization.to_json(), **origin}
+    if found := differences(was, now):
+        raise RecipeError(
+            f"`{earlier.path}` cannot be reused for {recipe.name}: {'; '.join(found)}; leave reuse out, or "
+            "take a result with the same quantization, model and calibration data"
+        )
+    left_out = _correction_names(compression.scheme)
+    return {name: value for name, value in compression.table.items() if name not in left_out}
+
+
+def _correction_names(scheme: Scheme) -> frozenset[str]:
+    """Return the names of the numbers that correct a cache."""
+    if scheme.correction is None:
+        return frozenset()
+    layers = (layer.name for layer in scheme.correction.layers)
+    return frozenset(FEATURE) | {pattern.format(layer=name) for name in layers for pattern in OUTPUT}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from errata.compress.jobs.journal import Make, Stage
 from errata.durations import duration, time_left
+from errata.journal import Make, Stage
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ BlockListener = Callable[[BlockReport], None]
 
 
 class BlockProgress:
-    """Logs the blocks of one phase with their losses and the time that is left, and passes them on.
+    """A log of one phase's blocks with their losses and the time that is left; passes them on.
 
     Give `stage` and `report` to what works block by block.
     """
@@ -59,7 +59,7 @@ class BlockProgress:
         self._seconds: list[float] = []
 
     def stage(self, name: str, make: Make) -> dict[str, Tensor]:
-        """The wrapped stage; before the first one that has to be computed, says how many were done."""
+        """Run the wrapped stage; before the first one that has to be computed, say how many were done."""
 
         def announced() -> dict[str, Tensor]:
             self._tell_resumed()
@@ -68,7 +68,7 @@ class BlockProgress:
         return self._stage(name, announced)
 
     def report(self, block: BlockReport) -> None:
-        """Takes the report of a block, in their order."""
+        """Take the report of a block, in their order."""
         self._total = block.total
         self._seconds.append(block.seconds)
         self._resumed += block.is_resumed
@@ -94,7 +94,7 @@ class BlockProgress:
 
 
 class StepProgress:
-    """Logs every so often how many steps are done, where no progress bar can be seen."""
+    """A log of how many steps are done, now and then, where no progress bar can be seen."""
 
     def __init__(self, phase: str, total: int, *, every: float = 20.0) -> None:
         self._phase = phase
@@ -104,7 +104,7 @@ class StepProgress:
         self._made = 0
 
     def update(self, done: int, *, is_resumed: bool) -> None:
-        """`done` steps are done in all; the latest was taken from an earlier run or not."""
+        """Say that `done` steps are done in all; the latest was taken from an earlier run or not."""
         now = time.monotonic()
         if is_resumed:
             self._start = now

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from errata.calibration import CalibrationSet
-from errata.compress.jobs.journal import Stage
 from errata.compress.jobs.progress import BlockListener, BlockReport
 from errata.compress.quantize.partial_forward import input_of
 from errata.compress.quantize.recorded_inputs import MixedRows, mixed_rows
 from errata.compress.quantize.simulation import simulate
 from errata.errors import RecipeError
+from errata.journal import Stage
 from errata.runtime.scheme import LayerScheme, Scheme
 from errata.runtime.step_context import StepContext
 
@@ -39,7 +39,7 @@ def correct_biases(
     stage: Stage,
     report: BlockListener | None = None,
 ) -> Tensors:
-    """Biases of quantized layers such that each output channel has the mean of the float network's.
+    """Return biases of quantized layers such that each output channel has the mean of the float network's.
 
     Layers are corrected in the order in which they run, `b' = b + E[y] - E[y_q]`, where `y_q` comes from the
     quantized network with everything before already corrected, and the mean is over recorded inputs of mixed
@@ -58,7 +58,7 @@ def correct_biases(
         unet: the float network that the table belongs to, equalized if that was equalized.
         calibration_set: its trajectories.
         scheme: what is quantized.
-        table: codes, scales and zero points, rounded in whatever way; biases in it are the start.
+        table: codes, scales and zero points, however rounded; biases in it are the start.
         stage: `stage(name, make)` returns `make()`, or what it returned when a stage of that name was last
             finished.
         report: told of every corrected group of layers; its losses are mean squared errors of their outputs.
@@ -93,7 +93,7 @@ def correct_biases(
 
 @torch.no_grad()
 def groups_of(unet: nn.Module, names: Sequence[str], rows: MixedRows) -> tuple[tuple[str, ...], ...]:
-    """The named layers in the order in which they run, those that read the same values together.
+    """Return the named layers in the order in which they run, those that read the same values together.
 
     Raises:
         RecipeError: a layer did not run.
@@ -115,7 +115,7 @@ def groups_of(unet: nn.Module, names: Sequence[str], rows: MixedRows) -> tuple[t
     if idle := [name for name in names if name not in inputs]:
         raise RecipeError(
             f"layer {idle[0]!r} never runs, so its bias cannot be corrected; "
-            "name it in modules_to_not_convert, or do without bias correction"
+            "name it in modules_to_not_convert, or turn bias correction off"
         )
     groups: dict[str, list[str]] = {}
     for name, digest in inputs.items():
@@ -143,7 +143,7 @@ class _Pair:
 
     @torch.no_grad()
     def outputs(self, names: Sequence[str], rows: MixedRows) -> Iterator[tuple[Tensor, Tensor]]:
-        """Float and simulated output of each of the layers, which read the same input."""
+        """Yield float and simulated output of each of the layers, which read the same input."""
         original = _input_of(self.original, names[0], rows)
         with self.context.at(rows.steps):
             simulated = _input_of(self.simulated, names[0], rows)
@@ -155,7 +155,7 @@ class _Pair:
 
 
 class _Correction:
-    """Measures and corrects one group when called, and remembers that it was."""
+    """A group's correction: measures and corrects it when called, and remembers that it was called."""
 
     def __init__(self, pair: _Pair, layers: Sequence[LayerScheme], rows: Sequence[MixedRows]) -> None:
         self._pair, self._layers, self._rows = pair, layers, rows
@@ -199,26 +199,26 @@ class _MeanError:
         self._count += flat.shape[1]
 
     def value(self) -> Tensor:
-        """Mean `(O,)`."""
+        """Return the mean `(O,)`."""
         assert self._sum is not None  # there is at least one batch
         return self._sum / self._count
 
     def square(self) -> Tensor:
-        """Mean square over all channels, a scalar."""
+        """Return the mean square over all channels, a scalar."""
         assert self._squares is not None
         assert self._sum is not None
         return self._squares / (self._count * len(self._sum))
 
 
 def _input_of(unet: nn.Module, name: str, rows: MixedRows) -> Tensor:
-    """What the layer of that name reads; nothing after it is computed."""
+    """Return what the layer of that name reads; nothing after it is computed."""
     (x, *_), _ = input_of(unet.get_submodule(name), partial(rows.predict, unet))
     assert isinstance(x, Tensor)  # convolutions and linear layers take one
     return x
 
 
 def _digest(name: str, x: Tensor) -> str:
-    """Equal for layers that read the same values; zeros tell nothing, so they stand for themselves."""
+    """Return a text that is equal for layers that read the same values; for zeros, the layer's own name."""
     if not bool(x.any()):
         return name
     shape = ",".join(str(size) for size in x.shape)

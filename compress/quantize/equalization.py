@@ -34,7 +34,7 @@ class Link:
 
 @torch.no_grad()
 def equalize_(unet: nn.Module, scheme: Scheme) -> tuple[str, ...]:
-    """Dilates the weights of `unet`, in place, as far as that costs the quantized readers nothing.
+    """Dilate the weights of `unet`, in place, as far as that costs the quantized readers nothing.
 
     For every `Link`, input channel c of its readers is multiplied by `s_c >= 1` and the producer's channel
     divided by it, so the float network computes what it did. The range of no output channel of a quantized
@@ -73,7 +73,7 @@ def equalize_(unet: nn.Module, scheme: Scheme) -> tuple[str, ...]:
 
 
 def dilation(unet: nn.Module, link: Link, readers: Sequence[str]) -> Tensor:
-    """The largest factors `(C,)`, each at least 1, that widen no weight range of these readers.
+    """Return the largest factors `(C,)`, each at least 1, that widen no weight range of these readers.
 
     For output channel o with the range `r_o = max_c |W_oc|`, channel c may grow by `min_o r_o / |W_oc|`; one
     that holds the largest weight of any output channel is saturated and stays. Several readers share the
@@ -90,7 +90,7 @@ def dilation(unet: nn.Module, link: Link, readers: Sequence[str]) -> Tensor:
 
 @torch.no_grad()
 def rescale_(unet: nn.Module, link: Link, factors: Tensor) -> tuple[str, ...]:
-    """Multiplies the readers' input channels by `factors` `(C,)` and divides what produces them, in place.
+    """Multiply the readers' input channels by `factors` `(C,)` and divide what produces them, in place.
 
     Returns:
         Names of the parameters that were changed.
@@ -111,7 +111,7 @@ def rescale_(unet: nn.Module, link: Link, factors: Tensor) -> tuple[str, ...]:
 
 
 def links(unet: nn.Module) -> tuple[Link, ...]:
-    """Every place where a factor folds exactly, in the order of the modules.
+    """Return every place where a factor folds exactly, in the order of the modules.
 
     - `Attention.group_norm`, or `norm1` of a transformer block, to query, key and value of self-attention;
     - `norm2` to the query of cross-attention (keys and values read the text), `norm3` to the feed-forward;
@@ -159,7 +159,7 @@ def _of_attention(unet: nn.Module, name: str, attention: Any) -> Iterator[Link]:
 
 
 def _self_readers(attention: Any) -> tuple[str, ...]:
-    """Layers that read the normalized hidden state of a self-attention; none of a cross-attention."""
+    """Return the layers of a self-attention that read the normalized hidden state; of others, none."""
     return () if attention.is_cross_attention else ("to_q", "to_k", "to_v")
 
 
@@ -171,7 +171,7 @@ def _of_norm(unet: nn.Module, producer: str, readers: Sequence[str]) -> Iterator
 
 
 def _columns(unet: nn.Module, name: str) -> Tensor:
-    """Largest magnitude of each pair of channels of a weight, `(O, I)`."""
+    """Return the largest magnitude of each pair of channels of a weight, `(O, I)`."""
     weight: Any = unet.get_submodule(name).weight
     return weight.detach().abs().flatten(2).amax(dim=2) if weight.ndim > 2 else weight.detach()
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from errata.calibration import CalibrationSet
-from errata.compress.jobs.journal import Stage, without_journal
 from errata.compress.jobs.progress import StepProgress
-from errata.compress.quantize.range_search import choose_range
+from errata.compress.quantize.quantizers import choose_range
 from errata.compress.quantize.recorded_inputs import SAMPLES_PER_STEP, inputs_on
 from errata.errors import RecipeError
+from errata.journal import Stage, without_journal
 from errata.runtime.attention import QuantizedAttention, set_attention
 from errata.runtime.scheme import LayerScheme, Scheme, Site, layer_sites, sites_of
 from errata.runtime.unet import BranchedUNet
@@ -44,11 +44,11 @@ class StepSample:
         self._counts: dict[str, int] = {}
 
     def expect(self, samples: int) -> None:
-        """Says how many samples the next batch has."""
+        """Set how many samples the next batch has."""
         self._limit = ceil(_VALUES_PER_STEP * samples / self._samples)
 
     def add(self, site: str, x: Tensor) -> None:
-        """Keeps the batch's share of the values of `x`, and its extremes."""
+        """Keep the batch's share of the values of `x`, and its extremes."""
         flat = x.detach().flatten().float()
         if flat.numel() == 0:
             return
@@ -72,7 +72,7 @@ class StepSample:
         return tuple(self._values)
 
     def values(self, site: str) -> Tensor:
-        """Everything kept of a site, one-dimensional; empty if its layer did not run."""
+        """Return everything kept of a site, one-dimensional; empty if its layer did not run."""
         if site not in self._values:
             return torch.empty(0)
         return torch.cat([self._values[site][: self._counts[site]], self._values[site][-2:]])
@@ -87,7 +87,7 @@ def observe_ranges(
     samples_per_step: int = SAMPLES_PER_STEP,
     stage: Stage = without_journal,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """`(scale, zero_point)`, each `(T,)`, of every site, from full passes of the float UNet at every step.
+    """Return `(scale, zero_point)`, each `(T,)`, of every site, from full passes of the float UNet.
 
     Every step is observed in full, also those that a cache schedule will skip: correctors run full passes
     anywhere. `unet` itself is left alone. Memory grows with the number of layers, not of trajectories.
@@ -98,7 +98,7 @@ def observe_ranges(
         scheme: what is quantized.
         steps: the steps to observe, one entry of the result for each; None means all.
         samples_per_step: trajectories to look at, at most.
-        stage: where the ranges of a finished step are kept, for a run that is taken up again.
+        stage: where the ranges of a finished step are kept, for a run that continues later.
 
     Raises:
         RecipeError: a quantizer's input is not finite, or its layer does not run.
@@ -106,7 +106,7 @@ def observe_ranges(
     sites = sites_of(scheme)
     if not sites:
         return {}
-    observed = copy.deepcopy(unet).eval()  # as `collect` and the simulation run it
+    observed = copy.deepcopy(unet).eval()  # as `calibrate` and the simulation run it
     chosen = range(calibration_set.num_steps) if steps is None else steps
     total = len(chosen)
     columns: list[dict[str, Tensor]] = []
@@ -135,7 +135,7 @@ def observe_ranges(
 
 
 def _ranges_at(step: int, sample: StepSample, sites: tuple[Site, ...]) -> dict[str, Tensor]:
-    """`<site>.scale` and `<site>.zero_point`, scalars."""
+    """Return `<site>.scale` and `<site>.zero_point`, scalars."""
     ranges: dict[str, Tensor] = {}
     order = {name: place for place, name in enumerate(sample.sites)}
     # As the network runs them, so that the first to see a NaN is the one to be named.

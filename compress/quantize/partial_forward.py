@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 
 class _ReachedError(Exception):
-    """Ends a forward pass whose remainder nobody needs."""
+    """The end of a forward pass whose rest is not needed."""
 
 
 def call_order(unet: nn.Module, names: Iterable[str], run: Callable[[], object]) -> list[str]:
-    """Those of the named modules that `run()` calls, in the order of their first calls."""
+    """Return those of the named modules that `run()` calls, in the order of their first calls."""
     order: dict[str, None] = {}
     with ExitStack() as cleanup:
         for name in names:
@@ -28,7 +28,7 @@ def call_order(unet: nn.Module, names: Iterable[str], run: Callable[[], object])
 
 
 def input_of(module: nn.Module, run: Callable[[], object]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments that `module` gets during `run()`, which ends there.
+    """Return the arguments that `module` gets during `run()`, which ends there.
 
     Raises:
         RuntimeError: `run` never calls the module.
@@ -45,7 +45,7 @@ def input_of(module: nn.Module, run: Callable[[], object]) -> tuple[tuple[Any, .
 
 
 def output_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
-    """What `module` returns during `run()`, which ends there.
+    """Return what `module` returns during `run()`, which ends there.
 
     Raises:
         RuntimeError: `run` never calls the module.

@@ -1,4 +1,4 @@
-"""Weight and activation quantizers, built on brevitas."""
+"""Weight and activation quantizers, built on brevitas, and the choice of an activation range."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from brevitas.nn import QuantConv2d, QuantLinear
 from brevitas.quant import Int8WeightPerChannelFloatMSE
 from torch import Tensor, nn
 
-from errata.compress.rounding.straight_through import StraightThrough
-from errata.runtime.ranges import at_step
+from errata.runtime.ranges import at_step, dequantize, quantize
 from errata.runtime.step_context import StepContext
+
+# Timestep-wise calibration of CacheQuant and EDA-DM (public code): forty shrink factors, error exponent 2.4.
+_SHRINK_FACTORS = torch.linspace(1.0, 0.22, 40)
+_ERROR_EXPONENT = 2.4
+# A range narrower than this is a constant input; any scale serves it.
+_SMALLEST_SCALE = 1e-8
 
 
 @torch.no_grad()
 def quantize_weight(weight: Tensor, *, bits: int) -> tuple[Tensor, Tensor]:
-    """Symmetric per-output-channel codes and scales of a weight, by brevitas' MSE range search.
+    """Return symmetric per-output-channel codes and scales of a weight, by brevitas' MSE range search.
 
     Args:
         weight: `(O, I)` or `(O, I, kh, kw)`, float32.
@@ -43,6 +48,81 @@ def quantize_weight(weight: Tensor, *, bits: int) -> tuple[Tensor, Tensor]:
     return quantized.int().to(torch.int8), quantized.scale.flatten().float()
 
 
+def choose_range(values: Tensor, *, bits: int, from_zero: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the scale and zero point of an asymmetric per-tensor quantizer that fit `values` best.
+
+    Tries 40 ranges, from the full one down to 22 % of it, and keeps the one with the least mean
+    `|x - dequantize(quantize(x))|^2.4`. The range always contains zero, so that padding stays exact.
+
+    Args:
+        values: any shape, float32; a sample of the activations, extremes included.
+        bits: width of the codes.
+        from_zero: the values are known to be non-negative (softmax outputs): zero point 0.
+
+    Returns:
+        `(scale, zero_point)`, scalars, float32; the zero point is a whole number in `[0, 2^bits - 1]`.
+
+    Raises:
+        ValueError: `values` is empty or not finite.
+
+    Source: range search of CacheQuant (Liu et al., CVPR 2025), public code.
+    """
+    flat = values.flatten().float()
+    if flat.numel() == 0 or not bool(torch.isfinite(flat).all()):
+        raise ValueError("no range fits an empty tensor or one with NaN or infinity")
+    levels = 2**bits - 1
+    factors = _SHRINK_FACTORS.to(flat.device)
+    low = torch.zeros_like(factors) if from_zero else flat.min().clamp(max=0) * factors
+    high = flat.max().clamp(min=0) * factors
+    scale = ((high - low) / levels).clamp(min=_SMALLEST_SCALE)
+    zero_point = torch.round(-low / scale).clamp(0, levels)
+    column_scale, column_zero = scale[:, None], zero_point[:, None]
+    fitted = dequantize(quantize(flat, column_scale, column_zero, bits=bits), column_scale, column_zero)
+    error = fitted.sub_(flat).abs_().pow_(_ERROR_EXPONENT).mean(dim=1)
+    best = int(error.argmin())
+    return scale[best], zero_point[best]
+
+
+class StraightThrough(torch.autograd.Function):
+    """`dequantize(quantize(x))`, differentiable: rounding passes gradients on as if it were not there.
+
+    With codes `q`, and `inside` where `round(x/s + z)` is a code and not clipped to one:
+
+        ∂y/∂x = inside
+        ∂y/∂s = (q - z) - inside x/s
+
+    In one function: through the single operations it takes twice the time and three times the memory. The
+    values are those of `errata.runtime.ranges`, to the last bit.
+
+    Source: LSQ (Esser et al., ICLR 2020), equation 3, with a zero point.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+        """Return `x` on the grid; `x` has any shape, `scale` and `zero_point` broadcast to it."""
+        ratio = x / scale
+        rounded = torch.round(ratio + zero_point)
+        codes = rounded.clamp(0, 2**bits - 1)
+        outside = codes != rounded
+        centred = codes - zero_point
+        ctx.save_for_backward(centred - ratio.masked_fill_(outside, 0), outside)
+        ctx.scale_shape = scale.shape
+        return centred * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        """Return the gradients of `x` and `scale`, where they are asked for."""
+        slope, outside = ctx.saved_tensors
+        (upstream,) = gradients
+        wants_x, wants_scale = ctx.needs_input_grad[:2]
+        return (
+            upstream.masked_fill(outside, 0) if wants_x else None,
+            (upstream * slope).sum_to_size(ctx.scale_shape) if wants_scale else None,
+            None,
+            None,
+        )
+
+
 class StepwiseQuantizer(nn.Module):
     """Simulated asymmetric activation quantizer with one scale and zero point per sampling step.
 
@@ -62,7 +142,7 @@ class StepwiseQuantizer(nn.Module):
         self.quantizer = IntQuant(narrow_range=False, signed=False, input_view_impl=Identity())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Quantized and dequantized `x`, same shape."""
+        """Return `x` quantized and dequantized, same shape."""
         step = self.context.step
         scale, zero_point = at_step(self.scale, step, x), at_step(self.zero_point, step, x)
         if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):  # its scale is being learned

@@ -41,7 +41,7 @@ def measure(
     samples: int = 16,
     steps: int | Sequence[int] | None = None,
 ) -> SensitivityTable:
-    """Quantizes one layer, or the matrix products of one attention, at a time, and asks the whole network.
+    """Quantize one layer, or the matrix products of one attention, at a time, and run the whole network.
 
     The error of a step is `||eps_q - eps|| / ||eps||` over the recorded inputs of that step, so errors of
     earlier steps do not enter. Weights are rounded to nearest; equalization, bias correction, learned
@@ -96,7 +96,7 @@ def _simulated(
     steps: Sequence[int],
     context: StepContext,
 ) -> nn.Module:
-    """The network with everything quantized; its step is the position in `steps`."""
+    """Return the network with everything quantized; its step is the position in `steps`."""
     ranges = observe_ranges(unet, calibration_set, scheme, steps=steps)
     return simulate(unet, scheme, quantize_weights(unet, scheme) | range_table(ranges), context)
 
@@ -104,7 +104,7 @@ def _simulated(
 def _step_errors(
     subject: nn.Module, swaps: Mapping[str, Swap], batches: Sequence[MixedRows]
 ) -> dict[str, float]:
-    """Relative error by name, each with that one alone swapped in."""
+    """Return the relative error by name, each with that one alone swapped in."""
     squares = dict.fromkeys(swaps, 0.0)
     total = 0.0
     for batch in batches:
@@ -124,7 +124,7 @@ def _energy(x: Tensor) -> float:
 
 
 def _swaps(subject: nn.Module, simulated: nn.Module, scheme: Scheme) -> dict[str, Swap]:
-    """By name, what puts the quantized layer or attention in place for the length of a `with`."""
+    """Return, by name, what puts the quantized layer or attention in place for the length of a `with`."""
     swaps: dict[str, Swap] = {}
     for layer in scheme.layers:
         swaps[layer.name] = _layer_swap(subject, layer.name, simulated.get_submodule(layer.name))
@@ -169,7 +169,7 @@ def _chosen_steps(num_steps: int, steps: int | Sequence[int] | None) -> tuple[in
     if isinstance(steps, int):
         if not 1 <= steps <= num_steps:
             raise CalibrationError(
-                f"steps={steps}; {num_steps} steps were recorded, so allowed are 1 to that"
+                f"steps={steps}; {num_steps} steps were recorded; allowed are 1 to {num_steps}"
             )
         return tuple(round(position * (num_steps - 1) / max(1, steps - 1)) for position in range(steps))
     chosen = tuple(sorted(set(steps)))

@@ -58,11 +58,11 @@ class SensitivityTable:
     rows: tuple[SensitivityRow, ...]
 
     def ranked(self) -> tuple[SensitivityRow, ...]:
-        """Rows by mean error, worst first."""
+        """Return the rows by mean error, worst first."""
         return tuple(sorted(self.rows, key=lambda row: (-row.mean, row.name)))
 
     def heaviest(self, share: float = _SHARE) -> tuple[SensitivityRow, ...]:
-        """The fewest rows that make up this share of the summed squared mean errors, worst first.
+        """Return the fewest rows that make up this share of the summed squared mean errors, worst first.
 
         Errors of different layers are close to independent, so their squares add up.
         """
@@ -75,7 +75,7 @@ class SensitivityTable:
         return tuple(chosen)
 
     def suggestion(self) -> str:
-        """What to keep at 8 bits and what in floating point, in a sentence or two."""
+        """Return which rows to keep at 8 bits and which in floating point, in a sentence or two."""
         heaviest = self.heaviest()
         if not heaviest:
             return "suggestion: nothing to spare, no layer has any error"
@@ -95,7 +95,7 @@ class SensitivityTable:
         )
 
     def text(self) -> str:
-        """Aligned columns, worst mean first, then the suggestion."""
+        """Return aligned columns, worst mean first, then the suggestion."""
         head = ("layer or attention", "scheme", "weights", "mean error", "worst error", "at step")
         lines = [head, *(self._cells(row) for row in self.ranked())]
         widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
@@ -110,7 +110,7 @@ class SensitivityTable:
         return "\n".join([title, *shown, self.suggestion()]) + "\n"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         rows = [
             {
                 "name": row.name,
@@ -132,7 +132,7 @@ class SensitivityTable:
         }
 
     def to_csv(self) -> str:
-        """One line a row, in the order of the modules, one column a step; numbers in full precision."""
+        """Return CSV: a line for each row, in the order of the modules; a column for each step."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         columns = [f"step {step}" for step in self.steps]

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torchao.quantization.quant_primitives import dequantize_affine
 
 from errata.compress.quantize.quantizers import StepwiseQuantizer, quantize_weight
 from errata.runtime.attention import QuantizedAttention
-from errata.runtime.layers import Geometry, float_layer, per_output_channel
+from errata.runtime.layers import Geometry, float_layer
 from errata.runtime.replacement import replace_layers
 from errata.runtime.scheme import AttentionScheme, LayerScheme, Scheme, layer_sites
 from errata.runtime.step_context import StepContext
@@ -38,14 +39,14 @@ class SimulatedLayer(nn.Module):
         self.quantizers = nn.ModuleList(quantizers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer on the quantized input; shapes as in the float layer."""
+        """Return the layer's output for the quantized input; shapes as in the float layer."""
         if self.quantizers:
             x = self.geometry.quantize_parts(x, self.scheme.input_widths, self.quantizers)
         return self.geometry.apply(x, self.weight, self.bias)
 
 
 def quantize_weights(unet: nn.Module, scheme: Scheme) -> dict[str, Tensor]:
-    """Codes and scales of every quantized layer: `<layer>.codes`, int8, and `<layer>.weight_scale`, `(P, O)`.
+    """Return every quantized layer's `<layer>.codes`, int8, and `<layer>.weight_scale`, `(P, O)`.
 
     `P` is the number of parts; a part of a split input has its own scales.
     """
@@ -62,7 +63,7 @@ def quantize_weights(unet: nn.Module, scheme: Scheme) -> dict[str, Tensor]:
 
 
 def range_table(ranges: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """`<site>.scale`, float32, and `<site>.zero_point`, uint8, each `(T,)`."""
+    """Return `<site>.scale`, float32, and `<site>.zero_point`, uint8, each `(T,)`."""
     table: dict[str, Tensor] = {}
     for site, (scale, zero_point) in ranges.items():
         table[f"{site}.scale"] = scale.float().contiguous()
@@ -71,16 +72,22 @@ def range_table(ranges: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor
 
 
 def simulated_weight(layer: LayerScheme, table: Mapping[str, Tensor]) -> Tensor:
-    """The float weight that the codes stand for, `(O, I, …)`."""
-    codes = table[f"{layer.name}.codes"].float()
+    """Return the float weight that the codes stand for, `(O, I, …)`.
+
+    Computed by torchao: comparing an artifact with its simulation so compares the artifact's own arithmetic
+    (`errata.deploy.packing`) with another implementation.
+    """
+    parts = table[f"{layer.name}.codes"].split(list(layer.input_widths), dim=1)
     scales = table[f"{layer.name}.weight_scale"]
-    parts = codes.split(list(layer.input_widths), dim=1)
-    scaled = [part * per_output_channel(scale, codes.ndim) for part, scale in zip(parts, scales, strict=True)]
-    return torch.cat(scaled, dim=1).contiguous()
+    weights = [
+        dequantize_affine(part, (1, *part.shape[1:]), scale, None, torch.int8, output_dtype=torch.float32)
+        for part, scale in zip(parts, scales, strict=True)
+    ]
+    return torch.cat(weights, dim=1).contiguous()
 
 
 def simulate(unet: nn.Module, scheme: Scheme, table: Mapping[str, Tensor], context: StepContext) -> nn.Module:
-    """A copy of `unet` whose layers and attentions compute on the grids in `table`.
+    """Return a copy of `unet` whose layers and attentions compute on the grids in `table`.
 
     A correction of the cache is no part of it: `errata.runtime.feature_correction` adds it.
 
@@ -110,7 +117,7 @@ def simulate(unet: nn.Module, scheme: Scheme, table: Mapping[str, Tensor], conte
 
 @torch.no_grad()
 def replace_parameters(unet: nn.Module, table: Mapping[str, Tensor]) -> None:
-    """Gives `unet`, in place, the float parameters that the table holds under their own names."""
+    """Give `unet`, in place, the float parameters that the table holds under their own names."""
     for name, parameter in unet.named_parameters():
         if name in table:
             parameter.copy_(table[name])

@@ -31,7 +31,7 @@ class Block:
     attentions: tuple[AttentionScheme, ...]
 
     def inner(self, name: str) -> str:
-        """The name, as seen from the block, of something in it; empty for the block itself."""
+        """Return the name of something in the block as seen from it; empty for the block itself."""
         return name.removeprefix(self.name).removeprefix(".")
 
     def scales(self) -> dict[str, str]:
@@ -52,7 +52,7 @@ class Block:
 
 
 def blocks_of(unet: nn.Module, scheme: Scheme) -> tuple[Block, ...]:
-    """The blocks of a UNet, in the order of its modules: every quantized layer is in exactly one.
+    """Return the blocks of a UNet, in the order of its modules: every quantized layer is in exactly one.
 
     A block without a quantized layer has nothing to round, and is left out.
     """
@@ -70,7 +70,7 @@ def blocks_of(unet: nn.Module, scheme: Scheme) -> tuple[Block, ...]:
 
 
 def _owners(unet: nn.Module) -> Mapping[str, str]:
-    """The outermost block that each module is in, by name."""
+    """Return the outermost block that each module is in, by name."""
     owners: dict[str, str] = {}
     for name, module in unet.named_modules():
         parent = name.rpartition(".")[0]

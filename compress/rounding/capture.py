@@ -15,7 +15,7 @@ from errata.compress.rounding.blocks import Block
 from errata.compress.rounding.row_store import RowStore
 from errata.runtime.step_context import StepContext
 
-# Runs a UNet on a batch whose rows are at these steps; see `rounding_inputs.MixedSteps`.
+# Runs a UNet on a batch whose rows are at these steps; see `recorded_inputs.MixedSteps`.
 Evaluate = Callable[[nn.Module, Tensor, Mapping[str, Tensor]], object]
 _ARGUMENT = "argument."
 _TARGET = "target"
@@ -44,7 +44,7 @@ class BlockData:
         return len(self._store)
 
     def read(self, rows: list[int]) -> BlockBatch:
-        """Those rows, on the block's device."""
+        """Return those rows, on the block's device."""
         tensors = {name: tensor.to(self._device) for name, tensor in self._store.read(rows).items()}
         target, step = tensors.pop(_TARGET), tensors.pop(_STEP)
         arguments = {name.removeprefix(_ARGUMENT): value for name, value in tensors.items()} | self._others
@@ -65,7 +65,7 @@ def capture_block(
     *,
     batch_size: int,
 ) -> BlockData:
-    """Runs both models up to the block, and no further, on all of `inputs`, and keeps what `BlockData` reads.
+    """Run both models on all of `inputs`, as far as the block, and keep what `BlockData` reads.
 
     Args:
         block: which.
@@ -99,7 +99,7 @@ def capture_block(
 def _sorted_arguments(
     block: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors, under names for the store, and everything else; positional ones are called by their number."""
+    """Return tensors, under names for the store, and everything else; positional ones go by their number."""
     arguments = {str(position): value for position, value in enumerate(args)} | dict(kwargs)
     tensors = {_ARGUMENT + name: value for name, value in arguments.items() if isinstance(value, Tensor)}
     others = {name: value for name, value in arguments.items() if not isinstance(value, Tensor)}

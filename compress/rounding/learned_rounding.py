@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from errata.calibration import CalibrationSet
-from errata.compress.jobs.journal import Stage
 from errata.compress.jobs.progress import BlockListener, BlockReport
 from errata.compress.quantize.partial_forward import call_order
+from errata.compress.quantize.recorded_inputs import MixedSteps, spill_inputs
 from errata.compress.quantize.simulation import simulate, simulated_weight
 from errata.compress.rounding.blocks import Block, blocks_of
 from errata.compress.rounding.capture import capture_block
 from errata.compress.rounding.reconstruction import reconstruct, seed_of
-from errata.compress.rounding.rounding_inputs import MixedSteps, spill_inputs
 from errata.compress.rounding.row_store import RowStore
+from errata.journal import Stage
 from errata.runtime.layers import float_layer
 from errata.runtime.recipes.quantization import LearnedRounding
 from errata.runtime.scheme import Scheme
@@ -44,7 +44,7 @@ def learn_rounding(
     report: BlockListener,
     scratch: Path | None = None,
 ) -> dict[str, Tensor]:
-    """Learns how the weights of every block are rounded, and its activation scales with them.
+    """Learn how the weights of every block are rounded, and its activation scales with them.
 
     Blocks follow one another as the UNet runs them: each is given what the blocks before it, already learned,
     make of recorded inputs of all steps, and should answer what the float UNet answers there. A block that
@@ -107,7 +107,7 @@ class _Learner:
         self._scheme = scheme
 
     def run(self, stage: Stage, report: BlockListener) -> dict[str, Tensor]:
-        """All blocks; the learned entries of the table."""
+        """Learn all blocks, and return the learned entries of the table."""
         blocks = self._blocks()
         learned: dict[str, Tensor] = {}
         for index, block in enumerate(blocks):
@@ -143,7 +143,7 @@ class _Learner:
         return store
 
     def _blocks(self) -> list[Block]:
-        """The blocks in the order in which a full pass runs them."""
+        """Return the blocks in the order in which a full pass runs them."""
         blocks = {block.name: block for block in blocks_of(self._teacher, self._scheme)}
         with RowStore(self._folder / "order") as one_row, torch.no_grad():
             spill_inputs(self._set, one_row, count=1, seed=0)
@@ -155,7 +155,7 @@ class _Learner:
         return [blocks[name] for name in order]
 
     def _learn(self, block: Block) -> dict[str, Tensor]:
-        """What a stage keeps of a block: entries of the table, and the figures of its report."""
+        """Return what a stage keeps of a block: entries of the table, and the figures of its report."""
         start = time.perf_counter()
         with (
             tempfile.TemporaryDirectory(dir=self._folder) as folder,
@@ -187,7 +187,7 @@ class _Learner:
 
     @torch.no_grad()
     def _install(self, block: Block, updates: Mapping[str, Tensor]) -> None:
-        """Takes learned entries over into the table and the simulated model."""
+        """Take learned entries over into the table and the simulated model."""
         self._table |= updates
         module = self._student.get_submodule(block.name)
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())

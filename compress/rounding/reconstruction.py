@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from brevitas.core.function_wrapper import Identity
+from brevitas.core.function_wrapper.learned_round import LearnedRoundHardSigmoid, LearnedRoundSte
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -15,9 +17,9 @@ from torch.nn import functional
 from errata.compress.quantize.simulation import simulated_weight
 from errata.compress.rounding.blocks import Block
 from errata.compress.rounding.capture import BlockData
-from errata.compress.rounding.soft_rounding import SoftRounding
 from errata.runtime.recipes.quantization import LearnedRounding
 from errata.runtime.step_context import StepContext
+from errata.runtime.weight_formats import weight_format
 
 # AdaRound: the regulariser's exponent falls from 20 to 2, and the first fifth goes without it.
 _BETA = (20.0, 2.0)
@@ -27,6 +29,9 @@ _WARM_UP = 0.2
 # 4, tried on the first blocks of the embedded model, 4 left the least error; with 0.1 too many weights are
 # undecided in the end.
 _REGULARISER = 4.0
+# Stretch of the sigmoid, so that it reaches 0 and 1 (Louizos et al., 2018); AdaRound's values.
+_ZETA = 1.1
+_GAMMA = -0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +58,7 @@ def reconstruct(
     rounding: LearnedRounding,
     context: StepContext,
 ) -> Reconstruction:
-    """Learns the rounding of every weight in the block, and the scales of its activations.
+    """Learn the rounding of every weight in the block, and the scales of its activations.
 
     The result depends on the arguments and `rounding.seed` alone; torch's own generator is left alone.
 
@@ -82,8 +87,58 @@ def reconstruct(
 
 
 def seed_of(seed: int, name: str) -> int:
-    """A seed for what is named, so that no result depends on what ran before it."""
+    """Return a seed for what is named, so that no result depends on what ran before it."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1
+
+
+class SoftRounding(nn.Module):
+    """Codes `floor(w) + h(V)` of a weight, with `w` the weight in units of its scale.
+
+    | here    | AdaRound | |
+    |---------|----------|-|
+    | `units` | W / s    | the float weight in units of its scale |
+    | `value` | V        | what is learned, one per weight |
+    | `h()`   | h(V)     | `clip(sigmoid(V) (ζ - γ) + γ, 0, 1)` |
+
+    At first `h` is the fraction of `w`, so that the soft weight is the float weight (clipped to the codes).
+
+    Source: Nagel et al., AdaRound (ICML 2020), equations 22 to 24.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, *, bits: int) -> None:
+        """Start from `weight` `(O, I, …)`, float32; `scale` broadcasts to it."""
+        super().__init__()
+        self.units = weight.detach() / scale
+        self.scale = scale
+        self.limit = weight_format(bits).limit
+        fraction = self.units - self.units.floor()
+        start = -torch.log((_ZETA - _GAMMA) / (fraction - _GAMMA) - 1)
+        self.rounding = LearnedRoundSte(LearnedRoundHardSigmoid(_ZETA, _GAMMA), start, Identity())
+
+    @property
+    def value(self) -> nn.Parameter:
+        """The learned variables, of the weight's shape."""
+        variables: nn.Parameter = self.rounding.value
+        return variables
+
+    def weight(self) -> Tensor:
+        """Return the soft weight, differentiable in `value`."""
+        self.rounding.train()
+        soft: Tensor = self.rounding(self.units)
+        return soft.clamp(-self.limit, self.limit) * self.scale
+
+    @torch.no_grad()
+    def codes(self) -> Tensor:
+        """Return the hard codes, int8: every weight at its floor or one above, within their range."""
+        self.rounding.eval()
+        hard: Tensor = self.rounding(self.units)
+        return hard.clamp(-self.limit, self.limit).to(torch.int8)
+
+    def softness(self, beta: float) -> Tensor:
+        """Return the mean of `1 - |2 h(V) - 1|^β`: 0 where every weight has decided."""
+        self.rounding.train()
+        h: Tensor = self.rounding.learned_round_impl(self.value)
+        return 1 - (2 * h - 1).abs().pow(beta).mean()
 
 
 class _Learned:
@@ -111,25 +166,25 @@ class _Learned:
         self.log_factors = nn.Parameter(torch.zeros(steps, len(self._initial_scales), device=device))
 
     def soft(self) -> dict[str, Tensor]:
-        """Differentiable tensors by their name in the module."""
+        """Return differentiable tensors by their name in the module."""
         scales = self._scales()
         weights = {name: self.roundings[layer].weight() for layer, name in self._weight_names.items()}
         return weights | {name: scales[site] for site, name in self._scale_names.items()}
 
     def softness(self, beta: float) -> Tensor:
-        """Mean over all weights of the block."""
+        """Return the softness, a mean over all weights of the block."""
         total = sum(rounding.value.numel() for rounding in self.roundings.values())
         parts = [item.softness(beta) * (item.value.numel() / total) for item in self.roundings.values()]
         return torch.stack(parts).sum()
 
     @torch.no_grad()
     def updates(self) -> dict[str, Tensor]:
-        """Entries of the table, on the CPU."""
+        """Return the learned entries of the table, on the CPU."""
         codes = {f"{name}.codes": item.codes().cpu() for name, item in self.roundings.items()}
         return codes | {f"{site}.scale": scale.float().cpu() for site, scale in self._scales().items()}
 
     def hardened(self, table: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the table says, by name in the module."""
+        """Return what the table says, by name in the module."""
         device = self.log_factors.device
         weights = {
             self._weight_names[layer.name]: simulated_weight(layer, table) for layer in self._block.layers
@@ -154,7 +209,7 @@ def _optimise(
     unit: float,
     seed: int,
 ) -> None:
-    """Minimises the loss, in units of `unit`, and the softness of the rounding."""
+    """Minimise the loss, in units of `unit`, and the softness of the rounding."""
     weights = torch.optim.Adam([item.value for item in learned.roundings.values()], lr=rounding.learning_rate)
     scales = torch.optim.SparseAdam([learned.log_factors], lr=rounding.scale_learning_rate or 1.0)
     learns_scales = learned.log_factors.numel() > 0 and rounding.scale_learning_rate > 0
@@ -179,7 +234,7 @@ def _optimise(
 
 
 def _keep_steps_(log_factors: nn.Parameter, step: Tensor) -> None:
-    """Makes the gradient sparse, so that the optimiser moves only the scales of the steps in the batch."""
+    """Make the gradient sparse, so that the optimiser moves only the scales of the steps in the batch."""
     steps = step.unique()
     gradient = log_factors.grad
     assert gradient is not None  # right after the backward pass
@@ -190,7 +245,7 @@ def _keep_steps_(log_factors: nn.Parameter, step: Tensor) -> None:
 
 
 def _beta(progress: float) -> float:
-    """Cosine from the first exponent to the last, after the warm-up."""
+    """Return the exponent: a cosine from the first to the last, after the warm-up."""
     part = (progress - _WARM_UP) / (1 - _WARM_UP)
     return _BETA[1] + (_BETA[0] - _BETA[1]) * _cosine(part)
 
@@ -200,7 +255,7 @@ def _cosine(progress: float) -> float:
 
 
 def _row_order(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Endless minibatches; every row comes once before any comes again."""
+    """Yield endless minibatches; every row comes once before any comes again."""
     generator = torch.Generator().manual_seed(seed)
     waiting: list[int] = []
     while True:
@@ -214,7 +269,7 @@ def _row_order(rows: int, batch_size: int, seed: int) -> Iterator[list[int]]:
 def _loss(
     module: nn.Module, data: BlockData, context: StepContext, tensors: dict[str, Tensor], batch_size: int
 ) -> float:
-    """Mean squared error over all rows, with these tensors in the place of the module's own."""
+    """Return the mean squared error over all rows, with these tensors in place of the module's own."""
     total = 0.0
     for first in range(0, len(data), batch_size):
         rows = list(range(first, min(first + batch_size, len(data))))
@@ -226,7 +281,7 @@ def _loss(
 
 
 def _spread_scale(scale: Tensor, widths: tuple[int, ...], ndim: int) -> Tensor:
-    """Weight scales `(P, O)` of the parts of an input, as `(O, I, 1, …)` of `ndim` dimensions."""
+    """Return weight scales `(P, O)` of the parts of an input as `(O, I, 1, …)` of `ndim` dimensions."""
     columns = [part[:, None].expand(-1, width) for part, width in zip(scale, widths, strict=True)]
     spread = torch.cat(columns, dim=1)
     return spread.reshape(*spread.shape, *([1] * (ndim - 2)))

@@ -21,7 +21,7 @@ class RowStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is made if it is missing; who made the store removes it."""
+        """Make `folder` if it is missing; the caller removes it."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._files: dict[str, _RowFile] = {}
@@ -58,7 +58,7 @@ class RowStore:
         self._rows += rows
 
     def read(self, index: Sequence[int]) -> dict[str, Tensor]:
-        """The rows of that index, in its order, and the constants; on the CPU, as they were appended."""
+        """Return the rows of that index, in its order, and the constants; on the CPU."""
         rows = {name: file.read(index) for name, file in self._files.items()}
         return rows | self._constants
 
@@ -108,6 +108,6 @@ class _RowFile:
 
 
 def _as_bytes(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor; numpy does not know every type, so as plain bytes."""
+    """Return the memory of a contiguous CPU tensor; numpy does not know every type, so as plain bytes."""
     view: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
     return view

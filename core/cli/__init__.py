@@ -42,6 +42,8 @@ COMMANDS = (
 )  # fmt: skip
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 EXTRA_OF = {"accelerate": "text", "jinja2": "report", "matplotlib": "report", "transformers": "text"}
+# Dependencies of the base installation that a machine which only runs artifacts may leave out.
+ONLY_FOR_COMPRESSING = ("brevitas", "torchao")
 
 LIFE = """\
 The life of a model: calibrate, compress, deploy, plan, then generate or report. `errata demo` shows all of
@@ -140,6 +142,8 @@ def _explain(problem: Exception) -> str:
     if isinstance(problem, ModuleNotFoundError) and problem.name in EXTRA_OF:
         extra = f"errata[{EXTRA_OF[problem.name]}]"
         return f"this needs {problem.name}, which is not installed: pip install '{extra}'"
+    if isinstance(problem, ModuleNotFoundError) and problem.name in ONLY_FOR_COMPRESSING:
+        return f"compressing needs {problem.name}, which is not installed: pip install {problem.name}"
     return f"unexpected {type(problem).__name__}: {problem} (run again with --verbose for the traceback)"
 
 

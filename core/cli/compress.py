@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.cli.dry_run import preview_text
-from errata.cli.memory import peak_cuda_memory, peak_memory
 from errata.cli.output import emit, megabytes, schedule_text
 from errata.cli.recipes import add_recipe_options, recipe_from
 from errata.cli.sensitivities import measure
 from errata.cli.usage import Commands, UsageError, add_command, positive
+from errata.memory import peak_cuda_memory, peak_memory
 
 if TYPE_CHECKING:
     from errata.calibration import CalibrationSet
@@ -135,7 +135,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _check_is_vacant(out: Path) -> None:
-    from errata.compress.jobs.journal import remove_leftovers
+    from errata.compress.jobs.stages import remove_leftovers
     from errata.directories import check_is_vacant
     from errata.errors import RecipeError
 
@@ -204,8 +204,8 @@ def _summary_text(out: Path, compressed: "CompressedPipeline", payload: dict[str
 def _dry_run(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Recipe") -> int:
     from errata import calibration
     from errata.compress.jobs.dry_run import Preview
-    from errata.compress.jobs.journal import count_finished, work_directory
     from errata.compress.jobs.preparation import check_model
+    from errata.compress.jobs.stages import count_finished, work_directory
 
     pipe = calibration.load_pipeline(args.pipeline)
     check_model(pipe, recording)
@@ -233,7 +233,7 @@ def _progress_told() -> Iterator[None]:
 @contextmanager
 def _resumable(out: Path) -> Iterator[None]:
     """Say after Ctrl-C what is left to go on with."""
-    from errata.compress.jobs.journal import count_finished, work_directory
+    from errata.compress.jobs.stages import count_finished, work_directory
 
     try:
         yield

@@ -20,8 +20,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from errata.pipelines.class_embedder import ClassEmbedder
-from errata.pipelines.class_labels import Labels, label_tensor
+from errata.pipelines.class_embedder import ClassEmbedder, Labels, label_tensor
 
 __all__ = ["ClassConditionalLDMPipeline"]
 
@@ -30,7 +29,7 @@ StepCallback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dic
 
 
 class ClassConditionalLDMPipeline(DiffusionPipeline):
-    """Draws latents with a UNet that may know class labels, and decodes them.
+    """A pipeline that draws latents with a UNet that may know class labels, and decodes them.
 
     A label reaches the UNet in one of two ways: as `class_labels`, where the UNet has `num_class_embeds`; or
     through `class_embedder` as the context of its cross attention. A UNet with neither is unconditional.
@@ -107,7 +106,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Draws one sample per label.
+        """Draw one sample per label.
 
         Args:
             class_labels: one label per sample, or one for all of them; none for an unconditional model.
@@ -149,7 +148,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _labels(self, given: Labels | None, batch_size: int | None) -> tuple[Tensor | None, int]:
-        """Labels `(B,)` and B."""
+        """Return the labels `(B,)` and B."""
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         if self.num_labels == 0:
@@ -166,7 +165,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         return labels, len(labels)
 
     def _conditioning(self, labels: Tensor | None, *, is_guided: bool) -> list[dict[str, Tensor]]:
-        """The UNet's further arguments in each call of a step; with guidance, unconditional ones first."""
+        """Return the UNet's other arguments in each call of a step; with guidance, unconditional first."""
         if is_guided:
             nothing = self.unconditional_label
             if labels is None or nothing is None:
@@ -187,7 +186,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None,
         num_inference_steps: int,
     ) -> Tensor:
-        """Noise at the scheduler's initial size; also sets the scheduler's timesteps."""
+        """Return noise at the scheduler's initial size; also sets the scheduler's timesteps."""
         sample_size = self.unet.config.sample_size
         height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
         shape = (size, int(self.unet.config.in_channels), height, width)
@@ -205,7 +204,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
     def _step_options(
         self, eta: float, generator: torch.Generator | list[torch.Generator] | None
     ) -> dict[str, Any]:
-        """What of eta and generator this scheduler takes."""
+        """Return those of eta and generator that this scheduler takes."""
         taken = inspect.signature(self.scheduler.step).parameters
         if eta and "eta" not in taken:
             raise ValueError(f"{type(self.scheduler).__name__} takes no eta, got {eta}; use eta=0")
@@ -224,7 +223,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
 
 
 def _check_parts(config: Any, embedder: ClassEmbedder | None, unconditional_label: int | None) -> None:
-    """That label, embedder and the UNet's configuration fit each other."""
+    """Check that label, embedder and the UNet's configuration fit each other."""
     width = getattr(config, "cross_attention_dim", None)
     widths = {width} if width is None or isinstance(width, int) else set(width)
     if embedder is None and width is not None:
@@ -240,5 +239,6 @@ def _check_parts(config: Any, embedder: ClassEmbedder | None, unconditional_labe
     if embedder is not None or not 0 <= unconditional_label < labels:
         raise ValueError(
             f"unconditional_label is {unconditional_label}, but the unet has {labels} class embeddings"
-            f"{' and a class_embedder, whose last row it is' if embedder is not None else ''}; leave it out"
+            f"{' and a class_embedder, whose last row has that meaning' if embedder is not None else ''}; "
+            "leave it out"
         )

@@ -1,4 +1,4 @@
-"""Attention between int8 projections: only their inputs are quantized, so it exceeds the scheme's precision."""
+"""Attention between int8 projections: only their inputs are quantized; the scheme asks for less precision."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def test_a_step_is_read_without_its_neighbours(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"step": 4}, "step 4 was not recorded; recorded steps are 0-3; collect again with more"),
+        ({"step": 4}, "step 4 was not recorded; recorded steps are 0-3; calibrate again with more"),
         ({"step": -1}, "step -1 was not recorded"),
         ({"step": 0, "limit": 0}, "`limit` is 0; expected at least 1"),
         ({"step": 0, "batch_size": -2}, "`batch_size` is -2; expected at least 1"),
@@ -184,9 +184,9 @@ def _rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
         ),
         (lambda c: c.update(format="errata-artifact/1"), "no calibration: its format is 'errata-artifact/1'"),
         (lambda c: c.pop("format"), "no calibration: its format is None"),
-        (lambda c: c.pop("calls"), "damaged: the file lacks `calls`"),
+        (lambda c: c.pop("calls"), "damaged: the file is missing `calls`"),
         (lambda c: c.update(extra=1), "damaged: the file has the unknown entry `extra`"),
-        (lambda c: c["request"].pop("seed"), "damaged: request lacks `seed`"),
+        (lambda c: c["request"].pop("seed"), "damaged: request is missing `seed`"),
         (lambda c: c["request"].update(seed="2"), "damaged: `seed` of request is '2'"),
         (lambda c: c["request"].update(seed=True), "damaged: `seed` of request is True"),
         (lambda c: c["calls"].update(more=1), "damaged: calls has the unknown entry `more`"),
@@ -211,9 +211,9 @@ def test_a_strange_document_is_refused(
 
 
 def test_what_is_no_calibration_is_refused(tmp_path: Path, copied: Path) -> None:
-    with pytest.raises(CalibrationError, match="nowhere` is no directory; give a directory that"):
+    with pytest.raises(CalibrationError, match="nowhere` is not a directory; give a directory that"):
         calibration.load(tmp_path / "nowhere")
-    with pytest.raises(CalibrationError, match="is no calibration: it has no calibration.json"):
+    with pytest.raises(CalibrationError, match="is not a calibration set: it has no calibration.json"):
         calibration.load(tmp_path)
     (copied / "calibration.json").write_text('{"format": ')
     with pytest.raises(CalibrationError, match="cannot be read as JSON"):
@@ -224,7 +224,7 @@ def test_missing_cut_and_altered_shards_are_told_apart(copied: Path) -> None:
     shard = copied / "shards" / "00001.safetensors"
     data = shard.read_bytes()
     shard.write_bytes(data[:-1])
-    with pytest.raises(CalibrationError, match=f"00001.safetensors` has {len(data) - 1} bytes, recorded are"):
+    with pytest.raises(CalibrationError, match=f"00001.safetensors` has {len(data) - 1} bytes, expected"):
         calibration.load(copied)
     shard.unlink()
     with pytest.raises(CalibrationError, match="shard `.*00001.safetensors` is missing"):

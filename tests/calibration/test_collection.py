@@ -22,6 +22,7 @@ from diffusers import (
 from errata import CalibrationError, calibration
 from errata.calibration.recorder import Trajectory
 from errata.calibration.shards import write_shard
+from errata.journal import Journal
 
 Guided = Callable[..., Any]
 
@@ -174,12 +175,12 @@ def test_no_trajectory_outlives_its_shard(
 ) -> None:
     alive: list[weakref.ref[torch.Tensor]] = []
 
-    def watch(root: Path, index: int, trajectory: Trajectory, **options: Any) -> Any:
+    def watch(journal: Journal, index: int, trajectory: Trajectory, **options: Any) -> Any:
         assert [ref for ref in alive if ref() is not None] == []
         alive.append(weakref.ref(trajectory.sample))
-        return write_shard(root, index, trajectory, **options)
+        return write_shard(journal, index, trajectory, **options)
 
-    monkeypatch.setattr("errata.calibration.journal.write_shard", watch)
+    monkeypatch.setattr("errata.calibration.document.write_shard", watch)
     calibration.collect(tiny_pipeline, tmp_path / "set", num_inference_steps=2, num_samples=6, batch_size=1)
     assert len(alive) == 6
 
@@ -291,15 +292,15 @@ def test_the_progress_bar_counts_calls(
         ({"device": "gpu"}, "`device` is 'gpu', which torch cannot use here; try 'cpu'"),
         ({"device": "cuda:99"}, "`device` is 'cuda:99', which torch cannot use here"),
         ({"guidance_scale": float("nan")}, "`guidance_scale` is nan; expected a finite number"),
-        ({"guidance_scale": 2.0}, "DDIMPipeline takes no `guidance_scale`"),
-        ({"prompts": ["a"]}, "DDIMPipeline takes no `prompt`"),
+        ({"guidance_scale": 2.0}, "DDIMPipeline does not take `guidance_scale`"),
+        ({"prompts": ["a"]}, "DDIMPipeline does not take `prompt`"),
         ({"inputs": {"eta": 1.0}}, "`inputs` is one mapping; pass a list"),
         ({"inputs": [{"eta": 1.0}]}, "`inputs` has 1 entries, 2 are needed"),
         ({"inputs": iter([{"eta": 1.0}])}, "`inputs` has 1 entries, 2 are needed"),
         ({"inputs": [1, 2]}, "`inputs` yields 1; expected mappings"),
-        ({"inputs": [{"batch_size": 3}] * 2}, "`inputs` has `batch_size`, which collect sets itself"),
+        ({"inputs": [{"batch_size": 3}] * 2}, "`inputs` has `batch_size`, which calibrate sets itself"),
         ({"inputs": [{"zeta": 3}] * 2}, "DDIMPipeline refused its arguments: .*zeta"),
-        ({"inputs": [{"eta": object()}] * 2}, "`inputs.eta` is a object, which cannot be told from another"),
+        ({"inputs": [{"eta": object()}] * 2}, "`inputs.eta` is a object, whose content cannot be compared"),
     ],
 )
 def test_bad_arguments_leave_nothing_behind(
@@ -316,14 +317,14 @@ def test_bad_arguments_leave_nothing_behind(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "GuidedPipeline takes no `batch_size`: it needs `prompts` or `inputs`"),
+        ({}, "GuidedPipeline does not take `batch_size`: it needs `prompts` or `inputs`"),
         ({"prompts": "ab"}, "`prompts` is one text; pass a list"),
         ({"prompts": ["a"]}, "`prompts` has 1 entries, 2 are needed"),
         ({"prompts": ["a", 2]}, "`prompts` has 2; expected texts"),
         ({"prompts": "ab", "inputs": [{"prompt": ["a"]}] * 2}, "`prompts` is one text"),
         (
             {"prompts": ["a", "b"], "inputs": [{"prompt": ["a"]}] * 2},
-            "`inputs` has `prompt`, which collect sets",
+            "`inputs` has `prompt`, which calibrate sets",
         ),
         (
             {"prompts": ["a", "b"], "guidance_scale": 2.0, "inputs": [{"unguided_steps": 1}] * 2},
@@ -331,7 +332,7 @@ def test_bad_arguments_leave_nothing_behind(
         ),
         (
             {"inputs": [{"prompt": ["a", "b"]}] * 2},
-            "drew 2 samples, 1 were asked for; the mapping in `inputs` must describe exactly 1",
+            "returned 2 samples, expected 1; the mapping in `inputs` must describe exactly 1",
         ),
         ({"inputs": [{"prompt": ["a", "b"]}], "batch_size": 3, "num_samples": 3}, "drew 2 samples, 3 were"),
     ],
@@ -347,7 +348,7 @@ def test_bad_conditioning_leaves_nothing_behind(
 
 def test_trajectories_must_take_the_same_steps(guided_pipeline: Guided, tmp_path: Path) -> None:
     with pytest.raises(
-        CalibrationError, match="sample-batch 1 made other UNet calls .*rows_per_sample: recorded 2, now 1"
+        CalibrationError, match="sample-batch 1 made other UNet calls .*rows_per_sample was 2, is now 1"
     ):
         calibration.collect(
             guided_pipeline(),

@@ -1,4 +1,4 @@
-"""Interrupted work is taken up again, byte for byte, and nothing else is ever touched."""
+"""Interrupted work continues, byte for byte, and nothing else is ever touched."""
 
 import os
 import signal
@@ -12,9 +12,9 @@ import torch
 from diffusers import DDIMPipeline
 
 from errata import CalibrationError, calibration
-from errata.calibration.document import PARTIAL
-from errata.calibration.journal import Journal
+from errata.calibration.document import PARTIAL, Recording
 from errata.calibration.shards import write_shard
+from errata.journal import Journal
 
 OPTIONS: dict[str, Any] = {"num_inference_steps": 4, "num_samples": 7, "batch_size": 2, "seed": 3}
 NUM_CALLS = 4 * 4  # four sample-batches of four steps
@@ -50,14 +50,14 @@ def _interrupt(
 ) -> None:
     """Collect `after` shards, then stop as a kill would."""
 
-    def stop(root: Path, index: int, *args: Any, **kwargs: Any) -> Any:
+    def stop(journal: Journal, index: int, *args: Any, **kwargs: Any) -> Any:
         if index == after:
             raise _Killed
-        return write_shard(root, index, *args, **kwargs)
+        return write_shard(journal, index, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr("errata.calibration.journal.write_shard", stop)
-        patch.setattr(Journal, "abandon_if_empty", lambda _: None)
+        patch.setattr("errata.calibration.document.write_shard", stop)
+        patch.setattr(Journal, "_clear", lambda _: None)
         with pytest.raises(_Killed):
             calibration.collect(pipe, out, **OPTIONS | changes)
 
@@ -78,9 +78,14 @@ def test_a_killed_run_is_finished_with_the_same_bytes(
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, env=os.environ, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()[-2000:]
-    assert sorted(_files(killed)) == [PARTIAL, "shards/00000.safetensors", "shards/00001.safetensors"]
+    assert sorted(_files(killed)) == [
+        ".lock",
+        PARTIAL,
+        "shards/00000.safetensors",
+        "shards/00001.safetensors",
+    ]
     with pytest.raises(
-        CalibrationError, match="holds an unfinished calibration; run `errata calibrate` or collect again"
+        CalibrationError, match="holds an unfinished calibration; run `errata calibrate` again"
     ):
         calibration.load(killed)
 
@@ -130,7 +135,7 @@ def test_a_kill_after_the_last_shard_needs_no_calls(
         raise _Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "finish", stop)
+        patch.setattr(Recording, "finish", stop)
         with pytest.raises(_Killed):
             calibration.collect(tiny_pipeline, tmp_path / "set", **OPTIONS)
     count_calls.clear()
@@ -141,13 +146,13 @@ def test_a_kill_after_the_last_shard_needs_no_calls(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 4}, r"another request \(seed: recorded 3, now 4\); ask for the same again"),
-        ({"num_samples": 9}, "num_samples: recorded 7, now 9"),
+        ({"seed": 4}, r"another request: seed was 3, is now 4; repeat that request"),
+        ({"num_samples": 9}, "num_samples was 7, is now 9"),
         (
             {"num_inference_steps": 5, "batch_size": 1},
-            "num_inference_steps: recorded 4, now 5; batch_size: recorded 2, now 1",
+            "num_inference_steps was 4, is now 5; batch_size was 2, is now 1",
         ),
-        ({"inputs": [{"eta": 0.5}] * 4}, "takes_inputs: recorded False, now True"),
+        ({"inputs": [{"eta": 0.5}] * 4}, "takes_inputs was False, is now True"),
     ],
 )
 def test_other_arguments_cannot_resume(
@@ -171,11 +176,11 @@ def test_another_model_or_sampler_cannot_resume(
     other = calibration.load_pipeline(saved_pipeline)
     with torch.no_grad():
         other.unet.conv_in.weight[0, 0, 0, 0] += 1e-3
-    with pytest.raises(CalibrationError, match="fingerprint: recorded [0-9a-f]{64}, now [0-9a-f]{64}"):
+    with pytest.raises(CalibrationError, match="fingerprint was [0-9a-f]{12}…, is now [0-9a-f]{12}…"):
         calibration.collect(other, tmp_path / "set", **OPTIONS)
     other = calibration.load_pipeline(saved_pipeline)
     other.scheduler = type(other.scheduler).from_config(other.scheduler.config, clip_sample=True)
-    with pytest.raises(CalibrationError, match="scheduler_config.clip_sample: recorded False, now True"):
+    with pytest.raises(CalibrationError, match="scheduler_config.clip_sample was False, is now True"):
         calibration.collect(other, tmp_path / "set", **OPTIONS)
 
 
@@ -185,7 +190,7 @@ def test_other_inputs_cannot_resume(
     inputs = [{"eta": eta} for eta in (0.0, 0.1, 0.2, 0.3)]
     _interrupt(tiny_pipeline, tmp_path / "set", monkeypatch, after=2, inputs=inputs)
     with pytest.raises(
-        CalibrationError, match="`inputs` for sample-batch 1 are not those that its finished shard"
+        CalibrationError, match="`inputs` for sample-batch 1 differ from those of its finished shard"
     ):
         calibration.collect(tiny_pipeline, tmp_path / "set", **OPTIONS, inputs=[inputs[0], *inputs])
     calibration.collect(tiny_pipeline, tmp_path / "resumed", **OPTIONS, inputs=inputs)
@@ -211,9 +216,9 @@ def test_a_place_that_is_taken_or_closed_is_refused(tiny_pipeline: DDIMPipeline,
     full.mkdir()
     (full / "thesis.txt").write_text("mine")
     for out, message in (
-        (file, "`.*file` exists and is not a directory; choose another one"),
-        (file / "below", "cannot write a calibration to `.*below`: not a directory; choose"),
-        (full, "`.*full` is not empty and holds no calibration; choose"),
+        (file, "`.*file` exists and is not a directory; choose another directory"),
+        (file / "below", "cannot write to `.*below`: not a directory; free"),
+        (full, r"`.*full` is not empty and holds other files .*\(thesis.txt\); move them"),
     ):
         with pytest.raises(CalibrationError, match=message) as caught:
             calibration.collect(tiny_pipeline, out, **OPTIONS)
@@ -226,16 +231,14 @@ def test_a_full_disk_is_one_clear_line_and_can_be_resumed(
     tiny_pipeline: DDIMPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    def fill_up(root: Path, index: int, *args: Any, **kwargs: Any) -> Any:
+    def fill_up(journal: Journal, index: int, *args: Any, **kwargs: Any) -> Any:
         if index == 1:
             raise OSError(28, "No space left on device")
-        return write_shard(root, index, *args, **kwargs)
+        return write_shard(journal, index, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr("errata.calibration.journal.write_shard", fill_up)
-        with pytest.raises(
-            CalibrationError, match="cannot write a calibration to `.*`: no space left on device"
-        ):
+        patch.setattr("errata.calibration.document.write_shard", fill_up)
+        with pytest.raises(CalibrationError, match="cannot write to `.*`: no space left on device"):
             calibration.collect(tiny_pipeline, tmp_path / "set", **OPTIONS)
     calibration.collect(tiny_pipeline, tmp_path / "set", **OPTIONS).verify()
 

@@ -56,15 +56,15 @@ def test_what_is_no_pipeline_is_refused(copied: Path, tmp_path: Path) -> None:
     refused("./nowhere", "`./nowhere` does not exist")
     refused("a b", "`a b` does not exist")
     refused(copied / "model_index.json", "is not a directory; give a diffusers directory")
-    refused(copied / "unet", "is no pipeline: it has no model_index.json; give a diffusers directory")
+    refused(copied / "unet", "is not a pipeline: it has no model_index.json; give a diffusers directory")
     _rewrite_index(copied, unet="gone")
     refused(copied, "has no unet in its model_index.json")
     _rewrite_index(copied, unet=[None, None])
     refused(copied, "has no unet in its model_index.json")
     _rewrite_index(copied, _class_name=["pipeline", "Evil"])
-    refused(copied, "names no pipeline class")
+    refused(copied, "does not name a pipeline class")
     (copied / "model_index.json").write_text("{")
-    refused(copied, "model_index.json` is no JSON")
+    refused(copied, "model_index.json` is not valid JSON")
 
 
 def test_damaged_weights_are_refused(copied: Path) -> None:
@@ -217,7 +217,7 @@ def test_layers_beside_a_weight_are_refused(tiny_pipeline: DDIMPipeline, tmp_pat
     pipe = DDIMPipeline(unet=unet, scheduler=DDIMScheduler(clip_sample=False))
     with pytest.raises(
         CalibrationError,
-        match=r"`unet.mid_block.resnets.0.conv1` has LoRA layers beside its weight; fuse them first: `pi",
+        match=r"`unet.mid_block.resnets.0.conv1` has LoRA layers next to its weight; fuse them first: `pi",
     ):
         calibration.collect(pipe, tmp_path / "set", num_inference_steps=2, num_samples=1, batch_size=1)
     assert list(tmp_path.iterdir()) == []

@@ -15,8 +15,9 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
 import errata
 from errata import calibration, cli, compress
-from errata.compress.jobs.journal import Journal, Make, work_directory
+from errata.compress.jobs.stages import work_directory
 from errata.errors import RecipeError
+from errata.journal import Journal, Make
 
 STEPS = 4
 RECIPE = "w4a8-learned+cachequant-2:iterations=3,samples=8,batch_size=4"
@@ -125,9 +126,9 @@ def test_a_changed_recipe_is_named(folder: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(RecipeError) as caught:
         compress.apply(pipe, recording, "w4a8", tmp_path / "out")
     message = str(caught.value)
-    assert "recipe.quantization.weight_bits was 8, is 4;" in message
-    assert f"choose another `out`, or remove `{tmp_path / 'out.partial'}` to start anew" in message
-    with pytest.raises(RecipeError, match=r"of another request: samples per step was 64, is 2; ask for"):
+    assert "recipe.quantization.weight_bits was 8, is now 4;" in message
+    assert f"choose another directory, or remove `{tmp_path / 'out.partial'}` to start over" in message
+    with pytest.raises(RecipeError, match=r"of another request: samples per step was 64, is now 2; repeat"):
         compress.apply(pipe, recording, "w8a8", tmp_path / "out", samples_per_step=2)
     assert compress.apply(pipe, recording, "w8a8", tmp_path / "out").path == tmp_path / "out"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -141,7 +142,7 @@ def test_other_calibration_data_are_named(
     other = calibration.collect(
         pipe, tmp_path / "other", num_inference_steps=STEPS, num_samples=4, batch_size=4, seed=1
     )
-    with pytest.raises(RecipeError, match=r"request: calibration data was \w{12}…, is \w{12}…; ask"):
+    with pytest.raises(RecipeError, match=r"request: calibration data was \w{12}…, is now \w{12}…; repeat"):
         compress.apply(pipe, other, "w8a8", tmp_path / "out")
 
 
@@ -157,7 +158,7 @@ def test_another_model_is_named(
     recording = calibration.collect(
         pipe, tmp_path / "other", num_inference_steps=STEPS, num_samples=4, batch_size=2
     )
-    with pytest.raises(RecipeError, match=r"model was \w{12}…, is \w{12}…; ask"):
+    with pytest.raises(RecipeError, match=r"model was \w{12}…, is now \w{12}…; repeat"):
         compress.apply(pipe, recording, "w8a8", tmp_path / "out")
 
 
@@ -169,7 +170,9 @@ def test_another_release_or_machine_is_named(
     with monkeypatch.context() as patch:
         patch.setattr(errata, "__version__", "99")
         patch.setattr(torch, "get_num_threads", lambda: 3)
-        with pytest.raises(RecipeError, match=r"threads was 1, is 3; versions.errata was [\d.]+, is 99; ask"):
+        with pytest.raises(
+            RecipeError, match=r"threads was 1, is now 3; versions.errata was [\d.]+, is now 99; repeat"
+        ):
             compress.apply(pipe, recording, "w8a8", tmp_path / "out")
 
 

@@ -235,7 +235,7 @@ def test_a_latent_pipeline_recomputes_one_resnet(tiny_pipeline: DDIMPipeline) ->
 
 
 def test_damaged_directories_are_refused(tiny_compressed: Make, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no compressed pipeline"):
+    with pytest.raises(RecipeError, match="not a compressed pipeline"):
         compress.load(tmp_path)
     (tmp_path / "compressed.json").write_text("{")
     with pytest.raises(RecipeError, match="is not readable"):

@@ -56,8 +56,8 @@ def test_refuses_to_write_a_value_that_contains_itself() -> None:
     [
         (b'{"a":1,"b":2,"a":3}', "duplicate key 'a'"),
         (b'{"x":{"a":1,"a":1}}', "duplicate key 'a'"),
-        (b'{"scale":NaN}', "NaN is no JSON number"),
-        (b"[-Infinity]", "-Infinity is no JSON number"),
+        (b'{"scale":NaN}', "NaN is not a JSON number"),
+        (b"[-Infinity]", "-Infinity is not a JSON number"),
         (b"[1e999]", "1e999 is too large"),
         (b"\xff\xfe", "utf-8"),
         (b'\xef\xbb\xbf{"a":1}', "BOM"),

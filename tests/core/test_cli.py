@@ -350,10 +350,10 @@ def test_files_that_are_not_utf8_are_named(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_backends_are_those_of_the_deploy_stage() -> None:
-    from errata import deploy
+    from errata.deploy import DeployedPipeline  # brings the kernels
     from errata.deploy.kernel_registry import backend_names
 
-    assert deploy.DeployedPipeline  # brings the kernels
+    assert DeployedPipeline.__name__ == "DeployedPipeline"
     assert backend_names() == usage.BACKENDS
 
 

@@ -212,7 +212,7 @@ def test_bad_input_is_refused_by_each_stage(
         (["calibrate", folder / "artifact" / "scheduler", *out], "scheduler"),
         (["compress", nothing, *recording, "--recipe", "w8a8", *out], "does not exist"),
         (["compress", folder / "pipeline", "--calibration", nothing, "--recipe", "w8a8", *out], "nothing"),
-        (["deploy", folder / "pipeline", *out], "is no compressed pipeline"),
+        (["deploy", folder / "pipeline", *out], "is not a compressed pipeline"),
         (["verify", folder / "pipeline"], "is not an artifact"),
         (["inspect", nothing], "nothing"),
     ]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from errata.directories import staged_directory
+from errata.directories import staged_directory, whole_file, write_whole
 from errata.errors import ArtifactError
 
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -101,7 +101,7 @@ def test_a_parent_that_is_there_is_not_called_missing(
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     with (
-        pytest.raises(ArtifactError, match="refuses it .no such file or directory"),
+        pytest.raises(ArtifactError, match="cannot make `.*out` in `.*`: no such file or directory"),
         staged_directory(tmp_path / "out", error=ArtifactError),
     ):
         pytest.fail("the block must not run")
@@ -111,7 +111,7 @@ def test_a_parent_that_is_there_is_not_called_missing(
 def test_refuses_a_read_only_parent(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o555)
     with (
-        pytest.raises(ArtifactError, match="locked` refuses it .permission denied"),
+        pytest.raises(ArtifactError, match="in `.*locked`: permission denied"),
         staged_directory(tmp_path / "locked" / "out", error=ArtifactError),
     ):
         pytest.fail("the block must not run")
@@ -126,7 +126,7 @@ def test_refuses_a_parent_that_cannot_be_written(
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     with (
-        pytest.raises(ArtifactError, match=f"refuses it .{os.strerror(number).lower()}"),
+        pytest.raises(ArtifactError, match=f"cannot make `.*out` in `.*`: {os.strerror(number).lower()}"),
         staged_directory(tmp_path / "out", error=ArtifactError),
     ):
         pytest.fail("the block must not run")
@@ -135,10 +135,89 @@ def test_refuses_a_parent_that_cannot_be_written(
 def test_does_not_overwrite_what_was_made_meanwhile(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with (
-        pytest.raises(ArtifactError, match="was filled meanwhile"),
+        pytest.raises(ArtifactError, match="was filled by something else in the meantime"),
         staged_directory(out, error=ArtifactError),
     ):
         out.mkdir()
         (out / "theirs").touch()
     assert contents(tmp_path) == ["out"]
     assert contents(out) == ["theirs"]
+
+
+def write(path: Path, data: bytes, staging: Path | None = None) -> None:
+    write_whole(path, data, error=ArtifactError, advice="choose another file", staging=staging)
+
+
+@pytest.mark.parametrize("has_fixed_name", [True, False])
+def test_a_write_that_stops_halfway_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_fixed_name: bool
+) -> None:
+    path, staging = tmp_path / "file", tmp_path / "file.tmp" if has_fixed_name else None
+    write(path, b"old", staging)
+
+    def write_half(self: Path, data: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", write_half)
+        with pytest.raises(KeyboardInterrupt):
+            write(path, b"something new", staging)
+    assert path.read_bytes() == b"old"
+    write(path, b"new", staging)
+    assert path.read_bytes() == b"new"
+    assert contents(tmp_path) == ["file"]
+
+
+def test_what_a_kill_left_under_a_fixed_name_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "file.tmp").write_bytes(b"half of something long")
+    write(tmp_path / "file", b"new", tmp_path / "file.tmp")
+    assert contents(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_a_file_that_cannot_be_written_is_one_line_with_advice(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ArtifactError, match="cannot write `.*file`: no such file or directory; choose"),
+        whole_file(tmp_path / "missing" / "file", error=ArtifactError, advice="choose another") as partial,
+    ):
+        partial.write_bytes(b"x")
+
+
+def test_replaces_a_full_directory_only_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    with (
+        pytest.raises(ZeroDivisionError),
+        staged_directory(tmp_path / "out", error=ArtifactError, replaces=True),
+    ):
+        raise ZeroDivisionError
+    assert contents(tmp_path / "out") == ["old"]
+    with staged_directory(tmp_path / "out", error=ArtifactError, replaces=True) as staging:
+        (staging / "new").touch()
+        assert contents(tmp_path / "out") == ["old"]
+    assert contents(tmp_path / "out") == ["new"]
+    assert contents(tmp_path) == ["out"]
+
+
+def test_the_old_directory_comes_back_if_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial"):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with (
+        pytest.raises(ArtifactError, match="cannot replace `.*out`: permission denied; choose another"),
+        staged_directory(tmp_path / "out", error=ArtifactError, replaces=True),
+    ):
+        pass
+    assert contents(tmp_path / "out") == ["old"]
+    assert contents(tmp_path) == ["out"]

@@ -90,8 +90,8 @@ def test_the_order_of_a_mapping_does_not_count() -> None:
 
 def test_what_has_no_content_is_refused() -> None:
     with pytest.raises(
-        CalibrationError, match=r"`inputs\[0\].callback` is a function, which cannot be told from"
+        CalibrationError, match=r"`inputs\[0\].callback` is a function, whose content cannot be compared"
     ):
         value_digest([{"callback": lambda: None}], name="inputs")
-    with pytest.raises(CalibrationError, match="`x` is a ndarray, which cannot be told from another"):
+    with pytest.raises(CalibrationError, match="`x` is a ndarray, whose content cannot be compared"):
         value_digest(np.array([object()]), name="x")

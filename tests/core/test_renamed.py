@@ -25,7 +25,7 @@ def test_what_is_in_an_old_module_is_the_new_thing_itself() -> None:
 
 
 def test_a_split_module_finds_each_name_where_it_went() -> None:
-    from errata.compress.quantize.range_search import choose_range
+    from errata.compress.quantize.quantizers import choose_range
     from errata.runtime.ranges import quantize
 
     old = importlib.import_module("errata.compress.quantize.ranges")

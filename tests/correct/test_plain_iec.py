@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from errata.correct import IEC, Plan, wrap
-from errata.correct.iec import plain_iec
+from errata.correct.methods.iec import plain_iec
 from errata.deploy import DeployedPipeline
 
 STEPS = 4

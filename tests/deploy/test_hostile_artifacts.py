@@ -66,7 +66,7 @@ JSON = {
         harm.raw(MANIFEST, b"{" + b"".join(b'"%d":0,' % i for i in range(300_000)) + b'"7":0}'),
         "duplicate key '7'",
     ),
-    "NaN": (harm.raw(MANIFEST, b'{"format":NaN}'), "NaN is no JSON number"),
+    "NaN": (harm.raw(MANIFEST, b'{"format":NaN}'), "NaN is not a JSON number"),
     "infinity": (harm.raw(MANIFEST, b'{"format":1e999}'), "1e999 is too large"),
     "a number of 10,000 digits": (harm.raw(MANIFEST, b'{"a":' + b"9" * 10_000 + b"}"), "is not valid JSON"),
     "half a letter": (harm.raw(MANIFEST, b'{"\xff":1}'), "is not valid JSON"),

@@ -19,8 +19,8 @@ from errata import compress, deploy
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline, Recipe
 from errata.compress.quantize.quantizers import StepwiseQuantizer
+from errata.compress.quantize.quantizers import choose_range as errata_range
 from errata.compress.quantize.quantizers import quantize_weight as errata_weight
-from errata.compress.quantize.range_search import choose_range as errata_range
 from errata.compress.quantize.simulation import quantize_weights, simulated_weight
 from errata.correct import IEC, Plan, wrap
 from errata.deploy import DeployedPipeline
@@ -181,7 +181,7 @@ def test_activations_are_those_of_errata(minimal: ModuleType) -> None:
     x = 2 * torch.randn(2, 3, 8, 8)
     scale, zero_point = torch.tensor([0.011, 0.02]), torch.tensor([100.0, 31.0])
     clock = StepContext()
-    quantizer = StepwiseQuantizer(scale, zero_point, bits=8, clock=clock)
+    quantizer = StepwiseQuantizer(scale, zero_point, bits=8, context=clock)
     for step in range(2):
         with clock.at(step):
             expected = quantizer(x)

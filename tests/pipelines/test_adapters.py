@@ -36,7 +36,7 @@ def test_an_adapter_beside_the_weights_is_refused(
     component: str, make_adapted: Callable[[str], Any], tmp_path: Path
 ) -> None:
     message = (
-        rf"`{component}\..*` has LoRA layers beside its weight; fuse them first: `pipe.fuse_lora\(\); pipe"
+        rf"`{component}\..*` has LoRA layers next to its weight; fuse them first: `pipe.fuse_lora\(\); pipe"
     )
     with pytest.raises(CalibrationError, match=message):
         make_adapted(component).collect(tmp_path / "set", steps=STEPS)

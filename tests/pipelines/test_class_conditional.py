@@ -238,7 +238,10 @@ def test_parts_that_do_not_fit(small_pipeline: Build) -> None:
             {**plain, "unconditional_label": 11},
             "unconditional_label is 11, but the unet has 11 class embeddings",
         ),
-        ({**context, "unconditional_label": 0}, "a class_embedder, whose last row it is; leave it out"),
+        (
+            {**context, "unconditional_label": 0},
+            "a class_embedder, whose last row has that meaning; leave it out",
+        ),
         ({**context, "class_embedder": None}, "the unet has cross attention: give a class_embedder"),
         ({**plain, "class_embedder": ClassEmbedder(10, 16)}, "has width 16, the unet's cross attention None"),
         ({**context, "class_embedder": ClassEmbedder(10, 8)}, "has width 8, the unet's cross attention 16"),

@@ -14,7 +14,7 @@ from errata.calibration.calibration_set import Record
 from errata.compress import CacheQuant, CacheSchedule, CompressedPipeline, Recipe
 from errata.compress.cache import cache_features
 from errata.compress.cache.cache_correction import fit_cache_correction
-from errata.compress.cache.refined_inputs import input_scales
+from errata.compress.cache.cache_features import input_scales
 from errata.compress.quantize.simulation import simulate
 from errata.runtime.denoiser import UNetDenoiser
 from errata.runtime.feature_correction import FeatureCorrection, correct_outputs

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from errata.compress.cache.channel_fit import ChannelFit
+from errata.compress.cache.cache_correction import ChannelFit
 
 
 def test_an_affine_target_gives_back_its_gain_and_shift() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from errata.calibration.calibration_set import Record
-from errata.compress.cache.refined_inputs import RefinedInputs, input_scales
+from errata.compress.cache.cache_features import RefinedInputs, input_scales
 from errata.errors import RecipeError
 
 # diffusers 0.42 and numpy 2.

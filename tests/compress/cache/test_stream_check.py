@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from errata.calibration import Record
-from errata.compress.cache.stream_check import check_regular_guidance
+from errata.compress.cache.cache_features import check_regular_guidance
 from errata.errors import RecipeError
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from errata.compress.quantize.range_search import choose_range
+from errata.compress.quantize.quantizers import choose_range
 from errata.runtime.ranges import dequantize, quantize
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from errata.compress.quantize.quantizers import quantize_weight
-from errata.compress.rounding.soft_rounding import SoftRounding
+from errata.compress.rounding.reconstruction import SoftRounding
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
 import torch
 from torch import Tensor
 
-from errata.compress.quantize.quantizers import StepwiseQuantizer
-from errata.compress.rounding.straight_through import StraightThrough
+from errata.compress.quantize.quantizers import StepwiseQuantizer, StraightThrough
 from errata.runtime.step_context import StepContext
 
 

@@ -9,7 +9,7 @@ import torch
 
 from errata.calibration import CalibrationSet
 from errata.calibration.calibration_set import Record
-from errata.compress.rounding.rounding_inputs import MixedSteps, choose_inputs, spill_inputs
+from errata.compress.quantize.recorded_inputs import MixedSteps, choose_inputs, spill_inputs
 from errata.compress.rounding.row_store import RowStore
 
 

@@ -1,0 +1,1 @@
+../../core/journal_rules.py
