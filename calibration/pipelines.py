@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, is_accelerate_available
 from safetensors import SafetensorError, safe_open
 
 from errata.errors import CalibrationError
@@ -52,10 +52,13 @@ def load_pipeline(source: str | Path) -> DiffusionPipeline:
             f"`{source}` does not exist; give a diffusers directory (one with model_index.json) or a hub name"
         )
     try:
-        pipe = pipeline_class.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
-    except (
-        Exception
-    ) as problem:  # diffusers, transformers, safetensors and the hub raise many kinds of errors
+        pipe = pipeline_class.from_pretrained(
+            name,
+            use_safetensors=True,
+            dtype=torch.float32,
+            low_cpu_mem_usage=is_accelerate_available(),  # else diffusers 0.42 recommends it, once a model
+        )
+    except Exception as problem:  # diffusers, transformers, safetensors and the hub raise whatever they like
         raise CalibrationError(_why_not_opened(source, directory, problem)) from problem
     if getattr(pipe, "unet", None) is None:
         raise CalibrationError(

@@ -7,6 +7,7 @@ imports none of them, and not torch either.
 
 from importlib.metadata import PackageNotFoundError, version
 
+from errata import quiet as quiet
 from errata import renamed as renamed
 from errata.errors import (
     ArtifactCorrupt as ArtifactCorrupt,
@@ -43,6 +44,7 @@ __version__: str
 """Of the installed package."""
 
 renamed.install()
+quiet.mute()
 
 try:
     __version__ = version("errata")

@@ -1,4 +1,4 @@
-"""The memory of this process: the most that it held, and what becomes of what it frees."""
+"""What this process does with memory that was freed, and the most that it has held."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def keep_freed_memory() -> bool:
 
 
 def peak_memory() -> int:
-    """Return the bytes of main memory held at most so far; 0 where the system does not say."""
+    """Return the peak of the process's main memory so far, in bytes; 0 where the system does not say."""
     try:
         import resource
     except ImportError:  # Windows
@@ -38,7 +38,7 @@ def peak_memory() -> int:
 
 
 def peak_cuda_memory() -> int | None:
-    """Return the bytes of GPU memory that torch held at most so far; None without a GPU in use."""
+    """Return the peak of torch's GPU memory so far, in bytes; None without a GPU in use."""
     import torch
 
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):

@@ -146,5 +146,5 @@ def _promise(ledger: Ledger, shard: Shard) -> str:
     share = f", of which shard {shard} does its part" if shard.count > 1 else ""
     return (
         f"{len(ledger.rows)} rows of {sum(ledger.batches)} images{share}: about {duration(seconds)} of "
-        " denoiser calls, in one process"
+        "denoiser calls, in one process"
     )

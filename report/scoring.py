@@ -25,8 +25,8 @@ class Scorer:
     """What is measured of single images beside their features.
 
     Attributes:
-        lpips: a learned distance, such as `errata.quality.Lpips()`; None leaves it out.
-        clip: a score of image and prompt, such as `errata.quality.ClipScore(…)`; None leaves it out.
+        lpips: a learned distance, such as `errata.quality.lpips.Lpips()`; None leaves it out.
+        clip: a score of image and prompt, such as `errata.quality.clip_score.ClipScore(…)`; None leaves it out.
     """
 
     lpips: Paired | None = None

@@ -45,7 +45,7 @@ class CallView:
         kind: how the cache schedule wants it.
         stream: which call of its sampler step it is; more than 0 only where guidance takes several calls.
         stored: `(step, feature)` of the latest full evaluations of this stream, oldest first; as many as
-            `Run.remembers` at most.
+            the `remembers` of `Run` at most.
         reads: steps at which the features that it will read were made, newest first; none of a full call.
     """
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pdoc
 import pdoc.render
 
-from errata.cli import quiet
+from errata import quiet
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (
@@ -39,7 +39,7 @@ def build(out: Path) -> None:
         footer_text=f"errata {version}",
         template_directory=Path(__file__).with_name("docs_templates"),
     )
-    with quiet.without_chatter():
+    with quiet.without_notices():
         for package in PACKAGES:
             importlib.import_module(package)  # other people's packages may warn while they are imported
     with warnings.catch_warnings():

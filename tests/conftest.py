@@ -12,9 +12,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 
-from errata.cli import quiet
+from errata import quiet
 
-with quiet.without_chatter():
+with quiet.without_notices():
     import torch
     from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 

@@ -1,4 +1,4 @@
-"""`errata calibrate`: record what the float pipeline does."""
+"""`errata calibrate`: record the denoiser calls of a float pipeline."""
 
 import argparse
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ from errata.cli.usage import (
 )
 
 DETAILS = f"""\
-Runs the pipeline and writes down every call of its denoiser; `errata compress` chooses number ranges
-from them. An interrupted run goes on where it stopped: give the same command again.
+Runs the pipeline and records the inputs of every denoiser call. `errata compress` derives number ranges,
+rounding and cache schedules from them. To resume an interrupted run, give the same command again.
 
   errata calibrate core/embedded/digits --steps 25 --samples 64 --out runs/digits/calibration
   errata calibrate google/ddpm-cifar10-32 --steps 100 --samples 512 --out runs/cifar/calibration
@@ -34,7 +34,8 @@ from them. An interrupted run goes on where it stopped: give the same command ag
 
 {SOURCES_TOLD}
 """
-_WAY_OUT = "record it from Python: errata.calibration.collect(pipe, …, inputs=[{'image': …}, …])"
+# No option can hold what such a pipeline needs.
+_WAY_OUT = "calibrate it from Python, see docs/calibrate.md"
 
 
 def add_parser(commands: Commands) -> None:
@@ -42,20 +43,28 @@ def add_parser(commands: Commands) -> None:
     parser = add_command(
         commands,
         "calibrate",
-        summary="record the trajectories of a float pipeline",
+        summary="record what a float pipeline computes while it samples",
         details=DETAILS,
     )
     parser.add_argument(
         "pipeline",
         metavar="PIPELINE",
-        help="hub name or local folder of a diffusers pipeline, as core/embedded/digits of the checkout",
+        help="hub name or local folder of a diffusers pipeline, such as core/embedded/digits",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of the recording")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write")
     parser.add_argument(
-        "--steps", type=positive, default=100, metavar="N", help="sampling steps (default: 100)"
+        "--steps",
+        type=positive,
+        default=100,
+        metavar="N",
+        help="sampling steps, as you will sample later (default: 100)",
     )
     parser.add_argument(
-        "--samples", type=positive, default=512, metavar="N", help="images to make (default: 512)"
+        "--samples",
+        type=positive,
+        default=512,
+        metavar="N",
+        help="trajectories to record (default: 512)",
     )
     add_batch_size_option(parser, default=64)
     add_seed_option(parser)
@@ -86,12 +95,12 @@ def run(args: argparse.Namespace) -> int:
         device=args.device or usual_device(),
     )
     payload = {"calibration": str(args.out), "samples": args.samples, "steps": args.steps}
-    emit(args, payload, f"{args.samples} trajectories of {args.steps} steps are in {args.out}")
+    emit(args, payload, f"calibration: {args.out}, {args.samples} trajectories of {args.steps} steps")
     return 0
 
 
 def _inputs(args: argparse.Namespace, labels: Sequence[int] | None) -> list[dict[str, Any]] | None:
-    """What every batch of images is given beside prompts."""
+    """Return the keyword arguments of each batch besides prompts; None if there are none."""
     if labels is None and args.negative_prompt is None:
         return None
     inputs: list[dict[str, Any]] = []

@@ -1,6 +1,7 @@
-"""`errata compress`: simulate low bits and a cache."""
+"""`errata compress`: quantize a pipeline and add a cache, or show what that would do."""
 
 import argparse
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -9,32 +10,37 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.cli.dry_run import preview_text
-from errata.cli.output import emit, megabytes, schedule_text
-from errata.cli.recipes import add_recipe_options, recipe_from
-from errata.cli.sensitivities import measure
+from errata.cli.compress_options import add_modes, add_recipe_options, check_options, recipe_from
+from errata.cli.output import emit, exceptions_text, megabytes, schedule_text, table
 from errata.cli.usage import Commands, UsageError, add_command, positive
 from errata.memory import peak_cuda_memory, peak_memory
 
 if TYPE_CHECKING:
     from errata.calibration import CalibrationSet
     from errata.compress import CompressedPipeline, Recipe
+    from errata.compress.jobs.dry_run import LayerDryRun, Preview
     from errata.compress.jobs.progress import BlockReport
+    from errata.compress.quantize.sensitivity_table import SensitivityTable
 
 DETAILS = """\
-Recipes: w8a8 and w4a8 are bits of weights and activations; w4a8-learned learns how weights are rounded;
-deepcache-N evaluates every N-th step in full and reuses deep features in the others, deepcache:steps=0/4/9
-has full steps of your own, cachequant-N searches them and corrects the reuse; `+` joins the two, and options
-follow a colon: w8a8+deepcache-10:branch=1. A recipe may also be a .json or .yaml file. docs/compress.md has
-all options. Refuses a directory that is not empty.
+Recipes:
+  w8a8, w4a8             bits of weights and activations; weights are rounded to nearest
+  w8a8-learned,
+  w4a8-learned           the rounding of the weights is learned, block by block
+  deepcache-N            every N-th step runs in full, the others reuse its deep feature
+  deepcache:steps=0/4/9  the same, with full steps of your choice
+  cachequant-N           one step in N runs in full, placed by a search; reused features are corrected
+Join a quantizer and a cache with `+`. Options follow a colon: w8a8+deepcache-10:branch=1. A recipe may also
+be a .json or .yaml file. docs/compress.md lists all options.
 
-What is finished is kept in DIR.partial until DIR is complete. An interrupted run goes on where it stopped:
-give the same command again.
+Finished work is kept in DIR.partial until DIR is complete. To resume an interrupted run, give the same
+command again. DIR must be new or empty.
 
   errata compress google/ddpm-cifar10-32 --calibration runs/cifar/calibration \\
       --recipe w4a8-learned+cachequant-5 --out runs/cifar/compressed
   errata compress google/ddpm-cifar10-32 --calibration runs/cifar/calibration --recipe w4a8 --dry-run
 """
+SENSITIVITY_SAMPLES = 16
 
 
 def add_parser(commands: Commands) -> None:
@@ -42,62 +48,45 @@ def add_parser(commands: Commands) -> None:
     parser = add_command(
         commands,
         "compress",
-        summary="quantize a calibrated pipeline and give it a cache",
+        summary="quantize a calibrated pipeline and add a cache",
         details=DETAILS,
     )
     parser.add_argument(
-        "pipeline", metavar="PIPELINE", help="the one that was calibrated: hub name or local folder"
+        "pipeline", metavar="PIPELINE", help="the pipeline that was calibrated: hub name or local folder"
     )
     parser.add_argument(
-        "--calibration", type=Path, required=True, metavar="DIR", help="what `errata calibrate` wrote"
+        "--calibration",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="what `errata calibrate` wrote",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="directory of the result; with --sensitivity a .json or .csv file",
+        help="new directory; with --sensitivity a new .json or .csv file",
     )
     parser.add_argument(
         "--range-samples",
         type=positive,
         metavar="N",
-        help="trajectories that activation ranges are chosen on, at most (default: 64)",
+        help="number of trajectories from which activation ranges are chosen, at most (default: 64)",
     )
     parser.add_argument(
         "--reuse",
         type=Path,
         metavar="DIR",
-        help="take codes and ranges from an earlier result with the same model, recording and quantizer",
+        help="reuse codes and ranges of an earlier result with the same model, calibration and quantizer",
     )
     add_recipe_options(parser)
     add_modes(parser)
     parser.set_defaults(run=run)
 
 
-def add_modes(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command can do instead of compressing."""
-    modes = parser.add_argument_group("instead of compressing")
-    modes.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="show what would be quantized and how, and the size that results; write nothing",
-    )
-    modes.add_argument(
-        "--sensitivity",
-        action="store_true",
-        help="quantize each layer alone, and show how much that changes the network's prediction",
-    )
-    modes.add_argument(
-        "--sensitivity-samples", type=positive, metavar="N", help="recorded samples a step (default: 16)"
-    )
-    modes.add_argument(
-        "--sensitivity-steps", type=positive, metavar="N", help="evenly spaced steps (default: all)"
-    )
-
-
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    _check_options(args)
+    check_options(args)
     recipe = recipe_from(args)
 
     from errata import calibration
@@ -108,30 +97,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(args, recording, recipe)
     if args.sensitivity:
-        return measure(args, recording, recipe)
+        return _sensitivity(args, recording, recipe)
     return _compress(args, recording, recipe)
-
-
-def _check_options(args: argparse.Namespace) -> None:
-    """Refuse options that have no use together.
-
-    Raises:
-        UsageError: naming one.
-    """
-    if args.dry_run and args.sensitivity:
-        raise UsageError("--dry-run and --sensitivity are two different things; give one of them")
-    if args.out is None and not (args.dry_run or args.sensitivity):
-        raise UsageError("--out is required: the directory of the result; see `errata compress --help`")
-    idle = []
-    if not args.sensitivity:
-        idle += ["sensitivity_samples", "sensitivity_steps"]
-    if args.sensitivity or args.dry_run:
-        idle += ["range_samples", "reuse"]
-    for name in idle:
-        if getattr(args, name) is not None:
-            mode = "--dry-run" if args.dry_run else "--sensitivity"
-            rule = f"with {mode}" if name in ("range_samples", "reuse") else "without --sensitivity"
-            raise UsageError(f"--{name.replace('_', '-')} has no effect {rule}; leave it out")
 
 
 def _check_is_vacant(out: Path) -> None:
@@ -155,7 +122,7 @@ def _compress(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Re
     blocks: list[BlockReport] = []
     start = time.monotonic()
     pipe = calibration.load_pipeline(args.pipeline)
-    with _progress_told(), _resumable(args.out):
+    with _progress_shown(), _resumable(args.out):
         compressed = compress.apply(
             pipe,
             recording,
@@ -195,7 +162,7 @@ def _summary_text(out: Path, compressed: "CompressedPipeline", payload: dict[str
     if "peak_cuda_memory_bytes" in payload:
         memory += f", on the GPU {megabytes(payload['peak_cuda_memory_bytes'])}"
     name = compressed.compression.recipe.name
-    lines = [f"{name} model is in {out}"]
+    lines = [f"compressed with {name}: {out}"]
     if compressed.schedule.has_cache:
         lines.append(f"cache: {schedule_text(compressed.schedule)}")
     return "\n".join([*lines, f"{duration(payload['seconds'])}, {memory}"])
@@ -210,17 +177,101 @@ def _dry_run(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Rec
     pipe = calibration.load_pipeline(args.pipeline)
     check_model(pipe, recording)
     preview = Preview.of(pipe, recipe, num_steps=recording.num_steps, calls_per_step=recording.calls_per_step)
-    payload, text = preview.to_json(), preview_text(preview)
+    payload, text = preview.to_json(), _preview_text(preview)
     if args.out is not None and (finished := count_finished(args.out)):
         payload["finished_stages"] = finished
-        text += f"\n{finished} stages are finished in {work_directory(args.out)}"
+        text += f"\n{finished} stages are already finished in {work_directory(args.out)}"
     emit(args, payload, text)
     return 0
 
 
+def _preview_text(preview: "Preview") -> str:
+    """Return a table of layers, then the cache, the rounding and the sizes."""
+    columns = ("layer", "kind", "scheme", "input parts", "weight", "bytes")
+    rows = table(columns, [_row(layer) for layer in preview.layers])
+    facts = {
+        "recipe": preview.recipe.name,
+        "rounding": _rounding(preview),
+        "exceptions": exceptions_text(preview.recipe),
+        "cache": preview.cache_text(),
+        "steps": str(preview.num_steps),
+        **{name: megabytes(size) for name, size in preview.sizes.items()},
+        "total": f"{megabytes(preview.total_bytes)}, {preview.total_bytes / preview.float32_bytes:.3f} of "
+        f"the {megabytes(preview.float32_bytes)} of its float32 weights",
+    }
+    width = max(map(len, facts))
+    lines = "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
+    return f"{rows}\n\n{lines}\nnothing was written"
+
+
+def _row(layer: "LayerDryRun") -> tuple[object, ...]:
+    parts = " + ".join(map(str, layer.parts)) or "-"
+    shape = " x ".join(map(str, layer.shape)) or "-"
+    return layer.name, layer.kind, layer.scheme, parts, shape, layer.weight_bytes
+
+
+def _rounding(preview: "Preview") -> str:
+    quantization = preview.recipe.quantization
+    if quantization is None:
+        return "none, nothing is quantized"
+    learned = quantization.rounding
+    words = ["to nearest"]
+    if learned is not None:
+        words = [f"learned, {learned.iterations} iterations per block on {learned.samples} inputs"]
+    words += ["weights equalized first"] * quantization.equalization
+    words += ["biases corrected"] * quantization.bias_correction
+    return ", ".join(words)
+
+
+def _sensitivity(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Recipe") -> int:
+    """Measure how much each layer alone changes the prediction, print that, and write `--out` if given."""
+    _check_sensitivity(args.out, recipe)
+    from errata import calibration
+    from errata.compress.quantize import sensitivity
+
+    table = sensitivity.measure(
+        calibration.load_pipeline(args.pipeline),
+        recording,
+        recipe,
+        samples=args.sensitivity_samples or SENSITIVITY_SAMPLES,
+        steps=args.sensitivity_steps,
+    )
+    text = table.text().rstrip("\n")
+    if args.out is not None:
+        args.out.write_text(_table_file(table, args.out), encoding="utf-8")
+        text += f"\ntable: {args.out}"
+    emit(args, table.to_json(), text)
+    return 0
+
+
+def _check_sensitivity(out: Path | None, recipe: "Recipe") -> None:
+    """Check, before the work, that there is something to measure and that the file can be written.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if recipe.quantization is None:
+        raise UsageError(
+            f"--sensitivity has no effect with the recipe {recipe.name}, which quantizes nothing; "
+            "choose one such as w4a8"
+        )
+    if out is None:
+        return
+    if out.suffix not in (".json", ".csv"):
+        raise UsageError(f"--out `{out}`: with --sensitivity, the name of the file must end in .json or .csv")
+    if out.exists():
+        raise UsageError(f"--out `{out}` exists; choose another file or remove it")
+    if not out.parent.is_dir():
+        raise UsageError(f"--out `{out}`: the directory `{out.parent}` does not exist; create it first")
+
+
+def _table_file(table: "SensitivityTable", out: Path) -> str:
+    return table.to_csv() if out.suffix == ".csv" else json.dumps(table.to_json(), indent=1) + "\n"
+
+
 @contextmanager
-def _progress_told() -> Iterator[None]:
-    """Let the stage say on stderr what it is at, line by line."""
+def _progress_shown() -> Iterator[None]:
+    """Print the progress of the stage on stderr, line by line."""
     logger = logging.getLogger("errata.compress")
     before = logger.level
     logger.setLevel(logging.INFO)
@@ -232,7 +283,7 @@ def _progress_told() -> Iterator[None]:
 
 @contextmanager
 def _resumable(out: Path) -> Iterator[None]:
-    """Say after Ctrl-C what is left to go on with."""
+    """Say after Ctrl-C what was kept, and how to resume."""
     from errata.compress.jobs.stages import count_finished, work_directory
 
     try:
@@ -241,6 +292,6 @@ def _resumable(out: Path) -> Iterator[None]:
         if not (finished := count_finished(out)):
             raise
         raise KeyboardInterrupt(
-            f"interrupted; {finished} finished stages are kept in `{work_directory(out)}`: "
-            "give the same command again to go on"
+            f"interrupted; {finished} finished stages are kept in `{work_directory(out)}`; to resume, give "
+            "the same command again"
         ) from stop

@@ -1,14 +1,16 @@
-"""What images are made from beside noise: prompts and class labels, one an image, and guidance."""
+"""Prompts, class labels and guidance: options, and where prompts and labels are read from."""
 
 import argparse
 from collections.abc import Callable, Mapping
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from errata.cli.columns import read_labels, read_prompts
 from errata.cli.inputs import check_argument, check_labels, needs, takes_batch_size
-from errata.cli.usage import UsageError, finite
+from errata.cli.usage import UsageError, finite, read_text
+from errata.errors import first_line
 
-# Option: argument of the pipeline.
+# Option: keyword argument of the pipeline.
 CONDITIONS = {
     "--prompts": "prompt",
     "--labels": "class_labels",
@@ -16,49 +18,53 @@ CONDITIONS = {
     "--guidance-scale": "guidance_scale",
 }
 SOURCES_TOLD = """\
-A SOURCE is a text file with one entry a line, FILE:COLUMN of a parquet, CSV or JSON file, or DATASET:COLUMN
-on the hub; its first rows are taken, in order, from the split "train"."""
+A SOURCE of prompts or labels is a text file with one entry per line, FILE:COLUMN of a parquet, CSV or JSON
+file, or DATASET:COLUMN on the hub (split "train"). The first rows are used, in order."""
+# The names under which `datasets` knows its readers of local files.
+_READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+_ALLOWED = "a text file, FILE:COLUMN of a .parquet, .csv, .json or .jsonl file, or DATASET:COLUMN on the hub"
 
 
 def add_condition_options(parser: argparse.ArgumentParser) -> None:
-    """Declare them."""
-    parser.add_argument("--prompts", metavar="SOURCE", help="one prompt an image, see below")
-    parser.add_argument("--labels", metavar="SOURCE", help="one class label an image, see below")
+    """Declare the options."""
+    parser.add_argument("--prompts", metavar="SOURCE", help="one prompt per image, see below")
+    parser.add_argument("--labels", metavar="SOURCE", help="one class label per image, see below")
     parser.add_argument(
-        "--negative-prompt", metavar="TEXT", help="what guidance leads away from, for every image"
+        "--negative-prompt", metavar="TEXT", help="what the images should not show; the same for all"
     )
     parser.add_argument(
-        "--guidance-scale", type=finite, metavar="X", help="of guided pipelines (default: the pipeline's)"
+        "--guidance-scale", type=finite, metavar="X", help="guidance scale (default: the pipeline's)"
     )
 
 
 def read_conditions(args: argparse.Namespace, count: int) -> "tuple[list[str] | None, list[int] | None]":
-    """Prompts and labels of `count` images, of those that the options name.
+    """Return the prompts and labels of `count` images, each None if its option was not given.
 
     Raises:
-        UsageError: there are fewer, or what is there is of another kind.
+        UsageError: a source has too few entries, or entries of the wrong kind.
     """
     prompts = None if args.prompts is None else read_prompts(args.prompts, limit=count)
     labels = None if args.labels is None else read_labels(args.labels, limit=count)
     for what, values in (("prompts", prompts), ("labels", labels)):
         if values is not None and len(values) < count:
             raise UsageError(
-                f"`{getattr(args, what)}` has {len(values)} {what}, --samples {count} need one each; give "
-                f"more {what}, or lower --samples"
+                f"`{getattr(args, what)}` has {len(values)} {what}, and --samples {count} needs one for each "
+                f"image; add {what}, or lower --samples"
             )
     return prompts, labels
 
 
 def check_conditions(pipe: Any, args: argparse.Namespace, labels: list[int] | None, *, way_out: str) -> None:
-    """Refuse, before any work, options that the pipeline has no use for, and name what is missing.
+    """Check, before any work, that the options are those that the pipeline takes and needs.
 
     Raises:
-        UsageError: naming the option; a pipeline that needs pictures has its `way_out` told.
+        UsageError: an option does not fit or is missing, or the pipeline needs input images; then the
+            message ends in `way_out`.
     """
     if "image" in needs(pipe):
         raise UsageError(
-            f"this {type(pipe).__name__} needs a picture for every image, which this command cannot give; "
-            f"{way_out}"
+            f"{type(pipe).__name__} needs an input image for every sample, which this command has no "
+            f"option for; {way_out}"
         )
     for flag, argument in CONDITIONS.items():
         is_given = getattr(args, flag.removeprefix("--").replace("-", "_")) is not None
@@ -69,7 +75,7 @@ def check_conditions(pipe: Any, args: argparse.Namespace, labels: list[int] | No
 def inputs_of(
     pipe: Any, args: argparse.Namespace, prompts: list[str] | None, labels: list[int] | None
 ) -> Callable[[range], Mapping[str, Any]]:
-    """The pipeline's keyword arguments for images of given indices."""
+    """Return a function that maps image numbers to the pipeline's keyword arguments."""
     counts = takes_batch_size(pipe)
 
     def inputs(indices: range) -> Mapping[str, Any]:
@@ -84,3 +90,69 @@ def inputs_of(
         return given
 
     return inputs
+
+
+def read_prompts(source: str, *, limit: int) -> list[str]:
+    """Return the first `limit` prompts of a text file, one per line, or of a column of a file or dataset.
+
+    Raises:
+        UsageError: the source cannot be read or is empty, or an entry is not text.
+    """
+    prompts: list[str] = []
+    for value in _read(source, limit):
+        if not isinstance(value, str):
+            raise UsageError(f"`{source}` holds {value!r}, which is not text; choose another column")
+        prompts.append(value)
+    return prompts
+
+
+def read_labels(source: str, *, limit: int) -> list[int]:
+    """Return the first `limit` class labels, whole numbers, of the same kinds of source.
+
+    Raises:
+        UsageError: the source cannot be read or is empty, or an entry is not a whole number.
+    """
+    labels: list[int] = []
+    for value in _read(source, limit):
+        is_number = type(value) is int or (isinstance(value, str) and value.isdecimal())
+        if not is_number:
+            raise UsageError(f"`{source}` holds {value!r}, which is not a class label; choose another column")
+        labels.append(int(value))
+    return labels
+
+
+def _read(source: str, limit: int) -> list[Any]:
+    path = Path(source)
+    if path.is_file() and path.suffix not in _READERS:
+        lines = read_text(path).splitlines()
+        values: list[Any] = [line.strip() for line in lines if line.strip()][:limit]
+    else:
+        values = _column(source, limit)
+    if not values:
+        raise UsageError(f"`{source}` is empty; it needs at least one entry")
+    return values
+
+
+def _column(source: str, limit: int) -> list[Any]:
+    name, _, column = source.rpartition(":")
+    if not name or not column:
+        hint = " (the column is missing)" if Path(source).is_file() else ""
+        raise UsageError(f"`{source}` cannot be read{hint}; allowed are {_ALLOWED}")
+
+    import datasets
+
+    reader = _READERS.get(Path(name).suffix)
+    try:
+        if reader is not None:
+            if not Path(name).is_file():
+                raise FileNotFoundError(f"no such file: {name}")
+            rows = datasets.load_dataset(reader, data_files=name, split="train", streaming=True)
+        else:
+            rows = datasets.load_dataset(name, split="train", streaming=True)
+        first = list(islice(rows, limit))
+    except Exception as problem:  # datasets, its readers and the hub raise whatever they like
+        reason = first_line(problem)
+        raise UsageError(f"`{source}` cannot be read: {reason}; allowed are {_ALLOWED}") from problem
+    if first and column not in first[0]:
+        raise UsageError(f"`{name}` has no column `{column}`; it has {', '.join(sorted(first[0]))}")
+    return [row[column] for row in first]

@@ -1,4 +1,4 @@
-"""`errata demo`: the whole life of a model, on the one inside the package."""
+"""`errata demo`: all stages on the built-in model."""
 
 import argparse
 from pathlib import Path
@@ -7,8 +7,8 @@ from errata.cli.output import emit
 from errata.cli.usage import Commands, add_command
 
 DETAILS = """\
-Calibrates, compresses, freezes, corrects and judges a model of handwritten digits, on the CPU, in a few
-minutes and without a download. Ends with a table and DIR/report.html.
+Calibrates, compresses, freezes, corrects and measures a small model of handwritten digits. It runs on the CPU
+in a few minutes, downloads nothing, and ends with a table and DIR/report.html.
 """
 
 
@@ -17,7 +17,7 @@ def add_parser(commands: Commands) -> None:
     parser = add_command(
         commands,
         "demo",
-        summary="show the whole life on a small built-in model",
+        summary="run all stages on the small built-in model",
         details=DETAILS,
     )
     parser.add_argument(

@@ -1,13 +1,14 @@
-"""`errata generate`: images from an artifact, corrected or not."""
+"""`errata generate`: images from an artifact, with or without correction."""
 
 import argparse
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.cli.inputs import call_arguments, refusals_told
+from errata.cli.inputs import call_arguments, rejections_as_errors
 from errata.cli.output import emit
 from errata.cli.plans import add_plan_options, plan_from
 from errata.cli.usage import (
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
     from errata.correct import CorrectedPipeline
 
 DETAILS = """\
-Writes 00000.png, 00001.png, ... and grid.png, a sheet of all. Image i starts from seed N + i, so it does
-not depend on how many are asked for.
+Writes 00000.png, 00001.png, ... and grid.png, which shows all images. Image i has seed N + i, so it does not
+depend on the number of images.
 
   errata generate runs/cifar/artifact --images 16 --correct iec --at ends:1/10 --out runs/cifar/images
   errata generate runs/sd/artifact --prompt "a red bicycle" --guidance-scale 7.5 --out runs/sd/images
 """
+# In pixels: the least side of an image on the grid, and the gap between two images.
+VISIBLE, GUTTER = 64, 2
 
 
 def add_parser(commands: Commands) -> None:
@@ -43,28 +46,30 @@ def add_parser(commands: Commands) -> None:
     parser = add_command(
         commands,
         "generate",
-        summary="make images with an artifact",
+        summary="make images from an artifact",
         details=DETAILS,
     )
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="what `errata deploy` wrote")
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artifact or engine")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new directory for the images")
-    parser.add_argument("--images", type=positive, default=16, metavar="N", help="how many (default: 16)")
+    parser.add_argument(
+        "--images", type=positive, default=16, metavar="N", help="number of images (default: 16)"
+    )
     add_batch_size_option(parser, default=16)
     add_seed_option(parser)
-    parser.add_argument("--prompt", metavar="TEXT", help="for models that take one")
-    parser.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
-    parser.add_argument("--label", type=int, metavar="N", help="class to draw, for models that take one")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="picture to enlarge, for upscalers")
+    parser.add_argument("--prompt", metavar="TEXT", help="prompt, for text models")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what the images should not show")
+    parser.add_argument("--label", type=int, metavar="N", help="class label, for class-conditional models")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="input image, for upscalers")
     parser.add_argument(
-        "--guidance-scale", type=finite, metavar="X", help="of guided models (default: the pipeline's)"
+        "--guidance-scale", type=finite, metavar="X", help="guidance scale (default: the pipeline's)"
     )
     parser.add_argument("--steps", type=positive, metavar="N", help="sampling steps (default: as calibrated)")
     parser.add_argument(
         "--on-mismatch",
         choices=("error", "nearest"),
         default="error",
-        help="what --steps does when it was not calibrated for: refuse it, or take the ranges of the nearest "
-        "recorded steps (default: error)",
+        help="for --steps that were not calibrated: stop with an error, or use the ranges of the nearest "
+        "calibrated steps (default: error)",
     )
     add_device_option(parser)
     add_backend_option(parser)
@@ -78,7 +83,6 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_from(args)
 
     from errata import correct, deploy
-    from errata.cli.pictures import save_pictures
     from errata.directories import staged_directory
     from errata.errors import ErrataError
 
@@ -91,13 +95,13 @@ def run(args: argparse.Namespace) -> int:
             deployed.pipe.set_progress_bar_config(disable=True)
         tally = _Tally()
         images = _make_images(correct.wrap(deployed, plan), args, tally)
-        save_pictures(images, folder)
+        save_images(images, folder)
     lines = [tally.summary(), f"{len(images)} images and grid.png are in {args.out}"]
     if deployed.num_inference_steps != recorded:
         lines.insert(
             0,
-            f"{args.steps} steps with the ranges of the nearest of {recorded} recorded ones; what that costs "
-            "in quality was never measured",
+            f"{args.steps} steps with the ranges of the nearest of {recorded} calibrated steps; how that "
+            "affects quality has not been measured",
         )
     emit(args, {"images": len(images), "out": str(args.out), **tally.to_json()}, "\n".join(lines))
     return 0
@@ -109,11 +113,11 @@ def _make_images(pipeline: "CorrectedPipeline", args: argparse.Namespace, tally:
     seeds = range(args.seed, args.seed + args.images)
     for start in range(0, args.images, args.batch_size):
         batch = seeds[start : start + args.batch_size]
-        with refusals_told(pipeline.deployed.pipe):
+        with rejections_as_errors(pipeline.deployed.pipe):
             output = pipeline(**arguments(len(batch)), generator=_generators(batch))
         if not hasattr(output, "images"):
             raise UsageError(
-                "this model makes no images; call it from Python: errata.deploy.load(path)(prompt=…)"
+                "this model does not make images; run it from Python: errata.deploy.load(path)(prompt=…)"
             )
         images += output.images
         tally.add(pipeline)
@@ -121,14 +125,14 @@ def _make_images(pipeline: "CorrectedPipeline", args: argparse.Namespace, tally:
 
 
 def _generators(seeds: Sequence[int]) -> "list[torch.Generator]":
-    """One for each image, on the CPU whatever the device, so that a seed means the same noise everywhere."""
+    """Return a generator for each image, on the CPU, so that a seed gives the same noise on every device."""
     import torch
 
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 class _Tally:
-    """Evaluations and overhead of an average image, over batches."""
+    """Denoiser calls and overhead per image, over all batches."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -140,7 +144,7 @@ class _Tally:
         self.images += stats.batch_size
         for kind, count in stats.evaluations.items():
             self.evaluations[kind] += count * stats.batch_size
-        if stats.extra:  # measuring what a call costs takes a moment, and would tell nothing
+        if stats.extra:  # else the overhead is 0, and measuring what a call costs takes time
             self.overhead += pipeline.overhead() * stats.batch_size
 
     def to_json(self) -> dict[str, Any]:
@@ -149,5 +153,31 @@ class _Tally:
 
     def summary(self) -> str:
         counts = [f"{count / self.images:.4g} {kind}" for kind, count in self.evaluations.items()]
-        corrected = f"{self.overhead / self.images:.1%} more than" if self.overhead else "as"
-        return f"denoiser evaluations per image: {' + '.join(counts)}, {corrected} without correction"
+        summary = f"denoiser calls per image: {' + '.join(counts)}"
+        return f"{summary}, overhead {self.overhead / self.images:.1%}" if self.overhead else summary
+
+
+def save_images(images: "Sequence[Image]", folder: Path) -> None:
+    """Write `00000.png`, `00001.png`, ... and `grid.png` into a folder."""
+    for index, image in enumerate(images):
+        image.save(folder / f"{index:05d}.png")
+    image_sheet(images).save(folder / "grid.png")
+
+
+def image_sheet(images: "Sequence[Image]") -> "Image":
+    """Return one image that shows all, which have one size and mode, in about as many rows as columns.
+
+    Small images are enlarged by a whole factor, pixel by pixel.
+    """
+    from PIL import Image
+
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    factor = math.ceil(VISIBLE / min(images[0].size))
+    width, height = (factor * side for side in images[0].size)
+    across, down = width + GUTTER, height + GUTTER
+    sheet = Image.new(images[0].mode, (columns * across - GUTTER, rows * down - GUTTER))
+    for index, image in enumerate(images):
+        enlarged = image.resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(enlarged, (index % columns * across, index // columns * down))
+    return sheet

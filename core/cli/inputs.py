@@ -1,4 +1,4 @@
-"""What a pipeline takes and needs, and what the options of `errata generate` mean to it."""
+"""What a pipeline takes and needs, and how the options of `errata generate` become its arguments."""
 
 import argparse
 import inspect
@@ -9,7 +9,7 @@ from typing import Any
 from errata.cli.usage import UsageError
 from errata.errors import ErrataError, first_line
 
-# Option, argument of the pipeline, and whether every image has its own.
+# Option, keyword argument of the pipeline, and whether each image has its own.
 _OPTIONS = (
     ("prompt", "prompt", True),
     ("negative_prompt", "negative_prompt", True),
@@ -21,16 +21,16 @@ _WORDS = {
     "prompt": "a prompt",
     "negative_prompt": "a negative prompt",
     "class_labels": "a class label",
-    "image": "a picture",
+    "image": "an input image",
     "guidance_scale": "a guidance scale",
 }
 
 
 def call_arguments(pipe: Any, args: argparse.Namespace) -> Callable[[int], dict[str, Any]]:
-    """What a batch of a given size is called with, beside its generators.
+    """Return a function that maps a batch size to the pipeline's keyword arguments, without generators.
 
     Raises:
-        UsageError: the pipeline takes no such argument, or needs one that is missing.
+        UsageError: the pipeline does not take an argument, or needs one that is missing.
     """
     each: dict[str, Any] = {}
     common: dict[str, Any] = {} if args.steps is None else {"num_inference_steps": args.steps}
@@ -49,23 +49,23 @@ def call_arguments(pipe: Any, args: argparse.Namespace) -> Callable[[int], dict[
 
 
 def check_argument(pipe: Any, argument: str, *, flag: str, is_given: bool) -> None:
-    """Refuse an option that the pipeline has no use for, and ask for one that it cannot do without.
+    """Check that an option was given if the pipeline needs it, and only if the pipeline takes it.
 
     Raises:
         UsageError: naming the pipeline and the option.
     """
     name = type(pipe).__name__
     if is_given and not _takes(pipe, argument):
-        raise UsageError(f"this {name} takes no {_WORDS[argument].partition(' ')[2]}; leave {flag} out")
+        raise UsageError(f"{name} does not take {_WORDS[argument]}; leave {flag} out")
     if not is_given and argument in needs(pipe):
-        raise UsageError(f"this {name} needs {_WORDS[argument]} for every image; give {flag}")
+        raise UsageError(f"{name} needs {_WORDS[argument]} for every image; add {flag}")
 
 
 def check_labels(pipe: Any, labels: Sequence[int]) -> None:
-    """Refuse class labels that the pipeline does not know; one that counts no labels may know any.
+    """Check that class labels are in range; a pipeline without `num_labels` accepts any.
 
     Raises:
-        UsageError: naming the first one.
+        UsageError: naming the first label that is not.
     """
     count = getattr(pipe, "num_labels", None)
     for label in labels:
@@ -74,35 +74,39 @@ def check_labels(pipe: Any, labels: Sequence[int]) -> None:
 
 
 def needs(pipe: Any) -> tuple[str, ...]:
-    """Arguments that the pipeline draws nothing without."""
+    """Return the arguments without which the pipeline cannot be called."""
     needed = [name for name in ("prompt", "image") if name in _parameters(pipe)]
     return (*needed, *(["class_labels"] if getattr(pipe, "num_labels", 0) else []))
 
 
 def check_unconditional(pipe: Any, *, what: str) -> None:
-    """Refuse a model that draws nothing from noise alone, before any image.
+    """Check, before any image, that the pipeline needs noise alone.
+
+    Args:
+        pipe: the pipeline.
+        what: the command that has no option for anything else.
 
     Raises:
-        UsageError: naming what it needs, and `what` has none to give.
+        UsageError: naming what the pipeline needs.
     """
     if needed := needs(pipe):
         raise UsageError(
-            f"this {type(pipe).__name__} needs {words(needed)} for every image, and {what} has none to "
-            "give so far; make the images with `errata generate`, plain and corrected, and compare them"
+            f"{type(pipe).__name__} needs {words(needed)} for every image, and {what} has no option for that "
+            "yet; compare corrections with `errata report` instead"
         )
 
 
 def words(arguments: Sequence[str]) -> str:
-    """The arguments for people, as in `a prompt and a picture`."""
+    """Return the arguments in words, such as `a prompt and an input image`."""
     return " and ".join(_WORDS[argument] for argument in arguments)
 
 
 @contextmanager
-def refusals_told(pipe: Any) -> Iterator[None]:
-    """Let what the pipeline says of its arguments be the error, in one line.
+def rejections_as_errors(pipe: Any) -> Iterator[None]:
+    """Turn the pipeline's complaint about its arguments into an error of one line.
 
     Raises:
-        ErrataError: the pipeline refused them.
+        ErrataError: the pipeline rejected its arguments.
     """
     try:
         yield
@@ -110,11 +114,11 @@ def refusals_told(pipe: Any) -> Iterator[None]:
         raise
     except (TypeError, ValueError) as problem:
         reason = first_line(problem)
-        raise ErrataError(f"{type(pipe).__name__} refused its arguments: {reason}") from problem
+        raise ErrataError(f"{type(pipe).__name__} rejected its arguments: {reason}") from problem
 
 
 def takes_batch_size(pipe: Any) -> bool:
-    """Whether a call says how many images it wants."""
+    """Return whether the pipeline's call has a `batch_size`."""
     return "batch_size" in _parameters(pipe)
 
 
@@ -135,5 +139,5 @@ def _open(path: Any) -> Any:
         return Image.open(path).convert("RGB")
     except (OSError, UnidentifiedImageError) as problem:
         raise UsageError(
-            f"`{path}` cannot be opened as a picture ({problem}); give a PNG or JPEG"
+            f"`{path}` cannot be opened as an image ({problem}); give a PNG or JPEG file"
         ) from problem

@@ -1,4 +1,4 @@
-"""`errata inspect`: what an artifact is made of."""
+"""`errata verify` and `errata inspect`: whether an artifact is intact, and what is in it."""
 
 import argparse
 import math
@@ -8,8 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from errata.cli.output import cache_row, emit, megabytes, table
-from errata.cli.usage import Commands, UsageError, add_backend_option, add_command, add_device_option
+from errata.cli.output import cache_row, emit, exceptions_text, megabytes, table
+from errata.cli.sharing import check_signature_options
+from errata.cli.usage import (
+    Commands,
+    UsageError,
+    add_artifact_argument,
+    add_backend_option,
+    add_command,
+    add_device_option,
+)
 
 if TYPE_CHECKING:
     from errata.compress import CacheSchedule
@@ -17,35 +25,69 @@ if TYPE_CHECKING:
     from errata.deploy.engines.manifest import TensorSpec
     from errata.deploy.verification import LayerRow
 
+VERIFY_DETAILS = """\
+Checks the digest of every file, that every tensor matches its declared scheme, and that the float weights of
+quantized layers are gone. It loads no model. A digest shows damage; a signature also shows who made it:
+
+  errata verify runs/cifar/artifact --signature runs/cifar/artifact.sig --public-key key.pub
+"""
 DETAILS = """\
-Verifies an artifact and shows its size, the sampler that its scales belong to, the cache schedule, one
-character a denoiser call (F: full, c: served from the cache), where it came from, and its layers with
-their bits and bytes. Loads nothing, unless --backends asks which kernel would run each layer, and why.
+Verifies an artifact, then shows its size, sampler, cache schedule (one character for each denoiser call: F is
+full, c is cached), origin, and layers with their bits and bytes. It loads no model, unless --backends asks
+which kernel runs each layer, and why.
 
   errata inspect runs/cifar/artifact --backends
 """
-# Denoiser calls in one row of the schedule's picture, and how far apart the numbers above them are.
+# Denoiser calls in one line of the schedule, and the distance between the numbers above them.
 ROW, MARK = 100, 10
 INDENT = " " * 13
 
 
+def add_verify_parser(commands: Commands) -> None:
+    """Declare `errata verify`."""
+    parser = add_command(
+        commands, "verify", summary="check that an artifact is intact", details=VERIFY_DETAILS
+    )
+    add_artifact_argument(parser)
+    parser.add_argument("--signature", type=Path, metavar="FILE", help="signature that `errata sign` wrote")
+    parser.add_argument("--public-key", type=Path, metavar="FILE", help="the signer's public key, a PEM file")
+    parser.set_defaults(run=verify)
+
+
 def add_parser(commands: Commands) -> None:
-    """Declare the command."""
-    parser = add_command(commands, "inspect", summary="show what an artifact is made of", details=DETAILS)
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="what `errata deploy` wrote")
+    """Declare `errata inspect`."""
+    parser = add_command(commands, "inspect", summary="show what is in an artifact", details=DETAILS)
+    add_artifact_argument(parser)
     parser.add_argument(
-        "--backends", action="store_true", help="load it, and say which kernel runs each layer"
+        "--backends", action="store_true", help="load the artifact, and show which kernel runs each layer"
     )
     add_device_option(parser)
     add_backend_option(parser)
     parser.set_defaults(run=run, backend=None)
 
 
+def verify(args: argparse.Namespace) -> int:
+    """Run `errata verify`."""
+    check_signature_options(args)
+
+    from errata import deploy
+
+    manifest = deploy.verify(args.artifact, signature=args.signature, public_key=args.public_key)
+    signed = args.signature is not None
+    emit(
+        args,
+        {"verified": True, "signed": signed, "manifest": manifest.to_json()},
+        f"{manifest.summary()}\nverified: {args.artifact}"
+        + (f"\nsigned by the owner of {args.public_key}" if signed else ""),
+    )
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
-    """Run the command."""
+    """Run `errata inspect`."""
     for option in ("device", "backend"):
         if getattr(args, option) is not None and not args.backends:
-            raise UsageError(f"--{option} has no effect without --backends")
+            raise UsageError(f"--{option} has no effect without --backends; add it, or leave --{option} out")
 
     from errata import deploy
     from errata.deploy.loading import is_engine
@@ -60,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     if rows:
         parts += [_weights_table(rows), _layer_table(rows, kernels)]
     else:
-        parts.append("nothing quantized: every layer runs in the weights' own precision")
+        parts.append("nothing is quantized: every layer runs in the precision of its weights")
     payload = {
         "manifest": manifest.to_json(),
         "manifest_sha256": manifest.sha256,
@@ -72,9 +114,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _inspect_engine(args: argparse.Namespace) -> int:
-    """Its layers are inside the graphs, so what is shown in their place is what the graphs take and give."""
+    """Show an engine, with the inputs and outputs of its graphs in place of layers."""
     if args.backends:
-        raise UsageError("--backends is for artifacts; every layer of an engine runs in the engine's runtime")
+        raise UsageError("--backends is for artifacts: an engine runs in onnxruntime alone; leave it out")
 
     from errata.deploy.engines import verify
 
@@ -94,7 +136,7 @@ def _inspect_engine(args: argparse.Namespace) -> int:
 
 
 def _ends(specs: "Sequence[TensorSpec]") -> str:
-    """Names and sizes; B is the number of samples."""
+    """Return names and sizes; B is the batch size."""
     return " ".join(
         f"{spec.name}[{','.join('B' if size is None else str(size) for size in spec.shape)}]"
         for spec in specs
@@ -102,7 +144,7 @@ def _ends(specs: "Sequence[TensorSpec]") -> str:
 
 
 def _kernels(args: argparse.Namespace) -> dict[str, dict[str, str]]:
-    """Backend and reason of each layer, by its name without the report's remark on the part that is meant."""
+    """Return backend and reason by layer name, without the remark that the report adds to some names."""
     from errata import deploy
 
     deployed = deploy.load(args.artifact, device=args.device, backend=args.backend or "auto")
@@ -119,7 +161,7 @@ def _facts(artifact: Path, manifest: "Manifest") -> str:
         "artifact": artifact,
         "digest": manifest.sha256,
         "recipe": manifest.recipe.name + ("" if manifest.is_quantized else " (nothing quantized)"),
-        "exceptions": _exceptions(manifest),
+        "exceptions": exceptions_text(manifest.recipe),
         "pipeline": f"{manifest.pipeline_class} with {manifest.unet_class}",
         "size": f"{megabytes(manifest.artifact_bytes)} in {len(manifest.files)} files and the manifest; the "
         f"denoiser is {share:.3f} of its float32 weights, {megabytes(manifest.float32_weight_bytes)}",
@@ -134,21 +176,21 @@ def _facts(artifact: Path, manifest: "Manifest") -> str:
 
 
 def _cache(schedule: "CacheSchedule") -> str:
-    """How many calls are full, and a picture of all of them."""
+    """Return how many calls are full, and the schedule, one character for each call."""
     if not schedule.has_cache:
         return f"none: all {schedule.num_steps} calls are full"
     resnets = "the last resnet" if schedule.branch == 1 else f"the last {schedule.branch} resnets"
-    told = (
-        f"{len(schedule.full_steps)} of {schedule.num_steps} calls are full, F; a cached one, c, recomputes "
-        f"{resnets} of the up path"
+    summary = (
+        f"{len(schedule.full_steps)} of {schedule.num_steps} calls are full (F); a cached call (c) "
+        f"recomputes {resnets} of the up path"
     )
     if schedule.calls_per_step > 1:
-        told += f"; {schedule.calls_per_step} calls make a step"
-    return "\n".join([told, *(INDENT + line for line in _picture(cache_row(schedule)))])
+        summary += f"; each sampling step makes {schedule.calls_per_step} calls"
+    return "\n".join([summary, *(INDENT + line for line in _picture(cache_row(schedule)))])
 
 
 def _picture(row: str) -> list[str]:
-    """The row in lines of `ROW` characters, each below the numbers of its calls."""
+    """Return lines of `ROW` characters, each below the numbers of its calls."""
     lines = []
     for start in range(0, len(row), ROW):
         part = row[start : start + ROW]
@@ -158,7 +200,7 @@ def _picture(row: str) -> list[str]:
 
 
 def _components(manifest: "Manifest") -> str:
-    """What the pipeline is made of, with the bytes of its files."""
+    """Return the pipeline's components with the bytes of their files."""
     sizes: Counter[str] = Counter()
     for path, record in manifest.files.items():
         component, slash, _ = path.partition("/")
@@ -167,13 +209,8 @@ def _components(manifest: "Manifest") -> str:
     return ", ".join(f"{name} {megabytes(size)}" for name, size in sizes.items())
 
 
-def _exceptions(manifest: "Manifest") -> str:
-    quantization = manifest.recipe.quantization
-    return (quantization.exceptions() if quantization is not None else "") or "none"
-
-
 def _weights_table(rows: Sequence["LayerRow"]) -> str:
-    """How many layers and weights there are of each width, and what they take with scales and biases."""
+    """Return a table of layers, weights and bytes by bit width; bytes include scales and biases."""
     groups: dict[int, list[LayerRow]] = {}
     for row in rows:
         if row.weight_bits is not None:
@@ -182,7 +219,7 @@ def _weights_table(rows: Sequence["LayerRow"]) -> str:
     for bits, members in sorted(groups.items()):
         count, size = sum(math.prod(row.shape) for row in members), sum(row.bytes for row in members)
         lines.append([bits, len(members), f"{count:,}", f"{size:,}", f"{8 * size / count:.2f}"])
-    return table(("weight bits", "layers", "weights", "bytes", "bits a weight, all told"), lines)
+    return table(("weight bits", "layers", "weights", "bytes", "bits per weight, in total"), lines)
 
 
 def _layer_table(rows: Sequence["LayerRow"], kernels: dict[str, dict[str, str]] | None) -> str:

@@ -1,4 +1,4 @@
-"""What a command prints on stdout."""
+"""What a command prints on stdout: JSON, tables, sizes and schedules."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from errata.compress import CacheSchedule
+    from errata.compress import CacheSchedule, Recipe
 
 
 def emit(args: argparse.Namespace, payload: Mapping[str, Any], text: str) -> None:
@@ -15,7 +15,7 @@ def emit(args: argparse.Namespace, payload: Mapping[str, Any], text: str) -> Non
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns as wide as they need to be, numbers to the right."""
+    """Return a table in plain text; columns of numbers are aligned to the right."""
     body = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
     numeric = [all(_is_number(cell) for cell in column) for column in zip(*body, strict=True)]
@@ -24,18 +24,24 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def megabytes(size: float) -> str:
-    """A number of bytes for people."""
+    """Return a number of bytes in kB or MB."""
     return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
+def exceptions_text(recipe: "Recipe") -> str:
+    """Return which layers a recipe treats otherwise than the rest."""
+    quantization = recipe.quantization
+    return (quantization.exceptions() if quantization is not None else "") or "none"
+
+
 def schedule_text(schedule: "CacheSchedule") -> str:
-    """`cache_row`, and what a cached call recomputes."""
+    """Return `cache_row`, and what a cached call recomputes."""
     resnets = "the last resnet" if schedule.branch == 1 else f"the last {schedule.branch} resnets"
-    return f"{cache_row(schedule)} (a cached step, c, recomputes {resnets} of the up path)"
+    return f"{cache_row(schedule)} (F: full call; c: cached call, recomputes {resnets} of the up path)"
 
 
 def cache_row(schedule: "CacheSchedule") -> str:
-    """One character for each denoiser call: F for a full one, c for one served from the cache."""
+    """Return one character for each denoiser call: F for a full call, c for a cached one."""
     full = set(schedule.full_steps)
     return "".join("F" if step in full else "c" for step in range(schedule.num_steps))
 

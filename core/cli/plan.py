@@ -1,4 +1,4 @@
-"""`errata plan`: the correction that buys most within a budget."""
+"""`errata plan`: the best correction within a budget."""
 
 import argparse
 from pathlib import Path
@@ -7,53 +7,65 @@ from typing import TYPE_CHECKING
 from errata.cli.inputs import check_unconditional
 from errata.cli.output import emit
 from errata.cli.usage import (
+    DIGIT_FEATURES,
     Commands,
+    UsageError,
+    add_artifact_argument,
     add_backend_option,
     add_batch_size_option,
     add_command,
     add_device_option,
+    add_features_option,
     add_seed_option,
-    budget,
     check_seeds,
+    open_reference,
+    overhead,
     several,
 )
 from errata.errors import PlanError
 
 if TYPE_CHECKING:
     from errata.correct import Plan
+    from errata.quality import Reference
 
 DETAILS = """\
-Measures what denoiser calls cost, tries every correction that fits the budget from equal noise, drops the
-worse half, doubles the images, and so on. The best is measured anew on images that the search did not use;
-if it is no better than no correction there, the plan corrects nothing. `errata generate` and `errata report`
-take the file with --plan, for this artifact only.
+Measures what each kind of denoiser call costs, and tries every correction that fits the budget, all from the
+same noise: it drops the worse half, doubles the images, and repeats. Then it measures the best one again on
+images that the search did not use. If that is no better than no correction, the plan corrects nothing.
+`errata generate` and `errata report` take the plan with --plan, for this artifact only.
 
-Without --reference, images are compared with those of the artifact itself without its cache.
+With --reference, images are compared with real ones by a Fréchet distance in the features of --features. Give
+several times as many --samples as the network has features: 64 for digit-features, 2048 for inception.
+Without --reference, images are compared with those of the same artifact without its cache.
 
-  errata plan runs/digits/artifact --max-overhead 0.15 --reference embedded --out runs/digits/plan.json
+  errata plan runs/digits/artifact --max-overhead 15% --reference embedded --out runs/digits/plan.json
+  errata plan runs/cifar/artifact --max-overhead 15% --reference photos --features inception \\
+      --samples 10000 --out runs/cifar/plan.json
 """
 
 
 def add_parser(commands: Commands) -> None:
     """Declare the command."""
     parser = add_command(
-        commands, "plan", summary="find the correction that buys most within a budget", details=DETAILS
+        commands, "plan", summary="find the best correction within a budget", details=DETAILS
     )
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="what `errata deploy` wrote")
+    add_artifact_argument(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="new file for the plan")
     parser.add_argument(
         "--max-overhead",
-        type=budget,
+        type=overhead,
         default=0.15,
         metavar="X",
-        help="extra time of denoiser calls, as a fraction of a run without correction (default: 0.15)",
+        help="budget for extra denoiser time, as a fraction of a run without correction: 0.15 or 15%% "
+        "(default: 0.15)",
     )
     parser.add_argument(
         "--reference",
         metavar="SOURCE",
-        help="real images: a folder of PNG or JPEG files, an .npz of statistics (mu, sigma), or `embedded`, "
-        "the digits of the built-in model (default: the artifact without its cache)",
+        help="real images: a folder of PNG or JPEG files, DATASET:COLUMN, an .npz of statistics (mu, sigma), "
+        "or `embedded`, the digits of the built-in model (default: the artifact without its cache)",
     )
+    add_features_option(parser, default=None)
     parser.add_argument(
         "--samples",
         type=several,
@@ -70,15 +82,15 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    check_seeds(args.seed, 3 * args.samples)  # of the search, the expectation, and what is fitted
+    check_seeds(args.seed, 3 * args.samples)  # of the search, of the final measurement, and of what is fitted
     _check_place(args.out)
+    reference = _reference(args)
 
-    from errata import deploy, quality
+    from errata import deploy
     from errata.correct.planner.planning import plan
 
-    reference = None if args.reference is None else quality.Reference.open(args.reference)
     deployed = deploy.load(args.artifact, device=args.device, backend=args.backend)
-    check_unconditional(deployed.pipe, what="a plan")
+    check_unconditional(deployed.pipe, what="errata plan")
     found = plan(
         deployed,
         args.max_overhead,
@@ -92,16 +104,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _reference(args: argparse.Namespace) -> "Reference | None":
+    if args.reference is not None:
+        return open_reference(args.reference, args.features or DIGIT_FEATURES, args.device)
+    if args.features is not None:
+        raise UsageError("--features has no effect without --reference; give real images, or leave it out")
+    return None
+
+
 def _check_place(out: Path) -> None:
-    """Refuse it before the search that would fill it.
+    """Check, before the search, that the file can be written.
 
     Raises:
-        PlanError: something is there, or its folder is not.
+        PlanError: the file exists, or its folder does not.
     """
     if out.exists() or out.is_symlink():
         raise PlanError(f"`{out}` exists; choose another file or remove it")
     if not out.parent.is_dir():
-        raise PlanError(f"cannot make `{out}`: `{out.parent}` is no directory; create it first")
+        raise PlanError(f"cannot write `{out}`: `{out.parent}` is not a directory; create it first")
 
 
 def _text(plan: "Plan", out: Path) -> str:

@@ -1,4 +1,4 @@
-"""How options are declared, shared and refused."""
+"""Options that several commands share: how they are declared, read and checked."""
 
 import argparse
 import math
@@ -6,17 +6,24 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
+
+if TYPE_CHECKING:
+    from errata.quality import Reference
 
 Commands: TypeAlias = "argparse._SubParsersAction[OneLineParser]"
-# Those of errata.deploy, which would be slow to import here; a test compares them.
+# Copied from errata.deploy, which is slow to import; a test compares them.
 BACKENDS = ("auto", "reference", "vnni", "onednn", "triton")
 # torch keeps a seed in 64 bits, with a sign.
 SEEDS = 2**63
+# The network whose statistics of real images come with the package.
+DIGIT_FEATURES = "digit-features"
+# More than five times the run that is corrected is most likely a percentage: 15 for 15%.
+LARGEST_OVERHEAD = 5
 
 
 class UsageError(Exception):
-    """The options do not fit together, or not with what they name."""
+    """The options contradict each other, or do not fit what they name."""
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -27,18 +34,26 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"errata: error: {message}; see `{self.prog} --help`\n")
 
 
-def add_command(commands: Commands, name: str, *, summary: str, details: str) -> OneLineParser:
-    """Declare a command with the options that all have."""
+def add_command(
+    commands: Commands, name: str, *, summary: str, details: str, older_names: tuple[str, ...] = ()
+) -> OneLineParser:
+    """Declare a command with the options that all commands have, and the names that it had before."""
     parser = commands.add_parser(
         name,
+        aliases=older_names,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
         epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    parser.add_argument("-v", "--verbose", action="store_true", help="say more, and show tracebacks")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print more details, and tracebacks")
     return parser
+
+
+def add_artifact_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare the artifact to work on."""
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="what `errata deploy` wrote")
 
 
 def add_seed_option(parser: argparse.ArgumentParser) -> None:
@@ -48,12 +63,12 @@ def add_seed_option(parser: argparse.ArgumentParser) -> None:
         type=seed,
         default=0,
         metavar="N",
-        help="seed of image 0, image i has seed N + i (default: 0)",
+        help="seed of the first image; image i has seed N + i (default: 0)",
     )
 
 
 def add_batch_size_option(parser: argparse.ArgumentParser, *, default: int) -> None:
-    """Declare how many images are made at a time."""
+    """Declare the batch size."""
     parser.add_argument(
         "--batch-size",
         type=positive,
@@ -65,11 +80,11 @@ def add_batch_size_option(parser: argparse.ArgumentParser, *, default: int) -> N
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
     """Declare where to run."""
-    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda if available)")
 
 
 def usual_device() -> str:
-    """CUDA where there is one; of several processes each has its own."""
+    """Return the CUDA device of this process, or "cpu" where there is none."""
     import torch
 
     if not torch.cuda.is_available():
@@ -85,13 +100,47 @@ def add_backend_option(parser: argparse.ArgumentParser) -> None:
         choices=BACKENDS,
         default="auto",
         metavar="NAME",
-        help=f"kernels: {', '.join(BACKENDS)} (default: auto)",
+        help=f"kernels to run: {', '.join(BACKENDS)} (default: auto)",
     )
+
+
+def add_features_option(
+    parser: "argparse.ArgumentParser | argparse._ArgumentGroup", *, default: str | None
+) -> None:
+    """Declare the network in whose features images are compared with the reference."""
+    parser.add_argument(
+        "--features",
+        default=default,
+        metavar="NETWORK",
+        help="feature network of the Fréchet distance: inception (as in the FID), inception:WEIGHTS, the "
+        "folder of a transformers vision model, package.module:attribute, or digit-features, which suits "
+        "the built-in model only (default: digit-features)",
+    )
+
+
+def open_reference(source: str, features: str, device: str | None) -> "Reference":
+    """Return the reference that `--reference` names, with the network that `--features` names on the device.
+
+    Raises:
+        UsageError: the built-in reference with another network than its own.
+        ReportError: either cannot be opened, or they do not fit together.
+    """
+    from errata import quality
+
+    if source == "embedded" and features != DIGIT_FEATURES:
+        raise UsageError(
+            f"--reference embedded works only with --features {DIGIT_FEATURES}, not with {features}; give "
+            "a folder, a dataset or an .npz file"
+        )
+    chosen = device or usual_device()
+    reference = quality.Reference.open(source, quality.open_network(features).to(chosen))
+    reference.network.to(chosen)  # the embedded reference brings its own
+    return reference
 
 
 @contextmanager
 def misuse(*errors: type[Exception]) -> Iterator[None]:
-    """Blame the options for these errors."""
+    """Report these errors as errors of usage."""
     try:
         yield
     except errors as problem:
@@ -99,10 +148,10 @@ def misuse(*errors: type[Exception]) -> Iterator[None]:
 
 
 def read_text(path: Path) -> str:
-    """The contents of a file that an option names.
+    """Return the text of a file that an option names.
 
     Raises:
-        UsageError: it is not UTF-8.
+        UsageError: the file is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -111,17 +160,17 @@ def read_text(path: Path) -> str:
 
 
 def check_seeds(seed: int, count: int) -> None:
-    """Refuse a seed that leaves its last images without one.
+    """Check that every image has a seed.
 
     Raises:
         UsageError: the last image's seed is out of range.
     """
     if seed + count > SEEDS:
-        raise UsageError(f"--seed {seed} is too large for {count} images; give at most {SEEDS - count}")
+        raise UsageError(f"--seed {seed} is too large for {count} images; the largest is {SEEDS - count}")
 
 
 def seed(text: str) -> int:
-    """An option's value that a torch generator takes."""
+    """Read a seed that torch accepts."""
     number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
     if not 0 <= number < SEEDS:
         raise argparse.ArgumentTypeError(f"`{text}` is not a whole number from 0 to 2**63 - 1")
@@ -129,7 +178,7 @@ def seed(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """An option's value that counts something."""
+    """Read a whole number above zero."""
     try:
         number = int(text)
     except ValueError:
@@ -140,14 +189,14 @@ def positive(text: str) -> int:
 
 
 def whole(text: str) -> int:
-    """An option's value that may be 0."""
+    """Read a whole number of 0 or more."""
     if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of 0 or more")
     return int(text)
 
 
 def several(text: str) -> int:
-    """An option's value that counts what is compared with each other."""
+    """Read a whole number of 2 or more."""
     number = positive(text)
     if number < 2:
         raise argparse.ArgumentTypeError(f"`{text}` is too few; give at least 2")
@@ -155,7 +204,7 @@ def several(text: str) -> int:
 
 
 def finite(text: str) -> float:
-    """An option's value that is a number, neither infinite nor none."""
+    """Read a finite number."""
     try:
         number = float(text)
     except ValueError:
@@ -166,15 +215,24 @@ def finite(text: str) -> float:
 
 
 def switch(text: str) -> bool:
-    """An option's value that is true or false."""
+    """Read true or false."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"`{text}` is neither true nor false")
     return text.lower() == "true"
 
 
-def budget(text: str) -> float:
-    """An option's value of 0 or more."""
-    number = finite(text)
-    if number < 0:
+def overhead(text: str) -> float:
+    """Read a budget for extra computation: a fraction such as 0.15, or a percentage such as 15%."""
+    try:
+        number = finite(text.removesuffix("%").strip())
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a finite number or percentage") from None
+    fraction = number / 100 if text.endswith("%") else number
+    if fraction < 0:
         raise argparse.ArgumentTypeError(f"`{text}` is below 0")
-    return number
+    if fraction > LARGEST_OVERHEAD:
+        raise argparse.ArgumentTypeError(
+            f"`{text}` means {fraction:,.0%} of extra computation, and the limit is {LARGEST_OVERHEAD:.0%}; "
+            "for 15 percent write 0.15 or 15%"
+        )
+    return fraction

@@ -68,7 +68,8 @@ class DigitFeatures(nn.Module):
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ReportError(
                 f"images have shape {tuple(images.shape)}; {self.name} takes (B, 1, 16, 16): "
-                "one channel, 16x16 pixels, values in [0, 1]"
+                "one channel, 16x16 pixels, values in [0, 1]; for other images use another network, such as "
+                "errata.quality.open_network('inception')"
             )
         return self.bottleneck(self.body(2 * images - 1))
 

@@ -77,7 +77,8 @@ class Reference:
         if dimension is not None and dimension != statistics.dimension:
             raise ReportError(
                 f"statistics file `{path}` has dimension {statistics.dimension}, feature network "
-                f"`{network_name(network)}` gives {dimension} features; use the network that it was made with"
+                f"`{network_name(network)}` gives {dimension} features; pass the network that "
+                "it was made with as `network`"
             )
         return cls(network, statistics, str(path), name or network_name(network), real=real)
 
@@ -203,7 +204,7 @@ class Reference:
             raise ReportError(
                 f"feature network `{self.name}` gives features of shape {tuple(features.shape)}, but the "
                 f"statistics from {self.source} have dimension {self.statistics.dimension}; "
-                "use the network that they were made with"
+                "pass the network that they were made with as `network`"
             )
         return features.to("cpu", torch.float64)
 

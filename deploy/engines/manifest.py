@@ -148,8 +148,7 @@ def read_engine_manifest(root: Path) -> EngineManifest:
     file = root / ENGINE_FILE
     if not file.exists() and not file.is_symlink():
         raise ArtifactError(
-            f"{root} is not an engine: it has no {ENGINE_FILE}; make one with `errata export "
-            "ARTIFACT --to onnx`"
+            f"{root} is not an engine: it has no {ENGINE_FILE}; make one with `errata export-onnx ARTIFACT`"
         )
     value = read_sealed(root, ENGINE_FILE, ENGINE_FORMAT)
     if odd := sorted(set(value) ^ _KEYS):

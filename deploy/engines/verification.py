@@ -46,7 +46,7 @@ def verify(path: str | Path) -> EngineManifest:
     root = Path(path)
     if not root.is_dir():
         raise ArtifactError(
-            f"{root} is not a directory; give the path of an engine made by `errata export --to onnx`"
+            f"{root} is not a directory; give the path of an engine made by `errata export-onnx`"
         )
     try:
         manifest = read_engine_manifest(root)

@@ -191,10 +191,10 @@ def test_ctrl_c_says_how_to_go_on(
         patch.setattr("errata.compress.workflow.observe_ranges", stop)
         assert cli.main(command) == 130
     assert capsys.readouterr().err.endswith(
-        f"errata: error: interrupted; 1 finished stages are kept in `{tmp_path}/out.partial`: "
-        "give the same command again to go on\n"
+        f"errata: error: interrupted; 1 finished stages are kept in `{tmp_path}/out.partial`; "
+        "to resume, give the same command again\n"
     )
     assert cli.main(command) == 0
     said = capsys.readouterr()
     assert f"errata: resuming: 1 finished stages are in `{tmp_path}/out.partial`\n" in said.err
-    assert said.out.startswith(f"w8a8 model is in {tmp_path}/out\n")
+    assert said.out.startswith(f"compressed with w8a8: {tmp_path}/out\n")

@@ -1,6 +1,7 @@
 import gc
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import pytest
 from PIL import Image
 
 import errata
-from errata import cli
-from errata.cli import columns, demo, output, pictures, plans, quiet, usage
+from errata import cli, quiet
+from errata.cli import conditions, demo, generate, output, plans, usage
 from errata.directories import staged_directory
+from errata.embedded import PIPELINE
 from errata.errors import ErrataError, PlanError, RecipeError
 
 COMMANDS = [
@@ -26,11 +28,13 @@ COMMANDS = [
     "deploy",
     "verify",
     "inspect",
-    "export",
-    "sign",
-    "plan",
     "generate",
+    "plan",
     "report",
+    "export-onnx",
+    "sign",
+    "push",
+    "pull",
 ]
 
 
@@ -49,10 +53,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"errata {errata.__version__}\n"
 
 
-def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command_in_the_order_of_a_models_life(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert [name for name in COMMANDS if f"\n    {name} " not in text] == []
+    assert re.findall(r"^    ([a-z-]+) +\w", text, re.MULTILINE) == COMMANDS
+    assert [title for title in cli.GROUPS if f"\n{title}:\n" not in text] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -115,10 +120,27 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["generate", "x", "--out", "y", "--guard", "maybe"], "`maybe` is neither true nor false"),
         (["generate", "x", "--out", "y", "--order", "-1"], "`-1` is not a whole number of 0 or more"),
         (["plan", "x", "--out", "y", "--max-overhead", "-0.1"], "`-0.1` is below 0"),
-        (["plan", "x", "--out", "y", "--max-overhead", "inf"], "`inf` is not a finite number"),
+        (
+            ["plan", "x", "--out", "y", "--max-overhead", "15"],
+            "`15` means 1,500% of extra computation, and the limit is 500%; for 15 percent write 0.15 or 15%",
+        ),
+        (
+            ["plan", "x", "--out", "y", "--max-overhead", "501%"],
+            "`501%` means 501% of extra comp",
+        ),
+        (["plan", "x", "--out", "y", "--max-overhead", "%"], "`%` is not a finite number or percentage"),
+        (
+            ["plan", "x", "--out", "y", "--features", "inception"],
+            "--features has no effect without",
+        ),
+        (
+            ["plan", "x", "--out", "y", "--reference", "embedded", "--features", "inception"],
+            "--reference embedded works only with --features digit-features, not with inception",
+        ),
+        (["plan", "x", "--out", "y", "--max-overhead", "inf"], "`inf` is not a finite number or percentage"),
         (
             ["plan", "x", "--out", "y", "--seed", str(2**63 - 9), "--samples", "5"],
-            "is too large for 15 images",
+            "is too large for 15 images; the largest is 9223372036854775793",
         ),
         (
             ["generate", "x", "--out", "y", "--correct", "iec", "--at", "sometimes"],
@@ -180,7 +202,7 @@ def test_bad_usage_is_one_line_and_status_2(
         (
             ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib"),
             1,
-            "errata: error: this needs matplotlib, which is not installed: pip install 'errata[report]'\n",
+            "errata: error: matplotlib is not installed; install it with: pip install 'errata[report]'\n",
         ),
         (
             ZeroDivisionError("division by zero"),
@@ -239,8 +261,8 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 
 def test_stderr_stays_the_programs_own() -> None:
     program = (
-        "from errata.cli import quiet\n"
-        "with quiet.own_words(verbose=False):\n"
+        "from errata import quiet\n"
+        "with quiet.own_messages(verbose=False):\n"
         "    import torchao, brevitas, tqdm\n"
         "    from diffusers import DDIMPipeline, UNet2DModel\n"
         "    assert list(tqdm.tqdm(range(3))) == [0, 1, 2]"
@@ -253,7 +275,7 @@ def test_only_the_known_chatter_is_muted(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     noisy, ours = logging.getLogger("torchao"), logging.getLogger("errata.stage")
-    with quiet.own_words(verbose=False):
+    with quiet.own_messages(verbose=False):
         noisy.warning("Failed to load %s", "x.so")
         noisy.warning("something else is wrong")
         ours.warning("three shards were there already")
@@ -269,12 +291,12 @@ def test_what_diffusers_also_raises_is_muted() -> None:
     ]:
         record = logging.LogRecord(name, logging.ERROR, "", 0, text, None, None)
         assert logging.getLogger(name).filter(record)
-        with quiet.without_chatter():
+        with quiet.without_notices():
             assert not logging.getLogger(name).filter(record)
 
 
 def test_verbose_mutes_nothing(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
-    with quiet.own_words(verbose=True):
+    with quiet.own_messages(verbose=True):
         logging.getLogger("torchao").warning("Failed to load %s", "x.so")
         logging.getLogger("errata.stage").info("detail")
     assert caplog.messages == ["Failed to load x.so"]
@@ -284,7 +306,7 @@ def test_verbose_mutes_nothing(capsys: pytest.CaptureFixture[str], caplog: pytes
 def test_logging_and_warnings_are_put_back() -> None:
     logger = logging.getLogger("errata")
     before = list(logger.handlers), logger.level, logger.propagate, list(warnings.filters), dict(os.environ)
-    with quiet.own_words(verbose=False):
+    with quiet.own_messages(verbose=False):
         assert (list(logger.handlers), logger.level) != before[:2]
     assert before == (
         *(list(logger.handlers), logger.level, logger.propagate),
@@ -294,10 +316,10 @@ def test_logging_and_warnings_are_put_back() -> None:
 
 def test_prompts_come_from_the_lines_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a red cube\n\n  a café \nthird\n", encoding="utf-8")
-    assert columns.read_prompts(str(tmp_path / "prompts.txt"), limit=2) == ["a red cube", "a café"]
+    assert conditions.read_prompts(str(tmp_path / "prompts.txt"), limit=2) == ["a red cube", "a café"]
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(usage.UsageError, match="empty"):
-        columns.read_prompts(str(tmp_path / "empty.txt"), limit=2)
+        conditions.read_prompts(str(tmp_path / "empty.txt"), limit=2)
 
 
 @pytest.fixture
@@ -315,10 +337,10 @@ def test_prompts_and_labels_come_from_columns_of_local_files(tmp_path: Path) -> 
     datasets.Dataset.from_dict(rows).to_csv(tmp_path / "rows.csv")
     datasets.Dataset.from_dict(rows).to_json(tmp_path / "rows.jsonl")
     for name in ("rows.parquet", "rows.csv", "rows.jsonl"):
-        assert columns.read_prompts(f"{tmp_path / name}:text", limit=2) == ["a red cube", "a café"]
-        assert columns.read_labels(f"{tmp_path / name}:label", limit=9) == [7, 0, 9]
+        assert conditions.read_prompts(f"{tmp_path / name}:text", limit=2) == ["a red cube", "a café"]
+        assert conditions.read_labels(f"{tmp_path / name}:label", limit=9) == [7, 0, 9]
     (tmp_path / "labels.txt").write_text("3\n1\n")
-    assert columns.read_labels(str(tmp_path / "labels.txt"), limit=5) == [3, 1]
+    assert conditions.read_labels(str(tmp_path / "labels.txt"), limit=5) == [3, 1]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -328,15 +350,15 @@ def test_a_column_that_is_not_there_or_of_another_kind_is_refused(tmp_path: Path
     file = tmp_path / "rows.parquet"
     datasets.Dataset.from_dict(rows).to_parquet(file)
     with pytest.raises(usage.UsageError, match="has no column `caption`; it has label, text"):
-        columns.read_prompts(f"{file}:caption", limit=1)
-    with pytest.raises(usage.UsageError, match="holds 7, which is no text"):
-        columns.read_prompts(f"{file}:label", limit=1)
-    with pytest.raises(usage.UsageError, match="holds 'a red cube', which is no class label"):
-        columns.read_labels(f"{file}:text", limit=1)
+        conditions.read_prompts(f"{file}:caption", limit=1)
+    with pytest.raises(usage.UsageError, match="holds 7, which is not text"):
+        conditions.read_prompts(f"{file}:label", limit=1)
+    with pytest.raises(usage.UsageError, match="holds 'a red cube', which is not a class label"):
+        conditions.read_labels(f"{file}:text", limit=1)
     with pytest.raises(usage.UsageError, match="the column is missing"):
-        columns.read_labels(str(file), limit=1)
-    with pytest.raises(usage.UsageError, match="there is no file"):
-        columns.read_labels(f"{tmp_path}/other.csv:label", limit=1)
+        conditions.read_labels(str(file), limit=1)
+    with pytest.raises(usage.UsageError, match="no such file"):
+        conditions.read_labels(f"{tmp_path}/other.csv:label", limit=1)
 
 
 def test_files_that_are_not_utf8_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -408,9 +430,9 @@ def test_sizes_for_people() -> None:
     assert output.megabytes(1_234_567) == "1.23 MB"
 
 
-def test_contact_sheet_holds_every_picture_in_reading_order(tmp_path: Path) -> None:
+def test_the_sheet_shows_every_image_in_reading_order(tmp_path: Path) -> None:
     images = [Image.new("L", (2, 3), color=10 * (index + 1)) for index in range(5)]
-    sheet = pictures.contact_sheet(images)
+    sheet = generate.image_sheet(images)
     assert sheet.size == (3 * 64 + 2 * 2, 2 * 96 + 2)  # 32 times as large
     for place in ((0, 0), (63, 95)):
         inside = [
@@ -421,8 +443,8 @@ def test_contact_sheet_holds_every_picture_in_reading_order(tmp_path: Path) -> N
         assert inside == [10, 20, 30, 40, 50, 0]
     assert [sheet.getpixel(place) for place in ((64, 0), (65, 0), (0, 96), (0, 97))] == [0, 0, 0, 0]
     large = [Image.new("L", (65, 70)), Image.new("L", (65, 70))]
-    assert pictures.contact_sheet(large).size == (65 * 2 + 2, 70)
-    pictures.save_pictures(images, tmp_path)
+    assert generate.image_sheet(large).size == (65 * 2 + 2, 70)
+    generate.save_images(images, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *(f"{i:05d}.png" for i in range(5)),
         "grid.png",
@@ -433,3 +455,106 @@ def test_no_correction_is_no_plan() -> None:
     parser = usage.OneLineParser()
     plans.add_plan_options(parser)
     assert plans.plan_from(parser.parse_args([])).method is None
+
+
+@pytest.mark.parametrize(
+    ("text", "fraction"),
+    [("0.15", 0.15), ("15%", 0.15), ("15 %", 0.15), ("0", 0.0), ("5", 5.0), ("500%", 5.0), ("0.5%", 0.005)],
+)
+def test_an_overhead_is_a_fraction_or_a_percentage(text: str, fraction: float) -> None:
+    assert usage.overhead(text) == pytest.approx(fraction)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (
+            "num_inference_steps=6, but 4 were recorded; sample with num_inference_steps=4",
+            "--steps 6, but 4 were recorded; sample with --steps 4",
+        ),
+        ("leave it out, sample or correct deployed.at_steps(…)", "leave it out, add --on-mismatch nearest"),
+        ('load it with on_mismatch="nearest"', "load it with --on-mismatch nearest"),
+        ("use `deployed.at_steps(50)`", "use --on-mismatch nearest"),
+        ("backend 'vnni' cannot run; use backend='auto'", "backend 'vnni' cannot run; use --backend auto"),
+        (
+            "make a plan for this one with errata.correct.plan(deployed, …)",
+            "make a plan for this one with `errata plan`",
+        ),
+        ("make one with errata.compress.apply(…) first", "make one with `errata compress` first"),
+        ('sample with steps="none"', "sample with --correct none"),
+        ("use errata.quality.open_network('inception')", "use --features inception"),
+        (
+            "pass the network that it was made with as `network`",
+            "pass the network that it was made with as --features",
+        ),
+        ("leave it out, such as steps='1-24'", "leave it out, such as --at 1-24"),
+        (
+            "write it behind: Plan(Refresh(…)) + Plan(Hindsight()), or refresh+hindsight",
+            "write it behind: --correct refresh+hindsight",
+        ),
+        ("choose another `out`, or remove `runs/a`", "choose another --out, or remove `runs/a`"),
+        (
+            "guides nothing: guidance_scale=1; sample with more",
+            "guides nothing: --guidance-scale 1; sample with more",
+        ),
+        # What is no option of a command stays as it is.
+        (
+            "IEC(step_size=1.5): step_size must be in (0, 1]",
+            "IEC(step_size=1.5): step_size must be in (0, 1]",
+        ),
+        ("steps='x' is not a list of step numbers", "steps='x' is not a list of step numbers"),
+        ("branch=3; allowed are 1 and 2", "branch=3; allowed are 1 and 2"),
+    ],
+)
+def test_errors_name_the_commands_options(
+    message: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fail_with(PlanError(message), monkeypatch) == 1
+    assert capsys.readouterr().err == f"errata: error: {said}\n"
+
+
+def test_options_and_commands_in_errors_exist() -> None:
+    (commands,) = (
+        action.choices for action in cli.build_parser()._actions if isinstance(action.choices, dict)
+    )
+    options = {option for parser in commands.values() for option in parser._option_string_actions}
+    assert set(cli.OPTION_OF.values()) <= options
+    assert {name.removeprefix("errata ") for name in cli.COMMAND_OF.values()} <= set(commands)
+
+
+BASE_INSTALLATION = """
+import sys
+for name in ("accelerate", "peft", "torchvision", "transformers"):
+    sys.modules[name] = None
+"""
+
+
+def said_by_a_base_installation(program: str, *arguments: object) -> str:
+    """Stderr of a program where none of the optional packages can be imported."""
+    command = [sys.executable, "-c", BASE_INSTALLATION + program, *map(str, arguments)]
+    environment = os.environ | {"TQDM_DISABLE": "1"}  # progress bars are no notices
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.mark.slow
+def test_other_packages_print_no_notices(tmp_path: Path) -> None:
+    """With a base installation, from calibration to images, on the command line and in Python."""
+    program = "from errata.cli import main; sys.exit(main(sys.argv[1:]))"
+    size = ["--steps", 2, "--samples", 2, "--batch-size", 2]
+    for command in (
+        ["calibrate", PIPELINE, *size, "--out", tmp_path / "calibration"],
+        ["compress", PIPELINE, "--calibration", tmp_path / "calibration", "--recipe", "deepcache-2"],
+        ["deploy", tmp_path / "compressed", "--out", tmp_path / "artifact"],
+        ["generate", tmp_path / "artifact", "--images", 1, "--out", tmp_path / "images"],
+    ):
+        out = ["--out", tmp_path / "compressed"] if command[0] == "compress" else []
+        said = said_by_a_base_installation(program, *command, *out)
+        assert [line for line in said.splitlines() if not line.startswith("errata: ")] == [], command[0]
+    program = (
+        "from errata import calibration, compress, correct, deploy, report\n"
+        "calibration.load_pipeline(sys.argv[1])\n"
+        "deploy.load(sys.argv[2])\n"
+    )
+    assert said_by_a_base_installation(program, PIPELINE, tmp_path / "artifact") == ""

@@ -94,7 +94,7 @@ def test_a_dry_run_shows_everything_and_writes_nothing(
         "up_blocks.1.resnets.0.conv1 conv2d w4a8 16 + 16 16 x 32 x 3 x 3 2432",
         "mid_block.attentions.0 attention a8 matmuls",
         "searched on the trajectories: 2 of 3 steps full (3 of the up path's resnets recomputed)",
-        "learned, 400 iterations a block on 512 inputs",
+        "learned, 400 iterations per block on 512 inputs",
         "nothing was written",
     ):
         assert part in text
@@ -180,7 +180,7 @@ def test_sensitivity_is_shown_and_written(
             ["--dry-run", "--rounding-seed", "0"],
             "--rounding-seed has no effect with the recipe",
         ),
-        ("w4a8", ["--dry-run", "--sensitivity"], "give one of them"),
+        ("w4a8", ["--dry-run", "--sensitivity"], "--dry-run and --sensitivity exclude each other"),
         (
             "w4a8",
             ["--dry-run", "--sensitivity-steps", "2"],
@@ -192,8 +192,8 @@ def test_sensitivity_is_shown_and_written(
             ["--sensitivity", "--range-samples", "2"],
             "--range-samples has no effect with --sensitivity",
         ),
-        ("deepcache-2", ["--sensitivity"], "--sensitivity has no use with the recipe deepcache-2"),
-        ("w4a8", ["--sensitivity", "--out", "table.txt"], "give a file whose name ends in .json or .csv"),
+        ("deepcache-2", ["--sensitivity"], "--sensitivity has no effect with the recipe deepcache-2"),
+        ("w4a8", ["--sensitivity", "--out", "table.txt"], "the name of the file must end in .json or .csv"),
         ("deepcache-2", ["--out", "x", "--range-samples", "2"], "has no effect with the recipe deepcache-2"),
         (
             "w4a8",

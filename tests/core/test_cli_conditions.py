@@ -109,7 +109,7 @@ def test_components_are_listed(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "components   scheduler " in text
     assert ", unet " in text
     assert ", vae " in text
-    assert "1 of 2 calls are full, F; a cached one, c, recomputes the last resnet of the up path" in text
+    assert "1 of 2 calls are full (F); a cached call (c) recomputes the last resnet of the up path" in text
     assert "\n             Fc\n" in text
 
 
@@ -119,23 +119,31 @@ def test_components_are_listed(folder: Path, capsys: pytest.CaptureFixture[str])
         (
             "classes",
             [],
-            "this ClassConditionalLDMPipeline needs a class label for every image; give --labels",
+            "ClassConditionalLDMPipeline needs a class label for every image; add --labels",
         ),
-        ("classes", ["--labels", "labels.csv:label", "--negative-prompt", "x"], "takes no negative prompt;"),
+        (
+            "classes",
+            ["--labels", "labels.csv:label", "--negative-prompt", "x"],
+            "not take a negative prompt;",
+        ),
         ("classes", ["--labels", "labels.csv:label", "--prompts", "labels.csv:name"], "leave --prompts out"),
-        ("classes", ["--labels", "labels.csv:name"], "holds 'a', which is no class label"),
+        ("classes", ["--labels", "labels.csv:name"], "holds 'a', which is not a class label"),
         (
             "classes",
             ["--labels", "labels.csv:label", "--samples", "5"],
             "99 is out of range; allowed are 0 to 3",
         ),
-        ("classes", ["--labels", "labels.csv:label", "--samples", "6"], "has 5 labels, --samples 6 need one"),
+        (
+            "classes",
+            ["--labels", "labels.csv:label", "--samples", "6"],
+            "has 5 labels, and --samples 6 needs",
+        ),
         (
             "classes",
             ["--prompts", "labels.csv:name", "--samples", "6"],
-            "has 5 prompts, --samples 6 need one",
+            "has 5 prompts, and --samples 6 needs one",
         ),
-        ("plain", ["--labels", "labels.csv:label"], "takes no class label; leave --labels out"),
+        ("plain", ["--labels", "labels.csv:label"], "does not take a class label; leave --labels out"),
         ("plain", ["--guidance-scale", "inf"], "`inf` is not a finite number"),
     ],
 )
@@ -156,11 +164,11 @@ def test_calibrate_names_what_is_missing_or_has_no_use(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "this ClassConditionalLDMPipeline needs a class label for every image; give --label"),
+        ([], "ClassConditionalLDMPipeline needs a class label for every image; add --label"),
         (["--label", "4"], "class label 4 is out of range; allowed are 0 to 3"),
         (["--label", "-1"], "class label -1 is out of range; allowed are 0 to 3"),
-        (["--label", "0", "--prompt", "x"], "takes no prompt; leave --prompt out"),
-        (["--label", "0", "--image", "x.png"], "takes no picture; leave --image out"),
+        (["--label", "0", "--prompt", "x"], "does not take a prompt; leave --prompt out"),
+        (["--label", "0", "--image", "x.png"], "does not take an input image; leave --image out"),
         (["--label", "0", "--guidance-scale", "nan"], "`nan` is not a finite number"),
     ],
 )
@@ -213,9 +221,12 @@ def test_a_report_draws_labels(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "needs a class label for every image; give --labels"),
+        ([], "needs a class label for every image; add --labels"),
         (["--prompts", "p"], "cannot be read"),
-        (["--labels", "labels.csv:label", "--samples", "9"], "has 5 labels, --samples 9 need one each"),
+        (
+            ["--labels", "labels.csv:label", "--samples", "9"],
+            "has 5 labels, and --samples 9 needs",
+        ),
         (["--labels", "labels.csv:label", "--samples", "5"], "class label 99 is out of range; allowed are 0"),
         (["--labels", "labels.csv:label", "--clip", "x"], "--clip compares images with their prompts"),
         (["--labels", "labels.csv:label", "--shard", "4/4"], "shard 4/4: write I/N with I from 0 to N - 1"),
@@ -257,8 +268,8 @@ def test_shards_of_a_report_are_merged(
 def test_what_pipelines_take_and_need() -> None:
     assert inputs.needs(Upscaler()) == ("prompt", "image")
     assert inputs.needs(Unconditional()) == ()
-    assert inputs.words(("prompt", "image")) == "a prompt and a picture"
-    with pytest.raises(UsageError, match="this Unconditional takes no guidance scale; leave --g out"):
+    assert inputs.words(("prompt", "image")) == "a prompt and an input image"
+    with pytest.raises(UsageError, match="Unconditional does not take a guidance scale; leave --g out"):
         inputs.check_argument(Unconditional(), "guidance_scale", flag="--g", is_given=True)
     inputs.check_labels(Unconditional(), [10**6])
 
@@ -268,7 +279,7 @@ def test_an_upscaler_is_recorded_from_python(
 ) -> None:
     monkeypatch.setattr("errata.calibration.load_pipeline", lambda source: Upscaler())
     line = complaint(capsys, 2, "calibrate", "x", "--out", tmp_path / "out", "--samples", "2")
-    assert "this Upscaler needs a picture for every image, which this command cannot give" in line
+    assert "Upscaler needs an input image for every sample, which this command has no option for" in line
 
 
 def test_every_image_gets_its_own_prompt_and_picture(tmp_path: Path) -> None:
@@ -288,17 +299,17 @@ def test_every_image_gets_its_own_prompt_and_picture(tmp_path: Path) -> None:
     assert [picture.size for picture in made["image"]] == [(2, 2), (2, 2)]
     assert made["guidance_scale"] == 2.0
     args.image = tmp_path / "none.png"
-    with pytest.raises(UsageError, match="cannot be opened as a picture"):
+    with pytest.raises(UsageError, match="cannot be opened as an image"):
         inputs.call_arguments(Upscaler(), args)
 
 
 def test_refusals_of_a_pipeline_are_one_line() -> None:
     with (
-        pytest.raises(ErrataError, match=r"^Upscaler refused its arguments: too tall$"),
-        inputs.refusals_told(Upscaler()),
+        pytest.raises(ErrataError, match=r"^Upscaler rejected its arguments: too tall$"),
+        inputs.rejections_as_errors(Upscaler()),
     ):
         raise ValueError("too tall\nby far")
-    with pytest.raises(CalibrationError, match="mine"), inputs.refusals_told(Upscaler()):
+    with pytest.raises(CalibrationError, match="mine"), inputs.rejections_as_errors(Upscaler()):
         raise CalibrationError("mine")
 
 
@@ -316,7 +327,10 @@ def test_the_summary_shows_the_schedule(
 ) -> None:
     command = ["compress", f"{folder}/classes", "--calibration", f"{folder}/calibration"]
     assert cli.main([*command, "--recipe", "deepcache-2", "--out", f"{tmp_path}/cached"]) == 0
-    assert "\ncache: Fc (a cached step, c, recomputes the last resnet of the" in capsys.readouterr().out
+    assert (
+        "\ncache: Fc (F: full call; c: cached call, recomputes the last resnet of the"
+        in capsys.readouterr().out
+    )
     assert cli.main([*command, "--recipe", "deepcache-2", "--out", f"{tmp_path}/again", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["full_steps"] == [0]
 
@@ -333,7 +347,7 @@ def test_a_recipe_file_is_named_where_it_cannot_be_read(
         "--recipe",
     ]
     line = complaint(capsys, 2, *command, tmp_path / "no.yaml")
-    assert "no.yaml`: there is no such file; give one, or a name such as w4a8" in line
+    assert "no.yaml`: no such file; give a file, or a name such as w4a8" in line
     (tmp_path / "odd.yaml").write_text("bits: 4\n")
     line = complaint(capsys, 2, *command, tmp_path / "odd.yaml")
     assert "odd.yaml`: not a recipe of schema 2" in line

@@ -88,7 +88,7 @@ def test_inspect_says_what_an_engineer_asks(folder: Path, capsys: pytest.Capture
     assert facts["digest"] == found["manifest_sha256"]
     assert facts["sampler"] == f"DDIMScheduler, {STEPS} steps, {STEPS} denoiser calls at timesteps 750 to 0"
     assert facts["cache"].startswith(
-        "2 of 4 calls are full, F; a cached one, c, recomputes the last 3 resnets"
+        "2 of 4 calls are full (F); a cached call (c) recomputes the last 3 resnets"
     )
     assert "errata" in facts["made by"]
     assert "fingerprint" in text
@@ -165,18 +165,18 @@ def test_generate_maps_other_numbers_of_steps_where_it_is_told_to(
         status = cli.main(["generate", f"{folder}/artifact", "--out", f"{tmp_path}/{name}", *options, *more])
         assert status == 0
         told = capsys.readouterr().out
-        assert f"{recorded + 2} steps with the ranges of the nearest of {recorded} recorded ones" in told
+        assert f"{recorded + 2} steps with the ranges of the nearest of {recorded} calibrated steps" in told
         assert len(list((tmp_path / name).glob("0*.png"))) == 2
 
 
 @pytest.mark.parametrize(
     ("status", "options", "message"),
     [
-        (2, ["--prompt", "a cat"], "this DDIMPipeline takes no prompt; leave --prompt out"),
+        (2, ["--prompt", "a cat"], "DDIMPipeline does not take a prompt; leave --prompt out"),
         (2, ["--correct", "iec", "--at", "sometimes"], "'sometimes' is not a selection of steps"),
         (1, ["--correct", "iec", "--at", "1"], "leaves nothing to correct"),
         (1, ["--correct", "iec", "--at", "99"], "reaches step 99"),
-        (1, ["--steps", "50"], "num_inference_steps=50"),
+        (1, ["--steps", "50"], "--steps 50"),
         (1, ["--device", "abacus"], "device 'abacus' cannot be used"),
     ],
 )
@@ -223,7 +223,7 @@ def test_bad_input_is_refused_by_each_stage(
 def test_deploy_in_shards(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["deploy", folder / "compressed", "--out", tmp_path / "artifact"]
     line = complaint(capsys, 2, *command, "--max-shard-size", "some")
-    assert "max_shard_size='some'; allowed are a number of bytes above zero" in line
+    assert "--max-shard-size some; allowed are a number of bytes above zero" in line
     assert list(tmp_path.iterdir()) == []
     answer(capsys, *command, "--max-shard-size", "50KB")
     names = sorted(path.name for path in (tmp_path / "artifact" / "unet").glob("*.safetensors"))
@@ -234,6 +234,22 @@ def test_deploy_in_shards(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
         for root in (folder / "artifact", tmp_path / "artifact")
     )
     assert shards == whole
+
+
+@pytest.mark.parametrize("name", ["export-onnx", "export"])
+def test_an_engine_is_written_under_both_names(
+    name: str,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("onnxruntime")
+    assert cli.main([name, f"{folder}/artifact", "--out", f"{tmp_path}/engine"]) == 0
+    said = capsys.readouterr()
+    assert f"engine: {tmp_path}/engine, " in said.out
+    notice = "errata: `errata export` is now called `errata export-onnx`\n"
+    assert said.err == (notice if name == "export" else "")
 
 
 def test_verify_refuses_a_truncated_file(
@@ -314,7 +330,7 @@ def test_a_plan_says_what_to_expect(folder: Path, tmp_path: Path, capsys: pytest
         "plan",
         folder / "artifact",
         "--max-overhead",
-        5,
+        "500%",
         "--samples",
         4,
         "--out",
@@ -326,6 +342,30 @@ def test_a_plan_says_what_to_expect(folder: Path, tmp_path: Path, capsys: pytest
     assert second.startswith("0 instead of ")
     assert "RMS difference of pixels to a cache-free run of the same artifact" in second
     assert third == f"plan: {tmp_path / 'plan.json'}"
+
+
+def test_a_plan_compares_images_in_the_features_of_a_network(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The artifact draws 8x8 images, which the network of the built-in model cannot take."""
+    from errata import report
+
+    (tmp_path / "quarter_features.py").write_text(
+        "from torch import nn\n"
+        "def quarters():\n"
+        "    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    real = report.Reference(Quarters(), report.statistics(torch.rand(30, 4)), "noise", "quarters")
+    real.save(tmp_path / "real.npz")
+    command = ["plan", folder / "artifact", "--reference", tmp_path / "real.npz", "--samples", 6]
+    options = ["--max-overhead", "20%", "--out", tmp_path / "plan.json"]
+    line = complaint(capsys, 1, *command, *options)
+    assert "real.npz` has dimension 4, feature network `digit-features` gives 64" in line
+    assert line.endswith("pass the network that it was made with as --features")
+    found = answer(capsys, *command, *options, "--features", "quarter_features:quarters")
+    assert found["plan"]["expected"]["overhead"] <= 0.2
+    assert json.loads((tmp_path / "plan.json").read_text())["plan"] == found["plan"]
 
 
 def test_a_plan_is_for_its_artifact_only(
@@ -346,7 +386,10 @@ def test_plan_refuses_an_output_in_use_before_anything_is_sampled(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "plan.json").write_text("precious")
-    for place, message in (("plan.json", "exists; choose another file"), ("a/b", "is no directory; create")):
+    for place, message in (
+        ("plan.json", "exists; choose another file"),
+        ("a/b", "is not a directory; create"),
+    ):
         assert message in complaint(capsys, 1, "plan", tmp_path / "no artifact", "--out", tmp_path / place)
     assert (tmp_path / "plan.json").read_text() == "precious"
 

@@ -1,4 +1,4 @@
-"""How the options of `errata compress` make a recipe."""
+"""The options of `errata compress`, and the recipe that they describe."""
 
 import argparse
 from collections.abc import Mapping
@@ -23,17 +23,18 @@ ROUNDING_OPTIONS = {
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the recipe, and what changes it."""
-    parser.add_argument("--recipe", required=True, metavar="RECIPE", help="name or file, see below")
+    """Declare the recipe and the options that change it."""
+    parser.add_argument("--recipe", required=True, metavar="RECIPE", help="recipe name or file, see below")
     layers = parser.add_argument_group(
-        "layers", "PATTERN is the name of a layer or of a module that holds it; *, ? and [...] are wildcards."
+        "layers",
+        "PATTERN names a layer or a module that contains it; *, ? and [...] are wildcards.",
     )
     layers.add_argument(
         "--keep",
         action="append",
         default=[],
         metavar="PATTERN",
-        help="leave these in floating point; may be repeated",
+        help="keep these layers in floating point; may be repeated",
     )
     layers.add_argument(
         "--bits",
@@ -41,44 +42,90 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_bits,
         metavar="PATTERN=BITS",
-        help="give these weights other bits (4, 6 or 8), as in --bits 'up_blocks.*.conv_shortcut=8'; may be "
-        "repeated, the first that fits a layer decides, those of a recipe file come last",
+        help="weight bits, 4, 6 or 8, of these layers, as in --bits 'up_blocks.*.conv_shortcut=8'; may be "
+        "repeated: the first pattern that matches a layer counts, those of a recipe file come last",
     )
     rounding = parser.add_argument_group("learned rounding", "For recipes such as w4a8-learned.")
     rounding.add_argument(
         "--iterations",
         type=positive,
         metavar="N",
-        help="optimiser steps a block (default: the recipe's)",
+        help="optimizer steps per block (default: the recipe's)",
     )
     rounding.add_argument(
         "--learning-rate",
         type=_rate,
         metavar="X",
-        help="of the rounding variables (default: the recipe's)",
+        help="learning rate of the rounding variables (default: the recipe's)",
     )
     rounding.add_argument(
         "--rounding-samples",
         type=positive,
         metavar="N",
-        help="recorded inputs, of mixed steps, that a block is reconstructed on (default: the recipe's)",
+        help="recorded inputs, from all steps, on which each block is trained (default: the recipe's)",
     )
     rounding.add_argument(
         "--rounding-batch-size",
         type=positive,
         metavar="N",
-        help="of them in an optimiser step (default: the recipe's)",
+        help="inputs per optimizer step (default: the recipe's)",
     )
     rounding.add_argument(
-        "--rounding-seed", type=seed, metavar="N", help="of every random choice (default: the recipe's)"
+        "--rounding-seed", type=seed, metavar="N", help="seed of the training (default: the recipe's)"
     )
+
+
+def add_modes(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that do something else than compress."""
+    modes = parser.add_argument_group("instead of compressing")
+    modes.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show how each layer would be quantized and the resulting size; write nothing",
+    )
+    modes.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="quantize each layer alone, and show how much the prediction changes",
+    )
+    modes.add_argument(
+        "--sensitivity-samples", type=positive, metavar="N", help="recorded samples per step (default: 16)"
+    )
+    modes.add_argument(
+        "--sensitivity-steps",
+        type=positive,
+        metavar="N",
+        help="steps to measure, evenly spaced (default: all)",
+    )
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Check that the options have an effect together.
+
+    Raises:
+        UsageError: naming an option that has none.
+    """
+    if args.dry_run and args.sensitivity:
+        raise UsageError("--dry-run and --sensitivity exclude each other; give one of them")
+    if args.out is None and not (args.dry_run or args.sensitivity):
+        raise UsageError("--out is required: the directory to write; see `errata compress --help`")
+    idle = []
+    if not args.sensitivity:
+        idle += ["sensitivity_samples", "sensitivity_steps"]
+    if args.sensitivity or args.dry_run:
+        idle += ["range_samples", "reuse"]
+    for name in idle:
+        if getattr(args, name) is not None:
+            mode = "--dry-run" if args.dry_run else "--sensitivity"
+            rule = f"with {mode}" if name in ("range_samples", "reuse") else "without --sensitivity"
+            raise UsageError(f"--{name.replace('_', '-')} has no effect {rule}; leave it out")
 
 
 def recipe_from(args: argparse.Namespace) -> "Recipe":
-    """The recipe of the options.
+    """Return the recipe that the options describe.
 
     Raises:
-        UsageError: it is unknown or malformed, or an option has no use with it.
+        UsageError: the recipe is unknown or malformed, or an option has no effect with it.
     """
     with misuse(RecipeError):
         recipe = _read(args.recipe)
@@ -124,7 +171,7 @@ def _read(name: str) -> "Recipe":
     if path.suffix not in {".json", ".yaml", ".yml"}:
         return Recipe.named(name)
     if not path.is_file():
-        raise UsageError(f"--recipe `{name}`: there is no such file; give one, or a name such as w4a8")
+        raise UsageError(f"--recipe `{name}`: no such file; give a file, or a name such as w4a8")
     try:
         return Recipe.from_text(read_text(path))
     except RecipeError as problem:
