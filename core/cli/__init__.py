@@ -213,7 +213,7 @@ def _explain(problem: Exception) -> str:
         extra = f"errata[{EXTRA_OF[problem.name]}]"
         return f"{problem.name} is not installed; install it with: pip install '{extra}'"
     if isinstance(problem, ModuleNotFoundError) and problem.name in ONLY_FOR_COMPRESSING:
-        return f"{problem.name} is not installed, and compressing needs it: pip install {problem.name}"
+        return f"compressing needs {problem.name}, which is not installed: pip install {problem.name}"
     return f"unexpected {type(problem).__name__}: {problem} (run again with --verbose for the traceback)"
 
 
