@@ -11,6 +11,8 @@ from typing import Literal
 import pytest
 
 from errata import cli, method_options
+from errata.cli.plans import plan_from
+from errata.cli.usage import UsageError
 from errata.correct import METHODS, Corrector, CorrectorContext, Plan, Traits, register_method, registry
 from errata.correct.config_json import StoredDataclass
 from errata.method_options import command_name, method_entries
@@ -87,7 +89,7 @@ def test_a_registered_method_has_options_at_once(tmp_path: Path, capsys: pytest.
         amount: float = 0.5
         weight: int = 2
         where: Literal["centre", "edge"] = "edge"
-        others: tuple[int, ...] = ()
+        others: tuple[int, ...] | None = None
 
         def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
             return schedule.full_steps
@@ -112,9 +114,9 @@ def test_a_registered_method_has_options_at_once(tmp_path: Path, capsys: pytest.
         arguments = ["generate", "x", "--out", "y", "--correct", "sharper", "--weight", text]
         args = cli.build_parser().parse_args(arguments)
         if number is None:
-            with pytest.raises(cli.UsageError, match="`0.5` is not a whole number"):
-                cli.generate.plan_from(args)
+            with pytest.raises(UsageError, match="`0.5` is not a whole number"):
+                plan_from(args)
         else:
-            assert cli.generate.plan_from(args) == Plan(Sharper(weight=number))
+            assert plan_from(args) == Plan(Sharper(weight=number))
     Plan(Sharper(amount=0.25)).save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == Plan(Sharper(amount=0.25))

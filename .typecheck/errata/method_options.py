@@ -1,0 +1,1 @@
+../../core/method_options.py
