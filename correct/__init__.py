@@ -9,6 +9,9 @@
 one.
 """
 
+from collections.abc import Mapping
+
+from errata.correct import registry
 from errata.correct.analysis.amplification_measure import Amplification, amplification
 from errata.correct.analysis.trajectories import TrajectoryError, trajectory_error
 from errata.correct.attachment import Attachment, attach
@@ -38,7 +41,7 @@ from errata.correct.planner.candidates import Candidate, candidates_for
 from errata.correct.planner.expectation import Expectation
 from errata.correct.planner.planning import plan
 from errata.correct.plans import Plan
-from errata.correct.registry import METHODS, register_method
+from errata.correct.registry import register_method
 from errata.correct.stats import RunStats, StepStats, overhead
 from errata.correct.traits import Traits
 from errata.renamed import old_names
@@ -83,6 +86,9 @@ __all__ = [
     "trajectory_error",
     "wrap",
 ]
+
+METHODS: Mapping[str, type[Method]] = registry.METHODS
+"""Registered methods by class name, which plan files and the command line know."""
 
 # A registered method can be found here by its class name, so that a new one needs no line in this file.
 __getattr__ = old_names(__name__, {"Setting": "CorrectorContext"}, others=METHODS)

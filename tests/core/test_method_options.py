@@ -89,7 +89,7 @@ def test_a_registered_method_has_options_at_once(tmp_path: Path, capsys: pytest.
         amount: float = 0.5
         weight: int = 2
         where: Literal["centre", "edge"] = "edge"
-        others: tuple[int, ...] = ()
+        others: tuple[int, ...] | None = None
 
         def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
             return schedule.full_steps
