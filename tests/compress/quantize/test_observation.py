@@ -8,11 +8,11 @@ from diffusers.models.attention_processor import Attention
 from errata import calibration
 from errata.calibration import CalibrationSet
 from errata.compress import Recipe
+from errata.compress.jobs.stages import open_journal
 from errata.compress.quantize import observation
 from errata.compress.quantize.observation import StepSample, observe_ranges
 from errata.compress.quantize.quantizers import choose_range
 from errata.errors import RecipeError
-from errata.journal import Journal
 from errata.runtime.scheme import Scheme, sites_of
 
 Ranges = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -70,9 +70,9 @@ def test_finished_steps_are_taken_from_the_journal(
 
     whole = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme)
     monkeypatch.setattr(observation, "_observe_step", watched)
-    with pytest.raises(KeyboardInterrupt), Journal(tmp_path / "out", {}) as journal:
+    with pytest.raises(KeyboardInterrupt), open_journal(tmp_path / "out", {}) as journal:
         observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme, stage=journal.stage)
-    with Journal(tmp_path / "out", {}) as journal:
+    with open_journal(tmp_path / "out", {}) as journal:
         again = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme, stage=journal.stage)
     assert seen == [0, 1, 2, 3, 3, 4, 5]
     assert same(whole, again)
