@@ -14,6 +14,7 @@ from diffusers import DDIMPipeline
 from errata import CalibrationError, calibration
 from errata.calibration.document import PARTIAL, Recording
 from errata.calibration.shards import write_shard
+from errata.file_lock import FileLock
 from errata.journal import Journal
 
 OPTIONS: dict[str, Any] = {"num_inference_steps": 4, "num_samples": 7, "batch_size": 2, "seed": 3}
@@ -249,3 +250,28 @@ def test_a_failure_before_the_first_shard_leaves_an_existing_directory_empty(
     with pytest.raises(CalibrationError, match="refused its arguments"):
         calibration.collect(tiny_pipeline, tmp_path, **OPTIONS, inputs=[{"zeta": 1}] * 4)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_do_not_record_into_the_same_directory(
+    tiny_pipeline: DDIMPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _interrupt(tiny_pipeline, tmp_path / "set", monkeypatch, after=1)
+    other = FileLock(tmp_path / "set" / ".lock")
+    with pytest.raises(
+        CalibrationError, match="another process is writing to `.*set` .*; wait until it ends"
+    ):
+        calibration.calibrate(tiny_pipeline, tmp_path / "set", **OPTIONS)
+    other.release()
+    calibration.calibrate(tiny_pipeline, tmp_path / "set", **OPTIONS).verify()
+
+
+def test_a_request_without_a_finished_shard_gives_way(
+    tiny_pipeline: DDIMPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _interrupt(tiny_pipeline, tmp_path / "set", monkeypatch, after=0)
+    assert (tmp_path / "set" / PARTIAL).is_file()
+    assert calibration.calibrate(tiny_pipeline, tmp_path / "set", **OPTIONS | {"seed": 4}).seed == 4
+
+
+def test_the_older_name_is_the_same_function() -> None:
+    assert calibration.collect is calibration.calibrate

@@ -334,3 +334,7 @@ def test_ranges_follow_the_step(tiny_pipeline: DDIMPipeline, tiny_compressed: Ma
             assert torch.equal(found, expected)
         else:
             assert (found - expected).abs().max() > 1e-3
+
+
+def test_the_older_name_is_the_same_function() -> None:
+    assert compress.apply is compress.compress

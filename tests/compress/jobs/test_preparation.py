@@ -71,8 +71,8 @@ def test_nothing_is_observed_again(
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("w4a8", "quantization.weight_bits was 8, is 4"),
-        ("w8a8:bias_correction=true", "quantization.bias_correction was False, is True"),
+        ("w4a8", "quantization.weight_bits was 8, is now 4"),
+        ("w8a8:bias_correction=true", "quantization.bias_correction was False, is now True"),
         ("deepcache-2", "one of them quantizes nothing"),
     ],
 )
