@@ -37,8 +37,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from errata import calibration, compress, deploy
 from errata.deploy import DeployedPipeline
+from errata.machine import describe_machine
 from errata.memory import keep_freed_memory
-from errata.report.machine import describe_machine
 from errata.runtime.branches import shallow_view
 from errata.runtime.unet import BranchedUNet
 

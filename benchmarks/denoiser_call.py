@@ -19,7 +19,7 @@ import torch
 from errata import calibration, deploy
 from errata.deploy import DeployedPipeline
 from errata.embedded import PIPELINE
-from errata.report.machine import describe_machine
+from errata.machine import describe_machine
 
 WARM_UP_ROUNDS = 2
 Call = Callable[[], object]

@@ -23,31 +23,32 @@ from errata.deploy import DeployedPipeline
 from errata.directories import staged_directory
 from errata.embedded import PIPELINE
 from errata.errors import ReportError
-from errata.report.settings import FOLDER as MEASUREMENTS
+from errata.report.bundled_report import recorded_digits
+from errata.report.store import FOLDER as MEASUREMENTS
 
 RECIPES: tuple[str, ...] = ("w8a8", "w4a8", "deepcache-10", "w8a8+deepcache-5")
 # Two recipes with the same quantizer: codes and ranges of the second are those of the first.
 REUSED: Mapping[str, str] = {"w8a8+deepcache-5": "w8a8"}
-# One plan that corrects: every further one adds rows of what else its compute buys.
+# One plan that corrects: each further one adds compute-matched alternatives.
 PLANS: Mapping[str, Plan] = {"none": Plan.none(), "all": Plan(IEC(), "all")}
 PAGE = "report.html"
 # Says that a directory is a demo's result, which the next demo may replace.
 MARKER = "demo.json"
 BATCH_SIZE = 64
-# Calibration starts from other noise than the images that are judged.
+# Calibration starts from other noise than the images that are compared.
 CALIBRATION_SEED = 1_000_000
 
 
 def run(
     out: str | Path, *, steps: int = 25, samples: int = 256, calibration_samples: int = 64, seed: int = 0
 ) -> Path:
-    """Runs everything on the embedded digits model and returns the path of the HTML report in `out`.
+    """Run everything on the embedded digits model and return the path of the HTML report in `out`.
 
     `out` ends up with `calibration/`, `compressed/`, `artifacts/` and the report's three files. An earlier
     demo's result there is replaced when the new one is complete. Progress goes to stderr.
 
     Raises:
-        ReportError: `out` holds something else than a demo's result, cannot be written, or the extra
+        ReportError: `out` holds something other than a demo's result, cannot be written, or the extra
             `report` is not installed.
     """
     path = Path(out)
@@ -71,7 +72,7 @@ def run(
                 batch_size=BATCH_SIZE,
                 seed=seed,
                 baseline=pipe,
-                recorded=report.recorded_digits(),
+                recorded=recorded_digits(),
                 command="errata demo",
                 announce=_say,
             )
@@ -107,7 +108,7 @@ def _deploy_all(
     deployed: dict[str, DeployedPipeline] = {}
     for recipe in RECIPES:
         out, earlier = folder / "compressed" / recipe, compressed.get(REUSED.get(recipe, ""))
-        with _stage("compress", recipe if earlier is None else f"{recipe}, numbers of {REUSED[recipe]}"):
+        with _stage("compress", recipe if earlier is None else f"{recipe}, quantizer of {REUSED[recipe]}"):
             compressed[recipe] = compress.apply(pipe, trajectories, recipe, out, reuse=earlier)
         deployed[recipe] = _deploy(compressed[recipe], recipe, folder / "artifacts" / recipe)
     return deployed
@@ -124,20 +125,20 @@ def _deploy(compressed: CompressedPipeline, recipe: str, out: Path) -> DeployedP
 
 @contextmanager
 def _stage(name: str, what: str) -> Iterator[None]:
-    """Says what was done and how long it took."""
+    """Print what was done and how long it took."""
     start = time.monotonic()
     yield
     _say(f"{name:16} {what:55} {time.monotonic() - start:6.1f} s")
 
 
 def _say(text: str) -> None:
-    """A line for people, between progress bars."""
+    """Print a line, between progress bars."""
     tqdm.write(text, file=sys.stderr)
 
 
 @contextmanager
 def _fresh_or_replaced(out: Path) -> Iterator[Path]:
-    """A directory to fill that becomes `out` on success, in place of an earlier demo's result."""
+    """Yield a directory to fill that becomes `out` on success, in place of an earlier demo's result."""
     replaces = _is_demo(out)
     target = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.next") if replaces else out
     try:
@@ -155,16 +156,16 @@ def _fresh_or_replaced(out: Path) -> Iterator[Path]:
 
 
 def _is_demo(out: Path) -> bool:
-    """Whether a finished demo's result lies there.
+    """Return whether a finished demo's result is there.
 
     Raises:
-        ReportError: something else does.
+        ReportError: something else is.
     """
     if (out / MARKER).is_file() and (out / PAGE).is_file():
         return True
     if out.is_dir() and any(out.iterdir()):
         raise ReportError(
-            f"`{out}` exists and is no result of a demo (it lacks {MARKER}); choose another directory "
+            f"`{out}` exists and is not the result of a demo (it has no {MARKER}); choose another directory "
             "or remove it"
         )
     return False

@@ -43,12 +43,6 @@ def add_grid_options(group: argparse._ArgumentGroup) -> None:
         help=f"{PLACES}; may be given several times; holds for methods without @ (default: all, of iec "
         "alone ends:1/10 as well, or nothing with --plan)",
     )
-    group.add_argument(
-        "--no-equal-compute",
-        dest="equal_compute",
-        action="store_false",
-        help="leave out what else the same compute buys",
-    )
     add_choices(group)
 
 

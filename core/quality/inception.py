@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.errors import ReportError, first_line
-from errata.quality.pixels import require_colour, to_bytes
+from errata.quality.pixels import check_colour, to_bytes
 
 _POOLED = "2048"
 
@@ -59,7 +59,7 @@ class InceptionFeatures(nn.Module):
         Raises:
             ReportError: the images have another number of channels.
         """
-        require_colour(images, self.name)
+        check_colour(images, self.name)
         return self.extractor(to_bytes(images))[0]
 
     def logits(self, features: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ def to_bytes(images: Tensor) -> Tensor:
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def require_colour(images: Tensor, taker: str) -> None:
+def check_colour(images: Tensor, taker: str) -> None:
     """Refuse what are no images (B, 3, H, W), naming who takes only those.
 
     Raises:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from errata.embedded import load_features, reference_features, reference_statistics
 from errata.errors import ReportError
-from errata.quality.moments import FeatureStatistics, StatisticsAccumulator
+from errata.quality.moments import FeatureStatistics, StatisticsAccumulator, read_statistics, write_statistics
 from errata.quality.network import channels_of, device_of, dimension_of, network_name, weights_digest
 from errata.quality.real_images import RealImage, dataset_images, folder_images, image_batches
-from errata.quality.statistics_file import read_statistics, write_statistics
 
 __all__ = ["KEPT_FEATURES", "Reference", "network_name", "weights_digest"]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from errata.errors import ReportError, first_line
-from errata.quality.pixels import require_colour
+from errata.quality.pixels import check_colour
 
 
 class VisionFeatures(nn.Module):
@@ -52,7 +52,7 @@ class VisionFeatures(nn.Module):
         Raises:
             ReportError: the images have another number of channels.
         """
-        require_colour(images, self.name)
+        check_colour(images, self.name)
         resized = F.interpolate(images, self._size, mode="bicubic", antialias=True).clamp(0, 1)
         return self._pooled((resized - self.mean) / self.std)
 

@@ -200,7 +200,7 @@ def test_a_report_draws_labels(
     folder: Path, measurable: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels = ["--labels", f"{folder}/labels.csv:label", "--guidance-scale", "2"]
-    found = answer(capsys, *measurable, *labels, "--no-equal-compute", "--at", "all")
+    found = answer(capsys, *measurable, *labels, "--no-compute-matched", "--at", "all")
     assert [row["plan"] for row in found["rows"]] == ["none", "all"]
     assert f"--labels {folder}/labels.csv:label --guidance-scale 2.0" in found["protocol"]["command"]
     (tmp_path / "others.txt").write_text("3\n3\n3\n3\n")

@@ -54,7 +54,7 @@ def test_a_failed_demo_leaves_the_earlier_result(tmp_path: Path) -> None:
 
 def test_a_demo_replaces_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(ReportError, match="no result of a demo"):
+    with pytest.raises(ReportError, match="not the result of a demo"):
         demo.run(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.errors import ReportError
-from errata.quality.lpips import Lpips
+from errata.quality.paired import Lpips
 
 
 class Squares(nn.Module):

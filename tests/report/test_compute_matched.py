@@ -1,4 +1,4 @@
-"""Rows of equal compute cost what the correction costs, and are what else that compute buys."""
+"""Compute-matched alternatives cost what the correction costs."""
 
 import pytest
 
@@ -7,7 +7,13 @@ from errata.correct.costs import Costs, plain_evaluations, price
 from errata.deploy import DeployedPipeline
 from errata.errors import ArtifactMismatchError
 from errata.report import Reference, run
-from errata.report.equal_compute import TOLERANCE, _more_full_steps, _spread, float_steps, rivals_of
+from errata.report.compute_matched import (
+    TOLERANCE,
+    _more_full_steps,
+    _spread,
+    alternatives_of,
+    float_steps,
+)
 from errata.runtime.schedule import CacheSchedule
 
 COSTS: Costs = {"full": 1.0, "cached": 0.25}
@@ -31,29 +37,29 @@ def test_full_steps_are_spread_into_the_longest_intervals() -> None:
 def test_more_full_steps_cost_what_the_correction_costs(extra: float) -> None:
     schedule = uniform(40, 5)
     base = price(plain_evaluations(schedule), COSTS)
-    rival = _more_full_steps(schedule, extra, base, COSTS)
-    assert rival is not None
-    count = len(rival.plan.resolve(schedule))
-    assert isinstance(rival.plan.method, Refresh)
-    assert rival.seconds == pytest.approx(base + count * 0.75)
-    assert base + extra - 0.75 < rival.seconds <= base + extra
+    each = _more_full_steps(schedule, extra, base, COSTS)
+    assert each is not None
+    count = len(each.plan.resolve(schedule))
+    assert isinstance(each.plan.method, Refresh)
+    assert each.seconds == pytest.approx(base + count * 0.75)
+    assert base + extra - 0.75 < each.seconds <= base + extra
 
 
-def test_rivals_of_a_cached_artifact(deployed: DeployedPipeline) -> None:
+def test_alternatives_of_a_cached_artifact(deployed: DeployedPipeline) -> None:
     base = price(plain_evaluations(deployed.schedule), COSTS)
     plan = Plan(IEC(), "all")
-    rivals = {rival.name: rival for rival in rivals_of(deployed, plan, {"full": 2.0}, COSTS)}
-    assert list(rivals) == ["forecast+hindsight", "12 steps", "+2 full", "second-order at all"]
-    assert rivals["forecast+hindsight"].plan == Plan(Forecast(order=1)) + Plan(Hindsight())
-    assert rivals["forecast+hindsight"].seconds == base
-    assert rivals["12 steps"].steps == 12
-    assert rivals["12 steps"].seconds == pytest.approx(base + 2.0)
+    found = {each.name: each for each in alternatives_of(deployed, plan, {"full": 2.0}, COSTS)}
+    assert list(found) == ["forecast+hindsight", "12 steps", "+2 full", "second-order at all"]
+    assert found["forecast+hindsight"].plan == Plan(Forecast(order=1)) + Plan(Hindsight())
+    assert found["forecast+hindsight"].seconds == base
+    assert found["12 steps"].steps == 12
+    assert found["12 steps"].seconds == pytest.approx(base + 2.0)
     at_twelve = price(plain_evaluations(deployed.at_steps(12).schedule), COSTS)
     assert at_twelve == pytest.approx(base + 2.0)
-    assert rivals["second-order at all"].plan == Plan(SecondOrder(), "all")
+    assert found["second-order at all"].plan == Plan(SecondOrder(), "all")
 
 
-def test_what_the_artifact_cannot_serve_is_told(
+def test_what_the_artifact_cannot_serve_is_reported(
     deployed: DeployedPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: DeployedPipeline, steps: int) -> None:
@@ -61,21 +67,23 @@ def test_what_the_artifact_cannot_serve_is_told(
 
     monkeypatch.setattr(DeployedPipeline, "at_steps", refuse)
     told: list[str] = []
-    rivals = rivals_of(deployed, Plan(IEC(), "all"), {"full": 2.0}, COSTS, refused=told.append)
-    assert [rival.name for rival in rivals] == ["forecast+hindsight", "+2 full", "second-order at all"]
+    found = alternatives_of(deployed, Plan(IEC(), "all"), {"full": 2.0}, COSTS, refused=told.append)
+    assert [each.name for each in found] == ["forecast+hindsight", "+2 full", "second-order at all"]
     assert told == ["no correction, 12 steps: no timesteps are known for 12"]
 
 
-def test_a_free_plan_has_free_rivals_only(deployed: DeployedPipeline) -> None:
+def test_a_free_plan_has_free_alternatives_only(deployed: DeployedPipeline) -> None:
     free = Plan(Forecast(order=1)) + Plan(Hindsight())
-    assert rivals_of(deployed, free, {}, COSTS) == []
-    assert [rival.name for rival in rivals_of(deployed, Plan(Hindsight()), {}, COSTS)] == [
+    assert alternatives_of(deployed, free, {}, COSTS) == []
+    assert [each.name for each in alternatives_of(deployed, Plan(Hindsight()), {}, COSTS)] == [
         "forecast+hindsight"
     ]
 
 
-def test_a_plan_is_no_rival_of_its_own(deployed: DeployedPipeline) -> None:
-    names = [rival.name for rival in rivals_of(deployed, Plan(SecondOrder(), "all"), {"full": 2.0}, COSTS)]
+def test_a_plan_is_not_its_own_alternative(deployed: DeployedPipeline) -> None:
+    names = [
+        each.name for each in alternatives_of(deployed, Plan(SecondOrder(), "all"), {"full": 2.0}, COSTS)
+    ]
     assert "second-order at all" not in names
 
 
@@ -89,7 +97,7 @@ def test_float_steps() -> None:
 def test_a_report_measures_them_and_compares(
     deployed: DeployedPipeline, reference: Reference, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    out = tmp_path_factory.mktemp("rivals") / "out"
+    out = tmp_path_factory.mktemp("alternatives") / "out"
     plans = {"all": Plan(IEC(), "all")}
     report = run({"mine": deployed}, plans, reference, out, samples=8, batch_size=4, resamples=20)
     plain, corrected, *added = report.rows
@@ -97,12 +105,12 @@ def test_a_report_measures_them_and_compares(
     assert {"forecast+hindsight", "second-order at all"} < {row.plan for row in added}
     assert corrected.verdict.kind in ("pays", "does not pay", "not distinguishable")
     by_plan = {row.plan: row for row in report.rows}
-    assert {rival.plan for rival in corrected.rivals} >= {"none", "forecast+hindsight"}
-    for rival in corrected.rivals:
-        assert rival.compute <= TOLERANCE
-        assert rival.compute == pytest.approx(by_plan[rival.plan].compute / corrected.compute)
-        difference = corrected.frechet.value - by_plan[rival.plan].frechet.value
-        assert rival.difference.value == pytest.approx(difference)
-    assert plain.rivals == ()
+    assert {each.plan for each in corrected.alternatives} >= {"none", "forecast+hindsight"}
+    for each in corrected.alternatives:
+        assert each.compute <= TOLERANCE
+        assert each.compute == pytest.approx(by_plan[each.plan].compute / corrected.compute)
+        difference = corrected.frechet.value - by_plan[each.plan].frechet.value
+        assert each.difference.value == pytest.approx(difference)
+    assert plain.alternatives == ()
     assert all(row.front in ("on", "near", "off") for row in report.rows)
     assert sum(row.front == "on" for row in report.rows) >= 1

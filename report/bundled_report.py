@@ -1,4 +1,4 @@
-"""Reports that were measured once and ship with the package."""
+"""Reports on disk: the one that ships with the package, and those that a run wrote."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DIGITS_T100: Path = Path(__file__).parent / "recorded" / "digits_t100.json"
 
 
 def recorded_digits() -> Report | None:
-    """The larger table of the embedded model, or None where this build ships none.
+    """Return the larger report on the embedded model; None if this build ships none.
 
     Raises:
         ReportError: the file is damaged.
@@ -24,3 +24,17 @@ def recorded_digits() -> Report | None:
         return Report.from_json(json.loads(DIGITS_T100.read_text(encoding="utf-8")))
     except ValueError as problem:
         raise ReportError(f"{DIGITS_T100} is not valid JSON: {problem}; reinstall errata") from problem
+
+
+def read_report(out: str | Path) -> Report:
+    """Return the report in the directory `out`.
+
+    Raises:
+        ReportError: there is none, or it is damaged.
+    """
+    file = Path(out) / "report.json"
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError) as problem:
+        raise ReportError(f"`{file}` cannot be read as a report: {problem}") from problem
+    return Report.from_json(value)

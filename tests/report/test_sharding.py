@@ -1,7 +1,7 @@
 import pytest
 
 from errata.errors import ReportError
-from errata.report.shares import Shard, Workers
+from errata.report.sharding import Shard, Workers
 
 
 @pytest.mark.parametrize("text", ["3", "3/", "/4", "4/4", "-1/4", "0/0", "a/b", "1/2/3", ""])

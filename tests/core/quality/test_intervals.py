@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from errata.quality.intervals import mean_estimate
-from errata.quality.measured import Measured
+from errata.quality.intervals import Measured, mean_estimate
 
 
 def test_a_mean_has_the_interval_of_its_parts() -> None:

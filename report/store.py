@@ -1,9 +1,9 @@
-"""What was measured of the images of one row and batch, as files that appear whole or not at all.
+"""The measurements of a report on disk: one file for each row and batch, written whole or not at all.
 
-A folder of measurements holds one directory for each row, named by a digest of everything that decides the
-row's images, and in it one safetensors file for each batch. So a run that was stopped goes on with what is
-there, several processes fill one folder, and folders that were filled elsewhere add up. Nothing is held in
-memory but the batch at hand: what belongs to all batches is read again in pieces.
+`measurements/` holds one directory for each row, named by a digest of everything that decides the row's
+images, and in it one safetensors file for each batch. So a run that was interrupted resumes, several
+processes fill one folder, and folders that were filled elsewhere add up. Only the batch at hand is held in
+memory.
 """
 
 from __future__ import annotations
@@ -19,12 +19,44 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from errata import directories
-from errata.directories import refusals_as
+from errata import canonical_json, directories
+from errata.directories import check_is_vacant, refusals_as
 from errata.errors import ReportError
 from errata.runtime.schedule import StepKind
 
+SCHEMA = "errata-measurements/1"
+FOLDER = "measurements"
+SETTINGS_FILE = "settings.json"
 FEATURES, LOGITS, SHOWN = "features", "logits", "shown"
+SCORE = "score."
+"""Begins the name of a tensor that holds one number for each image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What must be equal for a run to resume another's, beside what names a row's directory.
+
+    Attributes:
+        seed: of image 0.
+        batch_size: images of a batch; they are made together, so their last bits depend on it.
+        network: digest of the feature network's weights.
+        reference: digest of the reference's mean and covariance.
+        paired_with: what single images are compared with: a float model's fingerprint, or "uncorrected".
+        scores: names of the metrics of single images, then of their models.
+        shown: how many of the first images are kept.
+    """
+
+    seed: int
+    batch_size: int
+    network: str
+    reference: str
+    paired_with: str
+    scores: tuple[str, ...]
+    shown: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain JSON value."""
+        return {"schema": SCHEMA, **asdict(self), "scores": list(self.scores)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +67,10 @@ class BatchFacts:
         seconds: of the pipeline call, wall-clock.
         took: seconds with everything that was measured of the images.
         base: denoiser calls per image of the plain run, by kind.
-        extra: those that the correction added.
+        extra: calls that the correction added, per image.
         cost: median seconds of one call of each kind, where it happened.
-        peak_bytes: highest memory during the call; None where it is not known.
-        joules: energy that the device took during the call; None where it is not known.
+        peak_bytes: peak memory during the call; None where it is not known.
+        joules: energy that the device used during the call; None where it is not known.
     """
 
     seconds: float
@@ -57,7 +89,7 @@ class BatchMeasured:
     Attributes:
         features: `(B, D)`, float32.
         logits: `(B, K)`, float32: class scores, where the feature network has a classifier.
-        scores: by name, `(B,)` float64: one number for each image, such as its PSNR.
+        scores: by metric, `(B,)` float64.
         shown: `(n, C, H, W)`, uint8: the images that the page shows; n may be 0.
         facts: calls and times.
     """
@@ -69,24 +101,19 @@ class BatchMeasured:
     facts: BatchFacts
 
 
-class Measurements:
-    """The folders of measurements; the first one is written to.
+class MeasurementStore:
+    """Folders of measurements; the first one is written to.
 
     Args:
-        folders: made by `errata report`; what one lacks may lie in another.
+        folders: made by `errata report`; a batch that one lacks may lie in another.
         batches: indices of the images of each batch.
-        names: of their files, which tell what decides the images.
+        names: of the batches' files, see `errata.report.request.batch_names`.
     """
 
     def __init__(self, folders: Sequence[Path], *, batches: Sequence[range], names: Sequence[str]) -> None:
         self._folders = tuple(folders)
         self.batches = tuple(batches)
-        self._names = tuple(names)
-
-    @property
-    def names_of_batches(self) -> tuple[str, ...]:
-        """Names of the batches' files."""
-        return self._names
+        self.batch_names = tuple(names)
 
     @property
     def samples(self) -> int:
@@ -94,17 +121,17 @@ class Measurements:
         return sum(map(len, self.batches))
 
     def has(self, row: str, batch: int) -> bool:
-        """Whether the batch of that number was measured."""
+        """Return whether the batch of that number was measured."""
         return self._found(row, batch) is not None
 
     def missing(self, row: str) -> tuple[int, ...]:
-        """Numbers of the batches that were not measured."""
+        """Return the numbers of the batches that were not measured."""
         return tuple(batch for batch in range(len(self.batches)) if not self.has(row, batch))
 
     def write(self, row: str, batch: int, measured: BatchMeasured) -> None:
-        """Keep a batch; whole or not at all."""
+        """Store a batch, whole or not at all."""
         tensors = {FEATURES: measured.features.float(), SHOWN: measured.shown}
-        tensors |= {f"score.{name}": values.double() for name, values in measured.scores.items()}
+        tensors |= {f"{SCORE}{name}": values.double() for name, values in measured.scores.items()}
         if measured.logits is not None:
             tensors[LOGITS] = measured.logits.float()
         data = save(
@@ -114,7 +141,7 @@ class Measurements:
         write_whole(self._path(self._folders[0], row, batch), data)
 
     def chunks(self, row: str, name: str) -> Iterator[Tensor]:
-        """One tensor of every batch, in order.
+        """Yield one tensor of every batch, in order.
 
         Raises:
             ReportError: a batch is missing, or its file is damaged.
@@ -123,7 +150,7 @@ class Measurements:
             yield self._read(row, batch, name)
 
     def all_of(self, row: str, name: str, *, most: int | None = None) -> Tensor:
-        """The tensors of the first batches as one, of at most `most` rows.
+        """Return the tensors of the first batches as one, of at most `most` rows.
 
         Raises:
             ReportError: as `chunks`.
@@ -138,7 +165,7 @@ class Measurements:
         return torch.cat(parts)[:most]
 
     def facts(self, row: str) -> list[BatchFacts]:
-        """What is no tensor, of every batch in order.
+        """Return the facts of every batch, in order.
 
         Raises:
             ReportError: as `chunks`.
@@ -146,7 +173,7 @@ class Measurements:
         return [self.facts_of(row, batch) for batch in range(len(self.batches))]
 
     def facts_of(self, row: str, batch: int) -> BatchFacts:
-        """What is no tensor, of one batch.
+        """Return the facts of one batch.
 
         Raises:
             ReportError: as `chunks`.
@@ -156,7 +183,7 @@ class Measurements:
         return BatchFacts(**facts)
 
     def image_size(self, row: str) -> tuple[int, int, int]:
-        """Height, width and channels of a row's images.
+        """Return height, width and channels of a row's images.
 
         Raises:
             ReportError: as `chunks`.
@@ -165,7 +192,7 @@ class Measurements:
         return height, width, channels
 
     def names(self, row: str) -> frozenset[str]:
-        """Names of the tensors of a row's first batch.
+        """Return the names of the tensors of a row's first batch.
 
         Raises:
             ReportError: as `chunks`.
@@ -196,11 +223,61 @@ class Measurements:
         return next((path for path in places if path.is_file()), None)
 
     def _path(self, folder: Path, row: str, batch: int) -> Path:
-        return folder / row / f"{self._names[batch]}.safetensors"
+        return folder / row / f"{self.batch_names[batch]}.safetensors"
+
+
+def open_folder(out: Path, settings: Settings) -> Path:
+    """Return the folder of measurements in `out`, which is made unless it is there with the same settings.
+
+    Raises:
+        ReportError: `out` holds something else, or measurements with other settings.
+    """
+    folder = out / FOLDER
+    if (folder / SETTINGS_FILE).is_file():
+        check_same(read_settings(folder), settings.to_json(), folder)
+        return folder
+    check_is_vacant(out, error=ReportError)
+    if not out.parent.is_dir():
+        raise ReportError(f"cannot make `{out}`: `{out.parent}` is not a directory; create it first")
+    write_whole(folder / SETTINGS_FILE, canonical_json.dumps(settings.to_json()))
+    return folder
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of a folder of measurements.
+
+    Raises:
+        ReportError: it holds none, or those of another version.
+    """
+    file = folder / SETTINGS_FILE
+    try:
+        value = canonical_json.loads_strict(file.read_bytes())
+    except (OSError, ValueError) as problem:
+        raise ReportError(
+            f"`{folder}` holds no measurements of `errata report` ({problem}); give the --out of such a run"
+        ) from problem
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if schema != SCHEMA:
+        raise ReportError(f"`{file}` has schema {schema!r}; this release reads {SCHEMA!r}")
+    return dict(value)
+
+
+def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    """Check that measurements in `folder` were made with the settings that are wanted.
+
+    Raises:
+        ReportError: naming the first difference.
+    """
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise ReportError(
+                f"`{folder}` was measured with {name} {_short(found.get(name))}, now it is {_short(value)}; "
+                "give the same options to resume, or choose another directory"
+            )
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file of a report, and its folder where there is none, complete or not at all.
+    """Write a file of a report, and its directory where there is none, complete or not at all.
 
     Raises:
         ReportError: it cannot be written.
@@ -209,3 +286,8 @@ def write_whole(path: Path, data: bytes) -> None:
     with refusals_as(ReportError, doing=f"make `{path.parent}`", advice=advice):
         path.parent.mkdir(parents=True, exist_ok=True)
     directories.write_whole(path, data, error=ReportError, advice=advice)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if isinstance(value, str) and len(text) > 24 else repr(value)

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from errata.report import meters
-from errata.report.meters import metered
+from errata import machine
+from errata.machine import metered
 
 # In a process of its own: in this one, the allocator may have kept what other tests freed.
 READINGS = """
 import torch
-from errata.report.meters import metered
+from errata.machine import metered
 for size in (10, 60_000_000, 10):
     with metered(torch.device("cpu")) as reading:
         torch.ones(size, dtype=torch.uint8).sum()
@@ -30,8 +30,8 @@ def test_the_peak_of_what_happens_inside_is_seen() -> None:
 
 
 def test_without_proc_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meters, "_STATUS", Path("/nowhere/status"))
-    monkeypatch.setattr(meters, "_CLEAR", Path("/nowhere/clear"))
+    monkeypatch.setattr(machine, "_STATUS", Path("/nowhere/status"))
+    monkeypatch.setattr(machine, "_CLEAR", Path("/nowhere/clear"))
     with metered(torch.device("cpu")) as reading:
         pass
     assert reading.peak_bytes is None

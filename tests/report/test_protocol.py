@@ -2,7 +2,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from errata.compress import Quantization, Recipe
-from errata.report.provenance import exception_notes
+from errata.report.protocol import exception_notes
 
 
 def artifact(quantization: Quantization | None) -> Any:

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from errata.errors import ReportError
-from errata.report.settings import Settings, batch_names, check_same, open_folder, read_settings
+from errata.report.request import batch_names
+from errata.report.store import Settings, check_same, open_folder, read_settings
 
 SETTINGS: dict[str, Any] = {
     "seed": 0,
@@ -37,7 +38,7 @@ def test_other_contents_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(ReportError, match="exists and is not empty"):
         open_folder(tmp_path, Settings(**SETTINGS))
-    with pytest.raises(ReportError, match="is no directory; create it first"):
+    with pytest.raises(ReportError, match="is not a directory; create it first"):
         open_folder(tmp_path / "no" / "where", Settings(**SETTINGS))
     with pytest.raises(ReportError, match="holds no measurements of `errata report`"):
         read_settings(tmp_path)
@@ -67,5 +68,5 @@ def test_whatever_the_pipelines_are_called_with_names_a_batch() -> None:
     assert len({name for pair in made for name in pair}) == 2 * len(kinds)
     assert made == [names(**kind) for kind in kinds]
     assert names(batch_size=2)[0].startswith("000000-")
-    with pytest.raises(ReportError, match="argument 'callback' is a function, whose content nobody can"):
+    with pytest.raises(ReportError, match="argument 'callback' is a function, which cannot be compared"):
         names(callback=names)

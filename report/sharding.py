@@ -1,22 +1,30 @@
 """Which batches a process measures: all of them, or its share among processes and independent jobs.
 
-Shares go by the batch: an image is made in the same batch by whatever process, so the numbers of a report do
-not depend on how many there were.
+Whole batches are shared: an image is made in the same batch by any process, so a report's numbers do not
+    depend
+on how many processes there were. One process at a time starts a report; the others wait for what it writes.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from errata.errors import ReportError
+from errata.file_lock import FileLock
 
 # Processes wait for each other at the end of a run, which may take days.
 _PATIENCE = timedelta(days=30)
+_LOCK = ".lock"
+# Seconds between two attempts to take the lock.
+_PAUSE = 0.2
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,7 @@ class Shard:
     """Share number `index`, from 0, of `count` independent jobs.
 
     Raises:
-        ReportError: the numbers make no sense.
+        ReportError: the numbers do not fit.
     """
 
     index: int = 0
@@ -38,10 +46,10 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Reads `3/16`.
+        """Read `3/16`.
 
         Raises:
-            ReportError: it is no such text.
+            ReportError: the text has another form.
         """
         found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         if not found:
@@ -53,7 +61,7 @@ class Shard:
 
 
 class Workers:
-    """The processes of one job, as `accelerate launch` or `torchrun` started them; one where nothing did.
+    """The processes of one job that `accelerate launch` or `torchrun` started; otherwise this one alone.
 
     Raises:
         ReportError: there are several, and accelerate is not installed.
@@ -77,19 +85,37 @@ class Workers:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of processes."""
         return 1 if self._state is None else int(self._state.num_processes)
 
     @property
     def is_first(self) -> bool:
-        """Whether this process does what is done once."""
+        """Whether this process does what must be done once."""
         return self.index == 0
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Wait until all processes are here."""
         if self._state is not None:
             self._state.wait_for_everyone()
 
     def batches(self, shard: Shard, total: int) -> Sequence[int]:
-        """Numbers of the batches of this process, out of `total`."""
+        """Return the numbers of the batches of this process, out of `total`."""
         return range(shard.index * self.count + self.index, total, shard.count * self.count)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, after waiting for other processes; it is released if the process dies."""
+    lock = _acquired(folder / _LOCK)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquired(path: Path) -> FileLock:
+    while True:
+        try:
+            return FileLock(path)
+        except BlockingIOError:
+            time.sleep(_PAUSE)

@@ -1,8 +1,8 @@
-"""What else the compute of a correction buys: the rows that a corrected one has to beat.
+"""Compute-matched alternatives: what else the denoiser time of a correction could be spent on.
 
-A corrected run costs more denoiser time than the uncorrected one. The same time also buys more sampling
+A corrected run takes more denoiser time than the uncorrected one. The same time could go into more sampling
 steps, more full steps in place of cached ones, another corrector, or the float model with fewer steps. A
-comparison of a correction with the uncorrected run alone hides all of them.
+correction pays only if it beats these as well as no correction.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from errata.deploy import DeployedPipeline
 from errata.errors import ArtifactMismatchError, PlanError, first_line
 from errata.runtime.schedule import CacheSchedule, StepKind
 
-# Below this overhead nothing else can be bought: one more step of a hundred costs as much.
+# Below this overhead there is no alternative: one more step in a hundred costs as much.
 LEAST_OVERHEAD = 0.01
-# Costs are measured; a rival may be so much dearer and still count as equal.
+# Costs are measured; an alternative may cost this much more and still count as equal.
 TOLERANCE = 1.02
 # Of one step; costs are measured, and a step that costs what the correction does is meant to fit.
 _ROUNDING = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rival:
+class ComputeMatched:
     """Another use of about the same compute on the same artifact.
 
     Attributes:
         name: of its row.
         plan: what to do.
-        steps: sampling steps; None are the recorded ones.
+        steps: sampling steps; None for the recorded number.
         stands_for: what it is, in words.
         seconds: of the denoiser calls of a batch, as expected from their costs.
     """
@@ -46,17 +46,17 @@ class Rival:
     seconds: float
 
 
-def rivals_of(
+def alternatives_of(
     deployed: DeployedPipeline,
     plan: Plan,
     extra: Mapping[StepKind, float],
     costs: Costs,
     *,
     refused: Callable[[str], None] = lambda _: None,
-) -> list[Rival]:
-    """Rivals of a plan that adds these denoiser calls to an image; those that the artifact can serve.
+) -> list[ComputeMatched]:
+    """Return the alternatives to a plan that adds `extra` calls to an image, if the artifact can serve them.
 
-    `refused` hears of each other one, and why.
+    `refused` is called for each that it cannot serve, with the reason.
     """
     seconds, base = price(extra, costs), price(plain_evaluations(deployed.schedule), costs)
     offered = [_free_correctors(deployed.schedule, base)]
@@ -66,30 +66,32 @@ def rivals_of(
             _more_full_steps(deployed.schedule, seconds, base, costs),
             _second_order(plan, base + seconds),
         ]
-    wanted = [rival for rival in offered if rival is not None and rival.plan != plan]
-    return [rival for rival in wanted if _is_served(deployed, rival, refused)]
+    wanted = [each for each in offered if each is not None and each.plan != plan]
+    return [each for each in wanted if _is_served(deployed, each, refused)]
 
 
 def float_steps(seconds: float, cost: float, *, most: int) -> int | None:
-    """Steps of the float model that take so many seconds, at `cost` for each; None beyond `most`, or at 0."""
+    """Return how many steps of the float model take so many seconds; None if 0 or more than `most`."""
     steps = _affordable(seconds, cost)
     return steps if 1 <= steps <= most else None
 
 
 def _affordable(seconds: float, one: float) -> int:
-    """How many of what costs `one` each; a rival must not cost more, but for what costs scatter."""
+    """Return how many fit that cost `one` each, with a margin for the scatter of measured costs."""
     return int(seconds / one + _ROUNDING)
 
 
-def _more_steps(deployed: DeployedPipeline, seconds: float, base: float, costs: Costs) -> Rival | None:
-    """More sampling steps; an artifact with a cache serves them from it."""
+def _more_steps(
+    deployed: DeployedPipeline, seconds: float, base: float, costs: Costs
+) -> ComputeMatched | None:
+    """Return the run with more sampling steps; an artifact with a cache serves them from it."""
     calls = deployed.schedule.calls_per_step
     one = calls * costs["cached" if deployed.schedule.has_cache else "full"]
     more = _affordable(seconds, one)
     if not more:
         return None
     steps = deployed.num_inference_steps + more
-    return Rival(
+    return ComputeMatched(
         name=f"{steps} steps",
         plan=Plan.none(),
         steps=steps,
@@ -98,8 +100,10 @@ def _more_steps(deployed: DeployedPipeline, seconds: float, base: float, costs: 
     )
 
 
-def _more_full_steps(schedule: CacheSchedule, seconds: float, base: float, costs: Costs) -> Rival | None:
-    """Cached steps in full, spread so that the longest interval is as short as it can be."""
+def _more_full_steps(
+    schedule: CacheSchedule, seconds: float, base: float, costs: Costs
+) -> ComputeMatched | None:
+    """Return the run with some cached steps in full, which keep the longest interval as short as possible."""
     if not schedule.has_cache:
         return None
     one = schedule.calls_per_step * (costs["full"] - costs["cached"])
@@ -107,7 +111,7 @@ def _more_full_steps(schedule: CacheSchedule, seconds: float, base: float, costs
     if not chosen:
         return None
     count = len(chosen)
-    return Rival(
+    return ComputeMatched(
         name=f"+{count} full",
         plan=Plan(Refresh(), _expression(schedule, chosen)),
         stands_for=f"no correction, {count} more full step{'s' * (count > 1)}",
@@ -116,13 +120,13 @@ def _more_full_steps(schedule: CacheSchedule, seconds: float, base: float, costs
 
 
 def _expression(schedule: CacheSchedule, chosen: list[int]) -> str:
-    """A steps expression for sampling steps of a schedule."""
+    """Return a steps expression for sampling steps of a schedule."""
     calls = schedule.calls_per_step
     return spelled(tuple(step * calls + call for step in chosen for call in range(calls)))
 
 
 def _spread(schedule: CacheSchedule, count: int) -> list[int]:
-    """Sampling steps to evaluate in full besides, each halving the longest interval that is left."""
+    """Return sampling steps to evaluate in full, each of which halves the longest interval left."""
     calls = schedule.calls_per_step
     total = schedule.num_steps // calls
     full = sorted({step // calls for step in schedule.full_steps})
@@ -138,13 +142,13 @@ def _spread(schedule: CacheSchedule, count: int) -> list[int]:
     return sorted(chosen)
 
 
-def _second_order(plan: Plan, seconds: float) -> Rival | None:
-    """Where a plan evaluates once more at each of some steps, the method that averages the two."""
+def _second_order(plan: Plan, seconds: float) -> ComputeMatched | None:
+    """Return the second-order method at the plan's steps, which averages the two evaluations of a step."""
     methods: list[tuple[Method | None, str]] = [part for part in plan.parts if part[1] != "none"]
     if len(methods) != 1 or isinstance(methods[0][0], SecondOrder | Refresh):
         return None
     steps = methods[0][1]
-    return Rival(
+    return ComputeMatched(
         name=f"second-order at {steps}",
         plan=Plan(SecondOrder(), steps),
         stands_for=f"another corrector, SecondOrder at {steps}",
@@ -152,28 +156,27 @@ def _second_order(plan: Plan, seconds: float) -> Rival | None:
     )
 
 
-def _free_correctors(schedule: CacheSchedule, base: float) -> Rival | None:
-    """What corrects a cached run at no evaluation."""
+def _free_correctors(schedule: CacheSchedule, base: float) -> ComputeMatched | None:
+    """Return the correctors of a cached run that cost no evaluation."""
     if not schedule.has_cache:
         return None
-    return Rival(
+    return ComputeMatched(
         name="forecast+hindsight",
         plan=Plan(Forecast(order=1)) + Plan(Hindsight()),
-        stands_for="another corrector that costs no evaluation, Forecast and Hindsight",
+        stands_for="another corrector that costs no evaluation, Forecast with Hindsight",
         seconds=base,
     )
 
 
-def _is_served(deployed: DeployedPipeline, rival: Rival, refused: Callable[[str], None]) -> bool:
+def _is_served(
+    deployed: DeployedPipeline, alternative: ComputeMatched, refused: Callable[[str], None]
+) -> bool:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of steps that were not recorded; the report says it in words
-            at = deployed if rival.steps is None else deployed.at_steps(rival.steps)
-        wrap(at, rival.plan)
+            warnings.simplefilter("ignore")  # about steps that were not recorded; the report says so itself
+            at = deployed if alternative.steps is None else deployed.at_steps(alternative.steps)
+        wrap(at, alternative.plan)
     except (PlanError, ArtifactMismatchError) as problem:
-        refused(f"{rival.stands_for}: {first_line(problem)}")
+        refused(f"{alternative.stands_for}: {first_line(problem)}")
         return False
     return True
-
-
-__all__ = ["LEAST_OVERHEAD", "TOLERANCE", "Rival", "float_steps", "rivals_of"]
