@@ -106,8 +106,8 @@ def _common_index(folders: Sequence[Path], settings: Mapping[str, Any]) -> Repor
         if not ReportIndex.read(folder).agrees_with(index):
             raise ReportError(
                 f"`{folder}` and `{first}` measured different rows: each job chose compute-matched "
-                "alternatives by its own costs. Let one job measure its first batch, copy its directory to the "
-                "others, and run them again"
+                "alternatives by its own costs. Let one job measure its first batch, copy its directory to "
+                "the others, and run them again"
             )
     return index
 

@@ -120,7 +120,7 @@ def float_row(fingerprint: str, steps: int, *, device: str, recorded_steps: int)
         plan=None,
         steps=steps,
         directory=_directory({"float": fingerprint, "steps": steps, "device": device}),
-        stands_for=f"the float model with {steps} steps" if is_alternative else "",
+        stands_for=f"the float model with {steps} step{'s' * (steps != 1)}" if is_alternative else "",
     )
 
 

@@ -167,7 +167,7 @@ def _metric_column(metric: Metric, to: str = "") -> Column:
         estimate, change = row.metrics.get(metric.name), row.changes.get(metric.name)
         if estimate is None:
             return None
-        shown = Cell(metric.show(estimate), estimate.value, formatting.interval(estimate))
+        shown = Cell(metric.show(estimate), estimate.value, metric.show_interval(estimate))
         if change is None:
             return shown
         mark = mark_of(change, higher_is_better=metric.higher_is_better)

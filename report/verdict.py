@@ -206,7 +206,7 @@ def _counts_of_paying(kinds: Sequence[tuple[str, VerdictKind]], samples: int) ->
     total, unsure = sum(map(len, found.values())), len(found["not distinguishable"])
     untold = f" Inconclusive with {samples} samples: {unsure}." if unsure else ""
     if not found["pays"]:
-        return f"None of {total} corrected runs beats every compute-matched alternative.{untold}"
+        return f"0 of {total} corrected runs beat every compute-matched alternative.{untold}"
     return (
         f"Of {total} corrected runs, those that beat every compute-matched alternative: "
         f"{_counted(found['pays'])}. Those that do not: {_counted(found['does not pay'])}.{untold}"

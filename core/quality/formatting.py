@@ -22,10 +22,10 @@ def value(estimate: Estimate, *, decimals: int | None = None) -> str:
     return _minus(f"{estimate.value:.{shown}f}")
 
 
-def interval(estimate: Estimate) -> str:
-    """Return the interval alone: `11.8 to 12.9`."""
-    decimals = decimals_for(estimate)
-    return _minus(f"{estimate.interval.low:.{decimals}f} to {estimate.interval.high:.{decimals}f}")
+def interval(estimate: Estimate, *, decimals: int | None = None) -> str:
+    """Return the interval alone: `11.8 to 12.9`; `decimals` as for `value`."""
+    shown = decimals_for(estimate) if decimals is None else decimals
+    return _minus(f"{estimate.interval.low:.{shown}f} to {estimate.interval.high:.{shown}f}")
 
 
 def signed(estimate: Estimate) -> str:

@@ -181,6 +181,10 @@ class Metric:
         """Return the value as text, with its unit."""
         return f"{formatting.value(estimate, decimals=self.decimals)} {self.unit}".rstrip()
 
+    def show_interval(self, estimate: Estimate) -> str:
+        """Return the interval as text."""
+        return formatting.interval(estimate, decimals=self.decimals)
+
     def to_json(self) -> dict[str, Any]:
         """Return its description as a plain JSON value; `compute` is left out."""
         return {name: value for name, value in asdict(self).items() if name != "compute"}

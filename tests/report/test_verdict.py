@@ -169,5 +169,5 @@ def test_the_headline_counts_what_paid() -> None:
         "(a, b). Inconclusive with 256 samples: 1."
     )
     assert headline(kinds[1:3], samples=256) == (
-        "None of 2 corrected runs beats every compute-matched alternative."
+        "0 of 2 corrected runs beat every compute-matched alternative."
     )
