@@ -1,4 +1,4 @@
-"""Numbers that carry their uncertainty."""
+"""Numbers with their uncertainty, and how two of the same seeds compare in pairs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Interval:
         return self.low > 0 or self.high < 0
 
     def moved(self, shift: float) -> Interval:
-        """The same width elsewhere."""
+        """Return the interval, shifted."""
         return Interval(self.low + shift, self.high + shift)
 
 
@@ -39,18 +39,18 @@ class Estimate:
     interval: Interval
 
     def to_json(self) -> dict[str, Any]:
-        """`{"value": …, "interval": [low, high]}`."""
+        """Return `{"value": …, "interval": [low, high]}`."""
         return {"value": self.value, "interval": [self.interval.low, self.interval.high]}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Estimate:
-        """Inverse of `to_json`."""
+        """Read what `to_json` returned."""
         low, high = value["interval"]
         return cls(float(value["value"]), Interval(float(low), float(high)))
 
 
 def mean_estimate(values: Tensor, *, confidence: float = CONFIDENCE) -> Estimate:
-    """Mean of values (N,), N at least 2, with the normal approximation's interval.
+    """Return the mean of values (N,), N at least 2, with the normal approximation's interval.
 
     Raises:
         ValueError: fewer than two values, which have no spread.
@@ -64,7 +64,7 @@ def mean_estimate(values: Tensor, *, confidence: float = CONFIDENCE) -> Estimate
 
 
 def centred_interval(resampled: Tensor, measured: float, *, confidence: float = CONFIDENCE) -> Interval:
-    """Interval of resampled values (R,), moved until their median is the measured value."""
+    """Return the interval of resampled values (R,), shifted until their median is the measured value."""
     tail = (1 - confidence) / 2
     levels = torch.tensor([tail, 0.5, 1 - tail], dtype=torch.float64)
     low, middle, high = torch.quantile(resampled.double(), levels).tolist()
@@ -73,7 +73,9 @@ def centred_interval(resampled: Tensor, measured: float, *, confidence: float = 
 
 @dataclass(frozen=True)
 class Measured:
-    """A value of one set of samples; exactly one of `parts` and `replicates` is there.
+    """A value of one set of samples, with what its uncertainty follows from; values of equal seeds pair.
+
+    Exactly one of `parts` and `replicates` is given.
 
     Attributes:
         value: what was measured.
@@ -93,16 +95,16 @@ class Measured:
 
     @classmethod
     def mean(cls, parts: Tensor) -> Measured:
-        """The mean of one number for each sample, `(N,)`."""
+        """Return the mean of one number for each sample, `(N,)`."""
         parts = parts.double()
         return cls(float(parts.mean()), parts=parts)
 
     def estimate(self, *, confidence: float = CONFIDENCE) -> Estimate:
-        """The value with its interval."""
+        """Return the value with its interval."""
         return _estimate(self.value, self.parts, self.replicates, confidence)
 
     def minus(self, other: Measured, *, confidence: float = CONFIDENCE) -> Estimate:
-        """Its value minus the other's, with the interval of the paired difference.
+        """Return the difference to another value, with the interval of the paired difference.
 
         Raises:
             ValueError: they are of different kinds or sizes, so nothing pairs.

@@ -146,7 +146,7 @@ class Metric:
 
     @property
     def arrow(self) -> str:
-        """Points to the better side."""
+        """Arrow in the better direction."""
         return "↑" if self.higher_is_better else "↓"
 
     def scores(self, images: Tensor, second: Any = None) -> Tensor:
@@ -169,7 +169,7 @@ class Metric:
         return scores
 
     def is_served_by(self, samples: SampleSet) -> bool:
-        """Whether a metric of sets can be computed on this one."""
+        """Return whether a metric of sets can be computed on this one."""
         missing = {"logits": samples.logits is None, "real features": samples.real is None}
         return self.compute is not None and not self.is_per_image and not missing.get(self.needs, False)
 

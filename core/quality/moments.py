@@ -64,7 +64,7 @@ class StatisticsAccumulator:
         self._count = total
 
     def statistics(self) -> FeatureStatistics:
-        """Statistics of everything added so far.
+        """Return the statistics of everything added so far.
 
         Raises:
             ValueError: fewer than two samples, which have no covariance.
@@ -75,14 +75,14 @@ class StatisticsAccumulator:
 
 
 def statistics(features: Tensor) -> FeatureStatistics:
-    """Statistics of features (N, D), N at least 2, computed in float64."""
+    """Return the statistics of features (N, D), N at least 2, computed in float64."""
     accumulator = StatisticsAccumulator()
     accumulator.add(features)
     return accumulator.statistics()
 
 
 def as_features(features: Tensor) -> Tensor:
-    """The same features (N, D), float64 on the CPU.
+    """Return the same features (N, D), float64 on the CPU.
 
     Raises:
         ValueError: they are not (N, D), or N is 0.
@@ -92,17 +92,17 @@ def as_features(features: Tensor) -> Tensor:
 
 
 def check_features(features: Tensor) -> None:
-    """Refuse what is not (N, D) with N at least 1.
+    """Check that features are (N, D) with N at least 1.
 
     Raises:
-        ValueError: it is not.
+        ValueError: they are not.
     """
     if features.ndim != 2 or features.shape[0] == 0:
         raise ValueError(f"features have shape {tuple(features.shape)}; expected (samples, dimensions)")
 
 
 def check_same_dimension(a: int, b: int) -> None:
-    """Refuse two sets of features that no distance can compare.
+    """Check that two sets of features have the same dimension.
 
     Raises:
         ValueError: their dimensions differ.
@@ -127,8 +127,7 @@ def write_statistics(path: Path, statistics: FeatureStatistics, features: Tensor
 
 
 def read_statistics(path: Path) -> tuple[FeatureStatistics, Tensor | None]:
-    """Statistics of `mu` (D,), `sigma` (D, D) and `count` if it is there; and `features` (M, D) float32 if
-    they are.
+    """Return statistics from `mu` (D,), `sigma` (D, D) and an optional `count`, and optional features (M, D).
 
     Raises:
         ReportError: the file is missing, unreadable, lacks an array, or holds what cannot be a mean, a
@@ -142,7 +141,7 @@ def read_statistics(path: Path) -> tuple[FeatureStatistics, Tensor | None]:
             "expected (D,) and (D, D)"
         )
     if not (_is_finite(mean) and _is_finite(covariance)):
-        raise ReportError(f"statistics file `{path}` holds values that are no finite real numbers")
+        raise ReportError(f"statistics file `{path}` holds values that are not finite real numbers")
     mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
     _check_covariance(path, covariance)
     statistics = FeatureStatistics(
@@ -205,5 +204,5 @@ def _check_covariance(path: Path, covariance: np.ndarray) -> None:
     if eigenvalues[0] < -_TOLERANCE * np.abs(eigenvalues).max():
         raise ReportError(
             f"statistics file `{path}`: sigma has the negative eigenvalue {eigenvalues[0]:.3g} (the largest "
-            f"is {eigenvalues[-1]:.3g}), so it is no covariance; store np.cov(features.T)"
+            f"is {eigenvalues[-1]:.3g}), so it is not a covariance; store np.cov(features.T)"
         )

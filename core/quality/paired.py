@@ -128,7 +128,7 @@ class Lpips:
         images, reference: (B, C, H, W) in [0, 1], C 1 or 3; grey is repeated. Networks need some 32 pixels.
 
         Raises:
-            ReportError: another number of channels, or the network refuses the images.
+            ReportError: another number of channels, or the network fails on the images.
             ValueError: the shapes differ.
         """
         check_same_shape(images, reference)
@@ -139,7 +139,7 @@ class Lpips:
             distances = self._network(*pair)
         except (RuntimeError, ValueError) as problem:
             raise ReportError(
-                f"{self.name} refuses images of shape {tuple(images.shape)}: {problem}; its networks need "
+                f"{self.name} fails on images of shape {tuple(images.shape)}: {problem}; its networks need "
                 "images of at least about 32 pixels"
             ) from problem
         if distances.numel() != len(images):

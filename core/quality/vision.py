@@ -47,7 +47,7 @@ class VisionFeatures(nn.Module):
     std: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D) float32 of images (B, 3, H, W), float32 in [0, 1].
+        """Return features (B, D) float32 of images (B, 3, H, W), float32 in [0, 1].
 
         Raises:
             ReportError: the images have another number of channels.
@@ -85,7 +85,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
 
 def _side(processor: Any, folder: Path) -> int:
-    """The square that the model sees: the crop if it crops, else what it resizes to."""
+    """Return the square that the model sees: the crop if it crops, else what it resizes to."""
     for size in (getattr(processor, "crop_size", None), getattr(processor, "size", None)):
         for key in ("height", "shortest_edge"):
             value = size[key] if size and key in size else None
