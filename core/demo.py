@@ -60,29 +60,40 @@ def run(
             pipe, folder / "calibration", steps=steps, samples=calibration_samples, seed=seed
         )
         artifacts = _deploy_all(pipe, trajectories, folder)
-        with _stage(
-            "correct, report", f"{len(PLANS)} plans on {len(artifacts)} artifacts, {samples} images each"
-        ):
-            result = report.run(
-                artifacts,
-                PLANS,
-                report.Reference.embedded(),
-                folder / "report",
-                samples=samples,
-                batch_size=BATCH_SIZE,
-                seed=seed,
-                baseline=pipe,
-                recorded=recorded_digits(),
-                command="errata demo",
-                announce=_say,
-            )
-        shutil.rmtree(folder / "report" / MEASUREMENTS)  # nobody goes on with a demo
+        result = _report(artifacts, pipe, folder / "report", samples=samples, seed=seed)
+        shutil.rmtree(folder / "report" / MEASUREMENTS)  # a demo is never resumed
         for file in (folder / "report").iterdir():
             file.rename(folder / file.name)
         (folder / "report").rmdir()
     _say(f"\n{report.text_table(result)}\n")
     _say(f"done in {time.monotonic() - started:.0f} s; open {path / PAGE}")
     return path / PAGE
+
+
+def _report(
+    artifacts: Mapping[str, DeployedPipeline],
+    pipe: DiffusionPipeline,
+    folder: Path,
+    *,
+    samples: int,
+    seed: int,
+) -> report.Report:
+    with _stage(
+        "correct, report", f"{len(PLANS)} plans on {len(artifacts)} artifacts, {samples} images each"
+    ):
+        return report.run(
+            artifacts,
+            PLANS,
+            report.Reference.embedded(),
+            folder,
+            samples=samples,
+            batch_size=BATCH_SIZE,
+            seed=seed,
+            baseline=pipe,
+            recorded=recorded_digits(),
+            command="errata demo",
+            announce=_say,
+        )
 
 
 def _calibrate(

@@ -72,36 +72,39 @@ class _Assembly:
 
     def rows(self) -> tuple[Row, ...]:
         front = fronts({key: (self._compute(each), each.frechet) for key, each in self._summaries.items()})
-        return tuple(replace(self._row(each), front=front[key]) for key, each in self._summaries.items())
+        return tuple(self._judged(each, front[key]) for key, each in self._summaries.items())
+
+    def _judged(self, summary: RowSummary, front: Front) -> Row:
+        row = self._row(summary)
+        return replace(row, front=front, verdict=self._verdict(row, summary))
 
     def _row(self, summary: RowSummary) -> Row:
         spec, plain = summary.spec, self._plain.get(summary.spec.artifact)
-        is_plain = spec.role in ("float", "uncorrected")
-        compared = None if is_plain or spec.artifact == FLOAT else plain
-        row = Row(
+        is_plain, is_float = spec.role in ("float", "uncorrected"), spec.artifact == FLOAT
+        facts = summary.facts
+        return Row(
             artifact=spec.artifact,
             plan=spec.plan_name,
             role=spec.role,
             stands_for=spec.stands_for,
             steps="none" if spec.plan is None or is_plain else steps_of(spec.plan),
             sampling_steps=spec.steps,
-            samples=summary.facts.samples,
-            evaluations={str(kind): number for kind, number in summary.facts.evaluations.items()},
+            samples=facts.samples,
+            evaluations={str(kind): number for kind, number in facts.evaluations.items()},
             compute=self._compute(summary),
-            seconds_per_image=summary.facts.seconds_per_image,
+            seconds_per_image=facts.seconds_per_image,
             frechet=summary.frechet.estimate(),
             verdict=Verdict("uncorrected", ""),
-            overhead=None if spec.artifact == FLOAT or plain is None else self._overhead(summary, plain),
-            change=_minus(summary, compared),
-            change_to_float=None if spec.artifact == FLOAT else _minus(summary, self._plain.get(FLOAT)),
+            overhead=None if is_float or plain is None else self._overhead(summary, plain),
+            change=_minus(summary, None if is_plain or is_float else plain),
+            change_to_float=None if is_float else _minus(summary, self._plain.get(FLOAT)),
             metrics=summary.metrics,
             changes=summary.changes,
             alternatives=self._alternatives(summary) if spec.role == "plan" else (),
-            peak_bytes=summary.facts.peak_bytes,
-            joules_per_image=summary.facts.joules,
+            peak_bytes=facts.peak_bytes,
+            joules_per_image=facts.joules,
             same_steps_as=self._repeats.get(spec.key),
         )
-        return replace(row, verdict=self._verdict(row, summary))
 
     def _compute(self, summary: RowSummary) -> float:
         """Return seconds of denoiser calls per image; a batch's seconds are shared by its images."""

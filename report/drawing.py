@@ -222,20 +222,24 @@ def draw_labels(figure: Any, axes: Axes, labels: Sequence[Label]) -> None:
             and not any(_overlap(box, other) for other in taken)
             and all(_distance(box, own) < _distance(box, other) for other in others)
         ]
-        if not free and not label.needed:
-            continue
-        (dx, dy, side), box = free[0] if free else next(_boxes(label.text, *own))
-        taken.append(box)
-        text = axes.annotate(
-            label.text,
-            label.point,
-            xytext=(dx, dy),
-            textcoords="offset points",
-            color=label.color,
-            fontsize=SMALL,
-            ha=side,
-        )
-        text.set_in_layout(False)  # else the axes would move from under the names
+        if free or label.needed:
+            place, box = free[0] if free else next(_boxes(label.text, *own))
+            taken.append(box)
+            _write(axes, label, place)
+
+
+def _write(axes: Axes, label: Label, place: tuple[int, int, str]) -> None:
+    dx, dy, side = place
+    text = axes.annotate(
+        label.text,
+        label.point,
+        xytext=(dx, dy),
+        textcoords="offset points",
+        color=label.color,
+        fontsize=SMALL,
+        ha=side,
+    )
+    text.set_in_layout(False)  # else the axes would move from under the names
 
 
 def _joined(labels: Sequence[Label]) -> list[Label]:

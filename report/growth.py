@@ -15,7 +15,7 @@ In a report's JSON, by artifact:
         samples     how many trajectories
         is_bound    whether the norms are lower bounds
 
-Without a float model there are no `timesteps`, `relative` and `samples`. The symbols are in
+`timesteps`, `relative` and `samples` need a float model. The symbols are in
 `errata.correct.analysis.amplification_measure`.
 """
 

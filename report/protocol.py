@@ -106,11 +106,11 @@ class Protocol:
         """What single images are compared with, in a word."""
         return "float" if self.paired_with == "float" else "uncorrected"
 
-    def told(self, metric: Metric) -> str:
+    def describe(self, metric: Metric) -> str:
         """Return how a metric was measured."""
         shown = min(self.samples, MOST_COMPARED)
         other = "the float model's image" if self.pairs == "float" else "the uncorrected image"
-        text = metric.told(
+        text = metric.describe(
             samples=self.samples,
             network=self.feature_network,
             pairs=f"mean over {self.samples} images, each against {other} from the same noise, at full size",
@@ -171,7 +171,7 @@ def make_protocol(
 def protocol_lines(p: Protocol) -> list[tuple[str, str]]:
     """Return the protocol as pairs of name and text."""
     height, width, channels = p.image_size
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(p.versions.items()))
+    packages = ", ".join(f"{name} {version}" for name, version in sorted(p.versions.items()))
     reference = f"{p.reference_count} images" if p.reference_count else "an unknown number of images"
     lines = [
         (
@@ -191,7 +191,7 @@ def protocol_lines(p: Protocol) -> list[tuple[str, str]]:
         ("Sampling", f"{p.steps} steps, batches of {p.batch_size}"),
         ("Intervals", f"95 %, bootstrap with {p.resamples} resamples; differences resample both sides alike"),
         ("Machine", f"{p.machine}; device {p.device}, {p.threads} thread{'s' * (p.threads > 1)}"),
-        ("Versions", versions),
+        ("Versions", packages),
         ("Date", p.date),
         ("Command", p.command),
     ]

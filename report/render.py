@@ -70,15 +70,15 @@ def html(report: Report, strips: Strips, *, recorded: Report | None = None) -> s
     environment.filters["breakable"] = lambda name: name.replace("+", "+\N{ZERO WIDTH SPACE}")
     environment.filters["tied"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     return environment.get_template(_TEMPLATE).render(
-        now=_told(report),
+        now=_content(report),
         pareto=pareto_plot(report),
         groups=groups_of(report, strips),
         tile=tile_of(report),
-        recorded=_told(recorded) if recorded is not None else None,
+        recorded=_content(recorded) if recorded is not None else None,
     )
 
 
-def _told(report: Report) -> dict[str, Any]:
+def _content(report: Report) -> dict[str, Any]:
     """Return what the page says of a report, without its images."""
     return {
         "report": report,

@@ -220,8 +220,8 @@ def fingerprint_of(artifacts: Mapping[str, DeployedPipeline], baseline: Diffusio
         if found != expected:
             raise ReportError(
                 f"artifact {name!r} was made from another model than the baseline (fingerprint "
-                f"{expected[:12]}…, the baseline has {found[:12]}…); pass the pipeline that was compressed, "
-                "or leave the baseline out"
+                f"{expected[:12]}…, the baseline has {found[:12]}…); use the pipeline that "
+                "was compressed, or leave out the baseline"
             )
     return found
 

@@ -4,10 +4,10 @@
     protocol    how it was measured: samples, seeds, steps, feature network and digest, machine, versions, …
     sizes       artifact name → bytes of its weights as stored, and as float32
     backends    artifact name → kernel → number of layers that run on it
-    costs       artifact name → kind of call → median seconds of one, for the whole batch, where it happened
+    costs       artifact name → kind of call → median seconds of one call, for the whole batch
     growth      how errors grow along a run, by artifact; see `errata.report.growth`
     metrics     descriptions of metrics of the user's own, see `errata.quality.Metric`
-    rows        one per (artifact, plan), and those of the float model where there was one:
+    rows        one per (artifact, plan), and those of the float model if there is one:
         artifact, plan      names; the float model's row has artifact "float", plan "none"
         role                "float", "uncorrected", "plan", or "equal compute" for a compute-matched
         alternative,

@@ -71,7 +71,7 @@ def run(
         metrics: metrics of your own.
         recorded: an earlier report to show in a section of its own.
         command: what to run to get this report again, for the page.
-        announce: is told what weakens the result, and how long it will take, once that is known.
+        announce: receives what weakens the result, and how long it will take, once that is known.
         options: `samples`, `batch_size`, `seed` and all others of `ReportRequest` that are plain values.
 
     Raises:

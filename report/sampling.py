@@ -17,7 +17,7 @@ from errata.correct.call_timer import CallTimer
 from errata.correct.sampling import FloatSampler, Inputs, PlanSampler, Sampled, Sampler
 from errata.deploy import DeployedPipeline
 from errata.errors import ReportError
-from errata.machine import metered
+from errata.machine import Reading, metered
 from errata.quality.metric import Metric
 from errata.quality.network import device_of, has_logits
 from errata.quality.pixels import to_bytes
@@ -80,7 +80,7 @@ class RowSamplers:
 
 
 class BatchSampler:
-    """Measures what a batch lacks.
+    """Measures the rows that a batch lacks.
 
     Args:
         samplers: of the rows.
@@ -148,15 +148,7 @@ class BatchSampler:
             logits=self._logits(features),
             scores=self._scores(sampled, indices, others),
             shown=to_bytes(sampled.images[: max(0, self._shown - indices.start)]),
-            facts=BatchFacts(
-                seconds=sampled.seconds,
-                took=time.perf_counter() - started,
-                base=sampled.base,
-                extra=sampled.extra,
-                cost={kind: summary.median(times) for kind, times in sampled.calls.items() if times},
-                peak_bytes=reading.peak_bytes,
-                joules=reading.joules,
-            ),
+            facts=_facts(sampled, reading, took=time.perf_counter() - started),
         )
         self._store.write(row.directory, number, measured)
 
@@ -177,6 +169,18 @@ class BatchSampler:
             return None
         logits: Tensor = network.logits(features.to(device_of(network))).cpu()  # type: ignore[operator]
         return logits
+
+
+def _facts(sampled: Sampled, reading: Reading, *, took: float) -> BatchFacts:
+    return BatchFacts(
+        seconds=sampled.seconds,
+        took=took,
+        base=sampled.base,
+        extra=sampled.extra,
+        cost={kind: summary.median(times) for kind, times in sampled.calls.items() if times},
+        peak_bytes=reading.peak_bytes,
+        joules=reading.joules,
+    )
 
 
 def _turned(group: Iterable[RowSpec], number: int, *, first: RowSpec | None) -> list[RowSpec]:

@@ -68,9 +68,9 @@ class BatchFacts:
         took: seconds with everything that was measured of the images.
         base: denoiser calls per image of the plain run, by kind.
         extra: calls that the correction added, per image.
-        cost: median seconds of one call of each kind, where it happened.
-        peak_bytes: peak memory during the call; None where it is not known.
-        joules: energy that the device used during the call; None where it is not known.
+        cost: median seconds of one call of each kind that occurred.
+        peak_bytes: peak memory during the call; None if it is not known.
+        joules: energy that the device used during the call; None if it is not known.
     """
 
     seconds: float

@@ -93,7 +93,7 @@ def metric_lines(report: Report) -> list[tuple[str, str]]:
     lines = []
     for metric in metrics:
         fact = protocol.facts.get(metric.name)
-        lines.append((metric.title, protocol.told(metric) + (f"; {fact}" if fact else "")))
+        lines.append((metric.title, protocol.describe(metric) + (f"; {fact}" if fact else "")))
     known = {metric.name for metric in (*known_metrics(), *metrics)}
     return lines + [(name, fact) for name, fact in protocol.facts.items() if name not in known]
 

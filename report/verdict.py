@@ -82,12 +82,12 @@ def verdict_of_corrected(
     if warning:
         sentence = f"Not distinguishable at n={samples}, which is too few samples: {warning}"
         return Verdict("not distinguishable", repeated + sentence + _pixel_remark(psnr_change))
-    told = _Told(frechet, change, overhead, samples)
-    kind, sentence = told.against(alternatives) if alternatives else told.alone()
+    wording = _Wording(frechet, change, overhead, samples)
+    kind, sentence = wording.against(alternatives) if alternatives else wording.alone()
     return Verdict(kind, repeated + sentence + _pixel_remark(psnr_change))
 
 
-class _Told:
+class _Wording:
     """A corrected row, in words."""
 
     def __init__(self, frechet: float, change: Estimate, overhead: float, samples: int) -> None:
@@ -118,7 +118,7 @@ class _Told:
         if is_better_than_all:
             return "pays", (
                 f"Pays: the distance falls {self._step} for {self._cost}, and every compute-matched "
-                f"alternative is worse; the best of them is {self._told_of(strongest)}."
+                f"alternative is worse; the best of them is {self._named(strongest)}."
             )
         if self._change.interval.low > 0:
             return "does not pay", (
@@ -130,14 +130,14 @@ class _Told:
             best = max(winners, key=lambda alternative: alternative[1].value)
             return "does not pay", (
                 f"Does not pay: the distance goes {self._step} for {self._cost}, but a compute-matched "
-                f"alternative is better: {self._told_of(best)}."
+                f"alternative is better: {self._named(best)}."
             )
         return "not distinguishable", (
             f"Not distinguishable at n={self._samples}: {self._step} for {self._cost}; the best "
-            f"compute-matched alternative is {self._told_of(strongest)}."
+            f"compute-matched alternative is {self._named(strongest)}."
         )
 
-    def _told_of(self, alternative: NamedAlternative) -> str:
+    def _named(self, alternative: NamedAlternative) -> str:
         name, difference, _ = alternative
         value = f"{self._frechet - difference.value:.{formatting.decimals_for(difference)}f}"
         return (
@@ -204,12 +204,12 @@ def _counts_of_paying(kinds: Sequence[tuple[str, VerdictKind]], samples: int) ->
         if kind in found:
             found[kind].append(artifact)
     total, unsure = sum(map(len, found.values())), len(found["not distinguishable"])
-    untold = f" Inconclusive with {samples} samples: {unsure}." if unsure else ""
+    rest = f" Inconclusive with {samples} samples: {unsure}." if unsure else ""
     if not found["pays"]:
-        return f"0 of {total} corrected runs beat every compute-matched alternative.{untold}"
+        return f"0 of {total} corrected runs beat every compute-matched alternative.{rest}"
     return (
         f"Of {total} corrected runs, those that beat every compute-matched alternative: "
-        f"{_counted(found['pays'])}. Those that do not: {_counted(found['does not pay'])}.{untold}"
+        f"{_counted(found['pays'])}. Those that do not: {_counted(found['does not pay'])}.{rest}"
     )
 
 

@@ -36,6 +36,7 @@ from errata.cli.usage import (
 from errata.errors import ReportError
 
 if TYPE_CHECKING:
+    from errata.correct import Plan
     from errata.deploy import DeployedPipeline
     from errata.quality import Metric
     from errata.report import Reference, Report, ReportRequest, Scorer, Shard
@@ -72,6 +73,19 @@ def add_parser(commands: Commands) -> None:
         summary="measure the cost of each correction and the quality that it buys",
         details=DETAILS,
     )
+    _add_places(parser)
+    add_plain_options(parser.add_argument_group("measurement"))
+    add_condition_options(parser)
+    add_device_option(parser)
+    add_backend_option(parser)
+    add_metric_options(parser.add_argument_group("metrics"))
+    add_grid_options(parser.add_argument_group("correction"))
+    add_scale_options(parser.add_argument_group("many processes"))
+    parser.set_defaults(run=run)
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    """Declare what is read, and where the report goes."""
     parser.add_argument(
         "artifacts", type=Path, nargs="*", metavar="ARTIFACT", help="directory that `errata deploy` wrote"
     )
@@ -87,14 +101,6 @@ def add_parser(commands: Commands) -> None:
         metavar="PIPELINE",
         help="the float pipeline, for its own row and image-by-image comparisons",
     )
-    add_plain_options(parser.add_argument_group("measurement"))
-    add_condition_options(parser)
-    add_device_option(parser)
-    add_backend_option(parser)
-    add_metric_options(parser.add_argument_group("metrics"))
-    add_grid_options(parser.add_argument_group("correction"))
-    add_scale_options(parser.add_argument_group("many processes"))
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -111,13 +117,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from errata import report
+    from errata.report import Shard
     from errata.report.runner import run_request
 
     check_seeds(args.seed, args.samples)
     plans = plans_of(args)
     with misuse(ReportError):
-        shard = None if args.shard is None else report.Shard.parse(args.shard)
+        shard = None if args.shard is None else Shard.parse(args.shard)
+    request = _request(args, plans)
+    if shard is not None:
+        return _measure(args, request, shard)
+    command = shlex.join(command_of(args))
+    return _print_report(args, run_request(request, args.out, command=command, announce=_announce))
+
+
+def _request(args: argparse.Namespace, plans: "dict[str, Plan]") -> "ReportRequest":
+    from errata.report import ReportRequest
+
     prompts, labels = read_conditions(args, args.samples)
     reference = _reference(args)
     artifacts = _artifacts(args)
@@ -127,7 +143,7 @@ def _report(args: argparse.Namespace) -> int:
         )
     first = next(iter(artifacts.values())).pipe
     reference.network.to(first.device)  # also that of the embedded reference
-    request = report.ReportRequest(
+    return ReportRequest(
         artifacts=artifacts,
         plans=plans,
         reference=reference,
@@ -137,10 +153,6 @@ def _report(args: argparse.Namespace) -> int:
         metrics=_own_metrics(args),
         **plain_options(args),
     )
-    if shard is not None:
-        return _measure(args, request, shard)
-    command = shlex.join(command_of(args))
-    return _told(args, run_request(request, args.out, command=command, announce=_announce))
 
 
 def _measure(args: argparse.Namespace, request: "ReportRequest", shard: "Shard") -> int:
@@ -148,8 +160,8 @@ def _measure(args: argparse.Namespace, request: "ReportRequest", shard: "Shard")
 
     measure_request(request, args.out, shard=shard, announce=_announce)
     if _is_first():
-        told = f"shard {shard} is measured in {args.out}; make the report with errata report --merge DIR"
-        emit(args, {"shard": str(shard), "out": str(args.out)}, told)
+        text = f"shard {shard} is measured in {args.out}; make the report with errata report --merge DIR"
+        emit(args, {"shard": str(shard), "out": str(args.out)}, text)
     return 0
 
 
@@ -167,7 +179,7 @@ def _merge(args: argparse.Namespace) -> int:
     command = shlex.join(["errata", "report", "--merge", *map(str, args.merge), "--out", str(args.out)])
     metrics = _own_metrics(args)
     result = report.merge(args.merge, args.out, resamples=args.resamples, metrics=metrics, command=command)
-    return _told(args, result)
+    return _print_report(args, result)
 
 
 def _save_statistics(args: argparse.Namespace) -> int:
@@ -190,7 +202,7 @@ def _save_statistics(args: argparse.Namespace) -> int:
     return 0
 
 
-def _told(args: argparse.Namespace, result: "Report") -> int:
+def _print_report(args: argparse.Namespace, result: "Report") -> int:
     from errata import report
 
     page = args.out / "report.html"
@@ -266,4 +278,5 @@ def _scorer(args: argparse.Namespace, device: Any) -> "Scorer":
 def _own_metrics(args: argparse.Namespace) -> "list[Metric]":
     from errata.quality.metric import load_metric
 
-    return [load_metric(spec) for spec in args.metric or ()]
+    with misuse(ReportError):
+        return [load_metric(spec) for spec in args.metric or ()]

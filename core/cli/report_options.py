@@ -96,14 +96,14 @@ def command_of(args: argparse.Namespace) -> list[str]:
     """Return the command that makes the same report again."""
     words = ["errata", "report", *map(str, args.artifacts)]
     plain = [item for item in fields(ReportOptions) if not isinstance(item.default, bool)]
-    changed = [item.name for item in plain if _is_told(item, getattr(args, item.name))]
+    changed = [item.name for item in plain if _is_spelled(item, getattr(args, item.name))]
     placed = ("plan", "correct", "at", *(choice.field for choice in CHOICES))
     for name in (*_FIRST, *changed, *_LAST, *placed, "out"):
         words += _spelled(name, getattr(args, name))
     return [*words, *_switched_off(args)]
 
 
-def _is_told(item: "Field[Any]", value: object) -> bool:
+def _is_spelled(item: "Field[Any]", value: object) -> bool:
     """Return whether the command names a plain option: it decides the images, or was changed."""
     return item.name in ("samples", "batch_size", "seed", "resamples") or value != item.default
 

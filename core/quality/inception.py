@@ -63,7 +63,7 @@ class InceptionFeatures(nn.Module):
         return self.extractor(to_bytes(images))[0]
 
     def logits(self, features: Tensor) -> Tensor:
-        """Return class scores (B, 1008) of features (B, 2048), without the bias, as in the inception score."""
+        """Return class scores (B, 1008) of features (B, 2048), no bias, as in the inception score."""
         weight = self.extractor.fc.weight
         return features.to(weight) @ weight.T
 

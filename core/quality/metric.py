@@ -132,7 +132,7 @@ class Metric:
                 f"{', '.join(map(repr, get_args(Need)))}"
             )
         try:
-            self.told(**dict.fromkeys(PLACES, ""))
+            self.describe(**dict.fromkeys(PLACES, ""))
         except (KeyError, IndexError, ValueError) as problem:
             raise ReportError(
                 f"metric {self.name!r}: its description cannot be filled in ({problem!r}); in braces it may "
@@ -173,7 +173,7 @@ class Metric:
         missing = {"logits": samples.logits is None, "real features": samples.real is None}
         return self.compute is not None and not self.is_per_image and not missing.get(self.needs, False)
 
-    def told(self, **places: object) -> str:
+    def describe(self, **places: object) -> str:
         """Return how it is measured, with the `PLACES` of its description filled in."""
         return self.description.format(**places)
 
@@ -208,7 +208,7 @@ def load_metric(spec: str) -> Metric:
     """Return the metric that `package.module:attribute` names.
 
     Raises:
-        ReportError: it cannot be imported, or is no `Metric`.
+        ReportError: it cannot be imported, or is not a `Metric`.
     """
     module_name, _, attribute = spec.partition(":")
     try:

@@ -161,7 +161,7 @@ def _read_arrays(path: Path) -> dict[str, Any]:
     missing = {"mu", "sigma"} - arrays.keys()
     if missing:
         raise ReportError(
-            f"statistics file `{path}` lacks {', '.join(sorted(missing))}; it holds {sorted(arrays)}, "
+            f"statistics file `{path}` has no {', '.join(sorted(missing))}; it holds {sorted(arrays)}, "
             "and needs mu (D,) and sigma (D, D)"
         )
     return arrays

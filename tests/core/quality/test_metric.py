@@ -48,8 +48,8 @@ def test_a_description_survives_json_without_its_function() -> None:
     assert Metric.from_json(value) == replace(MINE, compute=None)
 
 
-def test_what_is_measured_is_told_and_shown() -> None:
-    assert MINE.told(samples=7) == "mean of all pixels, 7 images"
+def test_a_metric_is_described_and_shown() -> None:
+    assert MINE.describe(samples=7) == "mean of all pixels, 7 images"
     estimate = Estimate(0.5, Interval(0.4, 0.6))
     assert MINE.show(estimate) == "0.50"
     assert replace(MINE, decimals=1).show_interval(estimate) == "0.4 to 0.6"

@@ -82,7 +82,7 @@ def test_digest_follows_the_weights() -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"mu": np.zeros(4)}, "lacks sigma; it holds"),
+        ({"mu": np.zeros(4)}, "has no sigma; it holds"),
         ({"mu": np.zeros(4), "sigma": np.eye(5)}, r"mu has shape \(4,\), sigma \(5, 5\)"),
         ({"mu": np.full(4, np.nan), "sigma": np.eye(4)}, "not finite real numbers"),
         ({"mu": np.array(["a"] * 4), "sigma": np.eye(4)}, "not finite real numbers"),
