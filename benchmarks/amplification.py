@@ -29,7 +29,7 @@ from errata.correct.analysis.watch import arguments_for, probes_of
 from errata.correct.sampling import default_inputs
 from errata.correct.steps import select
 from errata.deploy import DeployedPipeline
-from errata.report.machine import describe_machine
+from errata.machine import describe_machine
 
 DIFFERENCES = (0.03, 0.1, 0.3, 1.0)
 

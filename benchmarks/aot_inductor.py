@@ -33,7 +33,7 @@ from errata.deploy.engines.onnx_layers import StepTables, weight_parts
 from errata.deploy.sharding import read_tensors
 from errata.deploy.tensors import float_parameters, read_codes
 from errata.deploy.verification import empty_unet
-from errata.report.machine import describe_machine
+from errata.machine import describe_machine
 from errata.runtime.layers import Geometry, float_layer, replace_module
 from errata.runtime.scheme import LayerScheme
 from errata.runtime.step_context import StepContext

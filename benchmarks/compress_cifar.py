@@ -29,7 +29,7 @@ from diffusers.models.attention_processor import Attention
 from errata import calibration, compress
 from errata.calibration import CalibrationSet
 from errata.compress import Recipe
-from errata.report.machine import describe_machine
+from errata.machine import describe_machine
 
 # google/ddpm-cifar10-32: https://huggingface.co/google/ddpm-cifar10-32/blob/main/config.json
 ARCHITECTURE = {

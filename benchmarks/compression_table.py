@@ -27,7 +27,7 @@ from errata.correct.sampling import FloatSampler, PlanSampler, Sampler, batches_
 from errata.embedded import PIPELINE
 from errata.quality.intervals import Estimate
 from errata.report import Reference
-from errata.report.grid import FLOAT_KEY, Key
+from errata.report.report_index import FLOAT_KEY, Key
 
 BATCH_SIZE = 64
 RESAMPLES = 500

@@ -41,7 +41,7 @@ from errata.correct.sampling import FloatSampler, PlanSampler, Sampler, batches_
 from errata.embedded import PIPELINE
 from errata.errors import PlanError
 from errata.quality import Reference
-from errata.report.grid import FLOAT_KEY, Key
+from errata.report.report_index import FLOAT_KEY, Key
 from errata.runtime.schedule import CacheSchedule
 
 MORE_STEPS = "more-steps"

@@ -21,7 +21,7 @@ from work_folder import load_arrays, save_arrays
 
 from errata.quality import Estimate, FeatureStatistics, frechet_distance, mean_estimate, statistics
 from errata.quality.intervals import centred_interval
-from errata.report.grid import Key
+from errata.report.report_index import Key
 
 RESAMPLES = 500
 FREE = 0.005  # an overhead below it counts as none

@@ -43,8 +43,8 @@ from tqdm import tqdm
 from work_folder import write_text
 
 from errata.compress import Recipe
-from errata.report.grid import FLOAT_KEY, Key
-from errata.report.machine import describe_machine, versions
+from errata.machine import describe_machine, versions
+from errata.report.report_index import FLOAT_KEY, Key
 
 ARTIFACTS = (
     "w8a8",

@@ -39,8 +39,8 @@ from work_folder import recorded
 
 from errata import calibration, compress, deploy
 from errata.deploy import DeployedPipeline
+from errata.machine import describe_machine
 from errata.memory import keep_freed_memory
-from errata.report.machine import describe_machine
 from errata.runtime.branches import shallow_view
 from errata.runtime.unet import BranchedUNet
 

@@ -45,7 +45,7 @@ from errata.deploy.cuda.tables import DeviceStepTable
 from errata.deploy.cuda.timing import CudaTimer
 from errata.deploy.kernel_registry import BackendRow
 from errata.deploy.reference import ReferenceLayer
-from errata.report.machine import describe_machine
+from errata.machine import describe_machine
 from errata.runtime.layers import Geometry, float_layer
 from errata.runtime.scheme import LayerScheme, Scheme, layer_sites, sites_of
 from errata.runtime.step_context import StepContext

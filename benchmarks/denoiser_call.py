@@ -18,7 +18,7 @@ from call_timing import Call, interleaved_seconds
 from errata import calibration, deploy
 from errata.deploy import DeployedPipeline
 from errata.embedded import PIPELINE
-from errata.report.machine import describe_machine
+from errata.machine import describe_machine
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from errata.compress.cache.cache_features import add_distances
 from errata.compress.cache.dps import cost_of, search
-from errata.report.machine import describe_machine
+from errata.machine import describe_machine
 from errata.runtime.schedule import uniform_steps
 from errata.runtime.unet import BranchedUNet
 

@@ -35,8 +35,8 @@ from errata import correct, deploy
 from errata.correct import IEC, DiffIER, EpsilonScaling, Langevin, Plan
 from errata.correct.sampling import Sampled, batches_of, generators_of
 from errata.embedded import load_features
+from errata.machine import describe_machine, versions
 from errata.quality import Estimate, Reference, mean_estimate
-from errata.report.machine import describe_machine, versions
 
 FLOAT = "float"
 # The gradient of a loss that is the mean over the pixels, not their sum, is so much smaller. Eight iterations

@@ -25,7 +25,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from errata.report.machine import describe_machine
+from errata.machine import describe_machine
 
 COLUMNS = ("calibrate", "ranges", "rounding")
 BATCH_SIZE = 64

@@ -30,7 +30,7 @@ from correction_cells import FITTED, PLANS
 from errata import correct, deploy
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError
-from errata.report.machine import describe_machine
+from errata.machine import describe_machine
 
 OFFERED = [name for name in PLANS if not name.startswith(FITTED)]  # which has no plan of its own
 DEFAULT = ("iec-ends-10", "iec", "second-order", "forecast-1", "forecast-1+hindsight", "lookahead", "refresh")

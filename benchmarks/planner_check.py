@@ -31,8 +31,8 @@ from work_folder import load_arrays, save_arrays, write_text
 
 from errata.correct import Plan, plan
 from errata.correct.sampling import PlanSampler, batches_of, default_inputs
+from errata.machine import describe_machine, versions
 from errata.quality.intervals import Estimate
-from errata.report.machine import describe_machine, versions
 from errata.report.results import Overhead
 
 BUDGETS = (0.0, 0.05, 0.15, 0.5, 1.0)

@@ -21,8 +21,8 @@ from errata import calibration, compress, deploy, report
 from errata.correct import IEC, Plan
 from errata.deploy import DeployedPipeline
 from errata.embedded import PIPELINE
-from errata.report.measurements import write_whole
-from errata.report.recorded import DIGITS_T100
+from errata.report.bundled_report import DIGITS_T100
+from errata.report.store import write_whole
 
 RECIPES = ("w8a8", "w4a8", "deepcache-10", "w8a8+deepcache-5")
 PLANS: Mapping[str, Plan] = {"none": Plan.none()} | {

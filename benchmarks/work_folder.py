@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from errata import calibration
 from errata.calibration import CalibrationSet
 from errata.embedded import PIPELINE
-from errata.report.grid import Key
+from errata.report.report_index import Key
 
 BATCH_SIZE = 64
 CALIBRATION_SAMPLES = 64

@@ -22,18 +22,19 @@ from errata.deploy import DeployedPipeline
 from errata.directories import refusals_as, staged_directory
 from errata.embedded import PIPELINE
 from errata.errors import ReportError
-from errata.report.settings import FOLDER as MEASUREMENTS
+from errata.report.bundled_report import recorded_digits
+from errata.report.store import FOLDER as MEASUREMENTS
 
 RECIPES: tuple[str, ...] = ("w8a8", "w4a8", "deepcache-10", "w8a8+deepcache-5")
 # Two recipes with the same quantizer: codes and ranges of the second are those of the first.
 REUSED: Mapping[str, str] = {"w8a8+deepcache-5": "w8a8"}
-# One plan that corrects: every further one adds rows of what else its compute buys.
+# One plan that corrects: each further one adds compute-matched alternatives.
 PLANS: Mapping[str, Plan] = {"none": Plan.none(), "all": Plan(IEC(), "all")}
 PAGE = "report.html"
 # Says that a directory is a demo's result, which the next demo may replace.
 MARKER = "demo.json"
 BATCH_SIZE = 64
-# Calibration starts from other noise than the images that are judged.
+# Calibration starts from other noise than the images that are compared.
 CALIBRATION_SEED = 1_000_000
 
 
@@ -46,7 +47,7 @@ def run(
     demo's result there is replaced when the new one is complete. Progress goes to stderr.
 
     Raises:
-        ReportError: `out` holds something else than a demo's result, cannot be written, or the extra
+        ReportError: `out` holds something other than a demo's result, cannot be written, or the extra
             `report` is not installed.
     """
     path = Path(out)
@@ -58,29 +59,40 @@ def run(
             pipe, folder / "calibration", steps=steps, samples=calibration_samples, seed=seed
         )
         artifacts = _deploy_all(pipe, trajectories, folder)
-        with _stage(
-            "correct, report", f"{len(PLANS)} plans on {len(artifacts)} artifacts, {samples} images each"
-        ):
-            result = report.run(
-                artifacts,
-                PLANS,
-                report.Reference.embedded(),
-                folder / "report",
-                samples=samples,
-                batch_size=BATCH_SIZE,
-                seed=seed,
-                baseline=pipe,
-                recorded=report.recorded_digits(),
-                command="errata demo",
-                announce=_say,
-            )
-        shutil.rmtree(folder / "report" / MEASUREMENTS)  # a demo is not continued
+        result = _report(artifacts, pipe, folder / "report", samples=samples, seed=seed)
+        shutil.rmtree(folder / "report" / MEASUREMENTS)  # a demo is never resumed
         for file in (folder / "report").iterdir():
             file.rename(folder / file.name)
         (folder / "report").rmdir()
     _say(f"\n{report.text_table(result)}\n")
     _say(f"done in {time.monotonic() - started:.0f} s; open {path / PAGE}")
     return path / PAGE
+
+
+def _report(
+    artifacts: Mapping[str, DeployedPipeline],
+    pipe: DiffusionPipeline,
+    folder: Path,
+    *,
+    samples: int,
+    seed: int,
+) -> report.Report:
+    with _stage(
+        "correct, report", f"{len(PLANS)} plans on {len(artifacts)} artifacts, {samples} images each"
+    ):
+        return report.run(
+            artifacts,
+            PLANS,
+            report.Reference.embedded(),
+            folder,
+            samples=samples,
+            batch_size=BATCH_SIZE,
+            seed=seed,
+            baseline=pipe,
+            recorded=recorded_digits(),
+            command="errata demo",
+            announce=_say,
+        )
 
 
 def _calibrate(
@@ -106,7 +118,7 @@ def _deploy_all(
     deployed: dict[str, DeployedPipeline] = {}
     for recipe in RECIPES:
         out, earlier = folder / "compressed" / recipe, compressed.get(REUSED.get(recipe, ""))
-        with _stage("compress", recipe if earlier is None else f"{recipe}, numbers of {REUSED[recipe]}"):
+        with _stage("compress", recipe if earlier is None else f"{recipe}, quantizer of {REUSED[recipe]}"):
             compressed[recipe] = compress.compress(pipe, trajectories, recipe, out, reuse=earlier)
         deployed[recipe] = _deploy(compressed[recipe], recipe, folder / "artifacts" / recipe)
     return deployed
@@ -130,7 +142,7 @@ def _stage(name: str, what: str) -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-    """Print a line for people, between progress bars."""
+    """Print a line, between progress bars."""
     tqdm.write(text, file=sys.stderr)
 
 
@@ -147,10 +159,10 @@ def _fresh_or_replaced(out: Path) -> Iterator[Path]:
 
 
 def _is_demo(out: Path) -> bool:
-    """Return whether a finished demo's result lies there.
+    """Return whether a finished demo's result is there.
 
     Raises:
-        ReportError: something else does.
+        ReportError: something else is.
     """
     if (out / MARKER).is_file() and (out / PAGE).is_file():
         return True

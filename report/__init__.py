@@ -1,8 +1,9 @@
-"""Report: what each overhead bought.
+"""Report: what corrections cost and what quality they buy.
 
-`run` measures quality, time and denoiser calls of each plan on each artifact, from equal seeds, with what
-else the same compute buys, and writes JSON, Markdown and one self-contained HTML page. Quality is the Fréchet
-distance in the features of the `Reference`. `measure` and `merge` are its two halves, for many jobs.
+`run` measures quality, time and denoiser calls of each plan on each artifact, from equal seeds, beside
+compute-matched alternatives, and writes JSON, Markdown and one self-contained HTML page. Quality is the
+Fréchet distance in the features of the `Reference`, and any other `Metric`. `measure` and `merge` are its two
+halves, for many jobs.
 """
 
 from errata.quality.frechet import (
@@ -14,29 +15,33 @@ from errata.quality.frechet import (
     statistics,
 )
 from errata.quality.intervals import Estimate, Interval
+from errata.quality.metric import Metric, SampleSet
 from errata.quality.paired import psnr
 from errata.quality.reference import Reference
-from errata.report.measuring import measure
-from errata.report.merging import merge, read_report
-from errata.report.protocol import Protocol
-from errata.report.recorded import recorded_digits
-from errata.report.reporting import run
-from errata.report.results import Overhead, Report, RivalResult, Row, Size
-from errata.report.scoring import Scorer
-from errata.report.shares import Shard
-from errata.report.text import text_table
+from errata.renamed import old_names
+from errata.report.bundled_report import read_report, recorded_digits
+from errata.report.merging import merge
+from errata.report.protocol import Protocol, Size
+from errata.report.render import text_table
+from errata.report.request import ReportRequest, Scorer
+from errata.report.results import ComputeMatchedResult, Overhead, Report, Row
+from errata.report.runner import measure, run
+from errata.report.sharding import Shard
 from errata.report.verdict import Verdict
 
 __all__ = [
+    "ComputeMatchedResult",
     "Estimate",
     "FeatureStatistics",
     "Interval",
+    "Metric",
     "Overhead",
     "Protocol",
     "Reference",
     "Report",
-    "RivalResult",
+    "ReportRequest",
     "Row",
+    "SampleSet",
     "Scorer",
     "Shard",
     "Size",
@@ -54,3 +59,5 @@ __all__ = [
     "statistics",
     "text_table",
 ]
+
+__getattr__ = old_names(__name__, {"RivalResult": "ComputeMatchedResult"})

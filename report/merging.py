@@ -1,4 +1,4 @@
-"""`merge`: measurements that are complete become a report; no model is needed."""
+"""`merge`: complete measurements become a report; no model is needed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from typing import Any
 
 from errata.directories import check_is_vacant
 from errata.errors import ReportError
-from errata.report.drawing import require_matplotlib
-from errata.report.grid import RowSpec
-from errata.report.judging import Judge
-from errata.report.ledger import Ledger, Target
-from errata.report.markdown import markdown
-from errata.report.measurements import SHOWN, Measurements, write_whole
-from errata.report.page import Strips, html, require_jinja2
-from errata.report.provenance import scatter_notes
+from errata.quality.metric import Metric
+from errata.report.assemble import assemble_rows, costs_of, scatter_notes, summarize_rows
+from errata.report.drawing import check_matplotlib
+from errata.report.image_grid import Strips, strip
+from errata.report.render import check_jinja2, html, markdown
+from errata.report.report_index import ReportIndex, RowSpec, Target
 from errata.report.results import Report
-from errata.report.rows import assemble_rows, costs_of, judged_rows
-from errata.report.settings import FOLDER, check_same, read_settings
-from errata.report.strips import strip
+from errata.report.store import FOLDER, SHOWN, MeasurementStore, check_same, read_settings, write_whole
+from errata.report.summarize import RowSummarizer
 
 
 def merge(
@@ -28,15 +25,17 @@ def merge(
     out: str | Path,
     *,
     resamples: int = 200,
+    metrics: Sequence[Metric] = (),
     recorded: Report | None = None,
     command: str | None = None,
 ) -> Report:
-    """The second half of `run`: a report of measurements that are complete; no model is needed.
+    """Make a report of measurements that are complete, the second half of `run`; no model is needed.
 
     Args:
-        sources: directories that `measure` or `run` filled; what one lacks may lie in another.
+        sources: directories that `measure` or `run` filled; a batch that one lacks may lie in another.
         out: one of them, or a new directory.
         resamples: bootstrap resamples per interval.
+        metrics: metrics of your own that the measurements were made with.
         recorded: an earlier report to show in a section of its own.
         command: what to run to get this report again.
 
@@ -48,92 +47,95 @@ def merge(
         raise ReportError("there is nothing to merge; give the --out of one run or more")
     folders = [Path(source) / FOLDER for source in sources]
     settings = read_settings(folders[0])
-    ledger = _common_ledger(folders, settings)
-    measurements = Measurements(folders, batches=ledger.ranges, names=ledger.batch_names)
-    _require_all(ledger.rows, measurements)
-    place = Path(out)
-    if place.resolve() not in [Path(source).resolve() for source in sources]:
-        check_is_vacant(place, error=ReportError)
-    judge = Judge(measurements, Target.read(folders[0]), resamples=resamples, seed=ledger.protocol.seed)
-    report = _report(ledger, judge, resamples, command)
-    strips = {
-        row.key: strip(measurements.all_of(row.directory, SHOWN, most=settings["shown"]) / 255)
-        for row in ledger.rows
-        if settings["shown"]
-    }
-    _write(report, strips, place, recorded=recorded)
+    index = _common_index(folders, settings)
+    _check_metrics(index, metrics)
+    store = MeasurementStore(folders, batches=index.ranges, names=index.batch_names)
+    _check_complete(index.rows, store)
+    if Path(out).resolve() not in [Path(source).resolve() for source in sources]:
+        check_is_vacant(Path(out), error=ReportError)
+    summarizer = RowSummarizer(
+        store,
+        Target.read(folders[0]),
+        resamples=resamples,
+        seed=index.protocol.seed,
+        metrics=[metric for metric in metrics if not metric.is_per_image],
+    )
+    report = _report(index, summarizer, resamples, command)
+    _write(report, _strips(index, store, settings["shown"]), Path(out), recorded=recorded)
     return report
 
 
-def read_report(out: str | Path) -> Report:
-    """The report that lies in `out`.
-
-    Raises:
-        ReportError: there is none, or it is damaged.
-    """
-    file = Path(out) / "report.json"
-    try:
-        value = json.loads(file.read_bytes())
-    except (OSError, ValueError) as problem:
-        raise ReportError(f"`{file}` cannot be read as a report: {problem}") from problem
-    return Report.from_json(value)
-
-
 def check_output(resamples: int) -> None:
-    """Refuse, before the work that it would end, a report that cannot be made.
+    """Check, before any work, that the report can be made in the end.
 
     Raises:
         ReportError: too few resamples, or the extra `report` is not installed.
     """
     if resamples < 2:
         raise ReportError(f"resamples={resamples}; it must be at least 2")
-    require_jinja2()
-    require_matplotlib()
+    check_jinja2()
+    check_matplotlib()
 
 
-def _report(ledger: Ledger, judge: Judge, resamples: int, command: str | None) -> Report:
-    judged = judged_rows(ledger, judge)
-    rows = assemble_rows(judged, ledger, dimension=ledger.protocol.feature_dimension)
-    protocol = ledger.protocol.finished(
+def _report(index: ReportIndex, summarizer: RowSummarizer, resamples: int, command: str | None) -> Report:
+    summaries = summarize_rows(index, summarizer)
+    rows = assemble_rows(summaries, index, dimension=index.protocol.feature_dimension)
+    protocol = index.protocol.finished(
         resamples=resamples,
-        promised_seconds=ledger.promised_seconds,
+        promised_seconds=index.promised_seconds,
         command=command,
         notes=scatter_notes(rows),
-        sampling_seconds=sum(each.facts.took for each in judged.values()),
+        sampling_seconds=sum(each.facts.took for each in summaries.values()),
     )
     return Report(
         rows=rows,
         protocol=protocol,
-        sizes=ledger.sizes,
-        backends=ledger.backends,
-        costs=costs_of(judged),
-        growth=ledger.growth,
+        sizes=index.sizes,
+        backends=index.backends,
+        costs=costs_of(summaries),
+        growth=index.growth,
+        own_metrics=index.metrics,
     )
 
 
-def _common_ledger(folders: Sequence[Path], settings: Mapping[str, Any]) -> Ledger:
+def _common_index(folders: Sequence[Path], settings: Mapping[str, Any]) -> ReportIndex:
     first, *others = folders
-    ledger = Ledger.read(first)
+    index = ReportIndex.read(first)
     for folder in others:
         check_same(read_settings(folder), settings, folder)
-        if not Ledger.read(folder).agrees_with(ledger):
+        if not ReportIndex.read(folder).agrees_with(index):
             raise ReportError(
-                f"`{folder}` and `{first}` measured other rows: each job found out by itself what else the "
-                "same compute buys; let one job measure its first batch, copy its directory to the others, "
-                "and run them again"
+                f"`{folder}` and `{first}` measured different rows: each job chose compute-matched "
+                "alternatives by its own costs. Let one job measure its first batch, copy its directory to "
+                "the others, and run them again"
             )
-    return ledger
+    return index
 
 
-def _require_all(rows: Sequence[RowSpec], measurements: Measurements) -> None:
-    missing = sorted({batch for row in rows for batch in measurements.missing(row.directory)})
+def _check_metrics(index: ReportIndex, metrics: Sequence[Metric]) -> None:
+    given = {metric.name for metric in metrics}
+    missing = [each.name for each in index.metrics if not each.is_per_image and each.name not in given]
+    if missing:
+        raise ReportError(
+            f"the measurements were made for the metrics {', '.join(missing)}, computed while "
+            "merging; give them again: --metric package.module:attribute, in Python metrics=[…]"
+        )
+
+
+def _check_complete(rows: Sequence[RowSpec], store: MeasurementStore) -> None:
+    missing = sorted({batch for row in rows for batch in store.missing(row.directory)})
     if missing:
         shown = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
         raise ReportError(
-            f"{len(missing)} of {len(measurements.batches)} batches are not complete (numbers {shown}, from "
-            "0); run the same command again to go on, or the shards that lack: with --shard I/N, batch b "
-            "belongs to shard b mod N"
+            f"{len(missing)} of {len(store.batches)} batches are not complete (numbers {shown}, from 0); run "
+            "the same command again to resume, or the shards of the missing batches: with --shard I/N, batch "
+            "b belongs to shard b mod N"
         )
+
+
+def _strips(index: ReportIndex, store: MeasurementStore, shown: int) -> Strips:
+    rows = index.rows if shown else ()
+    return {row.key: strip(store.all_of(row.directory, SHOWN, most=shown) / 255) for row in rows}
 
 
 def _write(report: Report, strips: Strips, folder: Path, *, recorded: Report | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from errata.report import formatting
+from errata.quality import formatting
 from errata.report.drawing import (
     BLUE,
     GREEN,
@@ -15,13 +15,15 @@ from errata.report.drawing import (
     SMALL,
     SOFT,
     VERMILLION,
+    Label,
     axes_of,
+    draw_labels,
     draw_point,
     reach,
     svg,
 )
-from errata.report.labels import Label, draw_labels
 from errata.report.results import Report, Row
+from errata.report.tables import headline_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +36,7 @@ _VERDICT_STYLE = {
     "worse": {"color": VERMILLION, "marker": "D", "markerfacecolor": VERMILLION},
     "not distinguishable": {"color": SOFT, "marker": "o", "markerfacecolor": "none"},
 }
-_RIVAL_STYLE: dict[str, Any] = {
+_ALTERNATIVE_STYLE: dict[str, Any] = {
     "markersize": 5.0,
     "markeredgewidth": 1.1,
     "markerfacecolor": "none",
@@ -48,13 +50,14 @@ _WIDE = 12.0
 
 
 def overhead_plot(report: Report, artifact: str) -> str:
-    """Fréchet distance of one artifact's rows against their overhead, as an `<svg>`.
+    """Draw the Fréchet distance of one artifact's rows against their overhead, as an `<svg>`.
 
-    Bars are intervals of the paired change, so a bar that crosses the line of the uncorrected distance is a
-    change that cannot be told from none. The line joins the corrected plans, never what else is bought.
+    Bars are intervals of the paired change: if one crosses the line of the uncorrected distance, the change
+        is
+    not significant. The line joins the corrected plans, without their alternatives.
     """
     rows = sorted(report.of(artifact), key=_overhead)
-    joined = [row for row in rows if not row.is_rival]
+    joined = [row for row in rows if not row.is_alternative]
     with axes_of(f"overhead-{artifact}", width=5.0, height=3.3) as (figure, axes):
         _draw_float_line(axes, report, rows)
         for row in joined:
@@ -62,18 +65,18 @@ def overhead_plot(report: Report, artifact: str) -> str:
                 axes.axhline(row.frechet.value, color=SOFT, linewidth=0.9, zorder=1)
         axes.plot(*zip(*map(_place, joined), strict=True), color=LINE, linewidth=1.4, zorder=2)
         for row in rows:
-            style = _rival_style() if row.is_rival else _VERDICT_STYLE[row.verdict.kind]
-            bar = 0.8 if row.is_rival else 1.3
+            style = _alternative_style() if row.is_alternative else _VERDICT_STYLE[row.verdict.kind]
+            bar = 0.8 if row.is_alternative else 1.3
             draw_point(axes, *_place(row), row.change, tip=_tip(row), bar=bar, **style)
         axes.set_xlabel("overhead, % of the uncorrected run")
-        axes.set_ylabel("Fréchet distance")
+        axes.set_ylabel(headline_metric().title)
         axes.margins(x=0.14, y=0.18)
         draw_labels(figure, axes, [_label(row, _place(row)) for row in rows])
-    return svg(figure, f"Fréchet distance against overhead for {artifact}")
+    return svg(figure, f"{headline_metric().title} against overhead for {artifact}")
 
 
 def pareto_plot(report: Report) -> str:
-    """Fréchet distance of every row against its compute per image, with the Pareto front, as an `<svg>`."""
+    """Draw the Fréchet distance of every row against compute per image, and the Pareto front, as `<svg>`."""
     with axes_of("pareto", width=9.6, height=4.8) as (figure, axes):
         _draw_front(axes, report)
         for index, artifact in enumerate(report.artifacts):
@@ -85,14 +88,14 @@ def pareto_plot(report: Report) -> str:
             if row.is_float:
                 _draw_row(axes, report, row, color=INK, marker="*")
         _describe(axes, report)
-        named = [row for row in report.rows if row.front == "on" or not row.is_rival]
+        named = [row for row in report.rows if row.front == "on" or not row.is_alternative]
         labels = [Label(_full_name(row), _cost_place(report, row), row.front == "on") for row in named]
         draw_labels(figure, axes, labels)
-    return svg(figure, "Fréchet distance against compute per image, all rows")
+    return svg(figure, f"{headline_metric().title} against compute per image, all rows")
 
 
 def seconds_of(report: Report, row: Row) -> float:
-    """Seconds of compute per image; wall-clock where an earlier release wrote no compute down."""
+    """Return seconds of compute per image; wall-clock in a report of an earlier release without compute."""
     return row.compute if _has_compute(report) else row.seconds_per_image
 
 
@@ -106,9 +109,9 @@ def _draw_row(axes: Axes, report: Report, row: Row, *, color: str, marker: str) 
         style |= {"markeredgecolor": INK, "markersize": 7.5}
     if row.is_float:
         style |= {"markersize": 11.0, "markeredgewidth": 0.8}
-    if row.is_rival:
-        style |= _RIVAL_STYLE | ({"markersize": 8.0} if row.is_float else {})
-    bar = 0.5 if row.is_rival else 0.9
+    if row.is_alternative:
+        style |= _ALTERNATIVE_STYLE | ({"markersize": 8.0} if row.is_float else {})
+    bar = 0.5 if row.is_alternative else 0.9
     draw_point(
         axes,
         *_cost_place(report, row),
@@ -122,7 +125,7 @@ def _draw_row(axes: Axes, report: Report, row: Row, *, color: str, marker: str) 
 
 
 def _draw_front(axes: Axes, report: Report) -> None:
-    """The best distance that each compute buys, as a staircase: between two rows nothing was measured."""
+    """Draw the best distance for each compute, as a staircase: nothing was measured between two rows."""
     front = sorted(_cost_place(report, row) for row in report.rows if row.front == "on")
     if front:
         axes.plot(
@@ -137,11 +140,11 @@ def _draw_front(axes: Axes, report: Report) -> None:
 
 
 def _describe(axes: Axes, report: Report) -> None:
-    """Axes and legend."""
+    """Set up axes and legend."""
     costs = [seconds_of(report, row) for row in report.rows]
     name = "compute" if _has_compute(report) else "wall-clock time"
     axes.set_xlabel(f"{name}, milliseconds per image")
-    axes.set_ylabel("Fréchet distance")
+    axes.set_ylabel(headline_metric().title)
     if max(costs) > _WIDE * min(costs):
         _scale_by_ratio(axes)
     else:
@@ -151,19 +154,19 @@ def _describe(axes: Axes, report: Report) -> None:
 
 
 def _draw_legend(axes: Axes, report: Report) -> None:
-    """Artifacts have named themselves; here follow the kinds of rows."""
+    """Draw the legend, with the kinds of rows after the artifacts."""
     rows = report.rows
     kinds: list[tuple[str, bool, dict[str, Any]]] = [
         ("float model", any(row.is_float for row in rows), {"color": INK, "marker": "*", "markersize": 10}),
         (
-            "corrected: rimmed",
+            "outlined: corrected",
             any(row.is_corrected for row in rows),
             {"color": SOFT, "marker": "o", "markeredgecolor": INK, "markeredgewidth": 1.5, "markersize": 7},
         ),
         (
-            "hollow: equal compute",
-            any(row.is_rival for row in rows),
-            {"color": SOFT, "marker": "o", **_RIVAL_STYLE},
+            "hollow: compute-matched",
+            any(row.is_alternative for row in rows),
+            {"color": SOFT, "marker": "o", **_ALTERNATIVE_STYLE},
         ),
     ]
     for label, is_there, style in kinds:
@@ -180,19 +183,19 @@ def _scale_by_ratio(axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _rival_style() -> dict[str, Any]:
-    return {"color": SOFT, "marker": "^", **_RIVAL_STYLE}
+def _alternative_style() -> dict[str, Any]:
+    return {"color": SOFT, "marker": "^", **_ALTERNATIVE_STYLE}
 
 
 def _label(row: Row, point: tuple[float, float]) -> Label:
     name = "uncorrected" if row.verdict.kind == "uncorrected" else row.plan
-    return Label(name, point, needed=not row.is_rival, color=SOFT if row.is_rival else INK)
+    return Label(name, point, needed=not row.is_alternative, color=SOFT if row.is_alternative else INK)
 
 
 def _full_name(row: Row) -> str:
     if row.is_float:
-        return "float" if not row.is_rival else f"float, {row.plan}"
-    return row.artifact if not row.is_corrected and not row.is_rival else f"{row.artifact}, {row.plan}"
+        return "float" if not row.is_alternative else f"float, {row.plan}"
+    return row.artifact if not row.is_corrected and not row.is_alternative else f"{row.artifact}, {row.plan}"
 
 
 def _tip(row: Row) -> str:
@@ -213,7 +216,7 @@ def _cost_place(report: Report, row: Row) -> tuple[float, float]:
 
 
 def _draw_float_line(axes: Axes, report: Report, rows: Sequence[Row]) -> None:
-    """The float model's distance, as a line, or in words where a line would flatten everything else."""
+    """Draw the float model's distance as a line, or as text if a line would flatten everything else."""
     float_row = report.float_row
     if float_row is None:
         return

@@ -4,12 +4,15 @@
     protocol    how it was measured: samples, seeds, steps, feature network and digest, machine, versions, …
     sizes       artifact name → bytes of its weights as stored, and as float32
     backends    artifact name → kernel → number of layers that run on it
-    costs       artifact name → kind of call → median seconds of one, for the whole batch, where it happened
+    costs       artifact name → kind of call → median seconds of one call, for the whole batch
     growth      how errors grow along a run, by artifact; see `errata.report.growth`
-    rows        one per (artifact, plan), and those of the float model where there was one:
+    metrics     descriptions of metrics of the user's own, see `errata.quality.Metric`
+    rows        one per (artifact, plan), and those of the float model if there is one:
         artifact, plan      names; the float model's row has artifact "float", plan "none"
-        role                "float", "uncorrected", "plan", or "equal compute" for a row that the report added
-        stands_for          what a row of equal compute is, in words
+        role                "float", "uncorrected", "plan", or "equal compute" for a compute-matched
+        alternative,
+                            which the report added
+        stands_for          what a compute-matched alternative is, in words
         steps               the plan's steps expression; those of all parts, joined with " + "
         sampling_steps      how many the sampler took
         samples             number of images
@@ -26,15 +29,16 @@
         change_to_float     {value, interval}: `frechet` minus that of the float model, paired
         psnr                {value, interval}: mean dB to the float model's image from the same noise
         psnr_change         {value, interval}: `psnr` minus that of the same artifact uncorrected, paired
-        metrics             name → {value, interval}: "kid", "inception_score", "precision", "recall", "ssim",
-                            "lpips", "clip_score", as far as they were measured
+        metrics             name → {value, interval}: all other metrics that were measured, such as "kid",
+                            "inception_score", "precision", "recall", "ssim", "lpips", "clip_score"
         changes             likewise, minus those of the same artifact uncorrected, paired
-        rivals              other uses of the same or less compute on the same artifact: {artifact, plan,
-                            compute (as a part of this row's), difference ({value, interval}: `frechet` of
-                            this row minus the rival's, paired)}; of the float model too
+        rivals              compute-matched alternatives, other uses of the same or less compute on the same
+                            artifact or the float model: {artifact, plan, compute (as a fraction of this
+                            row's), difference ({value, interval}: `frechet` of this row minus theirs,
+                            paired)}
         front               "on", "near" or "off" the Pareto front of compute and distance, over all rows
-        peak_bytes          highest memory during a batch: allocated on CUDA, else the whole process
-        joules_per_image    energy of the device, where it tells it
+        peak_bytes          peak memory during a batch: allocated on CUDA, else of the whole process
+        joules_per_image    energy of the device, if it reports it
         verdict             {kind, sentence}
         same_steps_as       an earlier plan of this artifact that corrects the same steps, else null
 
@@ -43,20 +47,22 @@ Intervals are `[low, high]` at 95 %. What could not be measured is null. Readers
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from errata.errors import ReportError
 from errata.quality.intervals import Estimate
-from errata.report.protocol import Protocol
+from errata.quality.metric import Metric
+from errata.report.protocol import Protocol, Size
 from errata.report.verdict import Verdict
 
 SCHEMA = "errata-report/1"
 FLOAT = "float"
-"""Names the float model among artifacts, and its images where single ones are compared with them."""
+"""Name of the float model among artifacts, and of what single images are compared with."""
 UNCORRECTED = "uncorrected"
-"""Names an artifact's own images where those are compared with instead."""
+"""Name of what single images are compared with if there is no float model."""
 
 Role = Literal["float", "uncorrected", "plan", "equal compute"]
 Front = Literal["on", "near", "off"]
@@ -73,22 +79,8 @@ class Overhead:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
-    """Bytes on disk: of the weights as stored, of the same weights in float32, of the whole directory."""
-
-    weights: int
-    float32: int
-    directory: int
-
-    @property
-    def ratio(self) -> float:
-        """Stored weights as a fraction of their float32 size."""
-        return self.weights / self.float32
-
-
-@dataclass(frozen=True, kw_only=True)
-class RivalResult:
-    """Another row that costs the same or less; fields as in the module's description."""
+class ComputeMatchedResult:
+    """A compute-matched alternative of a row; fields as in the module's description."""
 
     artifact: str
     plan: str
@@ -96,12 +88,12 @@ class RivalResult:
     difference: Estimate
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         return {**asdict(self), "difference": self.difference.to_json()}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> RivalResult:
-        """Inverse of `to_json`."""
+    def from_json(cls, value: Mapping[str, Any]) -> ComputeMatchedResult:
+        """Read what `to_json` returned."""
         return cls(**{**value, "difference": Estimate.from_json(value["difference"])})
 
 
@@ -120,8 +112,6 @@ class Row:
     overhead: Overhead | None = None
     change: Estimate | None = None
     change_to_float: Estimate | None = None
-    psnr: Estimate | None = None
-    psnr_change: Estimate | None = None
     same_steps_as: str | None = None
     role: Role = "plan"
     stands_for: str = ""
@@ -129,7 +119,7 @@ class Row:
     compute: float = 0.0
     metrics: Mapping[str, Estimate] = field(default_factory=dict)
     changes: Mapping[str, Estimate] = field(default_factory=dict)
-    rivals: tuple[RivalResult, ...] = ()
+    alternatives: tuple[ComputeMatchedResult, ...] = ()
     front: Front | None = None
     peak_bytes: int | None = None
     joules_per_image: float | None = None
@@ -141,30 +131,53 @@ class Row:
 
     @property
     def is_corrected(self) -> bool:
-        """Whether somebody asked for this plan, and it corrects something."""
+        """Whether the plan was asked for and corrects something."""
         return self.change is not None and self.role == "plan"
 
     @property
-    def is_rival(self) -> bool:
-        """Whether the report added the row, for comparison."""
+    def is_alternative(self) -> bool:
+        """Whether the row is a compute-matched alternative, which the report added."""
         return self.role == "equal compute"
 
+    @property
+    def psnr(self) -> Estimate | None:
+        """Mean PSNR in dB, if single images were compared."""
+        return self.metrics.get("psnr")
+
+    @property
+    def psnr_change(self) -> Estimate | None:
+        """PSNR minus that of the same artifact uncorrected, paired."""
+        return self.changes.get("psnr")
+
+    @property
+    def is_rival(self) -> bool:
+        """Earlier name of `is_alternative`."""
+        _warn("is_rival", "is_alternative")
+        return self.is_alternative
+
+    @property
+    def rivals(self) -> tuple[ComputeMatchedResult, ...]:
+        """Earlier name of `alternatives`."""
+        _warn("rivals", "alternatives")
+        return self.alternatives
+
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         value: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
         for name in _ESTIMATES:
-            value[name] = value[name].to_json() if value[name] is not None else None
+            value[name] = _json(value[name])
         value["evaluations"] = dict(self.evaluations)
         for name in _NAMED_ESTIMATES:
-            value[name] = {key: estimate.to_json() for key, estimate in value[name].items()}
+            value[name] = {key: _json(each) for key, each in value[name].items() if key != "psnr"}
         value["overhead"] = asdict(self.overhead) if self.overhead else None
         value["verdict"] = asdict(self.verdict)
-        value["rivals"] = [rival.to_json() for rival in self.rivals]
+        value["psnr"], value["psnr_change"] = _json(self.psnr), _json(self.psnr_change)
+        value["rivals"] = [each.to_json() for each in value.pop("alternatives")]
         return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Row:
-        """Inverse of `to_json`."""
+        """Read what `to_json` returned."""
         known = {item.name: value[item.name] for item in fields(cls) if item.name in value}
         for name in _ESTIMATES:
             if known.get(name) is not None:
@@ -178,15 +191,32 @@ class Row:
                 batches=overhead["batches"],
             )
         for name in _NAMED_ESTIMATES:
-            known[name] = {key: Estimate.from_json(each) for key, each in known.get(name, {}).items()}
-        known["rivals"] = tuple(RivalResult.from_json(rival) for rival in known.get("rivals", ()))
+            known[name] = _estimates(value, name)
+        known["alternatives"] = tuple(map(ComputeMatchedResult.from_json, value.get("rivals", ())))
         verdict = known["verdict"]
         known["verdict"] = Verdict(verdict["kind"], verdict["sentence"])
         return cls(**known)
 
 
-_ESTIMATES = ("frechet", "change", "change_to_float", "psnr", "psnr_change")
-_NAMED_ESTIMATES = ("metrics", "changes")
+_ESTIMATES = ("frechet", "change", "change_to_float")
+# By name, and the key beside them under which the JSON form holds that of the PSNR.
+_NAMED_ESTIMATES = {"metrics": "psnr", "changes": "psnr_change"}
+
+
+def _json(estimate: Estimate | None) -> dict[str, Any] | None:
+    return None if estimate is None else estimate.to_json()
+
+
+def _estimates(value: Mapping[str, Any], name: str) -> dict[str, Estimate]:
+    """Return all metrics of a row's JSON form, or their changes."""
+    psnr = value.get(_NAMED_ESTIMATES[name])
+    given = ({} if psnr is None else {"psnr": psnr}) | dict(value.get(name, {}))
+    return {key: Estimate.from_json(each) for key, each in given.items()}
+
+
+def _warn(old: str, new: str) -> None:
+    text = f"Row.{old} is now Row.{new}; the old name goes with the next release"
+    warnings.warn(text, DeprecationWarning, stacklevel=3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +229,7 @@ class Report:
     backends: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     growth: Mapping[str, Any] = field(default_factory=dict)
+    own_metrics: tuple[Metric, ...] = ()
 
     @property
     def artifacts(self) -> tuple[str, ...]:
@@ -208,14 +239,14 @@ class Report:
     @property
     def float_row(self) -> Row | None:
         """The float model's row at the recorded number of steps, if it was measured."""
-        return next((row for row in self.rows if row.is_float and not row.is_rival), None)
+        return next((row for row in self.rows if row.is_float and not row.is_alternative), None)
 
     def of(self, artifact: str) -> tuple[Row, ...]:
-        """Rows of one artifact, in order."""
+        """Return the rows of one artifact, in order."""
         return tuple(row for row in self.rows if row.artifact == artifact)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value in the schema of this module."""
+        """Return a plain JSON value in the schema of this module."""
         return {
             "schema": SCHEMA,
             "protocol": self.protocol.to_json(),
@@ -223,19 +254,20 @@ class Report:
             "backends": {name: dict(kernels) for name, kernels in self.backends.items()},
             "costs": {name: dict(costs) for name, costs in self.costs.items()},
             "growth": dict(self.growth),
+            "metrics": [metric.to_json() for metric in self.own_metrics],
             "rows": [row.to_json() for row in self.rows],
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Report:
-        """Inverse of `to_json`.
+        """Read what `to_json` returned.
 
         Raises:
             ReportError: another schema, or a value that does not fit it.
         """
         schema = value.get("schema") if isinstance(value, Mapping) else None
         if schema != SCHEMA:
-            raise ReportError(f"report has schema {schema!r}; this release reads {SCHEMA!r}")
+            raise ReportError(f"the report has schema {schema!r}; this release reads {SCHEMA!r}")
         try:
             return cls(
                 rows=tuple(Row.from_json(row) for row in value["rows"]),
@@ -244,6 +276,7 @@ class Report:
                 backends={name: dict(kernels) for name, kernels in value["backends"].items()},
                 costs={name: dict(costs) for name, costs in value.get("costs", {}).items()},
                 growth=dict(value.get("growth", {})),
+                own_metrics=tuple(map(Metric.from_json, value.get("metrics", ()))),
             )
         except (KeyError, TypeError, ValueError) as problem:
-            raise ReportError(f"report does not fit schema {SCHEMA!r}: {problem!r}") from problem
+            raise ReportError(f"the report does not fit schema {SCHEMA!r}: {problem!r}") from problem

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -15,18 +16,19 @@ from torch import Tensor
 from errata.correct.call_timer import CallTimer
 from errata.correct.sampling import FloatSampler, Inputs, PlanSampler, Sampled, Sampler
 from errata.deploy import DeployedPipeline
+from errata.errors import ReportError
+from errata.machine import Reading, metered
+from errata.quality.metric import Metric
 from errata.quality.network import device_of, has_logits
 from errata.quality.pixels import to_bytes
 from errata.quality.reference import Reference
-from errata.report.grid import RowSpec
-from errata.report.measurements import BatchFacts, BatchMeasured, Measurements
-from errata.report.meters import metered
+from errata.report.report_index import RowSpec
 from errata.report.results import FLOAT
-from errata.report.scoring import Scorer
+from errata.report.store import BatchFacts, BatchMeasured, MeasurementStore
 
 
 class RowSamplers:
-    """Makes the sampler of each row; those of one artifact share its weights and its timer."""
+    """The sampler of each row; samplers of one artifact share its weights and its timer."""
 
     def __init__(
         self,
@@ -43,7 +45,7 @@ class RowSamplers:
         self._made: dict[tuple[str, str], Sampler] = {}
 
     def of(self, row: RowSpec) -> Sampler:
-        """The sampler of a row.
+        """Return the sampler of a row.
 
         Raises:
             PlanError: the artifact cannot serve the row's plan.
@@ -78,14 +80,14 @@ class RowSamplers:
 
 
 class BatchSampler:
-    """Measures what is missing of a batch.
+    """Measures the rows that a batch lacks.
 
     Args:
         samplers: of the rows.
-        measurements: where the results go.
-        reference: its features are taken of every image.
-        scorer: what is measured of single images.
-        inputs: what the pipelines are called with; prompts are read from it.
+        store: where the results go.
+        reference: its features are computed of every image.
+        metrics: what is measured of single images.
+        inputs: the pipelines' keyword arguments; prompts are read from them.
         device: where the pipelines run.
         shown: how many of the first images are kept.
     """
@@ -93,33 +95,37 @@ class BatchSampler:
     def __init__(
         self,
         samplers: RowSamplers,
-        measurements: Measurements,
+        store: MeasurementStore,
         reference: Reference,
         *,
-        scorer: Scorer,
+        metrics: Sequence[Metric],
         inputs: Inputs,
         device: torch.device,
         shown: int,
     ) -> None:
-        self._samplers, self._measurements, self._reference = samplers, measurements, reference
-        self._scorer, self._inputs, self._device, self._shown = scorer, inputs, device, shown
+        self._samplers, self._store, self._reference = samplers, store, reference
+        self._metrics, self._inputs, self._device, self._shown = metrics, inputs, device, shown
+
+    def warm_up(self, row: RowSpec) -> None:
+        """Sample one image, so that the first batch is not slowed down by what happens once."""
+        self._samplers.of(row).sample(range(1))
 
     def measure(
         self, rows: Sequence[RowSpec], number: int, *, done: Callable[[int], None] = lambda _: None
     ) -> None:
-        """Every row of one batch; the rows of an artifact take turns in being first.
+        """Measure one batch of every row; the rows of an artifact take turns in being first.
 
-        Images are compared one by one with the float model's, where it is among the rows, else with those of
-        the same artifact uncorrected. `done` hears of every batch with its number of images.
+        Images are compared one by one with the float model's, if it is among the rows, else with those of the
+        same artifact uncorrected. `done` is called with the number of images after each row.
         """
         partners: dict[str, Tensor] = {}
         by_artifact = {name: list(group) for name, group in groupby(rows, key=lambda row: row.artifact)}
         plain = {row.artifact: row for row in rows if row.role in ("float", "uncorrected")}
-        count = len(self._measurements.batches[number])
+        count = len(self._store.batches[number])
         for name, group in by_artifact.items():
             partner = plain.get(FLOAT, plain.get(name))
             for row in _turned(group, number, first=partner):
-                if not self._measurements.has(row.directory, number):
+                if not self._store.has(row.directory, number):
                     self._measure(row, number, partner, partners)
                 done(count)
 
@@ -127,7 +133,7 @@ class BatchSampler:
         self, row: RowSpec, number: int, partner: RowSpec | None, partners: dict[str, Tensor]
     ) -> None:
         started = time.perf_counter()
-        indices = self._measurements.batches[number]
+        indices = self._store.batches[number]
         if partner is not None and partner.key != row.key and partner.artifact not in partners:
             partners[partner.artifact] = self._samplers.of(partner).sample(indices).images
             started = time.perf_counter()
@@ -142,21 +148,19 @@ class BatchSampler:
             logits=self._logits(features),
             scores=self._scores(sampled, indices, others),
             shown=to_bytes(sampled.images[: max(0, self._shown - indices.start)]),
-            facts=BatchFacts(
-                seconds=sampled.seconds,
-                took=time.perf_counter() - started,
-                base=sampled.base,
-                extra=sampled.extra,
-                cost={kind: summary.median(times) for kind, times in sampled.calls.items() if times},
-                peak_bytes=reading.peak_bytes,
-                joules=reading.joules,
-            ),
+            facts=_facts(sampled, reading, took=time.perf_counter() - started),
         )
-        self._measurements.write(row.directory, number, measured)
+        self._store.write(row.directory, number, measured)
 
     def _scores(self, sampled: Sampled, indices: range, others: Tensor | None) -> dict[str, Tensor]:
-        scores = self._scorer.prompted(sampled.images, self._inputs(indices))
-        return scores if others is None else scores | self._scorer.paired(sampled.images, others)
+        scores = {}
+        for metric in self._metrics:
+            second: Any = others
+            if metric.needs == "prompts":
+                second = prompts_of(metric, self._inputs(indices), len(indices))
+            if metric.needs != "pairs" or others is not None:
+                scores[metric.name] = metric.scores(sampled.images, second)
+        return scores
 
     @torch.inference_mode()
     def _logits(self, features: Tensor) -> Tensor | None:
@@ -167,10 +171,72 @@ class BatchSampler:
         return logits
 
 
+def _facts(sampled: Sampled, reading: Reading, *, took: float) -> BatchFacts:
+    return BatchFacts(
+        seconds=sampled.seconds,
+        took=took,
+        base=sampled.base,
+        extra=sampled.extra,
+        cost={kind: summary.median(times) for kind, times in sampled.calls.items() if times},
+        peak_bytes=reading.peak_bytes,
+        joules=reading.joules,
+    )
+
+
 def _turned(group: Iterable[RowSpec], number: int, *, first: RowSpec | None) -> list[RowSpec]:
-    """The rows in another order for every batch; the one whose images the others need stays in front."""
+    """Return the rows in another order for each batch; the one whose images the others need stays first."""
     rows = list(group)
     front = [row for row in rows if first is not None and row.key == first.key]
     rest = [row for row in rows if row not in front]
     turn = number % len(rest) if rest else 0
     return [*front, *rest[turn:], *rest[:turn]]
+
+
+def check_images(reference: Reference, metrics: Sequence[Metric], pipes: Sequence[Any]) -> None:
+    """Check, without sampling, that the feature network and the metrics take images of the pipelines' size.
+
+    Raises:
+        ReportError: one does not or is not installed, the features do not fit the reference, or the pipelines
+            make images of several sizes.
+    """
+    sizes = {image_size(pipe) for pipe in pipes} - {None}
+    if len(sizes) > 1:
+        raise ReportError(
+            f"the artifacts make images of several sizes, {sorted(map(str, sizes))} (height, width, "
+            "channels); make one report for each size"
+        )
+    for height, width, channels in filter(None, sizes):
+        noise = torch.rand(2, channels, height, width)
+        reference.features(noise)
+        for metric in metrics:
+            if metric.needs != "prompts":
+                metric.scores(noise, noise.flip(0))
+
+
+def image_size(pipe: Any) -> tuple[int, int, int] | None:
+    """Return height, width and channels of a pipeline's default images; None if it does not say."""
+    size = getattr(pipe.unet.config, "sample_size", None)
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    decoder = getattr(pipe, "vae", None) or getattr(pipe, "vqvae", None)
+    if decoder is None:
+        return height, width, int(pipe.unet.config.out_channels)
+    factor = 2 ** (len(decoder.config.block_out_channels) - 1)
+    return height * factor, width * factor, int(decoder.config.out_channels)
+
+
+def prompts_of(metric: Metric, arguments: Mapping[str, Any], count: int) -> list[str]:
+    """Return the prompt of each image of a pipeline call.
+
+    Raises:
+        ReportError: there is not one for each.
+    """
+    prompt = arguments.get("prompt")
+    prompts = [prompt] * count if isinstance(prompt, str) else list(prompt or ())
+    if len(prompts) != count or not all(isinstance(each, str) for each in prompts):
+        raise ReportError(
+            f"metric {metric.name!r} needs a prompt for each of {count} images, but the pipeline is called "
+            f"with {len(prompts)}; give prompts, or leave the metric out"
+        )
+    return prompts

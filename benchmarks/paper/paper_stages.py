@@ -40,12 +40,11 @@ from errata.pipelines import ClassConditionalLDMPipeline
 from errata.quality import Estimate, Reference
 from errata.quality.clip_score import ClipScore
 from errata.report import Report, Scorer
-from errata.report.grid import float_row
-from errata.report.judging import Judge
-from errata.report.ledger import Target
-from errata.report.measurements import Measurements, write_whole
+from errata.report.report_index import Target, float_row
+from errata.report.request import batch_names, chosen_metrics, statistics_digest
 from errata.report.sampling import BatchSampler, RowSamplers
-from errata.report.settings import batch_names, statistics_digest
+from errata.report.store import MeasurementStore, write_whole
+from errata.report.summarize import RowSummarizer
 
 SCHEDULERS = ("DDIMScheduler", "PNDMScheduler")
 RESAMPLES = 200
@@ -167,7 +166,7 @@ class Bench:
                     seed=self.row.seed,
                     inputs=self.conditions.inputs,
                     scorer=self._scorer(),
-                    equal_compute=self.equal_compute,
+                    compute_matched=self.equal_compute,
                     resamples=self.resamples,
                     command=self.command,
                 )
@@ -188,12 +187,12 @@ class Bench:
         """As a report measures a row, without an artifact; goes on with what `out` holds."""
         row, inputs = self.row, self.conditions.inputs
         batches = batches_of(row.samples, row.batch_size)
-        measurements = Measurements([out], batches=batches, names=batch_names(inputs, batches))
+        store = MeasurementStore([out], batches=batches, names=batch_names(inputs, batches))
         sampler = BatchSampler(
             RowSamplers({}, self.pipe, seed=row.seed, inputs=inputs),
-            measurements,
+            store,
             self.reference,
-            scorer=self._scorer(),
+            metrics=[metric for metric in chosen_metrics(self._scorer()) if metric.is_per_image],
             inputs=inputs,
             device=torch.device(self.device),
             shown=0,
@@ -202,9 +201,9 @@ class Bench:
         spec = float_row(fingerprint, row.steps, device=self.device, recorded_steps=row.steps)
         for number in tqdm(range(len(batches)), desc="float", disable=None):
             sampler.measure([spec], number)
-        judge = Judge(measurements, Target.of(self.reference), resamples=self.resamples, seed=row.seed)
-        judged = judge.of(spec)
-        return FloatModel(frechet=judged.frechet.estimate(), metrics=judged.others)
+        target = Target.of(self.reference)
+        summary = RowSummarizer(store, target, resamples=self.resamples, seed=row.seed).of(spec)
+        return FloatModel(frechet=summary.frechet.estimate(), metrics=summary.metrics)
 
     def _scorer(self) -> Scorer:
         """With the row's CLIP, which is loaded once, when it is needed."""
@@ -225,7 +224,7 @@ class Bench:
             "batch_size": row.batch_size,
             "seed": row.seed,
             "network": self.reference.digest,
-            "reference": statistics_digest(self.reference.statistics),
+            "reference": statistics_digest(self.reference),
             "clip": row.clip,
         }
 

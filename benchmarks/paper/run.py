@@ -219,7 +219,7 @@ def _lines(bench: Bench, recipe: str, members: Sequence[tuple[int, Row, Row]]) -
             for index, paper, row in members
         }
     report = bench.reported(recipe, [row for _, _, row in members])
-    results = {result.plan: result for result in report.rows if not result.is_rival}
+    results = {result.plan: result for result in report.rows if not result.is_alternative}
     return {
         index: Line(
             row=row,

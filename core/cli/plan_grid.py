@@ -43,12 +43,6 @@ def add_grid_options(group: argparse._ArgumentGroup) -> None:
         help=f"{PLACES}; can be repeated; for methods without an @ (default: all, for iec also ends:1/10, "
         "and nothing with --plan)",
     )
-    group.add_argument(
-        "--no-equal-compute",
-        dest="equal_compute",
-        action="store_false",
-        help="leave out the compute-matched alternatives",
-    )
     add_choices(group)
 
 

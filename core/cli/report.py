@@ -1,4 +1,4 @@
-"""`errata report`: what each correction costs and buys."""
+"""`errata report`: what each correction costs, and what quality it buys."""
 
 import argparse
 import os
@@ -16,43 +16,48 @@ from errata.cli.conditions import (
 )
 from errata.cli.output import emit
 from errata.cli.plan_grid import add_grid_options, plans_of
-from errata.cli.report_options import add_metric_options, add_scale_options, command_of
+from errata.cli.report_options import (
+    add_metric_options,
+    add_plain_options,
+    add_scale_options,
+    command_of,
+    plain_options,
+)
 from errata.cli.usage import (
     Commands,
     UsageError,
     add_backend_option,
-    add_batch_size_option,
     add_command,
     add_device_option,
-    add_seed_option,
     check_seeds,
     misuse,
-    several,
     usual_device,
 )
 from errata.errors import ReportError
 
 if TYPE_CHECKING:
+    from errata.correct import Plan
     from errata.deploy import DeployedPipeline
-    from errata.report import Reference, Report, Scorer
+    from errata.quality import Metric
+    from errata.report import Reference, Report, ReportRequest, Scorer, Shard
 
 DETAILS = f"""\
-Makes the same images without correction and with each plan, on every artifact, and compares them with real
-ones by a Fréchet distance in the features of a network. For each plan that costs something, it also measures
-what else the same compute buys: more sampling steps, more full steps, another corrector, the float model with
-fewer steps. Writes report.html, report.md and report.json, which say where a correction pays and where not.
+Generates the same images without correction and with each plan, on every artifact, and compares them with
+real images by the Fréchet distance in the features of a network. For each plan that costs something, it also
+measures compute-matched alternatives: more sampling steps, more full steps, another corrector, the float
+model with fewer steps. Writes report.html, report.md and report.json, which say whether each correction pays.
 
   errata report runs/digits/artifact --reference embedded --at ends:1/10 --at all --out runs/digits/report
   errata report runs/a runs/b --reference photos --features inception --samples 10000 --out runs/report \\
       --correct iec@all --correct refresh@middle+forecast+hindsight --baseline google/ddpm-cifar10-32
 
-A run that was stopped goes on with the same command. `torchrun --nproc-per-node 4 -m errata.cli report …`, or
-`accelerate launch` on GPUs, shares it among processes. For independent jobs, give each --shard 0/16 to 15/16,
-and bring them together:
+To resume an interrupted run, repeat the command. To use several processes, start it as
+`torchrun --nproc-per-node 4 -m errata.cli report …`, or with `accelerate launch` on GPUs. For independent
+jobs, give each one of --shard 0/16 to 15/16, then merge them:
 
   errata report --merge runs/report --out runs/report
 
-Statistics of real images, to be used as a --reference from then on:
+To save the statistics of real images, for use as --reference later:
 
   errata report --save-stats photos.npz --reference photos --features inception
 
@@ -63,10 +68,26 @@ Statistics of real images, to be used as a --reference from then on:
 def add_parser(commands: Commands) -> None:
     """Declare the command."""
     parser = add_command(
-        commands, "report", summary="measure what each correction costs and buys", details=DETAILS
+        commands,
+        "report",
+        summary="measure the cost of each correction and the quality that it buys",
+        details=DETAILS,
     )
+    _add_places(parser)
+    add_plain_options(parser.add_argument_group("measurement"))
+    add_condition_options(parser)
+    add_device_option(parser)
+    add_backend_option(parser)
+    add_metric_options(parser.add_argument_group("metrics"))
+    add_grid_options(parser.add_argument_group("correction"))
+    add_scale_options(parser.add_argument_group("many processes"))
+    parser.set_defaults(run=run)
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    """Declare what is read, and where the report goes."""
     parser.add_argument(
-        "artifacts", type=Path, nargs="*", metavar="ARTIFACT", help="what `errata deploy` wrote; one or more"
+        "artifacts", type=Path, nargs="*", metavar="ARTIFACT", help="directory that `errata deploy` wrote"
     )
     parser.add_argument(
         "--reference",
@@ -76,18 +97,10 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="directory for the report")
     parser.add_argument(
-        "--baseline", metavar="PIPELINE", help="the float pipeline, to compare image by image with it"
+        "--baseline",
+        metavar="PIPELINE",
+        help="the float pipeline, for its own row and image-by-image comparisons",
     )
-    parser.add_argument("--samples", type=several, default=256, metavar="N", help="images (default: 256)")
-    add_batch_size_option(parser, default=64)
-    add_seed_option(parser)
-    add_condition_options(parser)
-    add_device_option(parser)
-    add_backend_option(parser)
-    add_metric_options(parser.add_argument_group("metrics"))
-    add_grid_options(parser.add_argument_group("correction"))
-    add_scale_options(parser.add_argument_group("many processes"))
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,17 +112,28 @@ def run(args: argparse.Namespace) -> int:
         return _save_statistics(args)
     _require(args, "out")
     if not args.artifacts:
-        raise UsageError("there is no ARTIFACT to report on; give what `errata deploy` wrote, or --merge DIR")
+        raise UsageError("ARTIFACT is missing; give what `errata deploy` wrote, or --merge DIR")
     return _report(args)
 
 
 def _report(args: argparse.Namespace) -> int:
-    from errata import report
+    from errata.report import Shard
+    from errata.report.runner import run_request
 
     check_seeds(args.seed, args.samples)
     plans = plans_of(args)
     with misuse(ReportError):
-        shard = None if args.shard is None else report.Shard.parse(args.shard)
+        shard = None if args.shard is None else Shard.parse(args.shard)
+    request = _request(args, plans)
+    if shard is not None:
+        return _measure(args, request, shard)
+    command = shlex.join(command_of(args))
+    return _print_report(args, run_request(request, args.out, command=command, announce=_announce))
+
+
+def _request(args: argparse.Namespace, plans: "dict[str, Plan]") -> "ReportRequest":
+    from errata.report import ReportRequest
+
     prompts, labels = read_conditions(args, args.samples)
     reference = _reference(args)
     artifacts = _artifacts(args)
@@ -119,62 +143,66 @@ def _report(args: argparse.Namespace) -> int:
         )
     first = next(iter(artifacts.values())).pipe
     reference.network.to(first.device)  # also that of the embedded reference
-    options: dict[str, Any] = {
-        "samples": args.samples,
-        "batch_size": args.batch_size,
-        "seed": args.seed,
-        "baseline": _baseline(args, first.device),
-        "inputs": inputs_of(first, args, prompts, labels),
-        "scorer": _scorer(args, first.device),
-        "equal_compute": args.equal_compute,
-        "amplification": args.amplification,
-        "announce": lambda text: print(f"errata: {text}", file=sys.stderr),
-    }
-    if shard is not None:
-        report.measure(artifacts, plans, reference, args.out, shard=shard, **options)
-        if _is_first():
-            told = f"shard {shard} is measured in {args.out}; errata report --merge DIR makes the report"
-            emit(args, {"shard": str(shard), "out": str(args.out)}, told)
-        return 0
-    command = shlex.join(command_of(args))
-    result = report.run(
-        artifacts, plans, reference, args.out, resamples=args.resamples, command=command, **options
+    return ReportRequest(
+        artifacts=artifacts,
+        plans=plans,
+        reference=reference,
+        baseline=_baseline(args, first.device),
+        inputs=inputs_of(first, args, prompts, labels),
+        scorer=_scorer(args, first.device),
+        metrics=_own_metrics(args),
+        **plain_options(args),
     )
-    return _told(args, result)
+
+
+def _measure(args: argparse.Namespace, request: "ReportRequest", shard: "Shard") -> int:
+    from errata.report.runner import measure_request
+
+    measure_request(request, args.out, shard=shard, announce=_announce)
+    if _is_first():
+        text = f"shard {shard} is measured in {args.out}; make the report with errata report --merge DIR"
+        emit(args, {"shard": str(shard), "out": str(args.out)}, text)
+    return 0
+
+
+def _announce(text: str) -> None:
+    print(f"errata: {text}", file=sys.stderr)
 
 
 def _merge(args: argparse.Namespace) -> int:
     _require(args, "out")
     if args.artifacts or args.shard is not None or args.save_stats is not None:
-        raise UsageError("--merge needs measurements alone; leave ARTIFACT, --shard and --save-stats out")
+        raise UsageError("--merge reads measurements only; leave out ARTIFACT, --shard and --save-stats")
 
     from errata import report
 
     command = shlex.join(["errata", "report", "--merge", *map(str, args.merge), "--out", str(args.out)])
-    return _told(args, report.merge(args.merge, args.out, resamples=args.resamples, command=command))
+    metrics = _own_metrics(args)
+    result = report.merge(args.merge, args.out, resamples=args.resamples, metrics=metrics, command=command)
+    return _print_report(args, result)
 
 
 def _save_statistics(args: argparse.Namespace) -> int:
     if args.artifacts or args.out is not None or args.shard is not None:
-        raise UsageError("--save-stats writes statistics and stops; leave ARTIFACT, --out and --shard out")
+        raise UsageError("--save-stats writes statistics and stops; leave out ARTIFACT, --out and --shard")
     if args.save_stats.suffix != ".npz":
-        raise UsageError(f"`{args.save_stats}` is no .npz file; name one")
+        raise UsageError(f"`{args.save_stats}` is not an .npz file; choose a name that ends in .npz")
     if args.save_stats.exists():
         raise ReportError(f"`{args.save_stats}` exists; choose another file or remove it")
     if not args.save_stats.parent.is_dir():
-        raise ReportError(f"cannot make `{args.save_stats}`: its parent is no directory; create it")
+        raise ReportError(f"cannot make `{args.save_stats}`: its parent is not a directory; create it first")
     reference = _reference(args)
     reference.save(args.save_stats, with_features=reference.real is not None)
     count, dimension = reference.statistics.count, reference.statistics.dimension
     emit(
         args,
         {"statistics": str(args.save_stats), "images": count, "features": dimension},
-        f"statistics of {count} images in {dimension} features of {reference.name} are in {args.save_stats}",
+        f"wrote statistics of {count} images, {dimension} features of {reference.name}, to {args.save_stats}",
     )
     return 0
 
 
-def _told(args: argparse.Namespace, result: "Report") -> int:
+def _print_report(args: argparse.Namespace, result: "Report") -> int:
     from errata import report
 
     page = args.out / "report.html"
@@ -186,7 +214,7 @@ def _told(args: argparse.Namespace, result: "Report") -> int:
 
 
 def _is_first() -> bool:
-    """Whether this process speaks, among those of `accelerate launch` or `torchrun`."""
+    """Return whether this process prints, among those of `accelerate launch` or `torchrun`."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -200,15 +228,15 @@ def _reference(args: argparse.Namespace) -> "Reference":
 
     if args.reference == "embedded" and args.features != "digit-features":
         raise UsageError(
-            f"--reference embedded knows its digits in digit-features alone, not in {args.features}; give a "
-            "folder, a dataset or an .npz file"
+            f"--reference embedded has digit-features only, not {args.features}; give a folder, "
+            "DATASET:COLUMN or an .npz file as --reference, or leave out --features"
         )
     network = quality.open_network(args.features).to(args.device or usual_device())
     return report.Reference.open(args.reference, network)
 
 
 def _artifacts(args: argparse.Namespace) -> "dict[str, DeployedPipeline]":
-    """By their recipes; where two share one, by the last part of each path, or by the whole of it."""
+    """Return artifacts by recipe; if two share one, by the last part of each path, or by the whole path."""
     from errata import deploy
 
     if len(set(args.artifacts)) < len(args.artifacts):
@@ -234,17 +262,21 @@ def _baseline(args: argparse.Namespace, device: Any) -> Any:
 
 
 def _scorer(args: argparse.Namespace, device: Any) -> "Scorer":
+    from errata import quality
     from errata.report import Scorer
 
     lpips, clip = None, None
     if args.lpips is not None:
-        from errata.quality.lpips import Lpips
-
-        lpips = Lpips(backbone=args.lpips, device=device)
+        lpips = quality.Lpips(backbone=args.lpips, device=device)
     if args.clip is not None:
         if args.prompts is None:
-            raise UsageError("--clip compares images with their prompts; give --prompts, or leave it out")
-        from errata.quality.clip_score import ClipScore
-
-        clip = ClipScore(args.clip, device=device)
+            raise UsageError("--clip compares images with their prompts; give --prompts, or leave out --clip")
+        clip = quality.ClipScore(args.clip, device=device)
     return Scorer(lpips=lpips, clip=clip)
+
+
+def _own_metrics(args: argparse.Namespace) -> "list[Metric]":
+    from errata.quality.metric import load_metric
+
+    with misuse(ReportError):
+        return [load_metric(spec) for spec in args.metric or ()]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from errata.errors import ReportError, first_line
+from errata.quality.metric import Metric
 from errata.quality.pixels import to_bytes
 
 # What torchmetrics, and so most papers, take.
@@ -40,7 +41,7 @@ class ClipScore:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,), float64 on the CPU, from 0 to 100.
+        """Return scores (B,), float64 on the CPU, from 0 to 100.
 
         images: (B, C, H, W) in [0, 1], C 1 or 3; grey is repeated, and values are rounded to 8 bits.
         prompts: one an image. What is beyond the model's context is cut, and the end-of-text token kept.
@@ -70,7 +71,7 @@ class ClipScore:
 
 
 def _normalized(features: Any) -> Tensor:
-    """Unit vectors, float64; transformers 5 wraps the features, earlier releases return them."""
+    """Return unit vectors, float64; transformers 5 wraps the features, earlier releases return them."""
     values = getattr(features, "pooler_output", features).double()
     return values / values.norm(dim=1, keepdim=True)
 
@@ -94,3 +95,14 @@ def _load(name: str) -> tuple[Any, Any, Any]:
             f"CLIP `{name}` cannot be loaded: {reason}; give a hub name such as {DEFAULT_MODEL}, or a "
             "directory with a CLIP's model, tokenizer and image processor"
         ) from problem
+
+
+METRICS = (
+    Metric(  # computed where a model is given: `ClipScore`
+        name="clip_score",
+        title="CLIP score",
+        higher_is_better=True,
+        needs="prompts",
+        description="fit of image and prompt, mean over {samples} images",
+    ),
+)

@@ -7,8 +7,8 @@
 | FD       | `frechet_distance` | ‖μ_a − μ_b‖² + tr Σ_a + tr Σ_b − 2 ‖Σ_a^(1/2) Σ_b^(1/2)‖_* |
 
 ‖·‖_* is the sum of the singular values, equal to tr (Σ_a^(1/2) Σ_b Σ_a^(1/2))^(1/2) and better conditioned.
-A distance compares only with others in the same feature network, against the same reference, at the same
-number of samples: with few samples it is biased upwards, by the same amount for every plan.
+Compare a distance only with others in the same feature network, against the same reference, at the same
+number of samples. Few samples bias it upwards, by the same amount for every plan.
 
 Source: Dowson and Landau 1982, equation 4.
 """
@@ -21,18 +21,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from errata.quality.intervals import Interval, centred_interval
+from errata.quality.intervals import Interval, Measured, centred_interval
+from errata.quality.metric import Metric, SampleSet
 from errata.quality.moments import (
     FeatureStatistics,
     StatisticsAccumulator,
     as_features,
-    require_features,
-    require_same_dimension,
+    check_features,
+    check_same_dimension,
     statistics,
 )
 from errata.quality.resampling import WeightedAccumulator, group_for, resample_counts
 
 __all__ = [
+    "METRICS",
     "FeatureStatistics",
     "StatisticsAccumulator",
     "bootstrap_interval",
@@ -53,18 +55,18 @@ _COPIES = 3
 
 
 def symmetric_root(matrix: Tensor) -> Tensor:
-    """Square root of a symmetric positive semi-definite (D, D); eigenvalues below zero count as zero."""
+    """Return the root of a symmetric positive semi-definite (D, D); negative eigenvalues count as zero."""
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """Squared Fréchet (2-Wasserstein) distance of the two Gaussians; 0 for a set with itself.
+    """Return the squared Fréchet (2-Wasserstein) distance of the two Gaussians; 0 for a set with itself.
 
     Raises:
         ValueError: the statistics have different dimensions.
     """
-    require_same_dimension(a.dimension, b.dimension)
+    check_same_dimension(a.dimension, b.dimension)
     shift = (a.mean - b.mean).square().sum()
     overlap = torch.linalg.svdvals(symmetric_root(a.covariance) @ symmetric_root(b.covariance)).sum()
     distance = shift + a.covariance.trace() + b.covariance.trace() - 2 * overlap
@@ -74,11 +76,11 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 def bootstrap_interval(
     features: Tensor, reference: FeatureStatistics, *, resamples: int = 200, seed: int = 0
 ) -> Interval:
-    """Interval of the distance of features (N, D) to `reference` under resampling of the N samples.
+    """Return the interval of the distance of features (N, D) to `reference` when the N samples are resampled.
 
-    Resampling adds a bias of its own, so the resampled distances are moved until their median is the measured
-    distance. The interval describes the scatter at this N, and leaves the bias of a small N where it is; the
-    reference counts as known.
+    Resampling adds a bias of its own, so the resampled distances are shifted until their median is the
+    measured distance. The interval describes the scatter at this N; it does not correct the bias of a small
+    N. The reference counts as known.
     """
     measured = frechet_distance(statistics(features), reference)
     resampled = _resampled_at_once(features, reference, resamples=resamples, seed=seed)
@@ -93,7 +95,7 @@ def paired_bootstrap(
     resamples: int = 200,
     seed: int = 0,
 ) -> Interval:
-    """Interval of FD(b) − FD(a); row i of both feature sets (N, D) comes from the same noise.
+    """Return the interval of FD(b) − FD(a); row i of both feature sets (N, D) comes from the same noise.
 
     The same rows are drawn for both, so what the two sets share cancels. Centred as in `bootstrap_interval`.
 
@@ -120,12 +122,12 @@ def resampled_distances(
     resamples: int,
     seed: int,
 ) -> Tensor:
-    """Distances to the reference when the samples are drawn again with replacement, (resamples,) float64.
+    """Return distances to the reference for samples drawn with replacement, (resamples,) float64.
 
     How often each sample is drawn depends on `count`, `resamples` and `seed` alone, so the results of two
-    rows with equally many samples are paired. Features are never held all at once: memory is one chunk
-    and of about a gigabyte of scatters, and `chunks` is called once for as many resamples as fit into it (200
-    up to 470 dimensions, 10 of 2048). The arithmetic runs on the device of the chunks.
+    sets of equally many samples are paired. Features are never held all at once: memory is one chunk and
+    about a gigabyte of scatters, and `chunks` is called once for as many resamples as fit into it (200 up to
+    470 dimensions, 10 of 2048). The arithmetic runs on the device of the chunks.
 
     chunks: returns the features afresh at each call, as tensors (B, D) in the order of the samples.
     count: how many samples they hold together.
@@ -144,8 +146,8 @@ def resampled_distances(
         for counts in resample_counts(count, resamples, seed=seed, group=group):
             accumulator = WeightedAccumulator(counts)
             for chunk in chunks():
-                require_features(chunk)
-                require_same_dimension(chunk.shape[1], reference.dimension)
+                check_features(chunk)
+                check_same_dimension(chunk.shape[1], reference.dimension)
                 accumulator.add(chunk)
             means, covariances = accumulator.means_and_covariances()
             distances.append(_distances_of(means, covariances, reference, root))
@@ -153,7 +155,7 @@ def resampled_distances(
 
 
 def _distances_of(means: Tensor, covariances: Tensor, reference: FeatureStatistics, root: Tensor) -> Tensor:
-    """Distances (G,) on the CPU, from eigenvalues of Σ_b^(1/2) Σ_a Σ_b^(1/2); changes `covariances`."""
+    """Return CPU distances (G,) from eigenvalues of Σ_b^(1/2) Σ_a Σ_b^(1/2); changes covariances."""
     traces = covariances.diagonal(dim1=1, dim2=2).sum(dim=1)
     root = root.to(covariances)
     overlaps = torch.linalg.eigvalsh(root @ covariances @ root).clamp(min=0).sqrt().sum(dim=1)
@@ -178,3 +180,28 @@ def _threads_for(dimension: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _measure(samples: SampleSet) -> Measured:
+    """Return the distance of a set to its reference, with a replicate for each resample."""
+    accumulator = StatisticsAccumulator()
+    for features in samples.features():
+        accumulator.add(features)
+    distance = frechet_distance(accumulator.statistics(), samples.reference)
+    replicates = resampled_distances(
+        samples.features, samples.count, samples.reference, resamples=samples.resamples, seed=samples.seed
+    )
+    return Measured(distance, replicates=replicates)
+
+
+METRICS = (
+    Metric(
+        name="frechet",
+        title="Fréchet distance",
+        higher_is_better=False,
+        needs="features",
+        compute=_measure,
+        in_main_table=True,
+        description="Fréchet distance in {network}, {samples} images",
+    ),
+)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.errors import ReportError, first_line
-from errata.quality.pixels import require_colour, to_bytes
+from errata.quality.pixels import check_colour, to_bytes
 
 _POOLED = "2048"
 
@@ -37,7 +37,7 @@ class InceptionFeatures(nn.Module):
         super().__init__()
         extractor = _extractor_class()
         if weights is not None:
-            _require_plain_tensors(weights)
+            _check_plain_tensors(weights)
         try:
             self.extractor = extractor(
                 "inception-v3-compat",
@@ -54,16 +54,16 @@ class InceptionFeatures(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, 2048) float32 of images (B, 3, H, W) in [0, 1], rounded to 8 bits as in a file.
+        """Return features (B, 2048) float32 of images (B, 3, H, W) in [0, 1], rounded to 8 bits as in a file.
 
         Raises:
             ReportError: the images have another number of channels.
         """
-        require_colour(images, self.name)
+        check_colour(images, self.name)
         return self.extractor(to_bytes(images))[0]
 
     def logits(self, features: Tensor) -> Tensor:
-        """Class scores (B, 1008) of features (B, 2048), without the bias: the inception score's own."""
+        """Return class scores (B, 1008) of features (B, 2048), no bias, as in the inception score."""
         weight = self.extractor.fc.weight
         return features.to(weight) @ weight.T
 
@@ -85,8 +85,8 @@ def _address() -> str:
     return str(URL_INCEPTION_V3)
 
 
-def _require_plain_tensors(weights: Path) -> None:
-    """Refuse a file that is missing or would run code: torch-fidelity unpickles whatever it is given."""
+def _check_plain_tensors(weights: Path) -> None:
+    """Check that a file exists and cannot run code; torch-fidelity unpickles whatever it is given."""
     if not weights.is_file():
         raise ReportError(
             f"weights file `{weights}` of Inception v3 does not exist; give a file, or `inception`"
@@ -96,6 +96,6 @@ def _require_plain_tensors(weights: Path) -> None:
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as problem:
         reason = first_line(problem)
         raise ReportError(
-            f"weights file `{weights}` of Inception v3 is no file of tensors: {reason}; give one that "
+            f"weights file `{weights}` of Inception v3 is not a file of tensors: {reason}; give one that "
             "torch.save wrote, such as torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
         ) from problem

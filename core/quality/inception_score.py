@@ -21,19 +21,21 @@ import torch
 from torch import Tensor
 
 from errata.errors import ReportError
-from errata.quality.moments import require_features
+from errata.quality.intervals import Measured
+from errata.quality.metric import Metric, SampleSet
+from errata.quality.moments import check_features
 from errata.quality.resampling import group_for, resample_counts
 
 
 def inception_score(logits: Tensor, *, splits: int = 1) -> float:
-    """The score of logits (N, C), or of log probabilities: the mean over `splits` contiguous parts, in order.
+    """Return the score of logits or log probabilities (N, C): the mean over `splits` contiguous parts.
 
     The usual 10 splits make a figure comparable with published ones; a split of few images lowers it.
 
     Raises:
         ReportError: fewer images than splits, or no split.
     """
-    require_features(logits)
+    check_features(logits)
     count = len(logits)
     if not 1 <= splits <= count:
         raise ReportError(f"splits={splits} for {count} images; give 1 to {count}, 10 are usual")
@@ -44,7 +46,7 @@ def inception_score(logits: Tensor, *, splits: int = 1) -> float:
 
 
 def streamed_inception_score(chunks: Iterable[Tensor]) -> float:
-    """The score in one split of logits that come in pieces (B, C).
+    """Return the score in one split of logits that come in pieces (B, C).
 
     Raises:
         ValueError: there are none.
@@ -60,14 +62,14 @@ def streamed_inception_score(chunks: Iterable[Tensor]) -> float:
 
 
 def weighted_inception_score(logits: Tensor, weights: Tensor) -> Tensor:
-    """The score when image i counts `weights[i]` times: a float64 scalar, or (R,) for rows of weights.
+    """Return the score when image i counts `weights[i]` times: a float64 scalar, or (R,) for rows of weights.
 
     logits: (N, C), or log probabilities. weights: (N,) or (R, N), not negative, each row with a positive sum.
 
     Raises:
         ValueError: the weights do not fit the logits.
     """
-    require_features(logits)
+    check_features(logits)
     if weights.shape[-1] != len(logits) or weights.ndim not in (1, 2):
         raise ValueError(
             f"weights have shape {tuple(weights.shape)} for {len(logits)} images; expected (images,) or "
@@ -82,7 +84,7 @@ def weighted_inception_score(logits: Tensor, weights: Tensor) -> Tensor:
 def resampled_inception_scores(
     chunks: Callable[[], Iterable[Tensor]], count: int, *, resamples: int, seed: int
 ) -> Tensor:
-    """Scores in one split when the images are drawn again with replacement, (resamples,) float64 on the CPU.
+    """Return scores in one split for images drawn with replacement, (resamples,) float64 on the CPU.
 
     Drawn as for `errata.quality.frechet.resampled_distances`, so rows of equally many images are paired.
 
@@ -112,7 +114,7 @@ def _resampled(logits_in_pieces: Iterable[Tensor], counts: Tensor) -> Tensor:
 
 
 def _weighted_sums(logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over images of Σ p(y|x) log p(y|x), (R,), and of p(y|x), (R, C); weights (R, N) float64."""
+    """Return sums over images of Σ p(y|x) log p(y|x), (R,), and of p(y|x), (R, C); weights (R, N) float64."""
     log_p = logits.detach().double().log_softmax(dim=1)
     p = log_p.exp()
     return weights @ torch.xlogy(p, p).sum(dim=1), weights @ p
@@ -121,3 +123,24 @@ def _weighted_sums(logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 def _score(certainty: Tensor, marginal: Tensor, total: Tensor) -> Tensor:
     p = marginal / total.unsqueeze(1)
     return (certainty / total - torch.xlogy(p, p).sum(dim=1)).exp()
+
+
+def _measure(samples: SampleSet) -> Measured | None:
+    if samples.logits is None:
+        return None
+    replicates = resampled_inception_scores(
+        samples.logits, samples.count, resamples=samples.resamples, seed=samples.seed
+    )
+    return Measured(streamed_inception_score(samples.logits()), replicates=replicates)
+
+
+METRICS = (
+    Metric(
+        name="inception_score",
+        title="Inception score",
+        higher_is_better=True,
+        needs="logits",
+        compute=_measure,
+        description="from the class probabilities of {network}, {samples} images, one split",
+    ),
+)

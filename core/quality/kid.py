@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from errata.errors import ReportError
-from errata.quality.moments import require_features, require_same_dimension
+from errata.quality.intervals import Measured
+from errata.quality.metric import Metric, SampleSet
+from errata.quality.moments import check_features, check_same_dimension
 
 # The paper's kernel.
 _DEGREE = 3
@@ -28,7 +30,7 @@ _OFFSET = 1.0
 def kernel_distances(
     features: Tensor, real: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> Tensor:
-    """MMD² of each random subset, (subsets,) float64 on the CPU; their mean is the KID.
+    """Return MMD² of each random subset, (subsets,) float64 on the CPU; their mean is the KID.
 
     Rows are drawn without replacement. Which ones depends on the numbers of rows, the subset size and `seed`
     alone, so two sets of equally many features are compared on the same rows. Subsets are no larger than
@@ -40,9 +42,9 @@ def kernel_distances(
         ReportError: no subsets, or too few rows for one.
         ValueError: the sets have different dimensions.
     """
-    require_features(features)
-    require_features(real)
-    require_same_dimension(features.shape[1], real.shape[1])
+    check_features(features)
+    check_features(real)
+    check_same_dimension(features.shape[1], real.shape[1])
     if subsets < 1:
         raise ReportError(f"subsets={subsets} of a kernel distance; at least 1 is needed, 100 are usual")
     size = subset_size_for(len(features), len(real), subset_size)
@@ -51,22 +53,22 @@ def kernel_distances(
 
 
 def subset_size_for(n: int, m: int, wanted: int) -> int:
-    """The subset size that is used for `n` features and `m` real ones: `wanted`, or the smaller of both.
+    """Return the subset size for `n` features and `m` real ones: `wanted`, or the smaller of both.
 
     Raises:
-        ReportError: that is below 2, and a mean over pairs needs one.
+        ReportError: it is below 2, so there is no pair.
     """
     size = min(n, m, wanted)
     if size < 2:
         raise ReportError(
-            f"a kernel distance of {n} images to {m} real ones in subsets of {wanted} has no pairs; it "
-            "needs at least 2 of each, and 1000 are usual"
+            f"a kernel distance of {n} images to {m} real ones in subsets of {wanted} has no pairs; use at "
+            "least 2 of each; 1000 are usual"
         )
     return size
 
 
 def mmd2(x: Tensor, y: Tensor) -> Tensor:
-    """Unbiased MMD² of x (n, D) and y (m, D), a scalar; n and m at least 2."""
+    """Return the unbiased MMD² of x (n, D) and y (m, D), a scalar; n and m at least 2."""
     within_x, within_y = _mean_of_pairs(_kernel(x, x)), _mean_of_pairs(_kernel(y, y))
     return within_x + within_y - 2 * _kernel(x, y).mean()
 
@@ -76,7 +78,7 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _mean_of_pairs(k: Tensor) -> Tensor:
-    """Mean over i ≠ j."""
+    """Return the mean over i ≠ j."""
     n = len(k)
     return (k.sum() - k.trace()) / (n * (n - 1))
 
@@ -89,7 +91,7 @@ def _subset_rows(n: int, m: int, *, subsets: int, size: int, seed: int) -> Itera
 
 
 def kernel_distance_parts(features: Tensor, real: Tensor, *, block: int = 1000) -> Tensor:
-    """MMD² over all samples at once, as the mean of one number for each generated sample, (N,) float64.
+    """Return MMD² over all samples as the mean of one number for each generated sample, (N,) float64.
 
     What the mean over random subsets estimates, without their noise. A part's distance from the mean is the
     sample's influence on MMD² to first order, so intervals of the parts' mean, and of paired differences, are
@@ -102,9 +104,9 @@ def kernel_distance_parts(features: Tensor, real: Tensor, *, block: int = 1000) 
         ReportError: too few rows.
         ValueError: the sets have different dimensions.
     """
-    require_features(features)
-    require_features(real)
-    require_same_dimension(features.shape[1], real.shape[1])
+    check_features(features)
+    check_features(real)
+    check_same_dimension(features.shape[1], real.shape[1])
     subset_size_for(len(features), len(real), max(len(features), len(real)))
     x, y = features.detach().double(), real.detach().double()
     within, across = _mean_to_others(x, block), _mean_to(x, y, block)
@@ -113,7 +115,7 @@ def kernel_distance_parts(features: Tensor, real: Tensor, *, block: int = 1000) 
 
 
 def _mean_to(x: Tensor, y: Tensor, block: int) -> Tensor:
-    """Mean of k(x_i, y_j) over j, (N,)."""
+    """Return the mean of k(x_i, y_j) over j, (N,)."""
     means, room = x.new_empty(len(x)), x.new_empty(min(block, len(x)), len(y))
     for part, mean in zip(x.split(block), means.split(block), strict=True):
         # In one place throughout: glibc before 2.38 does not reuse what aligned tensors give back.
@@ -123,6 +125,24 @@ def _mean_to(x: Tensor, y: Tensor, block: int) -> Tensor:
 
 
 def _mean_to_others(x: Tensor, block: int) -> Tensor:
-    """Mean of k(x_i, x_j) over j ≠ i, (N,)."""
+    """Return the mean of k(x_i, x_j) over j ≠ i, (N,)."""
     own = (x.square().sum(dim=1) / x.shape[1] + _OFFSET) ** _DEGREE
     return (_mean_to(x, x, block) * len(x) - own) / (len(x) - 1)
+
+
+def _measure(samples: SampleSet) -> Measured | None:
+    if samples.real is None:
+        return None
+    return Measured.mean(kernel_distance_parts(samples.compared, samples.real, block=samples.block))
+
+
+METRICS = (
+    Metric(
+        name="kid",
+        title="KID",
+        higher_is_better=False,
+        needs="real features",
+        compute=_measure,
+        description="squared maximum mean discrepancy, cubic kernel, {real}; unscaled",
+    ),
+)

@@ -1,4 +1,4 @@
-"""Feature networks: what is asked of one, and how the command line names one.
+"""Feature networks: their interface, and how the command line names one.
 
 A feature network is any `nn.Module` that maps images (B, C, H, W), float32 in [0, 1], to features (B, D). It
 may say more about itself, and each of these is optional:
@@ -31,13 +31,13 @@ _ALLOWED = (
 
 
 def network_name(network: nn.Module) -> str:
-    """The network's own `name`, else its class."""
+    """Return the network's own `name`, else its class."""
     name = getattr(network, "name", None)
     return name if isinstance(name, str) else type(network).__name__
 
 
 def weights_digest(network: nn.Module) -> str:
-    """SHA-256 over names, shapes, types and values of all parameters and buffers, in sorted order."""
+    """Return the SHA-256 of names, shapes, types and values of all parameters and buffers, sorted."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         data = tensor.detach().cpu().contiguous()
@@ -47,7 +47,7 @@ def weights_digest(network: nn.Module) -> str:
 
 
 def channels_of(network: nn.Module) -> int | None:
-    """Its `channels`, else those of its first convolution, else None."""
+    """Return its `channels`, else those of its first convolution, else None."""
     channels = getattr(network, "channels", None)
     if isinstance(channels, int):
         return channels
@@ -57,7 +57,7 @@ def channels_of(network: nn.Module) -> int | None:
 
 @torch.inference_mode()
 def dimension_of(network: nn.Module) -> int | None:
-    """Its `dimension`; else that of a black image's features if it says its `resolution`; else None."""
+    """Return its `dimension`; else that of a black image's features if it has a `resolution`; else None."""
     dimension, resolution = getattr(network, "dimension", None), getattr(network, "resolution", None)
     if isinstance(dimension, int):
         return dimension
@@ -68,23 +68,23 @@ def dimension_of(network: nn.Module) -> int | None:
         return int(network(black).shape[-1])
     except (RuntimeError, ValueError, ReportError) as problem:
         raise ReportError(
-            f"feature network `{network_name(network)}` refuses a black image of the {resolution} pixels "
-            f"that its `resolution` promises: {problem}"
+            f"feature network `{network_name(network)}` fails on a black image of {resolution} pixels, its "
+            f"own `resolution`: {problem}"
         ) from problem
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Where its first parameter is; the CPU if it has none."""
+    """Return the device of its first parameter; the CPU if it has none."""
     return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
 
 
 def has_logits(network: nn.Module) -> bool:
-    """Whether it turns features into class scores, as the inception score needs."""
+    """Return whether it turns features into class scores, as the inception score needs."""
     return callable(getattr(network, "logits", None))
 
 
 def open_network(spec: str) -> nn.Module:
-    """The feature network that a command line names, in evaluation mode, without gradients.
+    """Return the feature network that a command line names, in evaluation mode, without gradients.
 
     `"digit-features"` is the embedded one; `"inception"` that of the FID, with `"inception:FILE"` for
     weights from a local file; a directory holds a vision model that transformers saved, such as a CLIP or a
@@ -92,7 +92,7 @@ def open_network(spec: str) -> nn.Module:
     without arguments.
 
     Raises:
-        ReportError: nothing of that name, or it cannot be loaded.
+        ReportError: there is no such network, or it cannot be loaded.
     """
     name, _, rest = spec.partition(":")
     if spec == "digit-features":

@@ -9,12 +9,12 @@ from errata.errors import ReportError
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """The uint8 values of images in [0, 1] that an image file holds: rounded, not cut off."""
+    """Return the uint8 values of images in [0, 1], as in an image file: rounded, not truncated."""
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def require_colour(images: Tensor, taker: str) -> None:
-    """Refuse what are no images (B, 3, H, W), naming who takes only those.
+def check_colour(images: Tensor, taker: str) -> None:
+    """Check that images are (B, 3, H, W); `taker` is named in the error.
 
     Raises:
         ReportError: another shape.

@@ -1,4 +1,4 @@
-"""Real images as they stream from a folder or a dataset: of one size, and never resized."""
+"""Real images streamed from a folder or a dataset: of one size, never resized."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _ALLOWED = (
 
 @dataclass(frozen=True)
 class RealImage:
-    """One image, and what to call it when it is at fault."""
+    """One image, and its name for error messages."""
 
     name: str
     pixels: Image.Image
 
 
 def folder_images(folder: Path) -> Iterator[RealImage]:
-    """All PNG and JPEG files under a folder, sorted by path; nothing is opened before it is asked for.
+    """Return all PNG and JPEG files under a folder, sorted by path; each is opened when it is needed.
 
     Raises:
-        ReportError: no folder, or fewer than two images; before the first of them.
+        ReportError: no folder, or fewer than two images; before any is opened.
     """
     if not folder.is_dir():
         raise ReportError(f"image folder `{folder}` does not exist")
@@ -51,7 +51,7 @@ def folder_images(folder: Path) -> Iterator[RealImage]:
 def dataset_images(
     name_or_path: str, column: str, *, split: str = "train", limit: int | None = None
 ) -> Iterator[RealImage]:
-    """The first `limit` images, or all, of a column of a dataset, streamed.
+    """Yield the first `limit` images, or all, of a column of a dataset.
 
     Raises:
         ReportError: the dataset cannot be read, has no such column, or a row of it holds no image.
@@ -62,7 +62,7 @@ def dataset_images(
 
 
 def image_batches(images: Iterator[RealImage], *, grey: bool) -> Iterator[Tensor]:
-    """Batches (B, C, H, W), float32 in [0, 1], of images of one size; C is 1 if `grey`, else 3.
+    """Yield batches (B, C, H, W), float32 in [0, 1], of images of one size; C is 1 if `grey`, else 3.
 
     Raises:
         ReportError: an image is of another size than the first, or cannot be decoded.
@@ -90,7 +90,7 @@ def _opened(path: Path) -> RealImage:
 
 
 def _to_tensor(image: RealImage, *, grey: bool) -> Tensor:
-    """(C, H, W), float32 in [0, 1]."""
+    """Return (C, H, W), float32 in [0, 1]."""
     try:
         pixels = np.array(image.pixels.convert("L" if grey else "RGB"), dtype=np.float32)
     except (OSError, ValueError) as problem:
@@ -120,7 +120,7 @@ def _next_row(rows: Iterator[dict[str, Any]], name: str) -> dict[str, Any] | Non
     try:
         return next(rows, None)
     except Exception as problem:  # readers, decoders and the hub raise whatever they like
-        raise ReportError(f"dataset `{name}` breaks off: {first_line(problem)}") from problem
+        raise ReportError(f"dataset `{name}` cannot be read further: {first_line(problem)}") from problem
 
 
 def _from_row(row: dict[str, Any], column: str, name: str) -> RealImage:
@@ -135,7 +135,7 @@ def _from_row(row: dict[str, Any], column: str, name: str) -> RealImage:
         value = _decoded(value["bytes"], name)
     if not isinstance(value, Image.Image):
         raise ReportError(
-            f"`{name}` holds a {type(value).__name__}, which is no image; choose another column"
+            f"`{name}` holds a {type(value).__name__}, which is not an image; choose another column"
         )
     return RealImage(name, value)
 

@@ -1,4 +1,4 @@
-"""What images are compared with: reference statistics, and the feature network that they belong to."""
+"""What images are compared with: reference statistics and their feature network."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from errata.embedded import load_features, reference_features, reference_statistics
 from errata.errors import ReportError
-from errata.quality.moments import FeatureStatistics, StatisticsAccumulator
+from errata.quality.moments import FeatureStatistics, StatisticsAccumulator, read_statistics, write_statistics
 from errata.quality.network import channels_of, device_of, dimension_of, network_name, weights_digest
 from errata.quality.real_images import RealImage, dataset_images, folder_images, image_batches
-from errata.quality.statistics_file import read_statistics, write_statistics
 
 __all__ = ["KEPT_FEATURES", "Reference", "network_name", "weights_digest"]
 
@@ -52,7 +51,7 @@ class Reference:
 
     @classmethod
     def embedded(cls) -> Reference:
-        """The handwritten digits that the embedded model was trained on, in its own feature network."""
+        """Return the handwritten digits that the embedded model was trained on, in its features."""
         mean, covariance, count = reference_statistics()
         network = load_features()
         return cls(
@@ -66,7 +65,7 @@ class Reference:
 
     @classmethod
     def from_statistics(cls, path: Path, network: nn.Module, *, name: str | None = None) -> Reference:
-        """Statistics from an `.npz`: `mu` (D,), `sigma` (D, D), and `count` and `features` (M, D) if there.
+        """Read an `.npz` of `mu` (D,), `sigma` (D, D), and optional `count` and `features` (M, D).
 
         Raises:
             ReportError: the file is missing, unreadable, lacks an array, or holds what cannot be a mean,
@@ -84,7 +83,7 @@ class Reference:
 
     @classmethod
     def from_folder(cls, folder: Path, network: nn.Module, *, name: str | None = None) -> Reference:
-        """Statistics of all PNG and JPEG files under a folder; they must be of one size, and are not resized.
+        """Compute the statistics of all PNG and JPEG files under a folder, of one size; nothing is resized.
 
         Grey for a network whose `channels` is 1, RGB otherwise. Warns if they are too few for
         `rank_shortfall`.
@@ -105,8 +104,9 @@ class Reference:
         limit: int | None = None,
         name: str | None = None,
     ) -> Reference:
-        """Statistics of an image column of a dataset: the first `limit` images, or all; otherwise as
-        `from_folder`.
+        """Compute the statistics of an image column of a dataset: the first `limit` images, or all.
+
+        Otherwise as `from_folder`.
 
         name_or_path: a hub name, a directory that `Dataset.save_to_disk` wrote, or one of parquet files or
         images.
@@ -144,7 +144,7 @@ class Reference:
 
     @classmethod
     def open(cls, source: str | Path, network: nn.Module | None = None) -> Reference:
-        """`"embedded"`, an `.npz` file, a folder of images or `DATASET:COLUMN`.
+        """Open `"embedded"`, an `.npz` file, a folder of images or `DATASET:COLUMN`.
 
         Without `network`, in the embedded features.
 
@@ -163,7 +163,7 @@ class Reference:
         if dataset and column:
             return cls.from_dataset(dataset, column, used)
         raise ReportError(
-            f"reference `{source}` is no image folder and no .npz file; give one of them, DATASET:COLUMN, "
+            f"reference `{source}` is not an image folder or .npz file; give one of these, DATASET:COLUMN, "
             'or "embedded"'
         )
 
@@ -173,7 +173,7 @@ class Reference:
         with_features: also the real features, which the kernel distance and precision and recall need.
 
         Raises:
-            ReportError: they are asked for, and there are none.
+            ReportError: the features are asked for, and there are none.
         """
         if with_features and self.real is None:
             raise ReportError(
@@ -183,18 +183,18 @@ class Reference:
 
     @property
     def rank_shortfall(self) -> str | None:
-        """What is wrong if the covariance is of no more images than features; None if it is of more."""
+        """What is wrong if there are no more images than features; None if there are more."""
         count, dimension = self.statistics.count, self.statistics.dimension
         if not 0 < count <= dimension:
             return None
         return (
-            f"reference: {count} images for the {dimension} features of `{self.name}`, so their covariance "
-            f"lacks rank and distances are too large; give at least {dimension + 1} images, and better ten "
-            "times as many"
+            f"reference: {count} images for the {dimension} features of `{self.name}`, so the "
+            f"covariance lacks rank and distances are too large; use at least {dimension + 1} images, "
+            "preferably ten times as many"
         )
 
     def features(self, images: Tensor) -> Tensor:
-        """Features (B, D), float64 on the CPU, of images (B, C, H, W), float32 in [0, 1].
+        """Return features (B, D), float64 on the CPU, of images (B, C, H, W), float32 in [0, 1].
 
         Raises:
             ReportError: the network refuses the images, or its features do not match the statistics.
@@ -236,6 +236,6 @@ def _features(network: nn.Module, images: Tensor, what: str) -> Tensor:
         return network(images.to(device_of(network)))
     except (RuntimeError, ValueError, ReportError) as problem:
         raise ReportError(
-            f"feature network `{network_name(network)}` refuses {what}, of shape {tuple(images.shape)}: "
+            f"feature network `{network_name(network)}` fails on {what}, of shape {tuple(images.shape)}: "
             f"{problem}"
         ) from problem

@@ -14,12 +14,12 @@ _COUNTS = 2**21
 
 
 def group_for(count: int) -> int:
-    """How many resamples' counts are held at once, so that they need no more room for more samples."""
+    """Return how many resamples' counts to hold at once, for bounded memory."""
     return max(1, _COUNTS // count)
 
 
 def resample_counts(count: int, resamples: int, *, seed: int, group: int | None = None) -> Iterator[Tensor]:
-    """How often each of `count` samples is drawn, (up to `group`, count) float64, for all resamples in turn.
+    """Yield how often each of `count` samples is drawn, (up to `group`, count) float64, for all resamples.
 
     The counts of a resample add up to `count`. They depend on `count`, `seed` and the resample's place alone,
     not on `group`, so two sets of equally many samples are resampled alike: their results are paired.
@@ -79,7 +79,7 @@ class WeightedAccumulator:
         self._scatters.baddbmm_(weighted.transpose(1, 2), block.expand(len(weights), -1, -1))
 
     def means_and_covariances(self) -> tuple[Tensor, Tensor]:
-        """Means (R, D) and unbiased covariances (R, D, D) of everything added; nothing may be added after.
+        """Return means (R, D) and unbiased covariances (R, D, D) of everything added, which ends adding.
 
         Raises:
             ValueError: there are fewer samples than counts.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from errata.errors import ReportError, first_line
-from errata.quality.pixels import require_colour
+from errata.quality.pixels import check_colour
 
 
 class VisionFeatures(nn.Module):
@@ -47,12 +47,12 @@ class VisionFeatures(nn.Module):
     std: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D) float32 of images (B, 3, H, W), float32 in [0, 1].
+        """Return features (B, D) float32 of images (B, 3, H, W), float32 in [0, 1].
 
         Raises:
             ReportError: the images have another number of channels.
         """
-        require_colour(images, self.name)
+        check_colour(images, self.name)
         resized = F.interpolate(images, self._size, mode="bicubic", antialias=True).clamp(0, 1)
         return self._pooled((resized - self.mean) / self.std)
 
@@ -85,7 +85,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
 
 def _side(processor: Any, folder: Path) -> int:
-    """The square that the model sees: the crop if it crops, else what it resizes to."""
+    """Return the square that the model sees: the crop if it crops, else what it resizes to."""
     for size in (getattr(processor, "crop_size", None), getattr(processor, "size", None)):
         for key in ("height", "shortest_edge"):
             value = size[key] if size and key in size else None

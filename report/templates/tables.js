@@ -1,4 +1,4 @@
-// Tables are sorted by the column whose heading is pressed; a second press turns the order round.
+// A click on a heading sorts the table by that column; a second click reverses the order.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
@@ -15,11 +15,11 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }));
 }
 
-// One switch for all rows that the report added; a small screen begins without them.
+// One switch for all compute-matched rows; they start hidden on a small screen.
 const switches = [...document.querySelectorAll("input[role=switch]")];
-function showRivals(shown) {
-  document.documentElement.classList.toggle("without-rivals", !shown);
+function showAlternatives(shown) {
+  document.documentElement.classList.toggle("without-alternatives", !shown);
   for (const each of switches) each.checked = shown;
 }
-for (const each of switches) each.addEventListener("change", () => showRivals(each.checked));
-if (switches.length) showRivals(matchMedia("(min-width: 821px)").matches);
+for (const each of switches) each.addEventListener("change", () => showAlternatives(each.checked));
+if (switches.length) showAlternatives(matchMedia("(min-width: 821px)").matches);

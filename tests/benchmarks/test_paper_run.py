@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from errata.report.measurements import Measurements
+from errata.report.store import MeasurementStore
 
 LoadModule = Callable[[str, Path], ModuleType]
 ROOT = Path(__file__).parents[2]
@@ -121,16 +121,16 @@ def test_what_was_measured_is_not_measured_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Neither after a run that was stopped, nor for further plans, nor for rows of equal compute."""
-    write, stopping = Measurements.write, True
+    write, stopping = MeasurementStore.write, True
     written: list[tuple[str, int]] = []
 
-    def write_one(self: Measurements, row: str, batch: int, measured: Any) -> None:
+    def write_one(self: MeasurementStore, row: str, batch: int, measured: Any) -> None:
         write(self, row, batch, measured)
         written.append((row, batch))
         if stopping:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Measurements, "write", write_one)
+    monkeypatch.setattr(MeasurementStore, "write", write_one)
     options = _arguments(_stand_in("ddim", workplace, load_module), workplace, 11)
     options[options.index("--work") + 1] = str(workplace / "stopped")
     files = [str(PAPER / "table5" / f"cifar10-w8a8{end}.yaml") for end in ("-float", "", "-iec-1-10")]

@@ -162,12 +162,15 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         ),
         (["report"], "--reference is missing; see `errata report --help`"),
         (["report", "x", "--reference", "r"], "--out is missing"),
-        (["report", "--reference", "r", "--out", "y"], "there is no ARTIFACT to report on; give what"),
+        (["report", "--reference", "r", "--out", "y"], "ARTIFACT is missing; give what"),
         (["report", "x", "x", "--reference", "embedded", "--out", "y"], "an ARTIFACT is given twice"),
         (["report", "--merge", "x"], "--out is missing"),
-        (["report", "x", "--merge", "x", "--out", "y"], "--merge needs measurements alone; leave ARTIFACT"),
+        (
+            ["report", "x", "--merge", "x", "--out", "y"],
+            "--merge reads measurements only; leave out ARTIFACT",
+        ),
         (["report", "x", "--reference", "r", "--save-stats", "s.npz"], "--save-stats writes statistics and"),
-        (["report", "--reference", "r", "--save-stats", "s.txt"], "`s.txt` is no .npz file"),
+        (["report", "--reference", "r", "--save-stats", "s.txt"], "`s.txt` is not an .npz file"),
         (
             ["report", "x", "--reference", "embedded", "--features", "inception", "--out", "y"],
             "--reference embedded knows its digits in digit-features alone, not in inception",

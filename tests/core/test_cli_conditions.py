@@ -192,6 +192,9 @@ def measurable(
     """`errata report` on the artifact, in features of a module of the user's."""
     (tmp_path / "my_features.py").write_text(
         "from torch import nn\n"
+        "from errata.quality import Metric\n"
+        "brightness = Metric(name='brightness', title='Brightness', higher_is_better=True, needs='images',\n"
+        "    compute=lambda images: images.mean(dim=(1, 2, 3)), description='mean of all pixels')\n"
         "def pooled():\n"
         "    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
     )
@@ -208,8 +211,11 @@ def test_a_report_draws_labels(
     folder: Path, measurable: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels = ["--labels", f"{folder}/labels.csv:label", "--guidance-scale", "2"]
-    found = answer(capsys, *measurable, *labels, "--no-equal-compute", "--at", "all")
+    mine = ["--metric", "my_features:brightness"]
+    found = answer(capsys, *measurable, *labels, *mine, "--no-compute-matched", "--at", "all")
     assert [row["plan"] for row in found["rows"]] == ["none", "all"]
+    assert all(0 < row["metrics"]["brightness"]["value"] < 1 for row in found["rows"])
+    assert "--metric my_features:brightness" in found["protocol"]["command"]
     assert f"--labels {folder}/labels.csv:label --guidance-scale 2.0" in found["protocol"]["command"]
     (tmp_path / "others.txt").write_text("3\n3\n3\n3\n")
     others = ["--labels", f"{tmp_path}/others.txt", "--guidance-scale", "2"]
@@ -229,6 +235,7 @@ def test_a_report_draws_labels(
         ),
         (["--labels", "labels.csv:label", "--samples", "5"], "class label 99 is out of range; allowed are 0"),
         (["--labels", "labels.csv:label", "--clip", "x"], "--clip compares images with their prompts"),
+        (["--labels", "labels.csv:label", "--metric", "my_features:pooled"], "is a function; it must be"),
         (["--labels", "labels.csv:label", "--shard", "4/4"], "shard 4/4: write I/N with I from 0 to N - 1"),
         (
             ["--labels", "labels.csv:label", "--features", "digit-features"],

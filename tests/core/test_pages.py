@@ -36,6 +36,7 @@ FOUND: dict[str, tuple[str, ...]] = {
     "docs/extend-cache.md": ("calibration",),
     "docs/extend-corrector.md": ("artifact",),
     "docs/extend-kernel.md": ("artifact",),
+    "docs/extend-metric.md": ("artifact",),
     "docs/extend-quantizer.md": ("calibration",),
     "docs/extend-weight-format.md": ("calibration",),
     "docs/get-quality-back.md": ("artifact",),
@@ -52,7 +53,7 @@ LOWERED = {"num_inference_steps": 6, "num_samples": 4, "batch_size": 4, "samples
 # needs three full calls.
 LOWERED_LESS: dict[str, dict[str, int]] = {
     page: {"samples": 80, "batch_size": 40}
-    for page in ("docs/prove-it.md", "docs/report.md", "docs/scale.md")
+    for page in ("docs/extend-metric.md", "docs/prove-it.md", "docs/report.md", "docs/scale.md")
 } | {"README.md": {"samples": 80, "batch_size": 40, "num_inference_steps": 12}}
 STEPS, SAMPLES, RECIPE = 6, 4, "w8a8+deepcache-3"
 

@@ -22,9 +22,9 @@ from errata.report import (
     Size,
     statistics,
 )
-from errata.report.page import html
-from errata.report.results import RivalResult, Role
-from errata.report.strips import strip
+from errata.report.image_grid import strip
+from errata.report.render import html
+from errata.report.results import ComputeMatchedResult, Role
 from errata.report.verdict import Verdict, VerdictKind
 
 
@@ -118,19 +118,20 @@ def _row(artifact: str, plan: str, role: Role, compute: float, distance: float, 
         if artifact == "float"
         else Overhead(defined=compute / base - 1, measured=compute / base - 0.98, spread=(0, 1), batches=4),
         change=_estimate(distance - 12, 0.5) if is_compared else None,
-        psnr=None if role == "float" else _estimate(20 + distance, 0.3),
-        psnr_change=_estimate(distance - 12, 0.3) if is_compared else None,
-        metrics={"kid": _estimate(distance / 100, 0.01), "recall": _estimate(1 - distance / 100, 0.01)},
-        changes={"kid": _estimate(distance / 100 - 0.12, 0.01)} if is_compared else {},
+        metrics=({} if role == "float" else {"psnr": _estimate(20 + distance, 0.3)})
+        | {"kid": _estimate(distance / 100, 0.01), "recall": _estimate(1 - distance / 100, 0.01)},
+        changes={"psnr": _estimate(distance - 12, 0.3), "kid": _estimate(distance / 100 - 0.12, 0.01)}
+        if is_compared
+        else {},
         front="on" if distance < 9 else "near" if distance < 11 else "off",
         peak_bytes=int(1e9 * compute),
         joules_per_image=10 * compute,
     )
 
 
-def _rivals_of(row: Row, others: Sequence[Row]) -> tuple[RivalResult, ...]:
+def _alternatives_of(row: Row, others: Sequence[Row]) -> tuple[ComputeMatchedResult, ...]:
     return tuple(
-        RivalResult(
+        ComputeMatchedResult(
             artifact=other.artifact,
             plan=other.plan,
             compute=other.compute / row.compute,
@@ -148,13 +149,13 @@ def full_report() -> Report:
         _row("float", "8 steps", "equal compute", 0.012, 9.5, "equal compute"),
     ]
     plain = _row("w8a8", "none", "uncorrected", 0.010, 12.0, "uncorrected")
-    rival = _row("w8a8", "14 steps", "equal compute", 0.014, 10.5, "equal compute")
-    others = [plain, rival, float_rows[1]]
+    alternative = _row("w8a8", "14 steps", "equal compute", 0.014, 10.5, "equal compute")
+    others = [plain, alternative, float_rows[1]]
     good, bad = (
         _row("w8a8", "ends", "plan", 0.014, 8.0, "pays"),
         _row("w8a8", "all", "plan", 0.020, 13.0, "does not pay"),
     )
-    plans = [replace(row, rivals=_rivals_of(row, others)) for row in (good, bad)]
+    plans = [replace(row, alternatives=_alternatives_of(row, others)) for row in (good, bad)]
     growth = {
         "timesteps": [900, 500, 100],
         "relative": {"ends": [0.01, 0.03, 0.05], "uncorrected": [0.02, 0.05, 0.2]},
@@ -170,7 +171,7 @@ def full_report() -> Report:
         },
     }
     return Report(
-        rows=(*float_rows, plain, *plans, rival),
+        rows=(*float_rows, plain, *plans, alternative),
         protocol=_protocol(),
         sizes={"w8a8": Size(weights=1_000_000, float32=4_000_000, directory=1_010_000)},
         costs={"float": {"full": 0.12}, "w8a8": {"full": 0.06, "cached": 0.02}},

@@ -129,9 +129,9 @@ def keys(driver: Any, table: int, column: int) -> list[float]:
     return [float(cell) for cell in known]
 
 
-def test_the_switch_hides_and_shows_rows_of_equal_compute(opened: Any, size: str) -> None:
+def test_the_switch_hides_and_shows_compute_matched_rows(opened: Any, size: str) -> None:
     switch = opened.find_element(By.CSS_SELECTOR, "input[role=switch]")
-    rows = opened.find_elements(By.CSS_SELECTOR, ".rival")
+    rows = opened.find_elements(By.CSS_SELECTOR, ".alternative")
     assert len(rows) == 7  # two in each table, a strip, and the float model's group of another
     assert {row.is_displayed() for row in rows} == {size == "laptop"}
     for _ in range(2):

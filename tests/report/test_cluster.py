@@ -90,7 +90,7 @@ def test_the_ray_example_gives_what_one_run_gives(
     )
     shared = json.loads((tmp_path / "ray" / "report.json").read_text(encoding="utf-8"))
     found = {row["plan"]: row["frechet"] for row in shared["rows"] if row["role"] != "equal compute"}
-    assert found == {row.plan: row.frechet.to_json() for row in whole.rows if not row.is_rival}
+    assert found == {row.plan: row.frechet.to_json() for row in whole.rows if not row.is_alternative}
     assert [plan for plan in found if plan != "none"] == list(example.PLANS)
 
 

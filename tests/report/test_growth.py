@@ -5,8 +5,14 @@ from diffusers import DDIMPipeline
 from errata.correct import IEC, Plan, amplification
 from errata.correct.sampling import default_inputs
 from errata.deploy import DeployedPipeline
-from errata.report.growth import AMPLIFIED, SAMPLES, amplified_at, growth_of
-from errata.report.growth_plots import amplification_plot, growth_plot
+from errata.report.growth import (
+    AMPLIFIED,
+    SAMPLES,
+    amplification_plot,
+    amplified_at,
+    growth_of,
+    growth_plot,
+)
 
 PLANS = {"none": Plan.none(), "all": Plan(IEC(), "all")}
 

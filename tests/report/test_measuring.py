@@ -11,8 +11,8 @@ from errata.correct import IEC, Forecast, Hindsight, Plan, Refresh, wrap
 from errata.deploy import DeployedPipeline
 from errata.errors import ArtifactMismatchError, PlanError, ReportError
 from errata.report import Reference, Report, frechet_distance, psnr, run, statistics, text_table
-from errata.report.asking import with_uncorrected
-from errata.report.metrics import metric_lines
+from errata.report.request import with_uncorrected
+from errata.report.tables import metric_lines
 
 PLANS = {"none": Plan.none(), "first": Plan(IEC(), "first:1"), "all": Plan(IEC(), "all")}
 SAMPLES = 10
@@ -36,7 +36,7 @@ def measured(
         batch_size=4,
         seed=7,
         baseline=tiny_pipeline,
-        equal_compute=False,
+        compute_matched=False,
         resamples=20,
         shown=3,
     )
@@ -148,7 +148,7 @@ def test_an_uncorrected_run_is_always_measured(
     deployed: DeployedPipeline, reference: Reference, tmp_path: Path
 ) -> None:
     plans = {"all": Plan(IEC(), "all")}
-    options = {"samples": 6, "batch_size": 6, "resamples": 2, "equal_compute": False}
+    options = {"samples": 6, "batch_size": 6, "resamples": 2, "compute_matched": False}
     report = run({"mine": deployed}, plans, reference, tmp_path / "r", **options)  # type: ignore[arg-type]
     assert [(row.artifact, row.plan) for row in report.rows] == [("mine", "none"), ("mine", "all")]
     assert report.rows[1].overhead is not None
@@ -160,7 +160,7 @@ def test_too_few_samples_for_the_features_are_told(
 ) -> None:
     with pytest.warns(UserWarning, match="4 samples cannot give a covariance of full rank in 4 features"):
         report = run(deployed, {}, reference, tmp_path / "r", samples=4, resamples=2)
-    assert "take at least 5" in report.protocol.notes[0]
+    assert "use at least 5" in report.protocol.notes[0]
     assert text_table(report).splitlines()[-1] == f"Too few samples: {report.protocol.notes[0]}"
     assert f"Too few samples: {report.protocol.notes[0]}" in (tmp_path / "r" / "report.md").read_text("utf-8")
 
@@ -168,7 +168,7 @@ def test_too_few_samples_for_the_features_are_told(
 def test_images_are_compared_with_uncorrected_ones_where_there_is_no_float_model(
     deployed: DeployedPipeline, reference: Reference, tmp_path: Path
 ) -> None:
-    options = {"samples": 6, "batch_size": 6, "seed": 7, "resamples": 2, "equal_compute": False}
+    options = {"samples": 6, "batch_size": 6, "seed": 7, "resamples": 2, "compute_matched": False}
     report = run({"mine": deployed}, PLANS, reference, tmp_path / "r", **options)  # type: ignore[arg-type]
     assert report.protocol.paired_with == "uncorrected"
     assert report.rows[0].psnr is None
@@ -259,9 +259,9 @@ def test_what_is_left_out_is_told(
     plans = {"all": Plan(IEC(), "all")}
     report = run({"mine": deployed}, plans, reference, tmp_path / "r", samples=6, resamples=2)
     told = "\n".join(report.protocol.notes)
-    assert "No kernel distance, precision and recall: random images holds statistics without" in told
-    assert "No inception score: block-means gives no class scores." in told
-    assert "mine: no row of equal compute for no correction, " in told
+    assert "No KID, precision and recall: random images holds statistics without" in told
+    assert "No inception score: block-means returns no class scores." in told
+    assert "mine: no compute-matched row for no correction, " in told
     assert "steps: only the recorded number is known" in told
 
 
@@ -269,7 +269,7 @@ def test_the_number_of_real_images_is_the_one_that_is_compared(
     deployed: DeployedPipeline, reference: Reference, tmp_path: Path
 ) -> None:
     kept = replace(reference, real=torch.rand(7, 4))
-    options = {"samples": 6, "resamples": 2, "equal_compute": False}
+    options = {"samples": 6, "resamples": 2, "compute_matched": False}
     report = run(deployed, {}, kept, tmp_path / "r", **options)  # type: ignore[arg-type]
     assert report.protocol.reference_count == 50
     lines = dict(metric_lines(report))
@@ -284,7 +284,7 @@ def test_plans_of_the_same_steps_count_once(
         "all": Plan(IEC(), "all"),
         "twice": Plan(IEC(iterations=2), "all"),
     }
-    options = {"samples": 6, "resamples": 2, "equal_compute": False}
+    options = {"samples": 6, "resamples": 2, "compute_matched": False}
     report = run({"mine": deployed}, plans, reference, tmp_path / "r", **options)  # type: ignore[arg-type]
     assert [row.same_steps_as for row in report.rows] == [None, None, "full", None]
     assert report.rows[2].verdict.sentence.startswith("Same steps as full. ")
@@ -310,4 +310,4 @@ def test_a_plan_called_like_a_row_that_the_report_adds_is_kept(
     report = run({"mine": deployed}, plans, reference, tmp_path / "r", samples=6)
     roles = {row.plan: row.role for row in report.rows}
     assert roles["forecast+hindsight"] == "plan"
-    assert roles["forecast+hindsight, equal compute"] == "equal compute"
+    assert roles["forecast+hindsight, compute-matched"] == "equal compute"

@@ -13,14 +13,11 @@ from PIL import Image
 
 from errata.errors import ReportError
 from errata.report import Estimate, Interval, Overhead, Protocol, Report, Row, Size, text_table
-from errata.report.cards import cards_of
-from errata.report.columns import main_columns, metric_columns
-from errata.report.markdown import markdown
-from errata.report.page import html
+from errata.report.bundled_report import recorded_digits
+from errata.report.image_grid import strip
 from errata.report.plots import overhead_plot, pareto_plot
-from errata.report.recorded import recorded_digits
-from errata.report.strips import strip
-from errata.report.text import headline_of
+from errata.report.render import headline_of, html, markdown
+from errata.report.tables import cards_of, main_columns, metric_columns
 from errata.report.verdict import verdict_of_corrected, verdict_of_float, verdict_of_uncorrected
 
 VOID = {"meta", "link", "img", "br", "use", "path", "input"}
@@ -41,7 +38,7 @@ def make_rows(artifact: str, *, change: float, samples: int) -> list[Row]:
         frechet=estimate(12.0),
         verdict=verdict_of_uncorrected(samples=samples, change_to_float=estimate(6.0)),
         overhead=Overhead(defined=0.0, measured=0.0, spread=(0.0, 0.0), batches=4),
-        psnr=estimate(20.0),
+        metrics={"psnr": estimate(20.0)},
     )
     corrected = Row(
         artifact=artifact,
@@ -56,8 +53,8 @@ def make_rows(artifact: str, *, change: float, samples: int) -> list[Row]:
         ),
         overhead=Overhead(defined=0.35, measured=0.36, spread=(0.34, 0.37), batches=4),
         change=estimate(change),
-        psnr=estimate(21.0),
-        psnr_change=estimate(1.0),
+        metrics={"psnr": estimate(21.0)},
+        changes={"psnr": estimate(1.0)},
     )
     return [plain, corrected]
 
@@ -155,7 +152,7 @@ def test_page_is_well_formed_and_has_its_parts(page: str) -> None:
     text = " ".join(elements.text)
     for expected in (
         "Of 2 corrected runs",
-        "leave it off here",
+        "turn it off here",
         "ab" * 32,
         "Something to know.",
         "errata demo",
@@ -176,7 +173,7 @@ def test_page_escapes_what_it_is_told(page: str) -> None:
 def test_a_recorded_report_gets_its_own_section(report: Report) -> None:
     elements = parsed(html(report, {}, recorded=report))
     assert elements.seen.count("table") == 3
-    assert "Recorded result: 25 steps, 256 images a row" in elements.text
+    assert "Recorded result: 25 steps, 256 images per row" in elements.text
     assert elements.seen.count("img") == 0
 
 
@@ -216,7 +213,7 @@ def test_markdown_holds_rows_verdicts_and_protocol(report: Report) -> None:
     text = markdown(report)
     assert "| w4a8, all | better | 10.00 (9.60 to 10.40) | −2.00 (−2.40 to −1.60) | 35 % |" in text
     assert "6 full + 22 cached" in text
-    assert "leave it off here" in text
+    assert "turn it off here" in text
     assert "Fréchet distance in block-means" in text
     assert "| w4a8 | 1 MB | 6 MB | 0.167 |" in text
 
@@ -280,14 +277,14 @@ def test_labels_of_one_place_are_joined(report: Report) -> None:
 
 
 def test_a_narrow_page_tells_of_the_hidden_columns(page: str) -> None:
-    assert page.count("Scroll sideways for the other columns.") == 3  # two tables, and the images
+    assert page.count("Scroll sideways for more columns.") == 3  # two tables, and the images
     assert ".hint { visibility: hidden;" in page
 
 
 def test_a_full_page_has_its_plots_cards_and_metrics(full_page: str) -> None:
     elements = parsed(full_page)
     assert elements.seen.count("svg") == 4  # Pareto; distance, growth and amplification of the one artifact
-    assert elements.seen.count("table") == 4  # two for all rows, one for the rivals of each plan
+    assert elements.seen.count("table") == 4  # two for all rows, one for the alternatives of each plan
     text = " ".join(" ".join(elements.text).split())
     for expected in (
         "pays: a sentence about ends.",
@@ -303,18 +300,18 @@ def test_a_full_page_has_its_plots_cards_and_metrics(full_page: str) -> None:
 
 
 def test_only_rows_that_the_report_added_are_quiet(full_report: Report, full_page: str) -> None:
-    added = sum(row.is_rival for row in full_report.rows)
-    assert full_page.count('<tr class="rival">') == 2 * added  # in both tables
+    added = sum(row.is_alternative for row in full_report.rows)
+    assert full_page.count('<tr class="alternative">') == 2 * added  # in both tables
     assert full_page.count('role="switch"') == 3
 
 
-def test_corrected_plans_are_joined_without_their_rivals(full_report: Report) -> None:
+def test_corrected_plans_are_joined_without_their_alternatives(full_report: Report) -> None:
     plot = overhead_plot(full_report, "w8a8").replace("\n", " ")
     (line,) = re.findall(r'<path d="M ([^"]*)"[^>]*stroke: var\(--line\); stroke-width: 1.4', plot)
     assert len(line.split("L")) == 3  # uncorrected, ends, all
 
 
-def test_points_of_equal_compute_are_named_when_pointed_at(full_report: Report) -> None:
+def test_compute_matched_points_have_tooltips(full_report: Report) -> None:
     assert "<title>no correction, 14 steps: 10.50, change −1.50</title>" in overhead_plot(full_report, "w8a8")
     assert "<title>float, 8 steps: 9.50</title>" in pareto_plot(full_report)
 
@@ -325,25 +322,25 @@ def test_the_front_is_drawn_through_its_rows_alone(full_report: Report) -> None:
     assert "Pareto front" not in pareto_plot(no_front)
 
 
-def test_rivals_that_decide_come_first_the_strongest_ahead(full_report: Report) -> None:
+def test_alternatives_that_decide_come_first_the_best_ahead(full_report: Report) -> None:
     card = cards_of(full_report, "w8a8")[1]
-    assert [rival.name for rival in card.rivals] == [
+    assert [each.name for each in card.alternatives] == [
         "no correction, 14 steps",
         "no correction",
         "no correction, 8 steps",
     ]
-    assert [rival.whisker.mark for rival in card.rivals] == ["bad", "bad", "bad"]
-    assert [rival.compute for rival in card.rivals] == ["70 %", "50 %", "60 %"]
+    assert [each.whisker.mark for each in card.alternatives] == ["bad", "bad", "bad"]
+    assert [each.compute for each in card.alternatives] == ["70 %", "50 %", "60 %"]
 
 
 def test_a_difference_beyond_the_scale_is_drawn_at_its_end(full_report: Report) -> None:
     rows = {row.plan: row for row in full_report.rows}
     far = replace(rows["8 steps"], frechet=estimate(99.0))
     plan = rows["ends"]
-    beyond = replace(plan.rivals[2], difference=estimate(-91.0))
-    plan = replace(plan, rivals=(*plan.rivals[:2], beyond))
+    beyond = replace(plan.alternatives[2], difference=estimate(-91.0))
+    plan = replace(plan, alternatives=(*plan.alternatives[:2], beyond))
     report = replace(full_report, rows=(rows["none"], far, rows["14 steps"], plan))
-    whisker = cards_of(report, "w8a8")[0].rivals[-1].whisker
+    whisker = cards_of(report, "w8a8")[0].alternatives[-1].whisker
     assert (whisker.beyond, whisker.low, whisker.high, whisker.value) == ("below", 0, 0, 0)
 
 
@@ -358,7 +355,7 @@ def test_columns_without_numbers_are_left_out(report: Report, full_report: Repor
     }
 
 
-def test_markdown_holds_rivals_and_metrics(full_report: Report) -> None:
+def test_markdown_holds_alternatives_and_metrics(full_report: Report) -> None:
     text = markdown(full_report)
     assert "| w8a8, all | no correction, 14 steps | 70 % | 10.50 | +2.50 (+2.00 to +3.00) |" in text
     assert "| w8a8, ends | 0.080 (0.070 to 0.090), change −0.040 |" in text

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from errata.quality.measured import Measured
-from errata.report.pareto import fronts
+from errata.quality.intervals import Measured
+from errata.report.assemble import fronts
 
 
 def at(value: float, noise: torch.Tensor) -> Measured:

@@ -11,8 +11,8 @@ import pytest
 
 from errata.deploy import DeployedPipeline
 from errata.report import Reference, Report, merge
-from errata.report.measurements import Measurements
-from errata.report.shares import Workers
+from errata.report.sharding import Workers
+from errata.report.store import MeasurementStore
 
 TIMED = (
     *("seconds_per_image", "overhead", "compute", "verdict", "front", "rivals", "peak_bytes"),
@@ -23,7 +23,17 @@ TIMED = (
 def command(artifact: Path, out: Path) -> list[str]:
     reference = str(artifact.parent / "reference.npz")
     words = ["report", str(artifact), "--reference", reference, "--features", "four_means:FourMeans"]
-    sizes = ["--samples", "14", "--batch-size", "4", "--resamples", "20", "--at", "all", "--no-equal-compute"]
+    sizes = [
+        "--samples",
+        "14",
+        "--batch-size",
+        "4",
+        "--resamples",
+        "20",
+        "--at",
+        "all",
+        "--no-compute-matched",
+    ]
     return [*words, *sizes, "--out", str(out)]
 
 
@@ -58,7 +68,7 @@ def test_two_processes_give_what_one_gives(exported: Path, tmp_path: Path) -> No
 
 
 def test_shares_of_processes_and_shards_are_disjoint() -> None:
-    from errata.report.shares import Shard
+    from errata.report.sharding import Shard
 
     class Two(Workers):
         def __init__(self, index: int) -> None:
@@ -84,7 +94,7 @@ def test_merging_reads_no_model(
 
     for name in ("errata.correct.sampling._timed", "errata.quality.reference.Reference.features"):
         monkeypatch.setattr(name, refuse)
-    monkeypatch.setattr(Measurements, "write", refuse)
+    monkeypatch.setattr(MeasurementStore, "write", refuse)
     again = merge([tmp_path / "out"], tmp_path / "again", resamples=10)
     assert again.rows == first.rows
     assert isinstance(again, Report)

@@ -17,7 +17,7 @@ from errata.correct import IEC, Plan
 from errata.deploy import DeployedPipeline
 from errata.errors import ReportError
 from errata.report import Reference, Report, Shard, measure, merge, run
-from errata.report.measurements import Measurements
+from errata.report.store import MeasurementStore
 
 PLANS = {"first": Plan(IEC(), "first:1"), "all": Plan(IEC(), "all")}
 OPTIONS: dict[str, Any] = {"samples": 10, "batch_size": 2, "seed": 3, "shown": 3}
@@ -92,16 +92,16 @@ def test_a_run_that_broke_off_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     written: list[str] = []
-    write = Measurements.write
+    write = MeasurementStore.write
 
-    def write_some(self: Measurements, row: str, batch: int, measured: Any) -> None:
+    def write_some(self: MeasurementStore, row: str, batch: int, measured: Any) -> None:
         if len(written) == 17:
             raise KeyboardInterrupt
         written.append(row)
         write(self, row, batch, measured)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Measurements, "write", write_some)
+        patched.setattr(MeasurementStore, "write", write_some)
         with pytest.raises(KeyboardInterrupt):
             run({"mine": deployed}, PLANS, reference, tmp_path / "out", resamples=20, **OPTIONS)
     assert not (tmp_path / "out" / "report.json").exists()
@@ -112,7 +112,7 @@ def test_a_run_that_broke_off_goes_on(
 
 
 def same_rows(one: Report, other: Report) -> bool:
-    """Which rows of equal compute there are follows from measured costs; all others must be equal."""
+    """Which compute-matched rows there are follows from measured costs; all others must be equal."""
     asked = [[row for row in report.rows if row.role != "equal compute"] for report in (one, other)]
     shown = [numbers([row.to_json() for row in rows]) for rows in asked]
     return bool(shown[0] == shown[1])
@@ -121,7 +121,7 @@ def same_rows(one: Report, other: Report) -> bool:
 def test_shards_add_up(
     whole: tuple[Report, Path], deployed: DeployedPipeline, reference: Reference, tmp_path: Path
 ) -> None:
-    options = {**OPTIONS, "equal_compute": False}
+    options = {**OPTIONS, "compute_matched": False}
     for index in (2, 0, 1):
         measure({"mine": deployed}, PLANS, reference, tmp_path / "all", shard=Shard(index, 3), **options)
     assert same_rows(merge([tmp_path / "all"], tmp_path / "all", resamples=20), whole[0])
@@ -143,7 +143,7 @@ def test_shards_add_up(
 def test_more_plans_and_more_samples_take_over_what_is_there(
     deployed: DeployedPipeline, reference: Reference, tmp_path: Path
 ) -> None:
-    options = {**OPTIONS, "equal_compute": False, "resamples": 2}
+    options = {**OPTIONS, "compute_matched": False, "resamples": 2}
     few = {"first": PLANS["first"]}
     run({"mine": deployed}, few, reference, tmp_path / "out", **{**options, "samples": 8})
     before = files(tmp_path / "out")
@@ -158,21 +158,23 @@ def test_other_settings_are_refused(
     whole: tuple[Report, Path], deployed: DeployedPipeline, reference: Reference
 ) -> None:
     _, out = whole
-    with pytest.raises(ReportError, match="was measured with seed 3, now it is 4; give the same options"):
+    with pytest.raises(
+        ReportError, match="was measured with seed 3, now it is 4; give the same options to resume"
+    ):
         run({"mine": deployed}, PLANS, reference, out, **{**OPTIONS, "seed": 4})
     with pytest.raises(ReportError, match="was measured with batch_size 2, now it is 5"):
         run({"mine": deployed}, PLANS, reference, out, **{**OPTIONS, "batch_size": 5})
 
 
 def test_damage_is_found(deployed: DeployedPipeline, reference: Reference, tmp_path: Path) -> None:
-    options = {**OPTIONS, "equal_compute": False, "resamples": 2}
+    options = {**OPTIONS, "compute_matched": False, "resamples": 2}
     run({"mine": deployed}, PLANS, reference, tmp_path / "out", **options)
     file = next((tmp_path / "out" / "measurements").rglob("000003-*.safetensors"))
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(ReportError, match="is damaged .*; remove it and run the same command again"):
         merge([tmp_path / "out"], tmp_path / "out")
-    ledger = tmp_path / "out" / "measurements" / "ledger.json"
-    ledger.write_text("{}", encoding="utf-8")
+    index = tmp_path / "out" / "measurements" / "ledger.json"
+    index.write_text("{}", encoding="utf-8")
     with pytest.raises(ReportError, match="ledger.json` is damaged"):
         merge([tmp_path / "out"], tmp_path / "out")
     with pytest.raises(ReportError, match="holds no measurements of `errata report`"):

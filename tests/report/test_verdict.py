@@ -34,7 +34,7 @@ def test_a_correction_that_hurts_is_told_plainly() -> None:
     assert verdict.kind == "worse"
     assert verdict.sentence == (
         "Worse: correction raises the distance from 7.0 to 9.0 (+2.0, 95 % interval +1.0 to +3.0) "
-        "and costs 100 % overhead; leave it off here."
+        "and costs 100 % overhead; turn it off here."
     )
 
 
@@ -64,7 +64,7 @@ def test_an_uncorrected_artifact_is_compared_with_the_float_model() -> None:
 
 
 def test_headline_counts() -> None:
-    judged: list[tuple[str, VerdictKind]] = [
+    kinds: list[tuple[str, VerdictKind]] = [
         ("float", "float"),
         ("a", "uncorrected"),
         ("a", "better"),
@@ -72,9 +72,8 @@ def test_headline_counts() -> None:
         ("b", "better"),
         ("b", "not distinguishable"),
     ]
-    assert headline(judged, samples=256) == (
-        "Of 4 corrected runs, correction helped in 3 (a, b), hurt in 0, and made no difference that 256 "
-        "samples can show in 1."
+    assert headline(kinds, samples=256) == (
+        "Of 4 corrected runs, better: 3 (a, b); worse: 0; inconclusive with 256 samples: 1."
     )
     assert "no correction made a difference" in headline([("a", "not distinguishable")], samples=64)
     assert "Nothing was corrected" in headline([("a", "uncorrected")], samples=64)
@@ -87,7 +86,7 @@ def test_too_few_samples_decide_nothing() -> None:
     assert few.kind == "not distinguishable"
     assert few.sentence == (
         "Not distinguishable at n=4, which is too few samples: 4 samples cannot give a covariance of full "
-        "rank in 4 features; take at least 5, better ten times as many."
+        "rank in 4 features; use at least 5, preferably ten times as many."
     )
     enough = verdict_of_corrected(frechet=9.0, change=change(1.0, 3.0), overhead=1.0, samples=5, dimension=4)
     assert enough.kind == "worse"
@@ -105,49 +104,55 @@ def test_a_repeated_plan_says_so() -> None:
     assert verdict.sentence.startswith("Same steps as ends:1/10. Worse: ")
 
 
-def rival(name: str, low: float, high: float, *, joint: float = 0.0) -> tuple[str, Estimate, Estimate]:
-    """A rival that the row is `low` to `high` above; its joint interval reaches `joint` further."""
+def alternative(name: str, low: float, high: float, *, joint: float = 0.0) -> tuple[str, Estimate, Estimate]:
+    """An alternative that the row is `low` to `high` above; its joint interval reaches `joint` further."""
     return name, change(low, high), change(low - joint, high + joint)
 
 
-def judged(*rivals: tuple[str, Estimate, Estimate], low: float = -3.0, high: float = -1.0) -> tuple[str, str]:
+def judged(
+    *alternatives: tuple[str, Estimate, Estimate], low: float = -3.0, high: float = -1.0
+) -> tuple[str, str]:
     verdict = verdict_of_corrected(
-        frechet=5.0, change=change(low, high), overhead=0.3, samples=256, rivals=rivals
+        frechet=5.0, change=change(low, high), overhead=0.3, samples=256, alternatives=alternatives
     )
     return verdict.kind, verdict.sentence
 
 
 def test_it_pays_where_it_beats_everything_else() -> None:
-    kind, sentence = judged(rival("no correction, 30 steps", -1.0, -0.2), rival("another", -2.0, -1.5))
+    kind, sentence = judged(
+        alternative("no correction, 30 steps", -1.0, -0.2), alternative("another", -2.0, -1.5)
+    )
     assert kind == "pays"
     assert sentence == (
         "Pays: the distance falls from 7.0 to 5.0 (−2.0, 95 % interval −3.0 to −1.0) for 30 % overhead, and "
-        "nothing else that costs no more comes as low; the closest is no correction, 30 steps, with 5.60 "
-        "(this plan minus that: −0.60, −1.00 to −0.20)."
+        "every compute-matched alternative is worse; the best of them is no correction, 30 steps, at 5.60 "
+        "(this plan minus it: −0.60, −1.00 to −0.20)."
     )
 
 
 def test_it_does_not_pay_where_the_same_compute_buys_more() -> None:
-    kind, sentence = judged(rival("no correction, 30 steps", 0.5, 1.5), rival("another", -2.0, -1.5))
+    kind, sentence = judged(
+        alternative("no correction, 30 steps", 0.5, 1.5), alternative("another", -2.0, -1.5)
+    )
     assert kind == "does not pay"
-    assert "for no more compute another way is better, no correction, 30 steps, with 4.00" in sentence
+    assert "but a compute-matched alternative is better: no correction, 30 steps, at 4.00" in sentence
 
 
 def test_it_does_not_pay_where_it_hurts_whatever_the_others_do() -> None:
-    kind, sentence = judged(rival("another", -2.0, -1.5), low=0.5, high=1.5)
+    kind, sentence = judged(alternative("another", -2.0, -1.5), low=0.5, high=1.5)
     assert kind == "does not pay"
     assert "correction raises the distance from 4.00 to 5.00" in sentence
 
 
-def test_many_rivals_have_many_chances_to_look_better() -> None:
-    """A rival that is ahead only by itself, and not at the confidence for all of them, decides nothing."""
-    kind, sentence = judged(rival("lucky", 0.1, 1.5, joint=0.2), rival("another", -2.0, -1.5))
+def test_many_alternatives_have_many_chances_to_look_better() -> None:
+    """An alternative that is better alone, but not at the joint confidence of all, decides nothing."""
+    kind, sentence = judged(alternative("lucky", 0.1, 1.5, joint=0.2), alternative("another", -2.0, -1.5))
     assert kind == "not distinguishable"
-    assert "the best other use of that compute is lucky, with 4.20" in sentence
+    assert "the best compute-matched alternative is lucky, at 4.20" in sentence
 
 
 def test_a_gain_that_is_noise_does_not_pay() -> None:
-    assert judged(rival("another", -2.0, -1.5), low=-1.0, high=0.2)[0] == "not distinguishable"
+    assert judged(alternative("another", -2.0, -1.5), low=-1.0, high=0.2)[0] == "not distinguishable"
 
 
 def test_the_headline_counts_what_paid() -> None:
@@ -160,9 +165,9 @@ def test_the_headline_counts_what_paid() -> None:
         ("b", "equal compute"),
     ]
     assert headline(kinds, samples=256) == (
-        "1 (a) of 4 corrected runs paid: they beat everything else that the same compute buys. 2 (a, b) did "
-        "not. Of 1 it cannot be told with 256 samples."
+        "Of 4 corrected runs, those that beat every compute-matched alternative: 1 (a). Those that do not: 2 "
+        "(a, b). Inconclusive with 256 samples: 1."
     )
     assert headline(kinds[1:3], samples=256) == (
-        "None of 2 corrected runs beats everything else that the same compute buys."
+        "0 of 2 corrected runs beat every compute-matched alternative."
     )

@@ -64,10 +64,10 @@ def test_weights_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="missing.pth` of Inception v3 does not exist"):
         open_network(f"inception:{tmp_path / 'missing.pth'}")
     (tmp_path / "noise.pth").write_bytes(b"noise")
-    with pytest.raises(ReportError, match="noise.pth` of Inception v3 is no file of tensors"):
+    with pytest.raises(ReportError, match="noise.pth` of Inception v3 is not a file of tensors"):
         open_network(f"inception:{tmp_path / 'noise.pth'}")
     torch.save({"fc.bias": Opaque()}, tmp_path / "code.pth")
-    with pytest.raises(ReportError, match="code.pth` of Inception v3 is no file of tensors"):
+    with pytest.raises(ReportError, match="code.pth` of Inception v3 is not a file of tensors"):
         open_network(f"inception:{tmp_path / 'code.pth'}")
     torch.save({"fc.bias": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(ReportError, match="cannot be loaded from .*other.pth`: Error.*download `https://"):

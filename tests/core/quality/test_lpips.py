@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.errors import ReportError
-from errata.quality.lpips import Lpips
+from errata.quality.paired import Lpips
 
 
 class Squares(nn.Module):
@@ -46,7 +46,7 @@ def test_what_does_not_fit_is_refused() -> None:
         lpips(torch.zeros(2, 2, 4, 4), torch.zeros(2, 2, 4, 4))
     with pytest.raises(ValueError, match="images have shape"):
         lpips(torch.zeros(2, 3, 4, 4), torch.zeros(1, 3, 4, 4))
-    with pytest.raises(ReportError, match=r"refuses images of shape \(2, 3, 4, 4\)"):
+    with pytest.raises(ReportError, match=r"fails on images of shape \(2, 3, 4, 4\)"):
         lpips(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4))
     with pytest.raises(
         ReportError, match=r"distances of shape \(2, 3, 4, 2\) for 2 pairs; .* one number a pair"

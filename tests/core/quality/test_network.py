@@ -74,7 +74,7 @@ def test_a_black_image_tells_the_dimension_where_the_resolution_is_known() -> No
     network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten())
     network.resolution = 5  # type: ignore[assignment]
     assert dimension_of(network) == 4 * 3 * 3
-    with pytest.raises(ReportError, match="`Promising` refuses a black image of the 7 pixels"):
+    with pytest.raises(ReportError, match="`Promising` fails on a black image of 7 pixels"):
         dimension_of(Promising())
 
 

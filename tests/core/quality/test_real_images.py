@@ -78,7 +78,7 @@ def test_what_is_no_dataset_of_images_is_refused(tmp_path: Path) -> None:
     source = write(pictures(), "parquet", tmp_path / "data")
     with pytest.raises(ReportError, match="has no column `picture`; it has image, label"):
         Reference.from_dataset(source, "picture", Pixels())
-    with pytest.raises(ReportError, match="data:label` holds a int, which is no image"):
+    with pytest.raises(ReportError, match="data:label` holds a int, which is not an image"):
         Reference.from_dataset(source, "label", Pixels())
     with pytest.raises(ReportError, match="split `test`, cannot be read: .*allowed are a hub name"):
         Reference.from_dataset(source, "image", Pixels(), split="test")

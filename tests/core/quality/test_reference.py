@@ -82,10 +82,10 @@ def test_digest_follows_the_weights() -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"mu": np.zeros(4)}, "lacks sigma; it holds"),
+        ({"mu": np.zeros(4)}, "has no sigma; it holds"),
         ({"mu": np.zeros(4), "sigma": np.eye(5)}, r"mu has shape \(4,\), sigma \(5, 5\)"),
-        ({"mu": np.full(4, np.nan), "sigma": np.eye(4)}, "no finite real numbers"),
-        ({"mu": np.array(["a"] * 4), "sigma": np.eye(4)}, "no finite real numbers"),
+        ({"mu": np.full(4, np.nan), "sigma": np.eye(4)}, "not finite real numbers"),
+        ({"mu": np.array(["a"] * 4), "sigma": np.eye(4)}, "not finite real numbers"),
         ({"mu": np.array([None] * 4), "sigma": np.eye(4)}, "cannot be read as .npz"),
         ({"mu": np.zeros(0), "sigma": np.eye(0)}, "mu has shape"),
         ({"mu": np.zeros(4), "sigma": np.eye(4), "count": np.ones(2, int)}, r"count has shape \(2,\)"),
@@ -122,7 +122,7 @@ def test_what_is_no_reference_is_refused(tmp_path: Path) -> None:
     (tmp_path / "noise.npz").write_bytes(b"noise")
     with pytest.raises(ReportError, match="cannot be read as .npz"):
         Reference.open(tmp_path / "noise.npz", Pixels())
-    with pytest.raises(ReportError, match="is no image folder and no .npz file"):
+    with pytest.raises(ReportError, match="is not an image folder or .npz file"):
         Reference.open("cifar10", Pixels())
     (tmp_path / "empty").mkdir()
     with pytest.raises(ReportError, match="holds 0 PNG or JPEG files; at least 2 are needed"):
@@ -147,7 +147,7 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
 
 def test_images_that_the_network_refuses_are_named(tmp_path: Path) -> None:
     write_images(tmp_path, 3, size=8)
-    with pytest.raises(ReportError, match="digit-features.*refuses the images.*16x16"):
+    with pytest.raises(ReportError, match="digit-features.*fails on the images.*16x16"):
         Reference.open(tmp_path)
 
 

@@ -1,0 +1,1 @@
+../../core/report_options.py

@@ -1,0 +1,293 @@
+"""The measurements of a report on disk: one file for each row and batch, written whole or not at all.
+
+`measurements/` holds one directory for each row, named by a digest of everything that decides the row's
+images, and in it one safetensors file for each batch. So a run that was interrupted resumes, several
+processes fill one folder, and folders that were filled elsewhere add up. Only the batch at hand is held in
+memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from errata import canonical_json, directories
+from errata.directories import check_is_vacant, refusals_as
+from errata.errors import ReportError
+from errata.runtime.schedule import StepKind
+
+SCHEMA = "errata-measurements/1"
+FOLDER = "measurements"
+SETTINGS_FILE = "settings.json"
+FEATURES, LOGITS, SHOWN = "features", "logits", "shown"
+SCORE = "score."
+"""Begins the name of a tensor that holds one number for each image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What must be equal for a run to resume another's, beside what names a row's directory.
+
+    Attributes:
+        seed: of image 0.
+        batch_size: images of a batch; they are made together, so their last bits depend on it.
+        network: digest of the feature network's weights.
+        reference: digest of the reference's mean and covariance.
+        paired_with: what single images are compared with: a float model's fingerprint, or "uncorrected".
+        scores: names of the metrics of single images, then of their models.
+        shown: how many of the first images are kept.
+    """
+
+    seed: int
+    batch_size: int
+    network: str
+    reference: str
+    paired_with: str
+    scores: tuple[str, ...]
+    shown: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain JSON value."""
+        return {"schema": SCHEMA, **asdict(self), "scores": list(self.scores)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchFacts:
+    """What was measured of a batch beside its images.
+
+    Attributes:
+        seconds: of the pipeline call, wall-clock.
+        took: seconds with everything that was measured of the images.
+        base: denoiser calls per image of the plain run, by kind.
+        extra: calls that the correction added, per image.
+        cost: median seconds of one call of each kind that occurred.
+        peak_bytes: peak memory during the call; None if it is not known.
+        joules: energy that the device used during the call; None if it is not known.
+    """
+
+    seconds: float
+    took: float
+    base: Mapping[StepKind, float]
+    extra: Mapping[StepKind, float]
+    cost: Mapping[StepKind, float]
+    peak_bytes: int | None
+    joules: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchMeasured:
+    """One row's images of one batch, of B samples.
+
+    Attributes:
+        features: `(B, D)`, float32.
+        logits: `(B, K)`, float32: class scores, where the feature network has a classifier.
+        scores: by metric, `(B,)` float64.
+        shown: `(n, C, H, W)`, uint8: the images that the page shows; n may be 0.
+        facts: calls and times.
+    """
+
+    features: Tensor
+    logits: Tensor | None
+    scores: Mapping[str, Tensor]
+    shown: Tensor
+    facts: BatchFacts
+
+
+class MeasurementStore:
+    """Folders of measurements; the first one is written to.
+
+    Args:
+        folders: made by `errata report`; a batch that one lacks may lie in another.
+        batches: indices of the images of each batch.
+        names: of the batches' files, see `errata.report.request.batch_names`.
+    """
+
+    def __init__(self, folders: Sequence[Path], *, batches: Sequence[range], names: Sequence[str]) -> None:
+        self._folders = tuple(folders)
+        self.batches = tuple(batches)
+        self.batch_names = tuple(names)
+
+    @property
+    def samples(self) -> int:
+        """Images of a row."""
+        return sum(map(len, self.batches))
+
+    def has(self, row: str, batch: int) -> bool:
+        """Return whether the batch of that number was measured."""
+        return self._found(row, batch) is not None
+
+    def missing(self, row: str) -> tuple[int, ...]:
+        """Return the numbers of the batches that were not measured."""
+        return tuple(batch for batch in range(len(self.batches)) if not self.has(row, batch))
+
+    def write(self, row: str, batch: int, measured: BatchMeasured) -> None:
+        """Store a batch, whole or not at all."""
+        tensors = {FEATURES: measured.features.float(), SHOWN: measured.shown}
+        tensors |= {f"{SCORE}{name}": values.double() for name, values in measured.scores.items()}
+        if measured.logits is not None:
+            tensors[LOGITS] = measured.logits.float()
+        data = save(
+            {name: value.contiguous() for name, value in tensors.items()},
+            metadata={"facts": json.dumps(asdict(measured.facts))},
+        )
+        write_whole(self._path(self._folders[0], row, batch), data)
+
+    def chunks(self, row: str, name: str) -> Iterator[Tensor]:
+        """Yield one tensor of every batch, in order.
+
+        Raises:
+            ReportError: a batch is missing, or its file is damaged.
+        """
+        for batch in range(len(self.batches)):
+            yield self._read(row, batch, name)
+
+    def all_of(self, row: str, name: str, *, most: int | None = None) -> Tensor:
+        """Return the tensors of the first batches as one, of at most `most` rows.
+
+        Raises:
+            ReportError: as `chunks`.
+        """
+        parts: list[Tensor] = []
+        count = 0
+        for part in self.chunks(row, name):
+            parts.append(part)
+            count += len(part)
+            if most is not None and count >= most:
+                break
+        return torch.cat(parts)[:most]
+
+    def facts(self, row: str) -> list[BatchFacts]:
+        """Return the facts of every batch, in order.
+
+        Raises:
+            ReportError: as `chunks`.
+        """
+        return [self.facts_of(row, batch) for batch in range(len(self.batches))]
+
+    def facts_of(self, row: str, batch: int) -> BatchFacts:
+        """Return the facts of one batch.
+
+        Raises:
+            ReportError: as `chunks`.
+        """
+        with self._opened(row, batch) as file:
+            facts = json.loads(file.metadata()["facts"])
+        return BatchFacts(**facts)
+
+    def image_size(self, row: str) -> tuple[int, int, int]:
+        """Return height, width and channels of a row's images.
+
+        Raises:
+            ReportError: as `chunks`.
+        """
+        _, channels, height, width = self._read(row, 0, SHOWN).shape
+        return height, width, channels
+
+    def names(self, row: str) -> frozenset[str]:
+        """Return the names of the tensors of a row's first batch.
+
+        Raises:
+            ReportError: as `chunks`.
+        """
+        with self._opened(row, 0) as file:
+            return frozenset(file.keys())
+
+    def _read(self, row: str, batch: int, name: str) -> Tensor:
+        with self._opened(row, batch) as file:
+            tensor: Tensor = file.get_tensor(name).clone()  # else it would keep the file mapped
+        return tensor
+
+    def _opened(self, row: str, batch: int) -> Any:
+        path = self._found(row, batch)
+        if path is None:
+            raise ReportError(
+                f"batch {batch} of row {row} was not measured; run the same command again to measure it"
+            )
+        try:
+            return safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as problem:
+            raise ReportError(
+                f"`{path}` is damaged ({problem}); remove it and run the same command again"
+            ) from problem
+
+    def _found(self, row: str, batch: int) -> Path | None:
+        places = (self._path(folder, row, batch) for folder in self._folders)
+        return next((path for path in places if path.is_file()), None)
+
+    def _path(self, folder: Path, row: str, batch: int) -> Path:
+        return folder / row / f"{self.batch_names[batch]}.safetensors"
+
+
+def open_folder(out: Path, settings: Settings) -> Path:
+    """Return the folder of measurements in `out`, which is made unless it is there with the same settings.
+
+    Raises:
+        ReportError: `out` holds something else, or measurements with other settings.
+    """
+    folder = out / FOLDER
+    if (folder / SETTINGS_FILE).is_file():
+        check_same(read_settings(folder), settings.to_json(), folder)
+        return folder
+    check_is_vacant(out, error=ReportError)
+    if not out.parent.is_dir():
+        raise ReportError(f"cannot make `{out}`: `{out.parent}` is not a directory; create it first")
+    write_whole(folder / SETTINGS_FILE, canonical_json.dumps(settings.to_json()))
+    return folder
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of a folder of measurements.
+
+    Raises:
+        ReportError: it holds none, or those of another version.
+    """
+    file = folder / SETTINGS_FILE
+    try:
+        value = canonical_json.loads_strict(file.read_bytes())
+    except (OSError, ValueError) as problem:
+        raise ReportError(
+            f"`{folder}` holds no measurements of `errata report` ({problem}); give the --out of such a run"
+        ) from problem
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if schema != SCHEMA:
+        raise ReportError(f"`{file}` has schema {schema!r}; this release reads {SCHEMA!r}")
+    return dict(value)
+
+
+def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    """Check that measurements in `folder` were made with the settings that are wanted.
+
+    Raises:
+        ReportError: naming the first difference.
+    """
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise ReportError(
+                f"`{folder}` was measured with {name} {_short(found.get(name))}, now it is {_short(value)}; "
+                "give the same options to resume, or choose another directory"
+            )
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file of a report, and its directory where there is none, complete or not at all.
+
+    Raises:
+        ReportError: it cannot be written.
+    """
+    advice = "free some space, or choose another directory"
+    with refusals_as(ReportError, doing=f"make `{path.parent}`", advice=advice):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    directories.write_whole(path, data, error=ReportError, advice=advice)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if isinstance(value, str) and len(text) > 24 else repr(value)
