@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from errata import quiet
 with quiet.without_notices():
     import torch
     from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+    from torch import Tensor
 
 from networks import network as network
 
 from errata import calibration, compress, deploy
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline, Recipe
+from errata.compress.quantize import simulation
+from errata.fingerprint import value_digest
 
 torch.set_num_threads(1)
 
@@ -30,6 +33,26 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _equal_weights_are_quantized_once() -> Iterator[None]:
+    """Hundreds of tests compress the same few networks, and the search for a weight's scales takes most of it.
+
+    What is searched for is a function of the weight and the bits alone, so a copy of the first answer serves.
+    """
+    search, known = simulation.quantize_weight, {}
+
+    def remembered(weight: Tensor, *, bits: int) -> tuple[Tensor, Tensor]:
+        key = value_digest({"weight": weight, "bits": bits}, name="weight")
+        if key not in known:
+            known[key] = search(weight, bits=bits)
+        codes, scale = known[key]
+        return codes.clone(), scale.clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulation, "quantize_weight", remembered)
+        yield
 
 
 @pytest.fixture(scope="session")
