@@ -25,6 +25,7 @@ from errata import calibration, compress, deploy
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline, Recipe
 from errata.compress.quantize import simulation
+from errata.compress.quantize.quantizers import quantize_weight
 from errata.fingerprint import value_digest
 
 torch.set_num_threads(1)
@@ -37,11 +38,11 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _equal_weights_are_quantized_once() -> Iterator[None]:
-    """Hundreds of tests compress the same few networks, and the search for a weight's scales takes most of it.
+    """Hundreds of tests compress the same few networks; searching the weights' scales takes most of the time.
 
     What is searched for is a function of the weight and the bits alone, so a copy of the first answer serves.
     """
-    search, known = simulation.quantize_weight, {}
+    search, known = quantize_weight, {}
 
     def remembered(weight: Tensor, *, bits: int) -> tuple[Tensor, Tensor]:
         key = value_digest({"weight": weight, "bits": bits}, name="weight")
