@@ -249,7 +249,7 @@ CLASSES: dict[str, Any] = {
 }  # fmt: skip
 TENSORS: dict[str, Any] = {
     "a tensor less": (harm.tensors(lambda held: held.pop(f"{CONV}.bias")), "1 tensors .*missing.*'conv_in"),
-    "a tensor more": (harm.tensors(lambda held: held.update(x=torch.ones(1))), "holds 1 tensors that are not"),
+    "a tensor more": (harm.tensors(lambda held: held.update(x=torch.ones(1))), "holds 1 tensors that are"),
     "a float weight beside its codes": (
         harm.tensors(lambda held: held.update({f"{LAYER}.weight": torch.ones(16, 16, 3, 3)})),
         f"that are not in the scheme; the first is '{LAYER}.weight'",

@@ -143,7 +143,7 @@ DAMAGE: dict[str, tuple[Callable[[Any], object], str]] = {
     "nothing": (lambda bundle: bundle.clear(), "is damaged, or was not written by `errata sign`"),
     "no payload": (lambda bundle: bundle["dsseEnvelope"].update(payload="*"), "is damaged, or was not"),
     "a payload of another kind": (
-        lambda bundle: bundle["dsseEnvelope"].update(payloadType="text/plain"), "is damaged: it is not valid for"
+        lambda bundle: bundle["dsseEnvelope"].update(payloadType="text/plain"), "is damaged: it is not valid"
     ),
 }  # fmt: skip
 
