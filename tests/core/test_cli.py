@@ -349,7 +349,8 @@ def test_files_that_are_not_utf8_are_named(tmp_path: Path, capsys: pytest.Captur
 def test_backends_are_those_of_the_deploy_stage() -> None:
     from errata.deploy import assembly, kernel_registry
 
-    assert len(assembly.OUR_KERNELS) == 3  # whose import has registered them
+    registered = len(assembly.OUR_KERNELS)  # by their import
+    assert registered == 3
     assert usage.BACKENDS == kernel_registry.backend_names()
 
 
