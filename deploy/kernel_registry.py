@@ -155,8 +155,8 @@ class Kernel(Generic[Request, Built]):
 
     def why_not(self, request: Request) -> str:
         """Return why a candidate does not serve; empty where it does."""
-        cannot = self.obstacle(request.device) or self.refusal(request)
-        return cannot or (self.drawback(request) if request.backend == AUTO else "")
+        drawback = self.drawback(request) if request.backend == AUTO else ""
+        return self.obstacle(request.device) or drawback or self.refusal(request)
 
 
 LayerKernel = Kernel[LayerRequest, nn.Module]

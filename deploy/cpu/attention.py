@@ -1,4 +1,4 @@
-"""Attention between int8 projections: only their inputs are quantized; the scheme asks for less precision."""
+"""Attention between int8 projections: only their inputs are quantized, above the precision of the scheme."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ LIES: dict[str, Any] = {
     "other settings": (harm.put("scheduler_config", "steps_offset", value=1), "scheduler_config does not fi"),
     "smaller float weights": (harm.put("float32_weight_bytes", value=8), "float32_weight_bytes does not fit"),
     "no whole size": (harm.put("float32_weight_bytes", value=1.5), "weight_bytes is not a whole number"),
-    "an escape sequence": (harm.put("made_by", "errata", value="\x1b[2J"), "made_by says .* no short plain"),
+    "an escape sequence": (harm.put("made_by", "errata", value="\x1b[2J"), "made_by says .* not a short"),
     "makers that are a list": (harm.put("made_by", value=[]), "made_by is a list, not an object"),
     "a tree of calibration": (harm.put("calibration", "num_samples", value=[[]]), "calibration says 'num_sa"),
     "10^12 calls": (harm.put("schedule", "num_steps", value=10**12), "num_steps=1000000000000; allowed"),
@@ -249,7 +249,7 @@ CLASSES: dict[str, Any] = {
 }  # fmt: skip
 TENSORS: dict[str, Any] = {
     "a tensor less": (harm.tensors(lambda held: held.pop(f"{CONV}.bias")), "1 tensors .*missing.*'conv_in"),
-    "a tensor more": (harm.tensors(lambda held: held.update(x=torch.ones(1))), "holds 1 tensors outside the"),
+    "a tensor more": (harm.tensors(lambda held: held.update(x=torch.ones(1))), "holds 1 tensors that are"),
     "a float weight beside its codes": (
         harm.tensors(lambda held: held.update({f"{LAYER}.weight": torch.ones(16, 16, 3, 3)})),
         f"that are not in the scheme; the first is '{LAYER}.weight'",

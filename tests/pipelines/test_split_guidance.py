@@ -289,10 +289,14 @@ def rewrite(root: Path, **changes: Any) -> None:
     ("name", "changes", "message"),
     [
         ("split", {"calls_per_step": 1}, "its schedule would be written as"),
-        ("split", {"calls_per_step": 3}, "lack call 2, but the 3 calls of a sampler step are full together"),
+        (
+            "split",
+            {"calls_per_step": 3},
+            "leaves out call 2, but the 3 calls of a sampler step are full together",
+        ),
         ("split", {"calls_per_step": 5}, "12 denoiser calls do not make whole sampler steps"),
         ("split", {"calls_per_step": 2.0}, "calls_per_step=2.0; allowed are whole numbers"),
-        ("split", {"full_steps": [0, 1, 6]}, "lack call 7, but the 2 calls of a sampler step"),
+        ("split", {"full_steps": [0, 1, 6]}, "leaves out call 7, but the 2 calls of a sampler step"),
         ("doubled", {"calls_per_step": 3, "full_steps": [0, 1, 2]}, "1 denoiser calls in each sampler step"),
     ],
 )

@@ -257,9 +257,11 @@ def test_a_feature_from_elsewhere_is_refused(network: Network) -> None:
     case = network("pixel")
     model = BranchedUNet(case.unet)
     _, feature = features(model, case, 3)
-    with pytest.raises(ValueError, match=r"the feature is \[2, 24, 8, 8\]; branch=1 .* reads \[2, 16, …\]"):
+    with pytest.raises(
+        ValueError, match=r"the feature has shape \[2, 24, 8, 8\]; branch=1 .* reads \[2, 16, …\]"
+    ):
         model.cached(case.x, case.time, {}, feature, branch=1)
-    with pytest.raises(ValueError, match="the feature is .*; branch=3 at a batch of 1"):
+    with pytest.raises(ValueError, match="the feature has shape .*; branch=3 at a batch of 1"):
         model.cached(case.x[:1], case.time, {}, feature, branch=3)
 
 

@@ -103,11 +103,11 @@ def test_a_centre_beyond_the_run_is_refused(center: float) -> None:
         ({"num_steps": 3, "full_steps": (0,), "branch": 0}, "branch=0 cannot serve cached steps"),
         (
             {"num_steps": 4, "full_steps": (0, 2), "branch": 1, "calls_per_step": 2},
-            "lack call 1, but the 2 calls of a sampler step are full together",
+            "leaves out call 1, but the 2 calls of a sampler step are full together",
         ),
         (
             {"num_steps": 6, "full_steps": (0, 1, 3), "branch": 1, "calls_per_step": 2},
-            "lack call 2, but the 2 calls of a sampler step",
+            "leaves out call 2, but the 2 calls of a sampler step",
         ),
         (
             {"num_steps": 5, "full_steps": (0, 1), "branch": 1, "calls_per_step": 2},

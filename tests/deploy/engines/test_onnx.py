@@ -21,7 +21,7 @@ from errata.deploy.engines.onnx_graphs import CACHED, FULL
 
 Artifact = Callable[[str], Path]
 Engine = Callable[..., Path]
-RECIPES = ["w8a8", "w4a8+deepcache-2:branch=1", "w8a8+cachequant-2", "deepcache-3"]
+RECIPES = ["w8a8", "w6a8", "w4a8+deepcache-2:branch=1", "w8a8+cachequant-2", "deepcache-3"]
 STEPS = 6
 # Of the best quarter of the samples, which meet no code on a tie; a wrong step is 0.06 away and more.
 BOUND = 2e-5
