@@ -182,8 +182,11 @@ def _rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
             lambda c: c.update(format="errata-calibration/2"),
             "format version 'errata-calibration/2'; this release",
         ),
-        (lambda c: c.update(format="errata-artifact/1"), "no calibration: its format is 'errata-artifact/1'"),
-        (lambda c: c.pop("format"), "no calibration: its format is None"),
+        (
+            lambda c: c.update(format="errata-artifact/1"),
+            "not a calibration set: its format is 'errata-artifact/1'",
+        ),
+        (lambda c: c.pop("format"), "not a calibration set: its format is None"),
         (lambda c: c.pop("calls"), "damaged: the file is missing `calls`"),
         (lambda c: c.update(extra=1), "damaged: the file has the unknown entry `extra`"),
         (lambda c: c["request"].pop("seed"), "damaged: request is missing `seed`"),

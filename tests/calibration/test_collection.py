@@ -334,7 +334,10 @@ def test_bad_arguments_leave_nothing_behind(
             {"inputs": [{"prompt": ["a", "b"]}] * 2},
             "returned 2 samples, expected 1; the mapping in `inputs` must describe exactly 1",
         ),
-        ({"inputs": [{"prompt": ["a", "b"]}], "batch_size": 3, "num_samples": 3}, "drew 2 samples, 3 were"),
+        (
+            {"inputs": [{"prompt": ["a", "b"]}], "batch_size": 3, "num_samples": 3},
+            "returned 2 samples, expected 3",
+        ),
     ],
 )
 def test_bad_conditioning_leaves_nothing_behind(

@@ -35,9 +35,10 @@ def test_the_fingerprint_sees_weights_dtype_and_configuration(tiny_pipeline: DDI
 
 
 def test_the_fingerprint_does_not_see_where_a_model_lives(
-    tiny_pipeline: DDIMPipeline, saved_pipeline: Path
+    tiny_pipeline: DDIMPipeline, tmp_path: Path
 ) -> None:
-    moved = calibration.load_pipeline(saved_pipeline).unet
+    tiny_pipeline.save_pretrained(tmp_path / "pipeline")
+    moved = calibration.load_pipeline(tmp_path / "pipeline").unet
     assert moved.config["_name_or_path"] != tiny_pipeline.unet.config.get("_name_or_path")
     assert calibration.model_fingerprint(moved) == calibration.model_fingerprint(tiny_pipeline.unet)
 
