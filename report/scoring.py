@@ -26,7 +26,8 @@ class Scorer:
 
     Attributes:
         lpips: a learned distance, such as `errata.quality.lpips.Lpips()`; None leaves it out.
-        clip: a score of image and prompt, such as `errata.quality.clip_score.ClipScore(…)`; None leaves it out.
+        clip: a score of image and prompt, such as `errata.quality.clip_score.ClipScore(…)`; None leaves it
+            out.
     """
 
     lpips: Paired | None = None

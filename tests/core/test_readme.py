@@ -22,22 +22,30 @@ COMMANDS = {
     for page in PAGES
     for command in re.findall(r"^    (errata .+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
 }
-NAME = "`([a-z0-9+=:/.,_-]+)`"
-(EXAMPLES,) = re.findall(r"^Examples: (.+?)\n\n", GUIDE, re.MULTILINE | re.DOTALL)
-RECIPES = [
-    *re.findall(rf"^\| {NAME} \| .* \| .* \| .* \|$", README, re.MULTILINE),
-    *re.findall(NAME, EXAMPLES),
-]
+# A quantizer with bits, or a cache with its interval or steps, or both, wherever a page names one.
+NAME = r"`((?:w\d+a\d+|(?:deepcache|cachequant)(?:-\d|:))[a-z0-9+=:/.,_-]*)`"
+RECIPES = sorted({name for page in PAGES for name in re.findall(NAME, page.read_text(encoding="utf-8"))})
 (PYTHON,) = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
 
 
 def test_there_is_something_to_check() -> None:
     assert len(COMMANDS) >= 25
-    assert {"README.md", "compress.md", "correct.md", "deploy.md", "report.md", "scale.md"} <= {
-        page for page, _ in COMMANDS
-    }
-    assert {"w4a8", "w4a8-learned", "deepcache:steps=0/4/9", "cachequant-5"} <= set(RECIPES)
-    assert len(re.findall(NAME, EXAMPLES)) == 3
+    assert {
+        "README.md",
+        "compress.md",
+        "correct.md",
+        "deploy.md",
+        "make-it-smaller.md",
+        "report.md",
+        "scale.md",
+    } <= {page for page, _ in COMMANDS}
+    assert {
+        "w4a8",
+        "w4a8-learned",
+        "w8a8+deepcache-10:branch=1",
+        "deepcache-10:spacing=power,center=20,power=1.4",
+        "w4a8-learned+cachequant-5:iterations=2000,corrected_by=iec",
+    } <= set(RECIPES)
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
