@@ -148,7 +148,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["report", "--reference", "r", "--save-stats", "s.txt"], "`s.txt` is not an .npz file"),
         (
             ["report", "x", "--reference", "embedded", "--features", "inception", "--out", "y"],
-            "--reference embedded knows its digits in digit-features alone, not in inception",
+            "--reference embedded has digit-features only, not inception",
         ),
         (["compress", "x", "--out", "y", "--calibration", "z", "--recipe", "w3"], "unknown recipe 'w3'"),
         (["calibrate", "x", "--out", "y", "--prompts", "missing"], "allowed are a text file, FILE:COLUMN"),
