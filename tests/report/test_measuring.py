@@ -243,7 +243,7 @@ def test_a_baseline_of_another_model_is_refused(
     with torch.no_grad():
         next(other.unet.parameters()).add_(1)
     with pytest.raises(
-        ReportError, match=r"made from another model.*\(fingerprint \w{12}…, the baseline has \w{12}…\); pass"
+        ReportError, match=r"made from another model.*\(fingerprint \w{12}…, the baseline has \w{12}…\); use"
     ):
         run({"mine": deployed}, {}, reference, tmp_path / "r", samples=6, baseline=other)
     assert list(tmp_path.iterdir()) == []

@@ -14,9 +14,7 @@ from errata.correct import IEC, Plan
 from errata.deploy import DeployedPipeline
 from errata.errors import ReportError
 from errata.quality import Measured
-from errata.quality.metric import known_metrics
 from errata.report import Metric, Reference, Report, ReportRequest, SampleSet, Scorer, merge, run
-from errata.report import request as request_module
 from errata.report.request import chosen_metrics
 from errata.report.tables import metric_columns
 from errata.report_options import OptionValues, ReportOptions, current_options
@@ -176,7 +174,7 @@ def test_one_list_of_metrics_is_read(
     deployed: DeployedPipeline, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A metric that a module of `errata.quality` declares is measured without further ado."""
-    known = known_metrics()
-    monkeypatch.setattr(request_module, "known_metrics", lambda: (*known, MINE))
+    known = quality.known_metrics()
+    monkeypatch.setattr("errata.report.request.known_metrics", lambda: (*known, MINE))
     request = ReportRequest(artifacts={"m": deployed}, plans={}, reference=reference)
     assert [metric.name for metric in request.image_metrics] == ["psnr", "ssim", "brightness"]

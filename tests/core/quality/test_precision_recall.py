@@ -53,7 +53,7 @@ def test_a_loop_over_balls_gives_the_same(block: int, neighbours: int) -> None:
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(ReportError, match="of 3 images against 9 with neighbours=3; use more images than"):
         precision_and_recall(draw(3), draw(9))
-    with pytest.raises(ReportError, match="of 2 real images with neighbours=2"):
+    with pytest.raises(ReportError, match="of 3 images against 2 with neighbours=2"):
         precision_and_recall(draw(3), draw(2), neighbours=2)
     with pytest.raises(ReportError, match="neighbours=0, block=1000"):
         precision_and_recall(draw(9), draw(9), neighbours=0)
