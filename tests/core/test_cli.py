@@ -351,7 +351,7 @@ def test_backends_are_those_of_the_deploy_stage() -> None:
 
     registered = len(assembly.OUR_KERNELS)  # by their import
     assert registered == 3
-    assert usage.BACKENDS == kernel_registry.backend_names()
+    assert kernel_registry.backend_names() == usage.BACKENDS
 
 
 def test_seeds_are_what_a_generator_takes() -> None:
