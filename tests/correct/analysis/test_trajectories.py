@@ -136,7 +136,7 @@ def test_the_reference_is_a_float_pipeline(deploy_closed_form: Deploy, ddim: DDI
 
 def test_the_name_of_no_plan_is_taken(deploy_closed_form: Deploy, ddim: DDIMScheduler) -> None:
     artifact = deploy_closed_form(lambda x, step: 0.9 * x, ddim, STEPS)
-    with pytest.raises(PlanError, match="give it another name"):
+    with pytest.raises(PlanError, match="give that plan another name"):
         compare(artifact, artifact.pipe, plans={UNCORRECTED: Plan(IEC())})
 
 
