@@ -143,7 +143,7 @@ def test_altered_trajectories_are_refused(
     shard.write_bytes(data)
     with pytest.raises(CalibrationError, match=shard.name):
         compress.apply(tiny_pipeline, calibration.load(copied), "w8a8", tmp_path / "out")
-    with pytest.raises(TypeError, match="apply takes a CalibrationSet, got str"):
+    with pytest.raises(TypeError, match="compress takes a CalibrationSet, got str"):
         compress.apply(tiny_pipeline, str(copied), "w8a8", tmp_path / "out")  # type: ignore[arg-type]
 
 
