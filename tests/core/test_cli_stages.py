@@ -473,7 +473,7 @@ def test_statistics_are_saved_and_used(
     assert "real.npz` exists; choose another file or remove it" in line
     gone = tmp_path / "nowhere" / "real.npz"
     line = complaint(capsys, 1, "report", "--save-stats", gone, "--reference", reference)
-    assert "its parent is no directory; create it" in line
+    assert "its parent is not a directory; create it" in line
 
 
 def test_bad_references_are_refused_before_any_image(

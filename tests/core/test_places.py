@@ -41,8 +41,9 @@ def test_paths_exist(page: str) -> None:
 
 
 def test_there_is_something_to_check() -> None:
-    assert len(EXTENDING) == 4
-    assert all(len(rows(page)) >= 6 for page in EXTENDING)
+    found = {page.removeprefix("docs/extend-"): len(rows(page)) for page in EXTENDING}
+    assert min(found[page] for page in ("cache.md", "corrector.md", "pipeline.md", "quantizer.md")) >= 6
+    assert min(found[page] for page in ("kernel.md", "weight-format.md")) >= 2
 
 
 @pytest.mark.parametrize(("page", "row"), [(page, row) for page in EXTENDING for row in rows(page)])

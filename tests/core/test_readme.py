@@ -24,7 +24,16 @@ COMMANDS = {
 }
 # A quantizer with bits, or a cache with its interval or steps, or both, wherever a page names one.
 NAME = r"`((?:w\d+a\d+|(?:deepcache|cachequant)(?:-\d|:))[a-z0-9+=:/.,_-]*)`"
-RECIPES = sorted({name for page in PAGES for name in re.findall(NAME, page.read_text(encoding="utf-8"))})
+# A page that adds weight formats names recipes that only it has.
+ADDS_RECIPES = "extend-weight-format.md"
+RECIPES = sorted(
+    {
+        name
+        for page in PAGES
+        if page.name != ADDS_RECIPES
+        for name in re.findall(NAME, page.read_text(encoding="utf-8"))
+    }
+)
 (PYTHON,) = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
 
 
