@@ -79,7 +79,7 @@ def main() -> None:
     recipe = recipe_of(pipe.unet, options)
     if not out.exists():
         with seconds.counted(out.name):
-            compress.apply(pipe, recording, recipe, out, samples_per_step=options.trajectories)
+            compress.compress(pipe, recording, recipe, out, samples_per_step=options.trajectories)
     print(f"{describe_machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
     parameters = sum(value.numel() for value in pipe.unet.parameters())
     print(f"{parameters / 1e6:.1f} M parameters, {options.steps} steps, {options.trajectories} trajectories")
@@ -116,7 +116,7 @@ def calibrate(pipe: DDIMPipeline, options: argparse.Namespace, seconds: Seconds)
     if (folder / "calibration.json").exists():
         return calibration.load(folder)
     with seconds.counted(folder.name):
-        return calibration.collect(
+        return calibration.calibrate(
             pipe,
             folder,
             num_inference_steps=options.steps,

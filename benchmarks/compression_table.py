@@ -90,7 +90,7 @@ def artifact_of(pipe: DiffusionPipeline, recipe: str, options: argparse.Namespac
     """Return the artifact of a recipe, made unless it is there."""
     artifact = folder_of(options, "artifacts", recipe)
     if not artifact.is_dir():
-        deploy.export(compressed_of(pipe, Recipe.named(recipe), options), artifact)
+        deploy.deploy(compressed_of(pipe, Recipe.named(recipe), options), artifact)
     return artifact
 
 
@@ -108,7 +108,7 @@ def compressed_of(
     if recipe.quantization is not None and recipe.cache is not None:
         plain = compressed_of(pipe, Recipe(quantization=recipe.quantization), options)
     start = time.perf_counter()
-    compressed = compress.apply(pipe, collect(pipe, options), recipe, folder, reuse=plain)
+    compressed = compress.compress(pipe, collect(pipe, options), recipe, folder, reuse=plain)
     write_text(options.work / f"seconds-{folder.name}.json", f"{time.perf_counter() - start:.1f}\n")
     return compressed
 

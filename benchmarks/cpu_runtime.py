@@ -99,7 +99,7 @@ def artifact(options: argparse.Namespace, recipe: str) -> Path:
     out: Path = options.work / "artifacts" / name
     if not out.exists():
         out.parent.mkdir(exist_ok=True)
-        deploy.export(compressed(options, recipe, name), out)
+        deploy.deploy(compressed(options, recipe, name), out)
     return out
 
 
@@ -113,7 +113,7 @@ def compressed(options: argparse.Namespace, recipe: str, name: str) -> compress.
     if recipe in CACHED:
         reuse = compressed(options, PLAIN, f"{PLAIN}-{options.steps}")
     pipe = cifar_pipeline()
-    return compress.apply(pipe, recording(options, pipe), recipe, folder, reuse=reuse)
+    return compress.compress(pipe, recording(options, pipe), recipe, folder, reuse=reuse)
 
 
 def recording(options: argparse.Namespace, pipe: Any) -> calibration.CalibrationSet:

@@ -117,7 +117,7 @@ def artifact_of(scale: float, recipe: str, options: argparse.Namespace) -> Path:
         (folder / kind).mkdir(parents=True, exist_ok=True)
     made = folder / "compressed" / recipe
     if made.is_dir():
-        return deploy.export(compress.load(made), artifact)
+        return deploy.deploy(compress.load(made), artifact)
     pipe = load_float(options)
     trajectories = recorded(
         pipe,
@@ -129,7 +129,7 @@ def artifact_of(scale: float, recipe: str, options: argparse.Namespace) -> Path:
         inputs=[{"class_labels": labels_of(range(CALIBRATION_SAMPLES))}],
         guidance_scale=scale,
     )
-    return deploy.export(compress.apply(pipe, trajectories, recipe, made), artifact)
+    return deploy.deploy(compress.compress(pipe, trajectories, recipe, made), artifact)
 
 
 def labels_of(indices: range) -> list[int]:

@@ -89,7 +89,7 @@ def record(options: argparse.Namespace) -> str:
     """Record one guided trajectory."""
     pipe = calibration.load_pipeline(options.work / "pipeline")
     start = time.perf_counter()
-    calibration.collect(
+    calibration.calibrate(
         pipe, options.work / "calibration", num_inference_steps=options.steps, num_samples=1, batch_size=1,
         inputs=[{"class_labels": [3]}], guidance_scale=7.5,
     )  # fmt: skip
@@ -124,13 +124,13 @@ def apply(options: argparse.Namespace, recipe: Recipe | str, name: str) -> str:
     pipe = calibration.load_pipeline(options.work / "pipeline")
     recording = calibration.load(options.work / "calibration")
     start = time.perf_counter()
-    compress.apply(pipe, recording, recipe, options.work / name)
-    return f"compress.apply alone {time.perf_counter() - start:.0f} s"
+    compress.compress(pipe, recording, recipe, options.work / name)
+    return f"compress.compress alone {time.perf_counter() - start:.0f} s"
 
 
 def freeze(options: argparse.Namespace) -> str:
     """Export the W8A8 artifact."""
-    artifact = deploy.export(compress.load(options.work / "w8a8"), options.work / "artifact")
+    artifact = deploy.deploy(compress.load(options.work / "w8a8"), options.work / "artifact")
     return deploy.verify(artifact).summary()
 
 

@@ -74,9 +74,9 @@ def deploy_all(pipe: DiffusionPipeline, options: argparse.Namespace) -> dict[str
     for recipe in RECIPES:
         compressed, artifact = work / "compressed" / recipe, work / "artifacts" / recipe
         if not compressed.is_dir():
-            compress.apply(pipe, trajectories, recipe, compressed)
+            compress.compress(pipe, trajectories, recipe, compressed)
         if not artifact.is_dir():
-            deploy.export(compress.load(compressed), artifact)
+            deploy.deploy(compress.load(compressed), artifact)
     return {recipe: deploy.load(work / "artifacts" / recipe) for recipe in RECIPES}
 
 

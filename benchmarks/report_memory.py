@@ -105,11 +105,11 @@ def make_artifact(folder: Path) -> Path:
     ).eval()
     pipe = DDIMPipeline(unet=unet, scheduler=DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)
-    recording = calibration.collect(
+    recording = calibration.calibrate(
         pipe, folder / "calibration", num_inference_steps=STEPS, num_samples=8, batch_size=8
     )
-    compressed = compress.apply(pipe, recording, "w8a8", folder / "compressed")
-    return deploy.export(compressed, folder / "artifact")
+    compressed = compress.compress(pipe, recording, "w8a8", folder / "compressed")
+    return deploy.deploy(compressed, folder / "artifact")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def recorded(
     if (folder / "calibration.json").is_file():
         return calibration.load(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return calibration.collect(
+    return calibration.calibrate(
         pipe,
         folder,
         num_inference_steps=steps,

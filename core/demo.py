@@ -126,7 +126,7 @@ def _deploy_all(
 
 def _deploy(compressed: CompressedPipeline, recipe: str, out: Path) -> DeployedPipeline:
     with _stage("deploy, verify", recipe):
-        path = deploy.export(compressed, out)
+        path = deploy.deploy(compressed, out)
         manifest = deploy.verify(path)
         loaded = deploy.load(path)
     _say(f"    {manifest.summary()}")

@@ -136,12 +136,12 @@ def _deployed(given: object) -> DeployedPipeline:
     if isinstance(given, SteppedPipeline) or isinstance(getattr(given, "unet", None), SteppedUNet):
         raise TypeError(
             f"attach() takes the pipeline of a loaded artifact, and this {name} belongs to none: freeze it "
-            "first, and pass deploy.load(deploy.export(compressed, out)).pipe itself"
+            "first, and pass deploy.load(deploy.deploy(compressed, out)).pipe itself"
         )
     if isinstance(given, DiffusionPipeline):
         raise TypeError(
             f"attach() takes the pipeline of a loaded artifact, not a float {name}: compress it, export it "
-            "and load it, deploy.load(deploy.export(compress.apply(pipe, …), out)).pipe"
+            "and load it, deploy.load(deploy.deploy(compress.compress(pipe, …), out)).pipe"
         )
     raise TypeError(
         f"attach() takes the pipeline of a loaded artifact, not a {name}: pass deploy.load(path).pipe"

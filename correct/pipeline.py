@@ -219,11 +219,11 @@ def _not_deployed(given: object) -> str:
     if isinstance(given, SteppedPipeline):
         return (
             f"wrap() takes a loaded artifact, not a {name}: freeze it first, "
-            "deploy.load(deploy.export(compressed, out))"
+            "deploy.load(deploy.deploy(compressed, out))"
         )
     if hasattr(given, "scheduler") and hasattr(given, "unet"):
         return (
             f"wrap() takes a loaded artifact, not a float {name}: compress it, export it and load it, "
-            "deploy.load(deploy.export(compress.apply(pipe, …), out))"
+            "deploy.load(deploy.deploy(compress.compress(pipe, …), out))"
         )
     return f"wrap() takes a loaded artifact, not a {name}: pass what deploy.load(path) returns"

@@ -53,7 +53,7 @@ def deploy(
     if not isinstance(compressed, CompressedPipeline):
         raise TypeError(
             f"deploy takes a CompressedPipeline, got {type(compressed).__name__}; "
-            "make one with errata.compress.apply(…) or open one with errata.compress.load(path)"
+            "make one with errata.compress.compress(…) or open one with errata.compress.load(path)"
         )
     shard_bytes = size_in_bytes(max_shard_size)
     pipe = compressed.float_pipe

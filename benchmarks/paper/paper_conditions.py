@@ -38,7 +38,7 @@ class Conditions:
         return {**self._own(indices, total=self.samples), **self._shared()}
 
     def calibration(self, *, samples: int, batch_size: int) -> dict[str, Any]:
-        """Keyword arguments of `calibration.collect`."""
+        """Keyword arguments of `calibration.calibrate`."""
         options: dict[str, Any] = {"guidance_scale": self.guidance_scale}
         if self.captions:
             options["prompts"] = self.captions[self.samples :]

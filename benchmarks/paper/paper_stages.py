@@ -111,7 +111,7 @@ class Bench:
         if (out / "calibration.json").exists():
             return calibration.load(out)
         with stage("calibrate", f"{asked['samples']} trajectories of {self.row.steps} steps"):
-            return calibration.collect(
+            return calibration.calibrate(
                 self.pipe,
                 out,
                 num_inference_steps=self.row.steps,
@@ -135,7 +135,7 @@ class Bench:
             finished = (other for other in sorted(folder.iterdir()) if is_finished(other))
             earlier = next(map(compress.load, finished), None)
         with stage("compress", recipe):
-            return compress.apply(self.pipe, trajectories, recipe, out, reuse=earlier)
+            return compress.compress(self.pipe, trajectories, recipe, out, reuse=earlier)
 
     def deployed(self, recipe: str) -> DeployedPipeline:
         """Its artifact, verified."""
@@ -143,7 +143,7 @@ class Bench:
         if not out.exists():
             compressed = self.compressed(recipe)
             with stage("deploy", recipe):
-                deploy.export(compressed, out)
+                deploy.deploy(compressed, out)
         return deploy.load(out, device=self.device)
 
     def reported(self, recipe: str, rows: Sequence[Row]) -> Report:

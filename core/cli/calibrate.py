@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
     pipe = calibration.load_pipeline(args.pipeline)
     check_conditions(pipe, args, labels, way_out=_WAY_OUT)
-    calibration.collect(
+    calibration.calibrate(
         pipe,
         args.out,
         num_inference_steps=args.steps,

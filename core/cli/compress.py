@@ -123,7 +123,7 @@ def _compress(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Re
     start = time.monotonic()
     pipe = calibration.load_pipeline(args.pipeline)
     with _progress_shown(), _resumable(args.out):
-        compressed = compress.apply(
+        compressed = compress.compress(
             pipe,
             recording,
             recipe,

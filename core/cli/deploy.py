@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
     with misuse(ArtifactError):
         max_shard_size = size_in_bytes(args.max_shard_size)
-    path = deploy.export(compress.load(args.compressed), args.out, max_shard_size=max_shard_size)
+    path = deploy.deploy(compress.load(args.compressed), args.out, max_shard_size=max_shard_size)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     emit(args, {"artifact": str(path), "bytes": size}, f"artifact: {path}, {megabytes(size)}")
     return 0

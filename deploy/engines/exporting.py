@@ -53,7 +53,7 @@ def export_onnx(
     those of the call that the inputs are taken from; the number of samples is free.
 
     Args:
-        artifact: directory made by `deploy.export`.
+        artifact: directory made by `deploy.deploy`.
         out: a new directory.
         form: "gathered" gathers the scales of a step from tables, and onnxruntime multiplies in int8; "qdq"
             has quantize/dequantize pairs of constant scales, of which OpenVINO and TensorRT build int8
