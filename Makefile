@@ -8,15 +8,18 @@
 BIN := .venv/bin
 DEMO := runs/demo
 WORKERS ?= auto
+# Neighbours stay in one process, which makes the models that they share once; who is done takes over from others.
+SHARED := --maxprocesses 4 --dist worksteal
 
 export PYTHON TORCH_INDEX
 
-.PHONY: help demo docs test lint format wheel clean
+.PHONY: help demo docs test quick lint format wheel clean
 
 help:
-	@echo "make demo     watch a model being calibrated, compressed, frozen, corrected and judged"
+	@echo "make demo     calibrate, compress, freeze, correct and measure a small model"
 	@echo "make docs     write the reference of all public names to docs/api/"
 	@echo "make test     lint, types, tests, and the wheel in a clean environment: what CI runs"
+	@echo "make quick    lint, types, and the tests that take no longer than a few seconds"
 	@echo "make lint     ruff and mypy only"
 	@echo "make format   let ruff repair what it can"
 	@echo "make clean    remove .venv/, caches and builds; runs/ stays"
@@ -29,8 +32,11 @@ docs: .venv/.ready-docs
 	@$(BIN)/python scripts/make_docs.py --out docs/api
 
 test: lint
-	$(BIN)/pytest -q -n $(WORKERS) --maxprocesses 4
+	$(BIN)/pytest -q -n $(WORKERS) $(SHARED)
 	$(BIN)/python scripts/check_wheel.py
+
+quick: lint
+	$(BIN)/pytest -q -n $(WORKERS) $(SHARED) -m "not slow"
 
 lint: .venv/.ready-dev
 	$(BIN)/ruff check

@@ -130,7 +130,9 @@ def measure(work: Path, column: str, samples: int, steps: int) -> None:
         out = work / f"{column}-{samples}-{steps}"
         remove(out)
         remove(out.with_name(f"{out.name}.partial"))
-        compress.compress(pipe, recording, recipe, out, samples_per_step=samples if column == "ranges" else 64)
+        compress.compress(
+            pipe, recording, recipe, out, samples_per_step=samples if column == "ranges" else 64
+        )
     unit = 1 if sys.platform == "darwin" else 1024
     print(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 

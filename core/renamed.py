@@ -32,6 +32,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "errata.cli.export": ("errata.cli.deploy",),
     "errata.cli.pictures": ("errata.cli.generate",),
     "errata.cli.previews": ("errata.cli.compress",),
+    "errata.cli.plan_grid": ("errata.cli.report_options",),
     "errata.cli.pull": ("errata.cli.sharing",),
     "errata.cli.push": ("errata.cli.sharing",),
     "errata.cli.quiet": ("errata.quiet",),

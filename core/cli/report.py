@@ -15,13 +15,14 @@ from errata.cli.conditions import (
     read_conditions,
 )
 from errata.cli.output import emit
-from errata.cli.plan_grid import add_grid_options, plans_of
 from errata.cli.report_options import (
+    add_grid_options,
     add_metric_options,
     add_plain_options,
     add_scale_options,
     command_of,
     plain_options,
+    plans_of,
 )
 from errata.cli.usage import (
     Commands,
