@@ -19,7 +19,7 @@ StepKind = Literal["full", "cached"]
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSchedule:
-    """The decision part of a feature cache (the store is `errata.runtime.run.Run.feature`).
+    """When a feature cache is refreshed and when it is read; `errata.runtime.run.Run` stores the features.
 
     `full_steps` are the denoiser calls that evaluate the whole network and refresh the feature, sorted,
     starting with 0. On every other call only the last `branch` resnets of the up path are recomputed from
