@@ -92,9 +92,10 @@ class CacheSchedule:
 
     @property
     def groups(self) -> tuple[tuple[int, int], ...]:
-        """`(start, end)` of every full sampler step with the cached ones after it, in denoiser calls.
+        """The cache intervals: `(start, end)` of every full sampler step with the cached ones after it.
 
-        `end` is exclusive; calls `start` to `start + calls_per_step - 1` are full, the rest is cached.
+        They count denoiser calls, and `end` is exclusive. Calls `start` to `start + calls_per_step - 1` are
+        full, the rest is cached.
         """
         starts = self.full_steps[:: self.calls_per_step]
         return tuple(zip(starts, (*starts[1:], self.num_steps), strict=True))
