@@ -35,7 +35,7 @@ Acting = Sequence[tuple[Method, Corrector]]
 
 
 def decide(acting: Acting, view: CallView) -> Evaluation:
-    """Return how to make a call: as scheduled, or as the last corrector says that has a say.
+    """Return how to make a call: as the last corrector that decides about it says, else as scheduled.
 
     Raises:
         PlanError: a corrector decides what its method does not declare.

@@ -19,7 +19,7 @@ from errata.runtime.schedule import CacheSchedule, StepKind
 
 @dataclass(frozen=True, kw_only=True)
 class StepStats:
-    """One sampling step.
+    """One denoiser call of the plain run; where a sampling step takes two, the first one has its corrections.
 
     Evaluations are counted per sample and divided by the batch size: a sample that has left the batch costs
     nothing.

@@ -117,7 +117,7 @@ def _nothing(_: Any) -> str:
 class Kernel(Generic[Request, Built]):
     """A way to run layers, or attentions.
 
-    The four callables that return text say nothing, "", where there is nothing to say.
+    `obstacle`, `refusal`, `drawback` and `reason` return a text, or "" if there is nothing to say.
 
     Attributes:
         name: in reports; also the value of `backend=` that asks for it, if `backends` has it.

@@ -1,4 +1,8 @@
-"""`load` and `verify` for an artifact, or for an engine made from one."""
+"""`load` and `verify` for an artifact, or for an engine made from one.
+
+They only tell the two apart. `assembly` and `verification` do the work for an artifact, `engines` for an
+engine.
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def fake_quantize(x: Tensor, s: Tensor, z: Tensor) -> Tensor:
 
 def choose_range(x: Tensor) -> tuple[Tensor, Tensor]:
     factors = torch.linspace(1.0, 0.22, 40)[:, None]
-    low, high = x.min().clamp(max=0) * factors, x.max().clamp(min=0) * factors  # zero stays exact: it pads
+    low, high = x.min().clamp(max=0) * factors, x.max().clamp(min=0) * factors  # padding is 0: keep it exact
     s = ((high - low) / 255).clamp(min=1e-8)
     z = (-low / s).round()
     some = x.flatten()[:: max(1, x.numel() // 4096)]  # enough for a mean, with the extremes
@@ -57,7 +57,8 @@ def quantize_weight(w: Tensor) -> Tensor:
 
 
 # Phase 2, the network: it knows its step, because activations change so much from noise to image that one
-# range cannot fit all steps. Deep features change slowly, so a cached step computes only what is around them.
+# range cannot fit all steps. Deep features change slowly from step to step. So a cached step takes F from an
+# earlier step, and computes only the first convolution, the last resnet and the output.
 class Network:
     """A copy of a UNet that runs step i in full, or from the feature of an earlier step."""
 
@@ -66,7 +67,7 @@ class Network:
             raise ValueError(f"the last up block is {last}, not UpBlock2D; choose another pipeline")
         self.unet, self.timesteps, self.i = copy.deepcopy(unet).eval(), timesteps, 0
         self.ranges: dict[tuple[nn.Module, int], list[tuple[Tensor, Tensor]]] = {}  # see `quantize`
-        self.last = self.unet.up_blocks[-1].resnets[-1]  # reads [F, skip]; skip is what conv_in returns
+        self.last = self.unet.up_blocks[-1].resnets[-1]  # reads [F, skip]; skip is the output of conv_in
         self.last.register_forward_pre_hook(lambda _, inputs: setattr(self, "last_input", inputs[0]))
 
     def full(self, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
@@ -87,7 +88,8 @@ def quantize(network: Network, xs: list[Tensor]) -> Network:
     """Return a copy with 8-bit convolutions; ranges of step i fit the float activations at `xs[i]`."""
     network = Network(network.unet, network.timesteps)
 
-    # The up path reads [hidden, skip]: two sources of different size, so two ranges and two weight scales.
+    # Resnets of the up path read [hidden, skip]. The values of the two differ in size, so each part gets a
+    # range and a weight scale of its own. `widths` has the channels of the parts that a convolution reads.
     widths = {conv: [conv.in_channels] for conv in network.unet.modules() if isinstance(conv, nn.Conv2d)}
     hidden = network.unet.config.block_out_channels[-1]
     for resnet in (resnet for block in network.unet.up_blocks for resnet in block.resnets):
@@ -102,6 +104,7 @@ def quantize(network: Network, xs: list[Tensor]) -> Network:
         parts = zip(inputs[0].split(widths[conv], dim=1), network.ranges[conv, network.i], strict=True)
         return torch.cat([fake_quantize(x, s, z) for x, (s, z) in parts], dim=1)
 
+    # First observe the float network at every step, then replace weights and quantize inputs.
     hooks = [conv.register_forward_pre_hook(observe) for conv in widths]
     for i, x in enumerate(xs):
         network.full(x, i)

@@ -1,4 +1,4 @@
-"""One sampling run: counts the denoiser's calls, keeps the cached feature, calls a corrector."""
+"""One sampling run: counts the denoiser's calls, keeps the cached features, asks how to make each call."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ StepKind = Literal["full", "cached"]
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSchedule:
-    """The decision part of a feature cache (the store is `errata.runtime.run.Run.feature`).
+    """When a feature cache is refreshed and when it is read; `errata.runtime.run.Run` stores the features.
 
     `full_steps` are the denoiser calls that evaluate the whole network and refresh the feature, sorted,
     starting with 0. On every other call only the last `branch` resnets of the up path are recomputed from
@@ -92,9 +92,10 @@ class CacheSchedule:
 
     @property
     def groups(self) -> tuple[tuple[int, int], ...]:
-        """`(start, end)` of every full sampler step with the cached ones after it, in denoiser calls.
+        """The cache intervals: `(start, end)` of every full sampler step with the cached ones after it.
 
-        `end` is exclusive; calls `start` to `start + calls_per_step - 1` are full, the rest is cached.
+        They count denoiser calls, and `end` is exclusive. Calls `start` to `start + calls_per_step - 1` are
+        full, the rest is cached.
         """
         starts = self.full_steps[:: self.calls_per_step]
         return tuple(zip(starts, (*starts[1:], self.num_steps), strict=True))

@@ -74,8 +74,8 @@ def range_table(ranges: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor
 def simulated_weight(layer: LayerScheme, table: Mapping[str, Tensor]) -> Tensor:
     """Return the float weight that the codes stand for, `(O, I, …)`.
 
-    Computed by torchao: comparing an artifact with its simulation so compares the artifact's own arithmetic
-    (`errata.deploy.reference`) with another implementation.
+    Torchao computes it. So when an artifact is compared with its simulation, the artifact's own arithmetic
+    (`errata.deploy.reference`) is checked against another implementation.
     """
     parts = table[f"{layer.name}.codes"].split(list(layer.input_widths), dim=1)
     scales = table[f"{layer.name}.weight_scale"]

@@ -1,5 +1,8 @@
-"""CPU runtime: oneDNN's int8 kernels, and networks rewritten so that little else takes time.
+"""CPU runtime: int8 kernels (errata's own and oneDNN's), and networks rewritten around them.
 
-`torch.compile` leaves these layers as they are: it could fuse nothing into their kernels, and would compile
-anew for every step, whose scales are Python numbers here.
+`kernels` says which kernel runs which layer, `int8` has the layer, `vnni` and `native` call errata's own C
+code, and `fusion` rewrites the network so that little else takes time.
+
+`torch.compile` skips these layers. It could fuse nothing into their kernels, and it would compile again for
+every step, because the scales of a step are Python numbers here.
 """

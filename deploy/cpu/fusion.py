@@ -2,8 +2,8 @@
 
 They save passes over memory:
 
-- Normalization, activation and quantization are one operation (`norms`); the codes that the shortcut reads
-  are made with it. So it is at the end of the network.
+- Normalization, activation and quantization are one operation (`norms`), in residual blocks and at the end of
+  the network. It also makes the codes that the shortcut of a residual block reads.
 - The time embedding's projection is added by the first convolution, as its bias. Where the embedding depends
   on the time alone, that bias is kept for every time that was evaluated.
 - Nearest-neighbour upsampling and zero padding are done on the codes, a quarter of the bytes: they commute
@@ -228,7 +228,7 @@ class FusedDownsample(nn.Module):
 
 
 class FusedOutput(nn.Module):
-    """Stand-in for the last normalization that also computes the last convolution; the others pass it on."""
+    """Stand-in for `conv_norm_out` that does the work of `conv_act` and `conv_out` too; these pass it on."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
@@ -268,7 +268,7 @@ class PassedOn(nn.Module):
 
 
 def inner(layer: Any) -> Any:
-    """Return the layer whose output is corrected in cached calls, or the layer itself."""
+    """Return the layer inside a `CorrectedOutput`, or the layer itself where there is none."""
     return layer.layer if isinstance(layer, CorrectedOutput) else layer
 
 
@@ -277,7 +277,10 @@ def _is_corrected(layer: nn.Module) -> bool:
 
 
 def product(layer: Any, codes: Sequence[Tensor], added: Tensor | None = None) -> Tensor:
-    """Return the layer on the codes of its parts, corrected where due, plus `added`; free to be changed."""
+    """Return the layer's output for the codes of its parts, plus `added`; the caller may change it in place.
+
+    In cached calls it is corrected first, if the layer has such a correction.
+    """
     quantized: Int8Layer = inner(layer)
     if not _is_corrected(layer):
         return quantized.product(codes, quantized.bias, added)

@@ -74,7 +74,7 @@ def _int8_layer(request: LayerRequest, product: type[VNNIProduct | OneDNNProduct
     )
 
 
-# The project's own kernel, which takes few outputs well.
+# Errata's own kernel. It is fast for layers with few output channels too.
 VNNI = register_kernel(
     LayerKernel(
         name="vnni",
@@ -91,7 +91,7 @@ VNNI = register_kernel(
         finish=_fuse,
     )
 )
-# Serves what `backend="vnni"` cannot.
+# With `backend="vnni"` it serves the layers that the kernel above refuses.
 ONEDNN = register_kernel(
     LayerKernel(
         name="onednn",

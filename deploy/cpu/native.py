@@ -120,7 +120,7 @@ def int8_product(product: Product) -> None:
 
 
 def _told_to_profiler(name: str) -> AbstractContextManager[object]:
-    """Tell a profiler that runs of a native call: by itself it sees torch's operators alone."""
+    """Show a native call to a running profiler, which by itself sees only torch's operators."""
     return record_function(name) if torch._C._autograd._profiler_enabled() else nullcontext()
 
 

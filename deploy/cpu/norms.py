@@ -14,9 +14,10 @@ from errata.deploy.cpu.int8 import Int8Layer, quantize_to_uint8
 def normed_codes(
     x: Tensor, norm: nn.GroupNorm, layer: Int8Layer, *, silu: bool, raw: Int8Layer | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return what `layer` reads: codes of normalized and, with `silu`, activated `x` `(B, C, H, W)`, by part.
+    """Return the codes that `layer` and `raw` read, one tensor for each part of their input.
 
-    And what `raw`, a layer with the same parts, reads of `x` itself; empty without one.
+    `layer` reads `x`, `(B, C, H, W)`, normalized and, with `silu`, activated. `raw`, a layer with the same
+    parts such as the shortcut, reads `x` as it is; its list is empty if there is none.
     """
     widths = layer.scheme.input_widths
     if not native.obstacle():

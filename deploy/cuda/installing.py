@@ -39,8 +39,8 @@ _LEAST_TRITON = (3, 0)
 def runtime_layer(request: LayerRequest) -> CudaLayer:
     """Return the layer on CUDA kernels, on the device of the request.
 
-    Its backend is "triton", or "auto" for the fastest at each shape; the device is a CUDA device, or
-    the CPU in Triton's interpreter.
+    The request's backend is "triton", or "auto" for the fastest at each shape. Its device is a CUDA device,
+    or the CPU in Triton's interpreter.
 
     Raises:
         ArtifactError: no int8 kernel computes this layer.

@@ -103,7 +103,7 @@ def test_names_in_docstrings_exist(module: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "as `errata.quality.Loops()`",
+        "as `errata.quality.Nothing()`",
         "see errata.compress.nothing",
         "see `errata.correct.plans.Plan.nothing`",
         "see `loading.nothing`",
@@ -118,7 +118,7 @@ def test_a_name_that_leads_nowhere_is_found(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "as `errata.quality.Lpips()`, in `errata.json` and `unet/errata.safetensors`",
+        "as `errata.quality.paired.Lpips()`, in `errata.json` and `unet/errata.safetensors`",
         "see `errata.correct.plans.Plan.save`, `Plan.save(path)`, `torch.nn` and docs/compress.md",
     ],
 )
