@@ -77,7 +77,7 @@ class SchedulerHook:
         self._has_compared = False
         self._timesteps = HostTimesteps()
         self._calls_before = 0
-        self._unwatched: list[tuple[int, Tensor]] = []
+        self._unchecked: list[tuple[int, Tensor]] = []
         self._unfinished: list[StepRecord] = []
         self._finished: dict[int, StepStats] = {}
 
@@ -121,9 +121,9 @@ class SchedulerHook:
         Raises:
             ErrataError: a prediction of any step so far is not finite, corrected or not.
         """
-        for step, whole in self._unwatched:
+        for step, whole in self._unchecked:
             check_finite(step, whole.tolist())
-        self._unwatched.clear()
+        self._unchecked.clear()
         for record in self._unfinished:
             self._finished |= {stats.step: stats for stats in record.stats()}
         self._unfinished.clear()
@@ -158,7 +158,7 @@ class SchedulerHook:
 
     def _watch(self, step: int, prediction: Tensor) -> None:
         """Note a prediction, to report NaN in it; report at once where reading it costs no wait."""
-        self._unwatched.append((step, is_whole(prediction)))
+        self._unchecked.append((step, is_whole(prediction)))
         if is_free_to_read(prediction):
             self.finish()
 

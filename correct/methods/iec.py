@@ -6,7 +6,7 @@ The symbols, with the paper's equation numbers:
     x_t         view.sample       the sample that the step starts from
     ε           prediction        ε(x_t, t), guided where the pipeline guides
     y, x^(k)    y                 k-th iterate of x_{t-1}; y^(0) is the plain step (Eq. 9)
-    ε(x^(k),t)  eps_y             the network at the iterate, same t; where it predicts v, a v + b x^(k), and
+    ε(x^(k),t)  eps_y, eps_rows   the network at the iterate, same t; where it predicts v, a v + b x^(k), and
                                   where x_0, (x^(k) - a x_0) / b; for a² + b² = 1, else see `NoiseLevels`
     A x_t + B ε preview(ε)        the scheduler's step from x_t; for DDIM A = sqrt(ᾱ_{t-1}/ᾱ_t) and
                                   B = sqrt(1-ᾱ_{t-1}) - sqrt(ᾱ_{t-1}(1-ᾱ_t)/ᾱ_t)
