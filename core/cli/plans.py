@@ -132,8 +132,8 @@ def methods(text: str) -> tuple[str, ...]:
     for name, _ in map(placed, given):
         if name not in method_names():
             raise argparse.ArgumentTypeError(
-                f"unknown method '{name}'; choose from {', '.join(method_names())}; import a method of your own "
-                "first, see docs/extend-corrector.md"
+                f"unknown method '{name}'; choose from {', '.join(method_names())}; import your own "
+                "method first, see docs/extend-corrector.md"
             )
     return given
 
