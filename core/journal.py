@@ -153,7 +153,7 @@ class Journal:
         write_whole(file, data, error=self._rules.error, advice=_ADVICE, staging=self._staging(file))
 
     def note(self, **notes: Any) -> None:
-        """Write further entries into the request file, in place of those of the same names.
+        """Write entries into the request file, over those of the same names; within `alone` if shared.
 
         Raises:
             ErrataError: of the kind that the rules name; it cannot be written.
@@ -162,7 +162,8 @@ class Journal:
         rules, file = self._rules, self.path / self._rules.request
         request = {rules.request_key: self.request} if rules.request_key else self.request
         data = canonical_json.dumps({rules.format_key: rules.format, **request, **self.notes})
-        write_whole(file, data, error=rules.error, advice=_ADVICE, staging=self._staging(file))
+        staging = file.with_name(file.name + TEMPORARY)
+        write_whole(file, data, error=rules.error, advice=_ADVICE, staging=staging)
 
     def stage(self, name: str, make: Make) -> dict[str, Tensor]:
         """Return the tensors of an item, on the CPU: those of an earlier run, or `make()`, which is kept.
@@ -198,9 +199,8 @@ class Journal:
     def result(self) -> Iterator[Path]:
         """Yield a directory to write the result in; it becomes `out`, and the journal is removed."""
         staging, published = self.path / RESULT, self.path / PUBLISHED
-        error = self._rules.error
         try:
-            with self.refusals(), staged_directory(self._out, error=error, staging=staging):
+            with self.refusals(), staged_directory(self._out, error=self._rules.error, staging=staging):
                 yield staging
                 published.write_bytes(self._rules.format.encode())
         except BaseException:

@@ -255,8 +255,8 @@ def open_measurements(out: Path, settings: Settings) -> Journal:
     folder = out / FOLDER
 
     def check_place() -> None:
-        if (folder / RULES.request).is_file():
-            return
+        if (folder / RULES.request).is_file() or _holds_only(out, folder):
+            return  # what else is in the folder, the journal looks at: another process may begin it right now
         check_is_vacant(out, error=ReportError)
         if not out.parent.is_dir():
             raise ReportError(f"cannot make `{out}`: `{out.parent}` is not a directory; create it first")
@@ -276,3 +276,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
         )
     settings, _ = read_request(folder, RULES)
     return settings
+
+
+def _holds_only(out: Path, folder: Path) -> bool:
+    try:
+        return list(out.iterdir()) == [folder]
+    except OSError:
+        return False

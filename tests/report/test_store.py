@@ -1,3 +1,5 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,34 @@ def test_other_contents_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text('{"schema": "errata-measurements/9"}', encoding="utf-8")
     with pytest.raises(ReportError, match="has the format 'errata-measurements/9'; this release"):
         read_settings(tmp_path)
+
+
+def test_jobs_that_begin_at_the_same_time_share_a_folder(tmp_path: Path) -> None:
+    gate = threading.Barrier(8)
+
+    def begin(_: int) -> Path:
+        gate.wait(timeout=60)
+        with open_measurements(tmp_path / "out", Settings(**SETTINGS)) as journal:
+            return journal.path
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(begin, range(8))) == {tmp_path / "out" / "measurements"}
+    assert read_settings(tmp_path / "out" / "measurements")["seed"] == 0
+
+
+def test_a_kill_before_the_settings_were_written_does_no_harm(tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "measurements"
+    folder.mkdir(parents=True)
+    for name in (".lock", "settings.json.tmp"):
+        (folder / name).touch()
+    with open_measurements(tmp_path / "out", Settings(**SETTINGS)):
+        assert read_settings(folder)["seed"] == 0
+    (folder / "settings.json").rename(folder / "thesis.json")
+    with pytest.raises(ReportError, match=r"other files than those of measurements \(thesis.json\); move"):
+        open_measurements(tmp_path / "out", Settings(**SETTINGS)).__enter__()
+    (tmp_path / "out" / "mine.txt").touch()
+    with pytest.raises(ReportError, match="exists and is not empty"):
+        open_measurements(tmp_path / "out", Settings(**SETTINGS)).__enter__()
 
 
 def test_folders_that_are_only_read_are_not_written_to(tmp_path: Path) -> None:
