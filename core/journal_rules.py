@@ -144,9 +144,9 @@ def check_no_foreign_files(path: Path, rules: JournalRules) -> None:
     has_journal = (path / request).is_file()
     if has_journal and not rules.has_own_folder:
         return
-    known = {rules.lock, request + TEMPORARY}
+    known = {rules.lock, request, request + TEMPORARY}  # another process may have written it just now
     if rules.has_own_folder:
-        known |= {request, rules.items, SCRATCH, RESULT, PUBLISHED}
+        known |= {rules.items, SCRATCH, RESULT, PUBLISHED}
     if foreign := sorted({item.name for item in path.iterdir()} - known):
         raise rules.error(
             f"`{path}` is not empty and holds other files than those of {rules.work} "

@@ -255,9 +255,14 @@ def open_measurements(out: Path, settings: Settings) -> Journal:
     folder = out / FOLDER
 
     def check_place() -> None:
-        if (folder / RULES.request).is_file() or _holds_only(out, folder):
-            return  # what else is in the folder, the journal looks at: another process may begin it right now
-        check_is_vacant(out, error=ReportError)
+        if (folder / RULES.request).is_file():
+            return
+        try:
+            check_is_vacant(out, error=ReportError)
+        except ReportError:
+            if not _holds_only(out, folder):
+                raise
+            # Another process may begin it right now: the journal looks at what the folder holds.
         if not out.parent.is_dir():
             raise ReportError(f"cannot make `{out}`: `{out.parent}` is not a directory; create it first")
 
