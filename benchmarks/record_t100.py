@@ -20,9 +20,11 @@ from work_folder import BATCH_SIZE, collect
 from errata import calibration, compress, deploy, report
 from errata.correct import IEC, Plan
 from errata.deploy import DeployedPipeline
+from errata.directories import write_whole
 from errata.embedded import PIPELINE
+from errata.errors import ReportError
 from errata.report.bundled_report import DIGITS_T100
-from errata.report.store import write_whole
+from errata.report.report_index import ADVICE
 
 RECIPES = ("w8a8", "w4a8", "deepcache-10", "w8a8+deepcache-5")
 PLANS: Mapping[str, Plan] = {"none": Plan.none()} | {
@@ -60,7 +62,8 @@ def main() -> None:
         announce=print,
     )
     text = json.dumps(result.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-    write_whole(options.out, (text + "\n").encode())
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(options.out, (text + "\n").encode(), error=ReportError, advice=ADVICE)
     print(report.text_table(result))
 
 

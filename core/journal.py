@@ -33,17 +33,18 @@ from torch import Tensor
 
 from errata import canonical_json
 from errata.directories import make_directory, refusals_as, staged_directory, whole_file, write_whole
-from errata.file_lock import FileLock, locked
 from errata.fingerprint import value_digest
 from errata.journal_rules import (
     PUBLISHED,
     RESULT,
     SCRATCH,
     TEMPORARY,
+    FileLock,
     JournalRules,
     check_no_foreign_files,
     check_same_request,
     finished_items,
+    locked,
     read_request,
     remove_journal,
 )
@@ -105,8 +106,7 @@ class Journal:
             with self.refusals():
                 check_no_foreign_files(self.path, self._rules)
                 if self._rules.is_shared:
-                    with self.alone():
-                        self._open()
+                    self._open_shared()
                 else:
                     self._lock = self._locked()
                     self._check_place()  # another process may have finished it in the meantime
@@ -153,7 +153,7 @@ class Journal:
         write_whole(file, data, error=self._rules.error, advice=_ADVICE, staging=self._staging(file))
 
     def note(self, **notes: Any) -> None:
-        """Write further entries into the request file, in place of those of the same names.
+        """Write entries into the request file, over those of the same names; within `alone` if shared.
 
         Raises:
             ErrataError: of the kind that the rules name; it cannot be written.
@@ -162,7 +162,8 @@ class Journal:
         rules, file = self._rules, self.path / self._rules.request
         request = {rules.request_key: self.request} if rules.request_key else self.request
         data = canonical_json.dumps({rules.format_key: rules.format, **request, **self.notes})
-        write_whole(file, data, error=rules.error, advice=_ADVICE, staging=self._staging(file))
+        staging = file.with_name(file.name + TEMPORARY)
+        write_whole(file, data, error=rules.error, advice=_ADVICE, staging=staging)
 
     def stage(self, name: str, make: Make) -> dict[str, Tensor]:
         """Return the tensors of an item, on the CPU: those of an earlier run, or `make()`, which is kept.
@@ -198,9 +199,8 @@ class Journal:
     def result(self) -> Iterator[Path]:
         """Yield a directory to write the result in; it becomes `out`, and the journal is removed."""
         staging, published = self.path / RESULT, self.path / PUBLISHED
-        error = self._rules.error
         try:
-            with self.refusals(), staged_directory(self._out, error=error, staging=staging):
+            with self.refusals(), staged_directory(self._out, error=self._rules.error, staging=staging):
                 yield staging
                 published.write_bytes(self._rules.format.encode())
         except BaseException:
@@ -223,11 +223,9 @@ class Journal:
         return refusals_as(self._rules.error, doing=f"write to `{self.path}`", advice=_ADVICE)
 
     def _make_folder(self) -> None:
-        if not self._was_made:
-            return
-        if self._rules.has_own_folder:
+        if self._was_made and self._rules.has_own_folder:
             make_directory(self.path, out=self._out, error=self._rules.error)
-        else:
+        elif self._was_made:
             with self.refusals():
                 self.path.mkdir(parents=True, exist_ok=True)
 
@@ -244,16 +242,29 @@ class Journal:
         """Continue an earlier run's work, or write the request of new work."""
         (self.path / PUBLISHED).unlink(missing_ok=True)  # killed before the rename: `result` is made again
         shutil.rmtree(self.path / SCRATCH, ignore_errors=True)
-        is_known = self._rules.is_shared and (self.path / self._rules.request).is_file()
-        if is_known or (not self._rules.is_shared and self.finished):
-            recorded, self.notes = read_request(self.path, self._rules)
-            check_same_request(recorded, self.request, self.path, self._rules)
+        if self.finished:
+            self._read()
             self._log.info(
                 "resuming: %d finished %s are in `%s`", len(self.finished), self._rules.items, self.path
             )
             return
         (self.path / self._rules.items).mkdir(exist_ok=True)
         self.note()
+
+    def _open_shared(self) -> None:
+        """Continue what several processes fill; only the first of them writes the request."""
+        request = self.path / self._rules.request
+        if not request.is_file():
+            with self.alone():
+                if not request.is_file():
+                    self.note()
+                    return
+        self._read()
+
+    def _read(self) -> None:
+        """Read what is recorded, and check that it is the same request."""
+        recorded, self.notes = read_request(self.path, self._rules)
+        check_same_request(recorded, self.request, self.path, self._rules)
 
     def _staging(self, file: Path) -> Path | None:
         """Return a fixed name for the temporary file where no other process writes."""

@@ -1,10 +1,13 @@
-"""How one kind of journal is kept on disk: names, format, and what makes it the same request again."""
+"""How one kind of journal is kept on disk: names, format, lock, and what makes it the same request again."""
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +16,29 @@ from errata import canonical_json
 from errata.errors import ErrataError
 from errata.request_differences import differences
 
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(descriptor: int) -> None:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 __all__ = [
     "PUBLISHED",
     "RESULT",
     "SCRATCH",
     "TEMPORARY",
+    "FileLock",
     "JournalRules",
     "check_no_foreign_files",
     "check_same_request",
     "finished_items",
+    "locked",
     "read_request",
     "remove_journal",
     "remove_published",
@@ -29,6 +46,8 @@ __all__ = [
 
 SCRATCH, RESULT, PUBLISHED = "scratch", "result", "published"
 TEMPORARY = ".tmp"
+# Seconds between two attempts to take a lock.
+_PAUSE = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +144,9 @@ def check_no_foreign_files(path: Path, rules: JournalRules) -> None:
     has_journal = (path / request).is_file()
     if has_journal and not rules.has_own_folder:
         return
-    known = {rules.lock, request + TEMPORARY}
+    known = {rules.lock, request, request + TEMPORARY}  # another process may have written it just now
     if rules.has_own_folder:
-        known |= {request, rules.items, SCRATCH, RESULT, PUBLISHED}
+        known |= {rules.items, SCRATCH, RESULT, PUBLISHED}
     if foreign := sorted({item.name for item in path.iterdir()} - known):
         raise rules.error(
             f"`{path}` is not empty and holds other files than those of {rules.work} "
@@ -144,3 +163,53 @@ def remove_journal(path: Path, rules: JournalRules, *, with_folder: bool = True)
             (path / file).unlink(missing_ok=True)
         if with_folder:
             path.rmdir()
+
+
+class FileLock:
+    """A lock on a file, held until `release` or the end of the process, however it ends.
+
+    Raises:
+        BlockingIOError: another process holds it, or has just removed the file.
+        OSError: the file cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                _lock(self._descriptor)
+            except PermissionError as problem:  # what Windows says of a lock that is held
+                raise BlockingIOError(str(problem)) from problem
+            if not path.exists() or not os.path.samestat(os.fstat(self._descriptor), path.stat()):
+                raise BlockingIOError(f"{path} was removed in the meantime")
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Let others in; a second call does nothing."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until no other process holds the lock file, and hold it; a process that dies lets the next one in.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    lock = _acquired(path)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquired(path: Path) -> FileLock:
+    while True:
+        try:
+            return FileLock(path)
+        except BlockingIOError:
+            time.sleep(_PAUSE)

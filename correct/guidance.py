@@ -11,7 +11,6 @@ and the preconditioning of the latent upscaler.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionLatentUpscalePipeline
 from torch import Tensor
 
 from errata.correct.corrector import Rows, take
+from errata.correct.latent_upscaler import Read, reader_of
 from errata.errors import PlanError
 from errata.runtime.run import UNetCall
-from errata.runtime.unet_arguments import is_same_timestep
 
 # Rounding to nearest changes a value by at most eps / 2 of it, and by eps / sqrt(12) as a root mean square if
 # the errors are uniform. Twice that is allowed.
@@ -38,8 +36,6 @@ _MOST_ROUNDINGS = 64
 
 Combine = Callable[[Sequence[Tensor]], Tensor]
 """Makes the prediction `(B, …)` of its parts, each `(B, …)`."""
-
-Read = Callable[[Tensor, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -137,7 +133,7 @@ class Recogniser:
         step, copies = calls[0].step, _copies(calls, sample)
         if compares_values:
             _check_inputs(calls, scaled_sample, copies)
-        read = self._reader()
+        read = reader_of(self._pipe)
         parts = [read(part, sample, step) for call in calls for part in call.prediction.chunk(copies)]
         if not parts[0].shape == model_output.shape == sample.shape:
             raise PlanError(
@@ -176,54 +172,11 @@ class Recogniser:
                     return scale, _classifier_free(scale, phi)
         raise _unknown(step)
 
-    def _reader(self) -> Read:
-        if isinstance(self._pipe, StableDiffusionLatentUpscalePipeline):
-            return _preconditioned(self._pipe.scheduler.sigmas)
-        return _as_it_is
-
 
 def asked_scale(pipe: Any, arguments: Mapping[str, Any]) -> float | None:
     """Return the guidance scale of a call with these arguments, or its default; None if there is none."""
     parameter = inspect.signature(type(pipe).__call__).parameters.get("guidance_scale")
     return _number(arguments.get("guidance_scale", None if parameter is None else parameter.default))
-
-
-def scheduler_timesteps(
-    pipe: Any, timesteps: tuple[float, ...], *, num_inference_steps: int
-) -> tuple[float, ...]:
-    """Return the scheduler's timesteps at the recorded `timesteps` of the network's calls.
-
-    They are the same, except for the latent upscaler, which passes log(σ) / 4 to its network. Timesteps that
-    are not recognised are returned as they are.
-    """
-    if not isinstance(pipe, StableDiffusionLatentUpscalePipeline):
-        return timesteps
-    scheduler = copy.deepcopy(pipe.scheduler)
-    scheduler.set_timesteps(num_inference_steps)
-    own = tuple(float(t) for t in scheduler.timesteps)
-    told = [math.log(sigma) / 4 for sigma in scheduler.sigmas[: len(own)].tolist()]
-    is_same = len(own) == len(timesteps) and all(map(is_same_timestep, told, timesteps))
-    return own if is_same else timesteps
-
-
-def is_timestep_passed_on(pipe: Any) -> bool:
-    """Return whether network and scheduler get the same timestep; the latent upscaler's do not."""
-    return not isinstance(pipe, StableDiffusionLatentUpscalePipeline)
-
-
-def _as_it_is(raw: Tensor, samples: Tensor, step: int) -> Tensor:
-    return raw
-
-
-def _preconditioned(sigmas: Tensor) -> Read:
-    """Return how to read the latent upscaler: drop the last channel, then Karras et al. (2022), table 1."""
-
-    def read(raw: Tensor, samples: Tensor, step: int) -> Tensor:
-        sigma = sigmas[step]
-        # Rounded as the pipeline does: guidance would amplify any other rounding in half precision.
-        return 1 / (sigma**2 + 1) * samples + sigma / (sigma**2 + 1).sqrt() * raw[:, :-1]
-
-    return read
 
 
 def _number(value: Any) -> float | None:

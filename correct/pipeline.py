@@ -8,7 +8,8 @@ from typing import Any
 
 from errata.correct.batch_invariance import BatchInvariantDenoiser, FreshNoise, run_row_by_row
 from errata.correct.corrector import Corrector, CorrectorContext, Method
-from errata.correct.guidance import asked_scale, scheduler_timesteps
+from errata.correct.guidance import asked_scale
+from errata.correct.latent_upscaler import scheduler_timesteps
 from errata.correct.noise_levels import NoiseLevels
 from errata.correct.plan_check import check_call, check_plan, check_scheduler
 from errata.correct.plans import Plan

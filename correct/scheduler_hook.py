@@ -19,7 +19,8 @@ from torch import Tensor
 from errata.correct.batch_invariance import FreshNoise
 from errata.correct.corrector import Correction, Corrector, Features, Method, Rows, StepView, put, take
 from errata.correct.device_sync import HostTimesteps, is_free_to_read
-from errata.correct.guidance import Guidance, Recogniser, is_timestep_passed_on
+from errata.correct.guidance import Guidance, Recogniser
+from errata.correct.latent_upscaler import is_timestep_passed_on
 from errata.correct.noise_levels import NoiseLevels
 from errata.correct.plan_check import check_correction, check_evaluation, conflict
 from errata.correct.preview import SchedulerStep

@@ -7,7 +7,6 @@ is a complete one at any time. Losses on held-out images are also in `evaluation
 
 import copy
 import json
-import os
 from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,10 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from training_plan import TrainingPlan, TrainingResult
 
+from errata.directories import whole_file, write_whole
+from errata.errors import ErrataError
+
 LOSS_WINDOW = 200  # steps averaged into the reported loss
 CHECKPOINT = "checkpoint.safetensors"
 EVALUATIONS = "evaluation.jsonl"
 FORMAT = 1
+ADVICE = "free some space, and run the same command again"
 # How long a run is, and what it does beside training, may change when it is resumed.
 MAY_CHANGE = ("steps", "minutes", "snapshot_minutes", "checkpoint_minutes", "evaluation_steps", "compile")
 
@@ -83,18 +86,17 @@ def save_checkpoint(folder: Path, state: TrainingState, plan: TrainingPlan) -> N
         "cpu_seconds": state.cpu_seconds,
         "evaluations": state.evaluations,
     }
-    partial = folder / f"{CHECKPOINT}.partial"
-    save_file(_tensors(state), partial, metadata={"training": json.dumps(record)})
-    partial.chmod(0o644)  # safetensors writes 0600
-    _put_in_place(partial, folder / CHECKPOINT)
+    staging = folder / f"{CHECKPOINT}.partial"
+    with whole_file(folder / CHECKPOINT, error=ErrataError, advice=ADVICE, staging=staging) as partial:
+        save_file(_tensors(state), partial, metadata={"training": json.dumps(record)})
+        partial.chmod(0o644)  # safetensors writes 0600
 
 
 def save_evaluations(folder: Path, state: TrainingState) -> None:
     """Replace the file of evaluations, whose lines are those of `state`."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{EVALUATIONS}.partial"
-    partial.write_text("".join(json.dumps(line) + "\n" for line in state.evaluations), encoding="utf-8")
-    _put_in_place(partial, folder / EVALUATIONS)
+    lines = "".join(json.dumps(line) + "\n" for line in state.evaluations)
+    write_whole(folder / EVALUATIONS, lines.encode(), error=ErrataError, advice=ADVICE)
 
 
 def load_checkpoint_(folder: Path, state: TrainingState, plan: TrainingPlan) -> bool:
@@ -154,9 +156,3 @@ def _check(record: dict[str, Any], plan: TrainingPlan, path: Path) -> None:
                 f"`{path}` comes from a run with {name} {stored[name]}, and {name} is now {wanted[name]}; "
                 "repeat the options of that run, or give another folder as --checkpoints"
             )
-
-
-def _put_in_place(partial: Path, path: Path) -> None:
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())  # before the rename, or a power cut could leave an empty file
-    partial.replace(path)

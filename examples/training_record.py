@@ -14,8 +14,11 @@ from typing import Any
 
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-from training_checkpoint import LOSS_WINDOW
+from training_checkpoint import ADVICE, LOSS_WINDOW
 from training_plan import TrainingPlan, TrainingResult
+
+from errata.directories import whole_file
+from errata.errors import ErrataError
 
 
 def continue_from_(unet: UNet2DModel, folder: Path) -> list[dict[str, Any]]:
@@ -51,7 +54,8 @@ def write_pipeline(
             target = folder / source.relative_to(staging)
             target.parent.mkdir(parents=True, exist_ok=True)
             source.chmod(0o644)  # safetensors writes 0600
-            source.replace(target)
+            with whole_file(target, error=ErrataError, advice=ADVICE) as partial:
+                shutil.move(source, partial)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from errata.directories import check_is_vacant
+from errata.directories import check_is_vacant, refusals_as, write_whole
 from errata.errors import ReportError
+from errata.journal_rules import check_same_request
 from errata.quality.metric import Metric
 from errata.report.assemble import assemble_rows, costs_of, scatter_notes, summarize_rows
 from errata.report.drawing import check_matplotlib
 from errata.report.image_grid import Strips, strip
 from errata.report.render import check_jinja2, html, markdown
-from errata.report.report_index import ReportIndex, RowSpec, Target
+from errata.report.report_index import ADVICE, ReportIndex, RowSpec, Target
 from errata.report.results import Report
-from errata.report.store import FOLDER, SHOWN, MeasurementStore, check_same, read_settings, write_whole
+from errata.report.store import FOLDER, RULES, SHOWN, MeasurementStore, read_settings
 from errata.report.summarize import RowSummarizer
 
 
@@ -102,7 +103,7 @@ def _common_index(folders: Sequence[Path], settings: Mapping[str, Any]) -> Repor
     first, *others = folders
     index = ReportIndex.read(first)
     for folder in others:
-        check_same(read_settings(folder), settings, folder)
+        check_same_request(read_settings(folder), settings, folder, RULES)
         if not ReportIndex.read(folder).agrees_with(index):
             raise ReportError(
                 f"`{folder}` and `{first}` measured different rows: each job chose compute-matched "
@@ -140,6 +141,12 @@ def _strips(index: ReportIndex, store: MeasurementStore, shown: int) -> Strips:
 
 def _write(report: Report, strips: Strips, folder: Path, *, recorded: Report | None) -> None:
     text = json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    write_whole(folder / "report.md", markdown(report).encode())
-    write_whole(folder / "report.html", html(report, strips, recorded=recorded).encode())
-    write_whole(folder / "report.json", (text + "\n").encode())
+    files = {
+        "report.md": markdown(report),
+        "report.html": html(report, strips, recorded=recorded),
+        "report.json": text + "\n",
+    }
+    with refusals_as(ReportError, doing=f"make `{folder}`", advice=ADVICE):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_whole(folder / name, content.encode(), error=ReportError, advice=ADVICE)

@@ -15,13 +15,13 @@ from torch import Tensor
 from errata import canonical_json
 from errata.correct import Plan
 from errata.deploy import DeployedPipeline
+from errata.directories import write_whole
 from errata.errors import ReportError
 from errata.quality.metric import Metric
 from errata.quality.moments import FeatureStatistics
 from errata.quality.reference import Reference
 from errata.report.protocol import Protocol, Size, kernels_of
 from errata.report.results import FLOAT, Role
-from errata.report.store import write_whole
 
 Key = tuple[str, str]
 """Names of artifact and plan."""
@@ -31,6 +31,8 @@ FLOAT_KEY: Key = (FLOAT, "none")
 _DIGITS = 40
 # Written under this name since the first release, when the index was called a ledger.
 FILE, REFERENCE_FILE = "ledger.json", "reference.safetensors"
+ADVICE = "free some space, or choose another directory"
+"""What to do when a file of a report cannot be written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +221,8 @@ class ReportIndex:
 
     def write(self, folder: Path) -> None:
         """Write it beside the measurements."""
-        write_whole(folder / FILE, canonical_json.dumps(self.to_json()))
+        data = canonical_json.dumps(self.to_json())
+        write_whole(folder / FILE, data, error=ReportError, advice=ADVICE)
 
     @classmethod
     def read(cls, folder: Path) -> ReportIndex:
@@ -269,7 +272,7 @@ class Target:
         }
         if self.real is not None:
             tensors["real"] = self.real.float().contiguous()
-        write_whole(folder / REFERENCE_FILE, save(tensors))
+        write_whole(folder / REFERENCE_FILE, save(tensors), error=ReportError, advice=ADVICE)
 
     @classmethod
     def read(cls, folder: Path) -> Target:

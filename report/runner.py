@@ -22,6 +22,7 @@ from errata.correct import Plan
 from errata.correct.sampling import Inputs, batches_of, default_inputs
 from errata.deploy import DeployedPipeline
 from errata.durations import duration
+from errata.journal import Journal
 from errata.quality.metric import Metric
 from errata.quality.reference import Reference
 from errata.report.bundled_report import read_report
@@ -31,8 +32,8 @@ from errata.report.report_index import ReportIndex, RowSpec
 from errata.report.request import ReportRequest, Scorer, batch_names, statistics_digest
 from errata.report.results import UNCORRECTED, Report
 from errata.report.sampling import BatchSampler, RowSamplers, check_images
-from errata.report.sharding import Shard, Workers, locked
-from errata.report.store import MeasurementStore, Settings, open_folder
+from errata.report.sharding import Shard, Workers
+from errata.report.store import MeasurementStore, Settings, open_measurements
 from errata.report_options import OptionValues, current_options
 
 _log = logging.getLogger(__name__)
@@ -167,20 +168,31 @@ def measure_request(
     pipes = [artifact.pipe for artifact in request.artifacts.values()]
     check_images(request.reference, request.image_metrics, pipes)
     workers, shard = Workers(on_cpu=request.device.type == "cpu"), shard or Shard()
-    folder = _folder(Path(out), _settings(request), workers)
+    with _measurements(Path(out), _settings(request), workers) as journal:
+        _fill(journal, request, workers, shard, announce)
+    workers.wait()
+    return workers
+
+
+def _fill(
+    journal: Journal,
+    request: ReportRequest,
+    workers: Workers,
+    shard: Shard,
+    announce: Callable[[str], None],
+) -> None:
+    """Measure this process's batches; the first process of a job begins with what is done once."""
     batches = batches_of(request.samples, request.batch_size)
-    store = MeasurementStore([folder], batches=batches, names=batch_names(request.inputs, batches))
+    store = MeasurementStore(journal, batches=batches, names=batch_names(request.inputs, batches))
     sampler = _sampler(request, store)
     if workers.is_first:
-        with locked(folder):
-            measure_first_batch(request, folder, store, sampler)
+        with journal.alone():
+            measure_first_batch(request, journal.path, store, sampler)
     workers.wait()
-    index = ReportIndex.read(folder)
+    index = ReportIndex.read(journal.path)
     if workers.is_first:
         announce(_promise(index, shard))
     _sample(index.rows, sampler, workers.batches(shard, len(batches)), batches)
-    workers.wait()
-    return workers
 
 
 def _tell_notes(request: ReportRequest, announce: Callable[[str], None]) -> None:
@@ -202,12 +214,13 @@ def _settings(request: ReportRequest) -> Settings:
     )
 
 
-def _folder(out: Path, settings: Settings, workers: Workers) -> Path:
-    """Return the folder of measurements, which the first process makes and all check."""
+def _measurements(out: Path, settings: Settings, workers: Workers) -> Journal:
+    """Return the journal of measurements, which the first process of a job begins and all check."""
     if workers.is_first:
-        open_folder(out, settings)
+        with open_measurements(out, settings):
+            pass
     workers.wait()
-    return open_folder(out, settings)
+    return open_measurements(out, settings)
 
 
 def _sampler(request: ReportRequest, store: MeasurementStore) -> BatchSampler:

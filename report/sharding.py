@@ -1,30 +1,22 @@
 """Which batches a process measures: all of them, or its share among processes and independent jobs.
 
 Whole batches are shared: an image is made in the same batch by any process, so a report's numbers do not
-    depend
-on how many processes there were. One process at a time starts a report; the others wait for what it writes.
+depend on how many processes there were.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from errata.errors import ReportError
-from errata.file_lock import FileLock
 
 # Processes wait for each other at the end of a run, which may take days.
 _PATIENCE = timedelta(days=30)
-_LOCK = ".lock"
-# Seconds between two attempts to take the lock.
-_PAUSE = 0.2
 
 
 @dataclass(frozen=True)
@@ -101,21 +93,3 @@ class Workers:
     def batches(self, shard: Shard, total: int) -> Sequence[int]:
         """Return the numbers of the batches of this process, out of `total`."""
         return range(shard.index * self.count + self.index, total, shard.count * self.count)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, after waiting for other processes; it is released if the process dies."""
-    lock = _acquired(folder / _LOCK)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _acquired(path: Path) -> FileLock:
-    while True:
-        try:
-            return FileLock(path)
-        except BlockingIOError:
-            time.sleep(_PAUSE)

@@ -19,14 +19,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from errata import canonical_json, directories
-from errata.directories import check_is_vacant, refusals_as
+from errata.directories import check_is_vacant
 from errata.errors import ReportError
+from errata.journal import Journal
+from errata.journal_rules import JournalRules, read_request
 from errata.runtime.schedule import StepKind
 
-SCHEMA = "errata-measurements/1"
 FOLDER = "measurements"
-SETTINGS_FILE = "settings.json"
+RULES = JournalRules(
+    work="measurements",
+    format="errata-measurements/1",
+    error=ReportError,
+    request="settings.json",
+    lock=".lock",
+    logger="errata.report",
+    format_key="schema",
+    request_key=None,
+    is_shared=True,
+)
 FEATURES, LOGITS, SHOWN = "features", "logits", "shown"
 SCORE = "score."
 """Begins the name of a tensor that holds one number for each image."""
@@ -56,7 +66,7 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain JSON value."""
-        return {"schema": SCHEMA, **asdict(self), "scores": list(self.scores)}
+        return {**asdict(self), "scores": list(self.scores)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +112,20 @@ class BatchMeasured:
 
 
 class MeasurementStore:
-    """Folders of measurements; the first one is written to.
+    """Folders of measurements, of which at most one is written to.
 
     Args:
-        folders: made by `errata report`; a batch that one lacks may lie in another.
+        source: the journal that is filled, or folders that are only read; a batch that one lacks may lie in
+            another.
         batches: indices of the images of each batch.
         names: of the batches' files, see `errata.report.request.batch_names`.
     """
 
-    def __init__(self, folders: Sequence[Path], *, batches: Sequence[range], names: Sequence[str]) -> None:
-        self._folders = tuple(folders)
+    def __init__(
+        self, source: Journal | Sequence[Path], *, batches: Sequence[range], names: Sequence[str]
+    ) -> None:
+        self._journal = source if isinstance(source, Journal) else None
+        self._folders = (source.path,) if isinstance(source, Journal) else tuple(source)
         self.batches = tuple(batches)
         self.batch_names = tuple(names)
 
@@ -129,7 +143,14 @@ class MeasurementStore:
         return tuple(batch for batch in range(len(self.batches)) if not self.has(row, batch))
 
     def write(self, row: str, batch: int, measured: BatchMeasured) -> None:
-        """Store a batch, whole or not at all."""
+        """Store a batch, whole or not at all.
+
+        Raises:
+            ReportError: it cannot be written.
+            ValueError: the folders are only read.
+        """
+        if self._journal is None:
+            raise ValueError("these measurements are only read; make the store from a journal to add some")
         tensors = {FEATURES: measured.features.float(), SHOWN: measured.shown}
         tensors |= {f"{SCORE}{name}": values.double() for name, values in measured.scores.items()}
         if measured.logits is not None:
@@ -138,7 +159,7 @@ class MeasurementStore:
             {name: value.contiguous() for name, value in tensors.items()},
             metadata={"facts": json.dumps(asdict(measured.facts))},
         )
-        write_whole(self._path(self._folders[0], row, batch), data)
+        self._journal.write(f"{row}/{self.batch_names[batch]}", data)
 
     def chunks(self, row: str, name: str) -> Iterator[Tensor]:
         """Yield one tensor of every batch, in order.
@@ -226,21 +247,26 @@ class MeasurementStore:
         return folder / row / f"{self.batch_names[batch]}.safetensors"
 
 
-def open_folder(out: Path, settings: Settings) -> Path:
-    """Return the folder of measurements in `out`, which is made unless it is there with the same settings.
+def open_measurements(out: Path, settings: Settings) -> Journal:
+    """Return the journal, a context manager, of the measurements in `out`.
 
-    Raises:
-        ReportError: `out` holds something else, or measurements with other settings.
+    Entering it raises ReportError if `out` holds something else, or measurements with other settings.
     """
     folder = out / FOLDER
-    if (folder / SETTINGS_FILE).is_file():
-        check_same(read_settings(folder), settings.to_json(), folder)
-        return folder
-    check_is_vacant(out, error=ReportError)
-    if not out.parent.is_dir():
-        raise ReportError(f"cannot make `{out}`: `{out.parent}` is not a directory; create it first")
-    write_whole(folder / SETTINGS_FILE, canonical_json.dumps(settings.to_json()))
-    return folder
+
+    def check_place() -> None:
+        if (folder / RULES.request).is_file():
+            return
+        try:
+            check_is_vacant(out, error=ReportError)
+        except ReportError:
+            if not _holds_only(out, folder):
+                raise
+            # Another process may begin it right now: the journal looks at what the folder holds.
+        if not out.parent.is_dir():
+            raise ReportError(f"cannot make `{out}`: `{out.parent}` is not a directory; create it first")
+
+    return Journal(folder, settings.to_json(), RULES, check_place=check_place)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -249,45 +275,16 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
         ReportError: it holds none, or those of another version.
     """
-    file = folder / SETTINGS_FILE
-    try:
-        value = canonical_json.loads_strict(file.read_bytes())
-    except (OSError, ValueError) as problem:
+    if not (folder / RULES.request).is_file():
         raise ReportError(
-            f"`{folder}` holds no measurements of `errata report` ({problem}); give the --out of such a run"
-        ) from problem
-    schema = value.get("schema") if isinstance(value, dict) else None
-    if schema != SCHEMA:
-        raise ReportError(f"`{file}` has schema {schema!r}; this release reads {SCHEMA!r}")
-    return dict(value)
+            f"`{folder}` holds no measurements of `errata report`; give the --out of such a run"
+        )
+    settings, _ = read_request(folder, RULES)
+    return settings
 
 
-def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
-    """Check that measurements in `folder` were made with the settings that are wanted.
-
-    Raises:
-        ReportError: naming the first difference.
-    """
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise ReportError(
-                f"`{folder}` was measured with {name} {_short(found.get(name))}, now it is {_short(value)}; "
-                "give the same options to resume, or choose another directory"
-            )
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file of a report, and its directory where there is none, complete or not at all.
-
-    Raises:
-        ReportError: it cannot be written.
-    """
-    advice = "free some space, or choose another directory"
-    with refusals_as(ReportError, doing=f"make `{path.parent}`", advice=advice):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    directories.write_whole(path, data, error=ReportError, advice=advice)
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return f"{text[:12]}…" if isinstance(value, str) and len(text) > 24 else repr(value)
+def _holds_only(out: Path, folder: Path) -> bool:
+    try:
+        return list(out.iterdir()) == [folder]
+    except OSError:
+        return False

@@ -35,15 +35,17 @@ from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline
 from errata.correct.sampling import batches_of
 from errata.deploy import DeployedPipeline
+from errata.directories import write_whole
 from errata.errors import ReportError
+from errata.journal import Journal
 from errata.pipelines import ClassConditionalLDMPipeline
 from errata.quality import Estimate, Reference
 from errata.quality.clip_score import ClipScore
 from errata.report import Report, Scorer
-from errata.report.report_index import Target, float_row
+from errata.report.report_index import ADVICE, Target, float_row
 from errata.report.request import batch_names, chosen_metrics, statistics_digest
 from errata.report.sampling import BatchSampler, RowSamplers
-from errata.report.store import MeasurementStore, write_whole
+from errata.report.store import FOLDER, RULES, MeasurementStore
 from errata.report.summarize import RowSummarizer
 
 SCHEDULERS = ("DDIMScheduler", "PNDMScheduler")
@@ -170,7 +172,7 @@ class Bench:
                     resamples=self.resamples,
                     command=self.command,
                 )
-            write_whole(file, (out / "report.json").read_bytes())
+            write_whole(file, (out / "report.json").read_bytes(), error=ReportError, advice=ADVICE)
         return Report.from_json(json.loads(file.read_bytes()))
 
     def float_model(self) -> FloatModel:
@@ -178,16 +180,19 @@ class Bench:
         out = self._reports / f"float-{digest_of(self._measured())}"
         file = self._reports / f"float-{digest_of([self._measured(), self.resamples])}.json"
         if not file.exists():
-            with stage("report", f"float model, {self.row.samples} images"):
-                found = self._measure_float(out).to_json()
-            write_whole(file, json.dumps(found).encode() + b"\n")
+            with (
+                stage("report", f"float model, {self.row.samples} images"),
+                Journal(out / FOLDER, self._measured(), RULES) as journal,
+            ):
+                found = self._measure_float(journal).to_json()
+            write_whole(file, json.dumps(found).encode() + b"\n", error=ReportError, advice=ADVICE)
         return FloatModel.from_json(json.loads(file.read_bytes()))
 
-    def _measure_float(self, out: Path) -> FloatModel:
-        """As a report measures a row, without an artifact; goes on with what `out` holds."""
+    def _measure_float(self, journal: Journal) -> FloatModel:
+        """As a report measures a row, without an artifact; goes on with what the journal holds."""
         row, inputs = self.row, self.conditions.inputs
         batches = batches_of(row.samples, row.batch_size)
-        store = MeasurementStore([out], batches=batches, names=batch_names(inputs, batches))
+        store = MeasurementStore(journal, batches=batches, names=batch_names(inputs, batches))
         sampler = BatchSampler(
             RowSamplers({}, self.pipe, seed=row.seed, inputs=inputs),
             store,

@@ -14,8 +14,8 @@ from diffusers import DDIMPipeline
 from errata import CalibrationError, calibration
 from errata.calibration.document import PARTIAL, Recording
 from errata.calibration.shards import write_shard
-from errata.file_lock import FileLock
 from errata.journal import Journal
+from errata.journal_rules import FileLock
 
 OPTIONS: dict[str, Any] = {"num_inference_steps": 4, "num_samples": 7, "batch_size": 2, "seed": 3}
 NUM_CALLS = 4 * 4  # four sample-batches of four steps

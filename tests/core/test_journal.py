@@ -9,21 +9,10 @@ from torch import Tensor
 
 from errata.compress.jobs.stages import RULES, count_finished, open_journal, work_directory
 from errata.errors import RecipeError, ReportError
-from errata.file_lock import FileLock
 from errata.journal import Journal, without_journal
-from errata.journal_rules import JournalRules
+from errata.journal_rules import FileLock
+from errata.report.store import RULES as SHARED
 
-# What several processes fill at the same time, as the measurements of a report.
-SHARED = JournalRules(
-    work="measurements",
-    format="errata-measurements/1",
-    error=ReportError,
-    request="settings.json",
-    lock=".lock",
-    format_key="schema",
-    request_key=None,
-    is_shared=True,
-)
 REQUEST = {"model": "a" * 64, "recipe": {"bits": 4, "cache": None}}
 
 

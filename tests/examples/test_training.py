@@ -14,6 +14,8 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
+from errata.errors import ErrataError
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MODULES = ("training", "training_checkpoint", "training_loss", "training_plan", "training_record")
 STEPS = 6
@@ -141,9 +143,10 @@ def test_a_failed_write_leaves_the_last_checkpoint(
         raise OSError("disk full")
 
     monkeypatch.setattr(scripts.training_checkpoint, "save_file", break_off)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ErrataError, match=r"cannot write `.*checkpoint.safetensors`: disk full; free some"):
         run(scripts, checkpoints=tmp_path, plan={"steps": STEPS + 1})
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+    assert not (tmp_path / "checkpoint.safetensors.partial").exists()
 
 
 def test_sigterm_is_restored_after_a_run(scripts: SimpleNamespace, tmp_path: Path) -> None:

@@ -159,10 +159,10 @@ def test_other_settings_are_refused(
 ) -> None:
     _, out = whole
     with pytest.raises(
-        ReportError, match="was measured with seed 3, now it is 4; give the same options to resume"
+        ReportError, match="measurements of another request: seed was 3, is now 4; repeat that request"
     ):
         run({"mine": deployed}, PLANS, reference, out, **{**OPTIONS, "seed": 4})
-    with pytest.raises(ReportError, match="was measured with batch_size 2, now it is 5"):
+    with pytest.raises(ReportError, match="of another request: batch_size was 2, is now 5; repeat"):
         run({"mine": deployed}, PLANS, reference, out, **{**OPTIONS, "batch_size": 5})
 
 

@@ -1,1 +1,0 @@
-../../core/file_lock.py
