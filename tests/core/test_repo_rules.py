@@ -22,8 +22,8 @@ PACKAGES = [name for name, folder in FOLDERS.items() if (ROOT / folder / "__init
 GRAPH = import_graph.read_graph()
 # Modules that import each other, inside functions. May only become fewer.
 KNOWN_CYCLES: list[tuple[str, ...]] = []
-# Modules that a single other one imports. May only become fewer: the goal is 43.
-MOST_IMPORTED_ONCE = 95
+# Modules that a single other one imports. May only become fewer.
+MOST_IMPORTED_ONCE = 45
 # What the base of the package, in core/, may not know: anything that is built on it.
 FRONT_DOOR = ("errata.cli", "errata.demo", "errata.quality")
 
