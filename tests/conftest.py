@@ -31,6 +31,36 @@ from errata.fingerprint import value_digest
 torch.set_num_threads(1)
 
 
+# Files and folders whose tests take many seconds together: `make quick` leaves them out.
+SLOW = (
+    "benchmarks/test_paper_run.py",
+    "compress/rounding",
+    "compress/test_",
+    "core/quality/test_agreement.py",
+    "core/test_cli_",
+    "core/test_demo.py",
+    "core/test_optional_packages.py",
+    "core/test_pages.py",
+    "core/test_reference.py",
+    "correct/analysis",
+    "correct/planner/test_planning.py",
+    "deploy/cpu/test_fusion.py",
+    "deploy/cuda",
+    "deploy/engines",
+    "deploy/test_cache",
+    "deploy/test_hostile_artifacts.py",
+    "examples",
+    "pipelines",
+    "report",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -299,7 +299,7 @@ def test_compressed_pipelines_are_refused(deployed: DeployedPipeline) -> None:
         pass
 
     compressed: Any = CompressedPipeline(deployed.pipe, num_inference_steps=STEPS)
-    message = "not a CompressedPipeline: freeze it first, deploy.load\\(deploy.export\\(compressed, out\\)\\)"
+    message = "not a CompressedPipeline: freeze it first, deploy.load\\(deploy.deploy\\(compressed, out\\)\\)"
     with pytest.raises(TypeError, match=message):
         wrap(compressed, Plan(IEC()))
 

@@ -284,7 +284,7 @@ def test_what_no_artifact_may_name_is_refused(tiny_compressed: Make, tmp_path: P
     for other, message in [
         (
             OwnPipeline(unet=pipe.unet, scheduler=pipe.scheduler),
-            "OwnPipeline is a pipeline of neither diffusers",
+            "OwnPipeline is not a pipeline of diffusers or errata",
         ),
         (
             LDMPipeline(vqvae=VQModel(), unet=pipe.unet, scheduler=OwnScheduler()),

@@ -125,6 +125,6 @@ def test_what_32_bit_offsets_cannot_reach_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(operators, "LARGEST_TENSOR", 10)
     x = torch.ones(3, 2, 2, 1)
     with pytest.raises(
-        ValueError, match=r"the input \[3, 2, 2, 1\] reaches over 11 elements; the kernel takes 10"
+        ValueError, match=r"the input \[3, 2, 2, 1\] spans 11 elements; the kernel takes at most 10"
     ):
         activation_codes(x, SCALES, ZERO_POINTS, torch.tensor([0]))
