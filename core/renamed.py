@@ -258,6 +258,12 @@ class _Loader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         places = MODULES[module.__name__]
+        parent, _, child = module.__name__.rpartition(".")
+        taken = getattr(sys.modules[parent], "__dict__", {}).get(child)
+        if isinstance(taken, ModuleType):
+            # What is imported becomes an attribute of its package, in place of what has that name there.
+            sys.modules[module.__name__] = taken
+            return
 
         def find(name: str) -> Any:
             wanted = NAMES.get(name, name)

@@ -11,7 +11,7 @@ from errata import renamed
 
 @pytest.mark.parametrize("old", sorted(renamed.MODULES))
 def test_an_old_module_can_be_imported(old: str) -> None:
-    assert importlib.import_module(old).__name__ == old
+    assert importlib.import_module(old).__name__ in (old, *renamed.MODULES[old])
     for new in renamed.MODULES[old]:
         assert importlib.import_module(new).__name__ == new
 
@@ -61,3 +61,10 @@ def test_it_is_installed_once() -> None:
     before = list(sys.meta_path)
     renamed.install()
     assert sys.meta_path == before
+
+
+def test_an_old_name_leaves_what_its_package_has_of_that_name() -> None:
+    from errata import cli, quiet
+
+    importlib.import_module("errata.cli.quiet")
+    assert cli.__dict__["quiet"] is quiet
