@@ -35,6 +35,7 @@ from errata.correct.methods.langevin import Langevin
 from errata.correct.methods.lookahead import Lookahead
 from errata.correct.methods.refresh import Refresh
 from errata.correct.methods.second_order import SecondOrder
+from errata.correct.methods.sheet import Sheet
 from errata.correct.noise_levels import NoiseLevels
 from errata.correct.pipeline import CorrectedPipeline, wrap
 from errata.correct.planner.candidates import Candidate, candidates_for
@@ -42,6 +43,7 @@ from errata.correct.planner.expectation import Expectation
 from errata.correct.planner.planning import plan
 from errata.correct.plans import Plan
 from errata.correct.registry import register_method
+from errata.correct.sheets.fitting import NoGainError, fit_sheet
 from errata.correct.stats import RunStats, StepStats, overhead
 from errata.correct.traits import Traits
 from errata.renamed import old_names
@@ -67,11 +69,13 @@ __all__ = [
     "Langevin",
     "Lookahead",
     "Method",
+    "NoGainError",
     "NoiseLevels",
     "Plan",
     "Refresh",
     "RunStats",
     "SecondOrder",
+    "Sheet",
     "StepStats",
     "StepView",
     "Traits",
@@ -80,6 +84,7 @@ __all__ = [
     "attach",
     "candidates_for",
     "fit_forecast",
+    "fit_sheet",
     "overhead",
     "plan",
     "register_method",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from errata.correct.batch_invariance import BatchInvariantDenoiser, FreshNoise, run_row_by_row
@@ -11,12 +12,12 @@ from errata.correct.corrector import Corrector, CorrectorContext, Method
 from errata.correct.guidance import asked_scale
 from errata.correct.latent_upscaler import scheduler_timesteps
 from errata.correct.noise_levels import NoiseLevels
-from errata.correct.plan_check import check_call, check_plan, check_scheduler
+from errata.correct.plan_check import Placed, check_call, check_plan, check_scheduler
 from errata.correct.plans import Plan
 from errata.correct.scheduler_hook import SchedulerHook, decide
 from errata.correct.stats import RunStats, overhead, run_stats
 from errata.correct.step_rule import is_linear, keeps_samples
-from errata.correct.traits import traits_of
+from errata.correct.traits import acts_between, traits_of
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError
 from errata.runtime.denoiser import Denoiser
@@ -72,6 +73,7 @@ class CorrectedPipeline:
         self._levels: NoiseLevels | None = None
         self._checked_with: tuple[Any, Any] | None = None
         self._check_scheduler()
+        self._network_corrections = self._corrections_of_network()
         self.steps = tuple(sorted({step for _, steps in self._placed for step in steps}))
         self._is_batch_invariant = batch_invariant
         self._stats: RunStats | None = None
@@ -96,7 +98,11 @@ class CorrectedPipeline:
         self._check_scheduler()
         asked = asked_scale(self.deployed.pipe, arguments)
         check_call(self._placed, asked)
-        acting = [(method, method.corrector(self._context(steps))) for method, steps in self._placed]
+        acting = [
+            (method, method.corrector(self._context(steps)))
+            for method, steps in self._placed
+            if acts_between(method)
+        ]
         run = self._start(acting)
         if self._is_batch_invariant:
             run_row_by_row(run.pipe)
@@ -120,7 +126,19 @@ class CorrectedPipeline:
     @property
     def _denoiser(self) -> Denoiser:
         denoiser = self.deployed.denoiser
+        for correct in self._network_corrections:
+            denoiser = correct(denoiser)
         return BatchInvariantDenoiser(denoiser) if self._is_batch_invariant else denoiser
+
+    @property
+    def levels(self) -> NoiseLevels | None:
+        """Noise levels of the artifact's calls; None if they are not known for its scheduler."""
+        return self._levels
+
+    @property
+    def placed(self) -> Placed:
+        """The methods of the plan, in order, each with the calls at which it acts."""
+        return self._placed
 
     @property
     def stats(self) -> RunStats:
@@ -152,6 +170,12 @@ class CorrectedPipeline:
         contexts = [(method, self._context(steps)) for method, steps in self._placed]
         check_scheduler(contexts, is_linear=is_linear(scheduler))
         self._checked_with = scheduler, config
+
+    def _corrections_of_network(self) -> list[Callable[[Denoiser], Denoiser]]:
+        correcting: list[tuple[Any, tuple[int, ...]]] = [
+            (method, steps) for method, steps in self._placed if traits_of(method).corrects_network
+        ]
+        return [method.network_correction(self, steps) for method, steps in correcting]
 
     def _context(self, steps: tuple[int, ...]) -> CorrectorContext:
         denoiser = self.deployed.denoiser

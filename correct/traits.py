@@ -6,11 +6,16 @@ for the class of a method, so a method of your own gets the same checks as errat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from errata.correct.corrector import Corrector, Method
 from errata.errors import PlanError
+from errata.runtime.denoiser import Denoiser
+
+if TYPE_CHECKING:
+    from errata.correct.pipeline import CorrectedPipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +23,9 @@ class Traits:
     """The attribute `traits` of a method. What is not named here does not happen.
 
     Attributes:
+        corrects_network: it changes what the network returns, at every evaluation of its steps, those of
+            other methods included. Such a method also has the function `network_correction`, see
+            `CorrectsNetwork`.
         changes_prediction: the scheduler gets another prediction than the pipeline's.
         sets_sample: whether the method replaces the sample that a step returns. Another method cannot change
             the prediction of the same step afterwards. "if_nonlinear" is for methods that need it only where
@@ -34,6 +42,7 @@ class Traits:
         per_image: it decides for each image alone, so an image does not depend on the rest of its batch.
     """
 
+    corrects_network: bool = False
     changes_prediction: bool = False
     sets_sample: Literal["never", "if_nonlinear", "always"] = "never"
     shifts_sample: bool = False
@@ -47,12 +56,36 @@ class Traits:
     per_image: bool = True
 
 
+# What a method does that acts on the network and nowhere else.
+_NETWORK_ALONE = Traits(corrects_network=True)
+
+
 class DeclaredMethod(Method, Protocol):
     """A `Method` that says what it does."""
 
     @property
     def traits(self) -> Traits:
         """Return what this method does and needs; a plain class attribute will do."""
+
+
+class CorrectsNetwork(Protocol):
+    """A method whose traits say `corrects_network`."""
+
+    def network_correction(
+        self, corrected: CorrectedPipeline, steps: tuple[int, ...]
+    ) -> Callable[[Denoiser], Denoiser]:
+        """Return a function that wraps a denoiser so that its predictions at `steps` are corrected.
+
+        Asked once, when a plan is attached to an artifact.
+
+        Raises:
+            PlanError: the method cannot serve this artifact or this plan.
+        """
+
+
+def acts_between(method: object) -> bool:
+    """Return whether a method acts around denoiser calls, and not in the network alone."""
+    return declared_traits(method) != _NETWORK_ALONE
 
 
 def declared_traits(method: object) -> Traits | None:

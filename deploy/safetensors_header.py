@@ -60,16 +60,36 @@ def read_header(file: Path) -> Header:
         ArtifactCorruptError: naming the file, and the tensor or number at fault.
     """
     size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = _header_length(file, opened.read(_COUNT_BYTES), size)
+        text = opened.read(length)
+    return _checked(file, text, size - _COUNT_BYTES - length)
+
+
+def header_of(data: bytes, file: Path) -> Header:
+    """Read and check the header of a whole file that is in memory; `file` is its name, for errors.
+
+    Raises:
+        ArtifactCorruptError: naming the file, and the tensor or number at fault.
+    """
+    length = _header_length(file, data[:_COUNT_BYTES], len(data))
+    end = _COUNT_BYTES + length
+    return _checked(file, data[_COUNT_BYTES:end], len(data) - end)
+
+
+def _header_length(file: Path, count: bytes, size: int) -> int:
     if size < _COUNT_BYTES:
         raise _refusal(file, f"{size} bytes cannot hold the length of a header")
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(_COUNT_BYTES), "little")
-        if length > LARGEST_HEADER:
-            raise _refusal(file, f"it declares a header of {length:,} bytes; allowed are {LARGEST_HEADER:,}")
-        data_bytes = size - _COUNT_BYTES - length
-        if data_bytes < 0:
-            raise _refusal(file, f"it declares a header of {length:,} bytes, and has {size:,} in all")
-        text = opened.read(length)
+    length = int.from_bytes(count, "little")
+    if length > LARGEST_HEADER:
+        raise _refusal(file, f"it declares a header of {length:,} bytes; allowed are {LARGEST_HEADER:,}")
+    if length > size - _COUNT_BYTES:
+        raise _refusal(file, f"it declares a header of {length:,} bytes, and has {size:,} in all")
+    return length
+
+
+def _checked(file: Path, text: bytes, data_bytes: int) -> Header:
+    """Return the header in `text`, which is followed by so many bytes of tensors."""
     value = _parse(file, text)
     metadata = value.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(item, str) for item in metadata.values()):

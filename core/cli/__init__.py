@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from errata import __version__, quiet
-from errata.cli import calibrate, compress, demo, deploy, generate, inspect, plan, report, sharing
+from errata.cli import calibrate, compress, demo, deploy, generate, inspect, plan, report, sharing, sheet
 from errata.cli.usage import Commands, OneLineParser, UsageError
 from errata.errors import ErrataError
 from errata.memory import keep_freed_memory
@@ -29,7 +29,7 @@ GROUPS: Mapping[str, Sequence[Callable[[Commands], None]]] = {
     "See it work": (demo.add_parser,),
     "Make a model smaller and faster": (calibrate.add_parser, compress.add_parser, deploy.add_parser),
     "Check it and use it": (inspect.add_verify_parser, inspect.add_parser, generate.add_parser),
-    "Get quality back, and measure it": (plan.add_parser, report.add_parser),
+    "Get quality back, and measure it": (sheet.add_parser, plan.add_parser, report.add_parser),
     "Run it elsewhere, and share it": (
         deploy.add_onnx_parser,
         sharing.add_sign_parser,
@@ -67,6 +67,7 @@ COMMAND_OF: Mapping[str, str] = {
     "calibration.collect": "errata calibrate",
     "compress.apply": "errata compress",
     "compress.compress": "errata compress",
+    "correct.fit_sheet": "errata sheet",
     "correct.plan": "errata plan",
     "deploy.deploy": "errata deploy",
     "deploy.export": "errata deploy",

@@ -48,10 +48,15 @@ def read_conditions(args: argparse.Namespace, count: int) -> "tuple[list[str] | 
     for what, values in (("prompts", prompts), ("labels", labels)):
         if values is not None and len(values) < count:
             raise UsageError(
-                f"`{getattr(args, what)}` has {len(values)} {what}, and --samples {count} needs one for each "
-                f"image; add {what}, or lower --samples"
+                f"`{getattr(args, what)}` has {len(values)} {what}, and {_count_told(args)} needs one for "
+                f"each image; add {what}, or lower --samples"
             )
     return prompts, labels
+
+
+def _count_told(args: argparse.Namespace) -> str:
+    held_out = getattr(args, "held_out", None)
+    return f"--samples {args.samples}" + ("" if held_out is None else f" with --held-out {held_out}")
 
 
 def check_conditions(pipe: Any, args: argparse.Namespace, labels: list[int] | None, *, way_out: str) -> None:

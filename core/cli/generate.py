@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from errata.cli.inputs import call_arguments, rejections_as_errors
 from errata.cli.output import emit
-from errata.cli.plans import add_plan_options, plan_from
+from errata.cli.plans import add_plan_options, add_sheet_option, plan_from, with_sheet
 from errata.cli.usage import (
     Commands,
     UsageError,
@@ -73,6 +73,7 @@ def add_parser(commands: Commands) -> None:
     )
     add_device_option(parser)
     add_backend_option(parser)
+    add_sheet_option(parser.add_argument_group("sheet"))
     add_plan_options(parser)
     parser.set_defaults(run=run)
 
@@ -80,7 +81,7 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     check_seeds(args.seed, args.images)
-    plan = plan_from(args)
+    plan = with_sheet(plan_from(args), args.sheet)
 
     from errata import correct, deploy
     from errata.directories import staged_directory

@@ -17,12 +17,12 @@ from errata.cli.usage import (
     add_device_option,
     add_features_option,
     add_seed_option,
+    check_new_file,
     check_seeds,
     open_reference,
     overhead,
     several,
 )
-from errata.errors import PlanError
 
 if TYPE_CHECKING:
     from errata.correct import Plan
@@ -83,7 +83,7 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     check_seeds(args.seed, 3 * args.samples)  # of the search, of the final measurement, and of what is fitted
-    _check_place(args.out)
+    check_new_file(args.out)
     reference = _reference(args)
 
     from errata import deploy
@@ -110,18 +110,6 @@ def _reference(args: argparse.Namespace) -> "Reference | None":
     if args.features is not None:
         raise UsageError("--features has no effect without --reference; give real images, or leave it out")
     return None
-
-
-def _check_place(out: Path) -> None:
-    """Check, before the search, that the file can be written.
-
-    Raises:
-        PlanError: the file exists, or its folder does not.
-    """
-    if out.exists() or out.is_symlink():
-        raise PlanError(f"`{out}` exists; choose another file or remove it")
-    if not out.parent.is_dir():
-        raise PlanError(f"cannot write `{out}`: `{out.parent}` is not a directory; create it first")
 
 
 def _text(plan: "Plan", out: Path) -> str:

@@ -94,6 +94,30 @@ def methods_help() -> str:
     )
 
 
+def add_sheet_option(group: argparse._ArgumentGroup) -> None:
+    """Declare the option of a sheet."""
+    group.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="FILE",
+        help="a sheet that `errata sheet` fitted to this artifact; goes with any other correction",
+    )
+
+
+def with_sheet(plan: "Plan", path: Path | None) -> "Plan":
+    """Return the plan with the sheet in a file; itself without one.
+
+    Raises:
+        PlanError: the file is not a sheet.
+    """
+    if path is None:
+        return plan
+
+    from errata.correct import Plan, Sheet
+
+    return Plan(Sheet.load(path)) + plan
+
+
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of one plan; those not given are None, so that the library's defaults hold."""
     group = parser.add_argument_group("correction")

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
+from errata.errors import PlanError
+
 if TYPE_CHECKING:
     from errata.quality import Reference
 
@@ -169,6 +171,18 @@ def check_seeds(seed: int, count: int) -> None:
         raise UsageError(f"--seed {seed} is too large for {count} images; the largest is {SEEDS - count}")
 
 
+def check_new_file(out: Path) -> None:
+    """Check, before long work, that a plan or a sheet can be written to a new file.
+
+    Raises:
+        PlanError: the file exists, or its folder does not.
+    """
+    if out.exists() or out.is_symlink():
+        raise PlanError(f"`{out}` exists; choose another file or remove it")
+    if not out.parent.is_dir():
+        raise PlanError(f"cannot write `{out}`: `{out.parent}` is not a directory; create it first")
+
+
 def seed(text: str) -> int:
     """Read a seed that torch accepts."""
     number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
@@ -200,6 +214,14 @@ def several(text: str) -> int:
     number = positive(text)
     if number < 2:
         raise argparse.ArgumentTypeError(f"`{text}` is too few; give at least 2")
+    return number
+
+
+def eight_or_more(text: str) -> int:
+    """Read a whole number of 8 or more."""
+    number = positive(text)
+    if number < 8:
+        raise argparse.ArgumentTypeError(f"`{text}` is too few; give at least 8")
     return number
 
 

@@ -1,0 +1,1 @@
+"""Errata sheets: what one holds, its file, and how it is fitted."""

@@ -1,0 +1,100 @@
+"""The method that a sheet is fitted with: it asks the teacher at every evaluation, learns, and corrects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errata.correct.corrector import Corrector, CorrectorContext
+from errata.correct.pipeline import CorrectedPipeline
+from errata.correct.sheets.moments import Moments
+from errata.correct.sheets.teacher import Teacher
+from errata.correct.traits import Traits
+from errata.runtime.denoiser import Conditioning, Denoiser
+from errata.runtime.output_map import mapped
+from errata.runtime.schedule import CacheSchedule, StepKind
+
+
+@dataclass(frozen=True, eq=False)
+class Learning:
+    """A correction by the map of all moments so far, to which every evaluation adds its own first.
+
+    The first evaluation of a call and kind in a run is learned from; those that other methods of the plan
+    repeat there are only corrected.
+
+    Args:
+        teacher: what the right prediction is.
+        moments: what is added to.
+    """
+
+    traits = Traits(corrects_network=True)
+
+    teacher: Teacher
+    moments: Moments
+    _images: list[int] = field(default_factory=list)
+    _maps: dict[tuple[int, StepKind], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def begin(self, images: range) -> None:
+        """Begin a run that samples these images."""
+        self._images[:] = images
+        self._maps.clear()
+
+    def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
+        """Return all calls."""
+        return tuple(range(schedule.num_steps))
+
+    def check(self, context: CorrectorContext) -> None:
+        """Accept every scheduler."""
+
+    def corrector(self, context: CorrectorContext) -> Corrector:
+        """Return a corrector that does nothing between network and scheduler."""
+        return Corrector(context)
+
+    def network_correction(
+        self, corrected: CorrectedPipeline, steps: tuple[int, ...]
+    ) -> Callable[[Denoiser], Denoiser]:
+        """Return what puts the learning map behind a denoiser."""
+        return lambda denoiser: _LearningDenoiser(denoiser, self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Learning is not stored: see `Sheet`."""
+        raise NotImplementedError("a plan that learns has no file; store the sheet that it leads to")
+
+    def corrected(
+        self, prediction: Tensor, x: Tensor, step: int, kind: StepKind, cond: Conditioning
+    ) -> Tensor:
+        """Learn from an evaluation, and return its corrected prediction."""
+        if (step, kind) not in self._maps:
+            target = self.teacher.prediction(x, step, kind, cond)
+            if target is not None:
+                images = torch.arange(len(x)) % len(self._images) + self._images[0]
+                self.moments.add(step, kind, prediction, target, images)
+            self._maps[step, kind] = self.moments.map_of(step, kind)
+        matrix, bias = self._maps[step, kind]
+        return mapped(prediction, matrix.to(prediction.device), bias.to(prediction.device))
+
+
+class _LearningDenoiser:
+    """A `Denoiser` whose predictions go through `Learning`."""
+
+    def __init__(self, denoiser: Denoiser, learning: Learning) -> None:
+        self._denoiser, self._learning = denoiser, learning
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._denoiser, name)
+
+    def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
+        """See `Denoiser.full`."""
+        prediction, feature = self._denoiser.full(x, step, cond)
+        return self._learning.corrected(prediction, x, step, "full", cond), feature
+
+    def cached(
+        self, x: Tensor, step: int, cond: Conditioning, feature: Tensor, *, is_extrapolated: bool = False
+    ) -> Tensor:
+        """See `Denoiser.cached`."""
+        prediction = self._denoiser.cached(x, step, cond, feature, is_extrapolated=is_extrapolated)
+        return self._learning.corrected(prediction, x, step, "cached", cond)
