@@ -44,8 +44,8 @@ class CallMaps:
         calls, channels = self.bias.shape if self.bias.ndim == 2 else (0, 0)
         if self.matrix.shape != (calls, channels, channels) or not calls:
             raise ValueError(
-                f"matrix {tuple(self.matrix.shape)} and bias {tuple(self.bias.shape)} do not belong together; "
-                "they must be (T, C, C) and (T, C)"
+                f"matrix {tuple(self.matrix.shape)} and bias {tuple(self.bias.shape)} do not belong "
+                "together; they must be (T, C, C) and (T, C)"
             )
         if not bool(self.matrix.isfinite().all() and self.bias.isfinite().all()):
             raise ValueError("a number of the output map is not finite")

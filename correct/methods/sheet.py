@@ -114,15 +114,14 @@ class Sheet:
         methods, steps = self.parts_of(corrected)
         if (list(methods), list(steps)) == (list(self.facts.plan), list(self.facts.plan_steps)):
             return
-        told = [" + ".join(part["type"] for part in plan) or "none" for plan in (self.facts.plan, methods)]
-        other = (
-            f"with {told[1]}"
-            if told[0] != told[1]
-            else f"with {told[1]} at other steps or with other options"
-        )
+        fitted, used = (" + ".join(part["type"] for part in plan) for plan in (self.facts.plan, methods))
+        other = used or "no other method"
+        if fitted == used:
+            other = f"{used} at other steps or with other options"
         warnings.warn(
-            f"this sheet was fitted to the artifact with {told[0]}, and is used {other}: what it is worth "
-            "here was not measured; fit one under this plan, or measure it in a report",
+            f"this sheet was fitted to the artifact with {fitted or 'no other method'}, and is used with "
+            f"{other}: what it is worth here was not measured; fit one under this plan, or measure it in a "
+            "report",
             UserWarning,
             stacklevel=5,
         )
@@ -183,7 +182,7 @@ class Sheet:
         return (
             f"sheet for the artifact {facts.artifact[:12]}…{under}: {len(facts.levels.values)} denoiser "
             f"calls, {len(self.to_bytes()):,} bytes\n"
-            f"PSNR to {teacher}: {measured.psnr:.2f} dB without it, {measured.corrected_psnr:.2f} dB with it, "
+            f"PSNR to {teacher}: {measured.psnr:.2f} dB, with the sheet {measured.corrected_psnr:.2f} dB, "
             f"{measured.change:+.2f} dB ({measured.low:+.2f} to {measured.high:+.2f}) on {measured.images} "
             "images that it was not fitted to"
         )

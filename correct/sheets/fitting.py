@@ -15,7 +15,6 @@ Source: this project; see `errata.correct.sheets.moments` for the fit of one cal
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,7 +219,7 @@ class _Fit:
             bar.update(len(batch))
 
     def _judge(self, part: str, sheets: list[Sheet], stage: Stage, bar: Any) -> Tensor:
-        """Return PSNR to the teacher's images, `(1 + sheets, images)`, dB: without a sheet, then with each."""
+        """Return PSNR to the teacher's images, `(1 + sheets, images)`, dB: first without a sheet."""
         teacher = self._teacher.sampler(seed=self._choices.seed, inputs=self.inputs)
         samplers = [self._sampler(None), *map(self._sampler, sheets)]
         rows = []

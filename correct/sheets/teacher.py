@@ -60,7 +60,7 @@ class FloatTeacher:
         if found != expected:
             raise PlanError(
                 f"the teacher's UNet ({found[:12]}…) is not the one that the artifact was made from "
-                f"({str(expected)[:12]}…); pass the same pipeline, in the precision in which it was calibrated"
+                f"({str(expected)[:12]}…); give the pipeline that was calibrated, in the same precision"
             )
         self._pipe, self._steps = pipe, deployed.num_inference_steps
         self._timesteps = deployed.denoiser.timesteps

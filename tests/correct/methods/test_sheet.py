@@ -86,7 +86,7 @@ PLANS = {
 
 @pytest.mark.parametrize("name", PLANS)
 def test_it_corrects_every_evaluation_and_so_is_a_better_network(name: str, cached: DeployedPipeline) -> None:
-    """Under any plan, what IEC evaluates included, it is the plan on an artifact whose network has the map."""
+    """It is the plan on an artifact whose network has the map, what IEC evaluates included."""
     plan = PLANS[name]
     sheet = sheet_for(cached, plan)
     better = cached.clone()
@@ -137,7 +137,7 @@ def test_loading_checks_the_artifact(
 
 def test_a_plan_that_it_was_not_fitted_under_is_told(cached: DeployedPipeline) -> None:
     sheet = sheet_for(cached)
-    with pytest.warns(UserWarning, match="with none, and is used with Forecast"):
+    with pytest.warns(UserWarning, match="with no other method, and is used with Forecast"):
         correct.wrap(cached, Plan(sheet) + Plan(Forecast()))
     fitted = sheet_for(cached, Plan(Forecast()))
     with pytest.warns(UserWarning, match="Forecast at other steps or with other options"):

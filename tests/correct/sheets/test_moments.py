@@ -45,7 +45,7 @@ def test_the_bias_alone_is_the_mean_error() -> None:
 
 
 def test_what_is_only_sampling_error_vanishes() -> None:
-    """The target differs by noise of no mean: nearly every coefficient is shrunk away, though none is zero."""
+    """The target differs by noise without a mean: nearly all that a plain fit finds is shrunk away."""
     prediction = predictions(0)
     moments = filled(prediction, prediction + 0.3 * predictions(1))
     matrix, bias = moments.map_of(1, "full")

@@ -1,4 +1,4 @@
-"""The file of a sheet: what is written is read, equal bytes for equal sheets, and nothing damaged is accepted."""
+"""The file of a sheet: what is written is read, and nothing damaged is accepted."""
 
 import dataclasses
 import json
