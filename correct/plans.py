@@ -115,6 +115,12 @@ class Plan:
         """Method and steps of each part, in order."""
         return ((self.method, self.steps), *(() if self.also is None else self.also.parts))
 
+    @property
+    def bound_to(self) -> frozenset[str]:
+        """Digests of the artifacts that it, or a method such as a sheet, was made for; empty for any."""
+        bound = [self.artifact, *(getattr(method, "artifact", None) for method, _ in self.parts)]
+        return frozenset(digest for digest in bound if isinstance(digest, str))
+
     def placed(self, schedule: CacheSchedule) -> tuple[tuple[Method, tuple[int, ...]], ...]:
         """Return each method with the steps that it will correct; methods without any are left out.
 

@@ -108,9 +108,11 @@ class ReportRequest(ReportOptions):
         object.__setattr__(self, "plans", with_uncorrected(self.plans))
         check_names(self.plans)
         _ = self.fingerprint, self.chosen_metrics  # raise where they do not fit
-        for artifact in self.artifacts.values():
-            for plan in self.plans.values():
+        for plan in self.plans.values():
+            suited = [artifact for artifact in self.artifacts.values() if suits(plan, artifact)]
+            for artifact in suited or self.artifacts.values():
                 wrap(artifact, plan)  # raises if the artifact cannot serve it
+        for artifact in self.artifacts.values():
             if self.amplification is not None:
                 steps.select(self.amplification, artifact.schedule)  # raises if there are no such steps
 
@@ -150,6 +152,8 @@ class ReportRequest(ReportOptions):
         rows = [] if self.fingerprint is None else [self.float_row(self.steps)]
         for name, deployed in self.artifacts.items():
             for plan_name, plan in self.plans.items():
+                if not suits(plan, deployed):
+                    continue
                 role = "uncorrected" if plan.corrects_nothing else "plan"
                 rows.append(artifact_row(name, deployed, plan_name, plan, role=role))  # type: ignore[arg-type]
         return rows
@@ -158,6 +162,11 @@ class ReportRequest(ReportOptions):
         """Return a row of the float model."""
         assert self.fingerprint is not None  # else there is no such row
         return float_row(self.fingerprint, steps, device=self.device.type, recorded_steps=self.steps)
+
+
+def suits(plan: Plan, deployed: DeployedPipeline) -> bool:
+    """Return whether a plan was made for this artifact or for any; a report leaves out other rows."""
+    return plan.bound_to <= {deployed.manifest.sha256}
 
 
 def named(deployed: object) -> dict[str, DeployedPipeline]:

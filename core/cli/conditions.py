@@ -37,8 +37,12 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_conditions(args: argparse.Namespace, count: int) -> "tuple[list[str] | None, list[int] | None]":
+def read_conditions(
+    args: argparse.Namespace, count: int, *, told: str | None = None
+) -> "tuple[list[str] | None, list[int] | None]":
     """Return the prompts and labels of `count` images, each None if its option was not given.
+
+    `told` says in an error which options need so many; None is `--samples`.
 
     Raises:
         UsageError: a source has too few entries, or entries of the wrong kind.
@@ -48,15 +52,10 @@ def read_conditions(args: argparse.Namespace, count: int) -> "tuple[list[str] | 
     for what, values in (("prompts", prompts), ("labels", labels)):
         if values is not None and len(values) < count:
             raise UsageError(
-                f"`{getattr(args, what)}` has {len(values)} {what}, and {_count_told(args)} needs one for "
-                f"each image; add {what}, or lower --samples"
+                f"`{getattr(args, what)}` has {len(values)} {what}, and {told or f'--samples {count}'} needs "
+                f"one for each of {count} images; add {what}, or lower --samples"
             )
     return prompts, labels
-
-
-def _count_told(args: argparse.Namespace) -> str:
-    held_out = getattr(args, "held_out", None)
-    return f"--samples {args.samples}" + ("" if held_out is None else f" with --held-out {held_out}")
 
 
 def check_conditions(pipe: Any, args: argparse.Namespace, labels: list[int] | None, *, way_out: str) -> None:

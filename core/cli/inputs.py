@@ -79,28 +79,6 @@ def needs(pipe: Any) -> tuple[str, ...]:
     return (*needed, *(["class_labels"] if getattr(pipe, "num_labels", 0) else []))
 
 
-def check_unconditional(pipe: Any, *, what: str) -> None:
-    """Check, before any image, that the pipeline needs noise alone.
-
-    Args:
-        pipe: the pipeline.
-        what: the command that has no option for anything else.
-
-    Raises:
-        UsageError: naming what the pipeline needs.
-    """
-    if needed := needs(pipe):
-        raise UsageError(
-            f"{type(pipe).__name__} needs {words(needed)} for every image, and {what} has no option for that "
-            "yet; compare corrections with `errata report` instead"
-        )
-
-
-def words(arguments: Sequence[str]) -> str:
-    """Return the arguments in words, such as `a prompt and an input image`."""
-    return " and ".join(_WORDS[argument] for argument in arguments)
-
-
 @contextmanager
 def rejections_as_errors(pipe: Any) -> Iterator[None]:
     """Turn the pipeline's complaint about its arguments into an error of one line.

@@ -4,7 +4,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from errata.cli.inputs import check_unconditional
+from errata.cli.conditions import (
+    SOURCES_TOLD,
+    add_condition_options,
+    check_conditions,
+    inputs_of,
+    read_conditions,
+)
 from errata.cli.output import emit
 from errata.cli.usage import (
     DIGIT_FEATURES,
@@ -28,7 +34,9 @@ if TYPE_CHECKING:
     from errata.correct import Plan
     from errata.quality import Reference
 
-DETAILS = """\
+# Images that a forecast is fitted to, at most: `errata.correct.fitting.FitChoices`, which is slow to import.
+FITTED_TO = 32
+DETAILS = f"""\
 Measures what each kind of denoiser call costs, and tries every correction that fits the budget, all from the
 same noise: it drops the worse half, doubles the images, and repeats. Then it measures the best one again on
 images that the search did not use. If that is no better than no correction, the plan corrects nothing.
@@ -41,6 +49,10 @@ Without --reference, images are compared with those of the same artifact without
   errata plan runs/digits/artifact --max-overhead 15% --reference embedded --out runs/digits/plan.json
   errata plan runs/cifar/artifact --max-overhead 15% --reference photos --features inception \\
       --samples 10000 --out runs/cifar/plan.json
+
+Text models need a prompt for every image: two for each of --samples, and 32 more.
+
+{SOURCES_TOLD}
 """
 
 
@@ -75,6 +87,14 @@ def add_parser(commands: Commands) -> None:
     )
     add_batch_size_option(parser, default=64)
     add_seed_option(parser)
+    parser.add_argument(
+        "--sheet",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="a sheet of this artifact, to be tried as well; can be repeated",
+    )
+    add_condition_options(parser)
     add_device_option(parser)
     add_backend_option(parser)
     parser.set_defaults(run=run)
@@ -82,15 +102,20 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    check_seeds(args.seed, 3 * args.samples)  # of the search, of the final measurement, and of what is fitted
+    check_seeds(args.seed, 3 * args.samples)
     check_new_file(args.out)
+    # Those of the search, of the final measurement, and of what is fitted.
+    count = 2 * args.samples + min(args.samples, FITTED_TO)
+    prompts, labels = read_conditions(args, count, told=f"--samples {args.samples}")
     reference = _reference(args)
 
     from errata import deploy
+    from errata.correct import Sheet
     from errata.correct.planner.planning import plan
 
+    sheets = [Sheet.load(path) for path in args.sheet or ()]
     deployed = deploy.load(args.artifact, device=args.device, backend=args.backend)
-    check_unconditional(deployed.pipe, what="errata plan")
+    check_conditions(deployed.pipe, args, labels, way_out="plan from Python: errata.correct.plan(…)")
     found = plan(
         deployed,
         args.max_overhead,
@@ -98,6 +123,8 @@ def run(args: argparse.Namespace) -> int:
         samples=args.samples,
         batch_size=args.batch_size,
         seed=args.seed,
+        inputs=inputs_of(deployed.pipe, args, prompts, labels),
+        sheets=sheets,
     )
     found.save(args.out)
     emit(args, {"out": str(args.out), "plan": found.to_json()}, _text(found, args.out))

@@ -21,6 +21,7 @@ from errata.cli.plans import (
     placed,
 )
 from errata.cli.usage import UsageError, positive, seed, several, whole
+from errata.method_options import command_name
 from errata.report_options import ReportOptions
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def command_of(args: argparse.Namespace) -> list[str]:
     words = ["errata", "report", *map(str, args.artifacts)]
     plain = [item for item in fields(ReportOptions) if not isinstance(item.default, bool)]
     changed = [item.name for item in plain if _is_spelled(item, getattr(args, item.name))]
-    placed = ("plan", "correct", "at", *(choice.field for choice in choices()))
+    placed = ("plan", "sheet", "correct", "at", *(choice.field for choice in choices()))
     for name in (*_FIRST, *changed, *_LAST, *placed, "out"):
         words += _spelled(name, getattr(args, name))
     return [*words, *_switched_off(args)]
@@ -152,6 +153,13 @@ def add_grid_options(group: argparse._ArgumentGroup) -> None:
         help="a plan file that `errata plan` wrote; can be repeated, and combined with the options below",
     )
     group.add_argument(
+        "--sheet",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="a sheet that `errata sheet` fitted, for a row with the plan of its fit; can be repeated",
+    )
+    group.add_argument(
         "--correct",
         action="append",
         type=methods,
@@ -163,7 +171,7 @@ def add_grid_options(group: argparse._ArgumentGroup) -> None:
         action="append",
         metavar="STEPS",
         help=f"{PLACES}; can be repeated; for methods without an @ (default: all, for iec also ends:1/10, "
-        "and nothing with --plan)",
+        "and nothing with --plan or --sheet)",
     )
     add_choices(group)
 
@@ -176,10 +184,11 @@ def plans_of(args: argparse.Namespace) -> "dict[str, Plan]":
         PlanError: a file is not a plan.
     """
     asked = args.correct or [("iec",)]
-    has_files_only = args.plan and not args.at and not args.correct
+    has_files_only = (args.plan or args.sheet) and not args.at and not args.correct
     idle = [choice.flag for choice in given_choices(args)]
     if has_files_only and idle:
-        raise UsageError(f"{idle[0]} has no effect with --plan; add --at for a row with this option")
+        files = "--plan" if args.plan else "--sheet"
+        raise UsageError(f"{idle[0]} has no effect with {files}; add --at for a row with this option")
     if args.at and all(map(_is_placed, asked)):
         raise UsageError("--at has no effect: every method has steps of its own after its @; leave it out")
     check_options_belong(args, [name for given in asked for name in given])
@@ -187,10 +196,32 @@ def plans_of(args: argparse.Namespace) -> "dict[str, Plan]":
     from errata.correct import Plan
 
     plans = {str(path): Plan.load(path) for path in args.plan or ()}
+    plans |= _sheets(args)
     for given in () if has_files_only else asked:
         for steps in _places(args, given):
             plans[_name(args, asked, given, steps)] = methods_at(args, given, steps or "all")
     return plans
+
+
+def _sheets(args: argparse.Namespace) -> "dict[str, Plan]":
+    """Return the plans that the sheets were fitted under, with the sheets, by short names."""
+    if not args.sheet:
+        return {}
+
+    from errata.correct import Sheet
+
+    plans = [(path, Sheet.load(path).fitted_plan()) for path in args.sheet]
+    names = [
+        "+".join(command_name(type(method).__name__) for method, _ in plan.parts if method)
+        for _, plan in plans
+    ]
+    if len(set(names)) < len(names):
+        names = [f"{name} {path.stem}" for name, (path, _) in zip(names, plans, strict=True)]
+    return {name: plan for name, (_, plan) in zip(names, plans, strict=True)}
+
+
+def _methods_of(plan: "Plan") -> str:
+    return "+".join(command_name(type(method).__name__) for method, _ in plan.parts if method)
 
 
 def _name(

@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     count = args.samples + args.held_out
     check_seeds(args.seed, count)
-    prompts, labels = read_conditions(args, count)
+    told = f"--samples {args.samples} with --held-out {args.held_out}"
+    prompts, labels = read_conditions(args, count, told=told)
     plan = plan_from(args)
     check_new_file(args.out)
 

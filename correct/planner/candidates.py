@@ -22,6 +22,7 @@ from errata.correct.methods.iec import IEC
 from errata.correct.methods.lookahead import Lookahead
 from errata.correct.methods.refresh import Refresh
 from errata.correct.methods.second_order import SecondOrder
+from errata.correct.methods.sheet import Sheet
 from errata.correct.plans import Plan
 from errata.correct.steps import spelled
 from errata.runtime.schedule import CacheSchedule, StepKind
@@ -95,6 +96,23 @@ def candidates_for(
     combined = [forecasts[0] + each + back for each in ahead]
     combined += [each + both for each in (*refined, *refreshed)]
     return [*free, *refined, *ahead, *refreshed, *averaged, *combined]
+
+
+def with_sheets(candidates: Sequence[Candidate], sheets: Sequence[Sheet]) -> list[Candidate]:
+    """Return the candidates, and for each sheet: the sheet alone, and with the plan that it was fitted under.
+
+    A sheet costs nothing. With other methods than those of its fit it would meet other errors.
+    """
+    added = []
+    for number, sheet in enumerate(sheets, start=1):
+        name = "Sheet" if len(sheets) == 1 else f"Sheet {number}"
+        added.append(Candidate(name=name, plan=Plan(sheet), extra={}))
+        added += [
+            Candidate(name=f"{name} + {each.name}", plan=Plan(sheet) + each.plan, extra=each.extra)
+            for each in candidates
+            if [method.to_json() for method, _ in each.plan.parts if method] == list(sheet.facts.plan)
+        ]
+    return [*added, *candidates]
 
 
 def cache_free_plan() -> Plan:

@@ -14,8 +14,9 @@ from errata.correct.costs import Costs, measure_costs, overhead_of
 from errata.correct.fitting import FitChoices, fit_forecast
 from errata.correct.methods.fitted_forecast import FittedForecast
 from errata.correct.methods.forecast import forecast_steps
+from errata.correct.methods.sheet import Sheet
 from errata.correct.pipeline import wrap
-from errata.correct.planner.candidates import Candidate, cache_free_plan, candidates_for
+from errata.correct.planner.candidates import Candidate, cache_free_plan, candidates_for, with_sheets
 from errata.correct.planner.expectation import Expectation
 from errata.correct.planner.halving import (
     Trial,
@@ -55,6 +56,7 @@ def plan(
     seed: int = 0,
     inputs: Inputs | None = None,
     candidates: Sequence[Candidate] | None = None,
+    sheets: Sequence[Sheet] = (),
     progress: bool = True,
 ) -> Plan:
     """Return the plan that brings this artifact closest to the reference within a budget, as measured here.
@@ -85,6 +87,7 @@ def plan(
         inputs: the pipeline's keyword arguments for a batch of image indices, 0 to `2 * samples - 1`; None
             is right for pipelines that start from noise alone.
         candidates: what to choose from; None means `candidates_for(deployed.schedule, …)`.
+        sheets: sheets of this artifact, which are tried as well.
         progress: whether to show a bar.
 
     Returns:
@@ -94,6 +97,8 @@ def plan(
         PlanError: an argument is out of range, or there is nothing to compare with.
     """
     _check(deployed, max_overhead=max_overhead, samples=samples, batch_size=batch_size, seed=seed)
+    for sheet in sheets:
+        sheet.check_artifact(deployed)
     # What is made small, and what calls cost here.
     used_inputs = default_inputs if inputs is None else inputs
     metric = _metric(deployed, reference, seed=seed, inputs=used_inputs)
@@ -106,6 +111,7 @@ def plan(
         )
         offered = candidates_for(deployed.schedule, costs, max_overhead, fitted=fitted)
         candidates = _usable(offered, deployed)
+    candidates = with_sheets(candidates, sheets)
     search = _Search(deployed, metric, costs, seed=seed, inputs=used_inputs, progress=progress)
     affordable = search.affordable(candidates, max_overhead)
     # Find the best one, then measure it anew.
