@@ -47,7 +47,7 @@ def differing_files(one: Path, other: Path) -> list[str]:
 
 
 def kill_and_resume(forked: ForkServer, command: list[str], stages: Path, targets: list[int]) -> str:
-    """Start the command again and again, and kill it when so many stages are finished; what the last run says."""
+    """What the last run says; each earlier one is killed when so many stages are finished."""
     draw = random.Random(5)
     for target in targets:
         killed = forked.start(COMMAND, *command)

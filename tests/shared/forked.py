@@ -1,12 +1,12 @@
 """Programs in processes of their own that share one process's imports.
 
-A fresh `python -c` spends seconds on importing torch and diffusers. A `ForkServer` imports them once and forks
-for each program: what it imports must start no thread. A program runs as with `python -c`: its own `__main__`,
-arguments, output, signals and exit status. It differs from a fresh one in its hash seed, which all programs of
-a server share; a test of equal bytes has one of its runs elsewhere.
+A fresh `python -c` spends seconds on importing torch and diffusers. A `ForkServer` imports them once, and
+forks for each program; what it imports must start no thread. A program runs as with `python -c`: its own
+`__main__`, arguments, output, signals and exit status. Only the hash seed is that of the server, for all its
+programs: a test of equal bytes has one of its runs elsewhere.
 
-Run as a script, this file is the server: a line of JSON asks for a program or for the exit status of one, and
-a line answers.
+Run as a script, this file is the server. It reads a line of JSON for each program to start or to wait for,
+and answers with the process number or the exit status.
 """
 
 import json
@@ -23,6 +23,8 @@ import pytest
 
 # All of `errata` with what it is built on, and what its commands import when they run.
 IMPORTS = """
+import os
+os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when it is imported; a command sets it before
 from errata import quiet
 with quiet.without_notices():
     import accelerate, brevitas, jinja2, matplotlib.pyplot, torch, torchao
@@ -74,7 +76,8 @@ class ForkServer:
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.communicate()  # it ends when its input does
+        with self._process:
+            self._process.kill()
 
     def start(self, program: str, *arguments: object, environment: dict[str, str] | None = None) -> Program:
         """Start a program with `arguments`, and with these variables besides those of this process."""
