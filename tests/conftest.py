@@ -19,6 +19,7 @@ with quiet.without_notices():
     from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
     from torch import Tensor
 
+from forked import forked as forked
 from networks import network as network
 
 from errata import calibration, compress, deploy
