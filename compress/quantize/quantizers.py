@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from errata.runtime.ranges import at_step, dequantize, quantize
 from errata.runtime.step_context import StepContext
 
-# As brevitas' quantizer of weights: how many thresholds it tries, and the smallest one, for channels of zeros.
+# Of brevitas' weight quantizer: how many thresholds it tries, and the smallest one, for channels of zeros.
 _THRESHOLDS = 20
 _SMALLEST_THRESHOLD = 1e-10
 # Timestep-wise calibration of CacheQuant and EDA-DM (public code): forty shrink factors, error exponent 2.4.
@@ -54,7 +54,7 @@ def quantize_weight(weight: Tensor, *, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def _codes_within(threshold: Tensor, rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Return codes, float32, of `rows`, `(O, N)`, clipped at `threshold`, `(O,)`, and their scale, `(O, 1)`."""
+    """Return codes of `rows`, `(O, N)`, clipped at `threshold`, `(O,)`, and scales, `(O, 1)`; both float32."""
     most = 2 ** (bits - 1) - 1
     scale = (threshold.clamp(min=_SMALLEST_THRESHOLD) / most)[:, None]
     return torch.round(rows / scale).clamp_(-most, most), scale

@@ -2,8 +2,8 @@
 
 The blocks of a page share their names, as a reader's session would. They run in an empty directory, in which
 the page finds what it says that it needs (`FOUND`). Numbers that only decide how long something takes are
-lowered (`LOWERED`), and a smaller network stands in for the embedded one, as a reader's own would; all else is
-run as it stands. One test is one page, so pages may be spread over processes.
+lowered (`LOWERED`), and a smaller network stands in for the embedded one, as a reader's own would; all else
+is run as it stands. One test is one page, so pages may be spread over processes.
 
 The embedded model itself goes through all stages in `tests/report/test_demo.py`.
 """
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import AutoencoderKL, DDIMPipeline, DDIMScheduler, UNet2DModel
 from sybil import Document, Example, Lexeme, Sybil
 from sybil.evaluators.python import PythonEvaluator
@@ -104,12 +105,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def digits_pipeline() -> DDIMPipeline:
-    """Return a pipeline with the embedded one's interface and blocks, and random weights."""
-    unet = UNet2DModel.from_config(
-        UNet2DModel.load_config(embedded.PIPELINE / "unet"), block_out_channels=(16, 16, 16), layers_per_block=1
+    """Return a pipeline with the embedded one's interface and kinds of blocks, and random weights."""
+    config = UNet2DModel.load_config(embedded.PIPELINE / "unet")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        unet = UNet2DModel.from_config(config, block_out_channels=(16, 16, 16), layers_per_block=1)
+    return DDIMPipeline(
+        unet=unet.eval(), scheduler=DDIMScheduler.from_pretrained(embedded.PIPELINE / "scheduler")
     )
-    scheduler = DDIMScheduler.from_pretrained(embedded.PIPELINE / "scheduler")
-    return DDIMPipeline(unet=unet.eval(), scheduler=scheduler)
 
 
 def labelled_pipeline() -> ClassConditionalLDMPipeline:
