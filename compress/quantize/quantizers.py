@@ -54,7 +54,7 @@ def quantize_weight(weight: Tensor, *, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def _codes_within(threshold: Tensor, rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Return codes of `rows`, `(O, N)`, clipped at `threshold`, `(O,)`, and scales, `(O, 1)`; both float32."""
+    """Return codes of `rows`, `(O, N)`, clipped at `threshold`, `(O,)`, and scales, `(O, 1)`, in float32."""
     most = 2 ** (bits - 1) - 1
     scale = (threshold.clamp(min=_SMALLEST_THRESHOLD) / most)[:, None]
     return torch.round(rows / scale).clamp_(-most, most), scale
