@@ -21,12 +21,12 @@ with quiet.without_notices():
 
 from forked import forked as forked
 from networks import network as network
+from weight_search import quick_weight_search
 
 from errata import calibration, compress, deploy
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline, Recipe
 from errata.compress.quantize import simulation
-from errata.compress.quantize.quantizers import quantize_weight
 from errata.fingerprint import value_digest
 
 torch.set_num_threads(1)
@@ -72,15 +72,15 @@ def _equal_weights_are_quantized_once() -> Iterator[None]:
     """Hundreds of tests compress the same few networks, and searching the weights' scales takes time.
 
     What is searched for is a function of the weight and the bits alone, so a copy of the first answer serves.
-    Each search draws random numbers here, as it did when the bounds of some tests were measured.
+    As brevitas' layer does when it is made, each search draws random numbers.
     """
-    search, known = quantize_weight, {}
+    known: dict[str, tuple[Tensor, Tensor]] = {}
 
     def remembered(weight: Tensor, *, bits: int) -> tuple[Tensor, Tensor]:
         key = value_digest({"weight": weight, "bits": bits}, name="weight")
         torch.empty(weight.shape).uniform_()
         if key not in known:
-            known[key] = search(weight, bits=bits)
+            known[key] = quick_weight_search(weight, bits=bits)
         codes, scale = known[key]
         return codes.clone(), scale.clone()
 

