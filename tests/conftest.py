@@ -19,13 +19,14 @@ with quiet.without_notices():
     from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
     from torch import Tensor
 
+from forked import forked as forked
 from networks import network as network
+from weight_search import quick_weight_search
 
 from errata import calibration, compress, deploy
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline, Recipe
 from errata.compress.quantize import simulation
-from errata.compress.quantize.quantizers import quantize_weight
 from errata.fingerprint import value_digest
 
 torch.set_num_threads(1)
@@ -68,18 +69,18 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _equal_weights_are_quantized_once() -> Iterator[None]:
-    """Hundreds of tests compress the same few networks; searching the weights' scales takes most of the time.
+    """Hundreds of tests compress the same few networks, and searching the weights' scales takes time.
 
     What is searched for is a function of the weight and the bits alone, so a copy of the first answer serves.
+    As brevitas' layer does when it is made, each search draws random numbers.
     """
-    search, known = quantize_weight, {}
+    known: dict[str, tuple[Tensor, Tensor]] = {}
 
     def remembered(weight: Tensor, *, bits: int) -> tuple[Tensor, Tensor]:
         key = value_digest({"weight": weight, "bits": bits}, name="weight")
+        torch.empty(weight.shape).uniform_()
         if key not in known:
-            known[key] = search(weight, bits=bits)
-        else:
-            torch.empty(weight.shape).uniform_()  # what brevitas' layer draws when it is made
+            known[key] = quick_weight_search(weight, bits=bits)
         codes, scale = known[key]
         return codes.clone(), scale.clone()
 

@@ -121,13 +121,14 @@ def test_what_was_measured_is_not_measured_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Neither after a run that was stopped, nor for further plans, nor for rows of equal compute."""
-    write, stopping = MeasurementStore.write, True
+    write = MeasurementStore.write
+    stops_after = [1, 4]  # within a row, and between two
     written: list[tuple[str, int]] = []
 
     def write_one(self: MeasurementStore, row: str, batch: int, measured: Any) -> None:
         write(self, row, batch, measured)
         written.append((row, batch))
-        if stopping:
+        if len(written) in stops_after:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(MeasurementStore, "write", write_one)
@@ -142,8 +143,8 @@ def test_what_was_measured_is_not_measured_again(
             stops += 1
         else:
             break
-    assert stops == len(written) == len(set(written)) == 6  # three rows of two batches
-    stopping = False
+    assert stops == len(stops_after)
+    assert len(written) == len(set(written)) == 6  # three rows of two batches
     further = str(PAPER / "table5" / "cifar10-w8a8-iec-all.yaml")
     assert paper["run"].main([*files, further, *options]) == 0
     assert len(written) == len(set(written)) == 8

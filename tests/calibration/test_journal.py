@@ -1,15 +1,13 @@
 """Interrupted work continues, byte for byte, and nothing else is ever touched."""
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMPipeline
+from forked import ForkServer
 
 from errata import CalibrationError, calibration
 from errata.calibration.document import PARTIAL, Recording
@@ -65,7 +63,11 @@ def _interrupt(
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 def test_a_killed_run_is_finished_with_the_same_bytes(
-    tiny_pipeline: DDIMPipeline, saved_pipeline: Path, count_calls: list[int], tmp_path: Path
+    tiny_pipeline: DDIMPipeline,
+    saved_pipeline: Path,
+    count_calls: list[int],
+    tmp_path: Path,
+    forked: ForkServer,
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     calibration.collect(tiny_pipeline, whole, **OPTIONS)
@@ -77,8 +79,8 @@ def test_a_killed_run_is_finished_with_the_same_bytes(
         out=str(killed),
         options=OPTIONS,
     )
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, env=os.environ, check=False)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()[-2000:]
+    ended = forked.run(script)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr[-2000:]
     assert sorted(_files(killed)) == [
         ".lock",
         PARTIAL,

@@ -1,17 +1,17 @@
 """Killed and resumed: the same bytes as one run through; anything else than the same request is refused."""
 
 import filecmp
-import json
 import random
 import re
-import subprocess
-import sys
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from forked import COMMAND, ForkServer
 
 import errata
 from errata import calibration, cli, compress
@@ -21,31 +21,7 @@ from errata.journal import Journal, Make
 
 STEPS = 4
 RECIPE = "w4a8-learned+cachequant-2:iterations=3,samples=8,batch_size=4"
-# Starts the command as a process of its own, again and again, and kills it when enough stages are finished.
-# Forked, so that the imports are paid for once.
-KILLER = """
-import json, os, random, signal, sys, time
-from pathlib import Path
-from errata import cli, calibration, compress
-command, stages, targets, seed = json.loads(sys.argv[1])
-stages, draw, kills = Path(stages), random.Random(seed), 0
-for target in [*targets, None]:
-    child = os.fork()
-    if child == 0:
-        os._exit(cli.main(command))
-    while target is not None and os.waitpid(child, os.WNOHANG) == (0, 0):
-        if len(list(stages.glob("*.safetensors"))) >= target:
-            time.sleep(draw.uniform(0, 0.05))
-            os.kill(child, signal.SIGKILL)
-            break
-        time.sleep(0.001)
-    try:
-        status = os.waitpid(child, 0)[1]
-        kills += os.WIFSIGNALED(status)
-    except ChildProcessError:
-        pass
-print(json.dumps({"kills": kills, "status": os.waitstatus_to_exitcode(status)}))
-"""
+KILLS = 3
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +46,24 @@ def differing_files(one: Path, other: Path) -> list[str]:
     )
 
 
-def test_killed_five_times_it_ends_with_the_same_bytes(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def kill_and_resume(forked: ForkServer, command: list[str], stages: Path, targets: list[int]) -> str:
+    """What the last run says; each earlier one is killed when so many stages are finished."""
+    draw = random.Random(5)
+    for target in targets:
+        killed = forked.start(COMMAND, *command)
+        deadline = time.monotonic() + 120
+        while len(list(stages.glob("*.safetensors"))) < target and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.05))
+        killed.kill()
+        assert killed.wait() == -signal.SIGKILL, killed.stderr
+    finished = forked.run(COMMAND, *command)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stderr
+
+
+def test_killed_three_times_it_ends_with_the_same_bytes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: ForkServer
 ) -> None:
     command = ["compress", f"{folder}/pipeline", "--calibration", f"{folder}/calibration", "--recipe", RECIPE]
     names: list[str] = []
@@ -84,18 +76,10 @@ def test_killed_five_times_it_ends_with_the_same_bytes(
     monkeypatch.setattr(Journal, "stage", counted)
     assert cli.main([*command, "--out", f"{tmp_path}/through"]) == 0
     assert not work_directory(tmp_path / "through").exists()
-    targets = sorted(random.Random(5).sample(range(1, len(names)), 5))
-    arguments = [
-        [*command, "--out", f"{tmp_path}/killed"],
-        str(work_directory(tmp_path / "killed") / "stages"),
-        targets,
-        5,
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLER, json.dumps(arguments)], capture_output=True, text=True, check=True
-    )
-    assert json.loads(done.stdout.splitlines()[-1]) == {"kills": 5, "status": 0}
-    assert re.search(r"resuming: \d+ of \d+ blocks are done \(learned rounding\)", done.stderr)
+    targets = sorted(random.Random(5).sample(range(1, len(names)), KILLS))
+    stages = work_directory(tmp_path / "killed") / "stages"
+    said = kill_and_resume(forked, [*command, "--out", f"{tmp_path}/killed"], stages, targets)
+    assert re.search(r"resuming: \d+ of \d+ blocks are done \(learned rounding\)", said)
     assert differing_files(tmp_path / "through", tmp_path / "killed") == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "through"]
 

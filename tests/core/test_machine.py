@@ -1,10 +1,10 @@
-import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
 import torch
+from forked import ForkServer
 
 from errata import machine
 from errata.machine import metered
@@ -21,9 +21,11 @@ for size in (10, 60_000_000, 10):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_the_peak_of_what_happens_inside_is_seen() -> None:
-    said = subprocess.run([sys.executable, "-c", READINGS], capture_output=True, text=True, check=True).stdout
-    (small, large, after), joules = zip(*(line.split() for line in said.splitlines()), strict=True)
+def test_the_peak_of_what_happens_inside_is_seen(forked: ForkServer) -> None:
+    ended = forked.run(READINGS)
+    assert ended.returncode == 0, ended.stderr
+    readings = [line.split() for line in ended.stdout.splitlines()]
+    (small, large, after), joules = zip(*readings, strict=True)
     assert int(large) - int(small) > 50e6
     assert int(after) < int(large) - 40e6
     assert joules == ("None",) * 3

@@ -1,10 +1,9 @@
 """Freed memory is kept for the next tensor."""
 
 import platform
-import subprocess
-import sys
 
 import pytest
+from forked import ForkServer
 
 SCRIPT = """
 import resource, sys, torch
@@ -24,11 +23,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
-def test_pages_are_fetched_once() -> None:
-    faults = {
-        name: int(
-            subprocess.run([sys.executable, "-c", SCRIPT, name], capture_output=True, check=True).stdout
-        )
-        for name in ("kept", "given back")
-    }
+def test_pages_are_fetched_once(forked: ForkServer) -> None:
+    ended = {name: forked.run(SCRIPT, name) for name in ("kept", "given back")}
+    assert [program.returncode for program in ended.values()] == [0, 0], ended["kept"].stderr
+    faults = {name: int(program.stdout) for name, program in ended.items()}
     assert faults["kept"] * 10 < faults["given back"]

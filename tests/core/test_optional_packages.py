@@ -1,27 +1,34 @@
 """What works without brevitas, torchao and datasets: everything that is done with a finished artifact."""
 
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
+from forked import COMMAND, ForkServer
 
 from errata.calibration import CalibrationSet
 
-# Hides packages as if they were not installed. A finder that raised would break those who ask politely.
+# Hides the packages named in a variable as if they were not installed. A finder that raised would break those
+# who ask politely. What works without any of them is imported first.
 WITHOUT = """
-import sys
+import os, sys
 from importlib.machinery import PathFinder
 
 class WithoutSome(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        if name.partition(".")[0] in {hidden!r}:
+        if name.partition(".")[0] in os.environ["HIDDEN"].split():
             return None
         return super().find_spec(name, path, target)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutSome
+os.environ["HIDDEN"] = "brevitas torchao datasets"
+import torch
+from diffusers import DDIMPipeline, UNet2DModel
+from errata import correct, deploy, report
 """
 LIFE = """
+import sys
 from pathlib import Path
 
 import torch
@@ -38,7 +45,6 @@ class FourMeans(nn.Module):
     def forward(self, images):
         return nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
 
-torch.set_num_threads(1)
 deployed = deploy.load(sys.argv[1], device="cpu", backend="reference")
 fast = deploy.load(sys.argv[1], device="cpu")
 plan = correct.Plan(correct.IEC(), "all")
@@ -57,39 +63,31 @@ assert len(result.rows) == 1
 assert (Path(sys.argv[2]) / "report.html").is_file()
 assert not {"brevitas", "torchao", "datasets"} & {name.partition(".")[0] for name in sys.modules}
 """
-COMPRESS = """
-from errata.cli import main
-
-pipe, recording, out = sys.argv[1:]
-sys.exit(main(["compress", pipe, "--calibration", recording, "--recipe", "w8a8", "--out", out]))
-"""
 
 
-def run_without(
-    *packages: str, program: str, arguments: tuple[Path, ...]
-) -> subprocess.CompletedProcess[str]:
-    source = WITHOUT.format(hidden=set(packages)) + program
-    command = [sys.executable, "-W", "ignore", "-c", source, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def lacking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Runs programs that find none of the packages in `HIDDEN`."""
+    with ForkServer(WITHOUT, tmp_path_factory.mktemp("lacking")) as server:
+        yield server
 
 
 def test_an_artifact_is_loaded_sampled_corrected_and_reported_without_them(
-    tiny_artifact: Callable[[str], Path], tmp_path: Path
+    tiny_artifact: Callable[[str], Path], tmp_path: Path, lacking: ForkServer
 ) -> None:
-    done = run_without(
-        "brevitas", "torchao", "datasets",
-        program=LIFE, arguments=(tiny_artifact("w4a8"), tmp_path / "report"),
-    )  # fmt: skip
+    hidden = {"HIDDEN": "brevitas torchao datasets"}
+    done = lacking.run(LIFE, tiny_artifact("w4a8"), tmp_path / "report", environment=hidden)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("package", ["brevitas", "torchao"])
 def test_compressing_names_the_package_that_it_needs(
-    tmp_path: Path, tiny_calibration: CalibrationSet
+    package: str, tmp_path: Path, tiny_calibration: CalibrationSet, lacking: ForkServer
 ) -> None:
-    path = tiny_calibration.path
-    for package in ("brevitas", "torchao"):
-        done = run_without(package, program=COMPRESS, arguments=(tmp_path / "pipe", path, tmp_path / "out"))
-        assert done.returncode == 1
-        assert done.stderr.splitlines() == [
-            f"errata: error: compressing needs {package}, which is not installed: pip install {package}"
-        ]
+    command = ["compress", tmp_path / "pipe", "--calibration", tiny_calibration.path]
+    options = ["--recipe", "w8a8", "--out", tmp_path / "out"]
+    done = lacking.run(COMMAND, *command, *options, environment={"HIDDEN": package})
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"errata: error: compressing needs {package}, which is not installed: pip install {package}"
+    ]

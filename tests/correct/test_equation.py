@@ -21,6 +21,7 @@ STEP_SIZES = (0.3, 0.5, 0.7)
 Reference = Callable[[int, float, int, bool, str], Tensor]
 
 
+@functools.cache
 def alphas_cumprod() -> list[float]:
     values, product = [], 1.0
     for i in range(TRAINED):

@@ -48,7 +48,6 @@ SIZE = 4  # of an image; 16 values
 # Relative to the largest value of the sample. Measured are 2e-15, but diffusers' Euler and stochastic
 # DPM-Solver++ round x_t to float32, so that a last bit may become a difference of 6e-8.
 TOLERANCE = 1e-6
-GRID = list(itertools.product((1, 2, 3, 4, 5), (0.1, 0.5, 1.0)))
 PAIRS = [(1, 0.5), (1, 1.0), (2, 0.1), (3, 1.0), (4, 0.1), (5, 0.1), (5, 1.0)]
 KINDS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 MEMORYLESS = (DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, EulerAncestralDiscreteScheduler)
@@ -299,7 +298,7 @@ def test_ddim_against_coefficients_of_its_own(
     scheduler.alphas_cumprod = torch.tensor([alpha_bar(t) for t in range(TRAINED)], dtype=torch.float64)
     deployed = deploy_closed_form(form(kind), scheduler, STEPS)
     reference = ByHand(kind, eta, clips)
-    for K, λ in GRID:
+    for K, λ in PAIRS:
         expected = reference.sample(latents(), K, λ)
         assert_same(corrected(deployed, sampler, latents(), K, λ)[0], expected)
         wrongs = [reference.sample(latents(), K, 1.1 * λ), reference.sample(latents(), K - 1, λ)]

@@ -306,8 +306,10 @@ def small_compressed(
     @functools.cache
     def make(name: str) -> CompressedPipeline:
         small, root = small_pipeline(name), tmp_path_factory.mktemp("w8a8")
-        recorded = small.collect(root / "set", steps=5, batches=2)
-        return compress.apply(small.pipe, recorded, "w8a8", root / "compressed")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("errata.compress.quantize.observation._VALUES_PER_STEP", 2048)
+            recorded = small.collect(root / "set", steps=5, batches=2)
+            return compress.apply(small.pipe, recorded, "w8a8", root / "compressed")
 
     return make
 

@@ -1,7 +1,8 @@
 """Every backend computes what the reference backend computes: for every served class, at every step.
 
 The input scales of odd steps are a fifth of what was measured, so that a step's scales are known from its
-neighbours'; inputs are those of a run of the artifact. Where `export` is installed, the engine is one more.
+neighbours'; inputs are those of a run of the artifact. Where the extra `export` is installed, the engine is
+one more.
 """
 
 import copy
@@ -25,7 +26,8 @@ from errata.runtime.denoiser import Denoiser
 LOG = logging.getLogger(__name__)  # `pytest --log-cli-level=INFO` shows the numbers
 BOUND = 0.05
 SHRINK = 0.2
-SLOW = {"audioldm2"}
+# Exporting takes long. To a graph, these networks are those of "ddim" and of "sdxl" with fewer layers.
+WITHOUT_ENGINE = {"ldm unconditional", "sd 2"}
 CLASSES = [
     "ddim", "ldm labels vq", "ldm context kl", "ldm unconditional", "sd 1", "sd 2", "sdxl", "sd upscale",
     "sd latent upscale", pytest.param("audioldm2", marks=pytest.mark.slow),
@@ -89,7 +91,8 @@ def test_every_backend_agrees_with_the_reference_at_every_step(
     names = ["onednn"] if int8.is_available() else []
     names += [] if native.product_obstacle() else ["vnni"]
     others: dict[str, Denoiser] = {name: deploy.load(path, backend=name).denoiser for name in names}
-    others |= engine_of(path, small, tmp_path / "engine")
+    if name not in WITHOUT_ENGINE:
+        others |= engine_of(path, small, tmp_path / "engine")
     for backend, denoiser in others.items():
         for x, step, cond in calls:
             expected, _ = reference.denoiser.full(x, step, cond)

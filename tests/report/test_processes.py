@@ -1,14 +1,14 @@
 """Several processes share a report: gloo on the CPU, started by torchrun."""
 
 import json
-import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import COMMAND, ForkServer, Program
 
+from errata import cli
 from errata.deploy import DeployedPipeline
 from errata.report import Reference, Report, merge
 from errata.report.sharding import Workers
@@ -37,19 +37,28 @@ def command(artifact: Path, out: Path) -> list[str]:
     return [*words, *sizes, "--out", str(out)]
 
 
-def start(launcher: list[str], artifact: Path, out: Path) -> str:
-    environment = os.environ | {"PYTHONPATH": f"{artifact.parent}:{os.environ.get('PYTHONPATH', '')}"}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        environment.pop(name, None)
-    done = subprocess.run(
-        [*launcher, "-m", "errata.cli", *command(artifact, out)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+# `torchrun`, and what it starts: leaves its environment to a fork that does the work, and waits for that.
+TORCHRUN = "import sys; from torch.distributed.run import main; main(sys.argv[1:])"
+STAND_IN = """
+import json, os, sys, time
+from pathlib import Path
+told, status = (Path(sys.argv[1]) / f"{os.environ['RANK']}.{name}" for name in ("json", "status"))
+told.with_suffix(".part").write_text(json.dumps(dict(os.environ)))
+told.with_suffix(".part").rename(told)
+while not status.exists():
+    time.sleep(0.02)
+sys.exit(int(status.read_text()))
+"""
+
+
+def start(forked: ForkServer, told: Path, words: list[str], features: Path) -> Program:
+    """The command in place of the process of `torchrun` that left its environment in that file."""
+    deadline = time.monotonic() + 120
+    while not told.exists():
+        assert time.monotonic() < deadline, "torchrun started no process"
+        time.sleep(0.02)
+    environment = json.loads(told.read_text(encoding="utf-8"))
+    return forked.start(COMMAND, *words, environment=environment | {"PYTHONPATH": str(features)})
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -58,10 +67,24 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(exported: Path, tmp_path: Path) -> None:
-    start([sys.executable], exported, tmp_path / "one")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    said = start(torchrun, exported, tmp_path / "two")
+def test_two_processes_give_what_one_gives(
+    exported: Path, tmp_path: Path, forked: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(exported.parent)
+        assert cli.main(command(exported, tmp_path / "one")) == 0
+    (tmp_path / "stand_in.py").write_text(STAND_IN, encoding="utf-8")
+    options = ["--nproc-per-node", "2", "--standalone", tmp_path / "stand_in.py", tmp_path]
+    torchrun = forked.start(TORCHRUN, *options)
+    words = command(exported, tmp_path / "two")
+    both = [start(forked, tmp_path / f"{rank}.json", words, exported.parent) for rank in range(2)]
+    for rank, process in enumerate(both):
+        process.wait()
+        (tmp_path / "part").write_text(str(process.returncode), encoding="utf-8")
+        (tmp_path / "part").rename(tmp_path / f"{rank}.status")
+        assert process.returncode == 0, process.stderr
+    assert torchrun.wait() == 0, torchrun.stderr
+    said = "".join(process.stdout for process in both)
     assert said.count("report: ") == 1  # one of them speaks
     assert rows(tmp_path / "two") == rows(tmp_path / "one")
     assert rows(tmp_path / "one")[0]["samples"] == 14

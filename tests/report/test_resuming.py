@@ -1,18 +1,15 @@
 """A run that was stopped goes on, shares add up, and both give what one run gives."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import ForkServer, Program
 
+from errata import cli
 from errata.correct import IEC, Plan
 from errata.deploy import DeployedPipeline
 from errata.errors import ReportError
@@ -23,8 +20,7 @@ PLANS = {"first": Plan(IEC(), "first:1"), "all": Plan(IEC(), "all")}
 OPTIONS: dict[str, Any] = {"samples": 10, "batch_size": 2, "seed": 3, "shown": 3}
 # Of a run in a process of its own: samples slowly, so that it can be killed in the middle.
 SCRIPT = """
-import sys, time, torch
-torch.set_num_threads(1)
+import sys, time
 from errata import cli
 from errata.correct import sampling
 timed = sampling._timed
@@ -181,41 +177,37 @@ def test_damage_is_found(deployed: DeployedPipeline, reference: Reference, tmp_p
         merge([tmp_path], tmp_path / "other")
 
 
-@contextmanager
-def reporting(artifact: Path, out: Path, *, pause: float) -> Iterator[subprocess.Popen[str]]:
+def command(artifact: Path, out: Path) -> list[str]:
+    reference = str(artifact.parent / "reference.npz")
+    words = ["report", str(artifact), "--reference", reference, "--features", "four_means:FourMeans"]
+    sizes = ["--samples", "12", "--batch-size", "2", "--at", "all", "--resamples", "20"]
+    return [*words, *sizes, "--out", str(out)]
+
+
+def reporting(forked: ForkServer, artifact: Path, out: Path, *, pause: float) -> Program:
     """`errata report` on the artifact in a process of its own."""
-    command = [
-        "report",
-        str(artifact),
-        "--reference",
-        str(artifact.parent / "reference.npz"),
-        "--out",
-        str(out),
-    ]
-    options = ["--features", "four_means:FourMeans", "--samples", "12", "--batch-size", "2", "--at", "all"]
-    words = [sys.executable, "-c", SCRIPT, str(pause), *command, *options, "--resamples", "20"]
-    environment = os.environ | {"PYTHONPATH": f"{artifact.parent}:{os.environ.get('PYTHONPATH', '')}"}
-    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        yield process
+    environment = {"PYTHONPATH": str(artifact.parent)}
+    return forked.start(SCRIPT, pause, *command(artifact, out), environment=environment)
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_and_resumed(exported: Path, tmp_path: Path) -> None:
+def test_killed_in_the_middle_and_resumed(
+    exported: Path, tmp_path: Path, forked: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
-    with reporting(exported, whole, pause=0) as undisturbed:
-        _, said = undisturbed.communicate(timeout=120)
-    assert undisturbed.returncode == 0, said
-    with reporting(exported, out, pause=0.2) as killed:
-        deadline = time.monotonic() + 120
-        while len(files(out)) < 12 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        killed.kill()
-    assert killed.returncode == -signal.SIGKILL
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(exported.parent)
+        assert cli.main(command(exported, whole)) == 0
+    killed = reporting(forked, exported, out, pause=0.2)
+    deadline = time.monotonic() + 120
+    while len(files(out)) < 12 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
     done = files(out)
     assert not (out / "report.json").exists()
-    with reporting(exported, out, pause=0) as resumed:
-        _, said = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, said
+    resumed = reporting(forked, exported, out, pause=0)
+    assert resumed.wait() == 0, resumed.stderr
     assert {name: files(out)[name] for name in done} == done
     one, other = (json.loads((place / "report.json").read_text()) for place in (whole, out))
     asked = [[row for row in each["rows"] if row["role"] != "equal compute"] for each in (one, other)]

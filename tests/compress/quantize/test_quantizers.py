@@ -1,5 +1,6 @@
 import pytest
 import torch
+from weight_search import quick_weight_search
 
 from errata.compress.quantize.quantizers import StepwiseQuantizer, quantize_weight
 from errata.runtime.ranges import dequantize, quantize
@@ -17,6 +18,21 @@ def test_weight_codes_are_symmetric_and_per_channel(bits: int, shape: tuple[int,
     assert scale.shape == (6,)
     assert -limit <= int(codes.min()) < 0 < int(codes.max()) <= limit
     assert 50 < scale[-1] / scale[0] < 20000  # a scale of its own for every channel
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("shape", [(40, 72), (1, 1), (24, 33, 3, 3)])
+def test_the_search_of_other_tests_is_brevitas_to_the_last_bit(bits: int, shape: tuple[int, ...]) -> None:
+    weight = torch.randn(shape)
+    spread = torch.logspace(-12, 2, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+    dead = weight.clone()
+    dead[0] = 0
+    for one in (weight, weight * spread, (weight * 4).round() / 4, dead):  # plain, uneven, many ties, zeros
+        for found, expected in zip(
+            quick_weight_search(one, bits=bits), quantize_weight(one, bits=bits), strict=True
+        ):
+            assert found.dtype == expected.dtype
+            assert torch.equal(found, expected)
 
 
 def test_weight_range_search_beats_the_plain_maximum() -> None:
