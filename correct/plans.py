@@ -25,6 +25,7 @@ from errata.errors import PlanError
 from errata.runtime.schedule import CacheSchedule
 
 if TYPE_CHECKING:
+    from errata.correct.methods.sheet import Sheet
     from errata.deploy import DeployedPipeline
 
 FORMAT = "errata-plan/1"
@@ -105,6 +106,18 @@ class Plan:
             return cls(IEC.paper(), "first:1")
         return cls(IEC.paper(), "full" if deployed.schedule.has_cache else "all")
 
+    @classmethod
+    def of_sheet(cls, sheet: Sheet) -> Plan:
+        """Return the plan that a sheet was fitted under, with the sheet.
+
+        Raises:
+            PlanError: a method of that plan is not known here.
+        """
+        plan = cls(sheet)
+        for stored, steps in zip(sheet.facts.plan, sheet.facts.plan_steps, strict=True):
+            plan = plan + cls(method_from_json(stored), steps)
+        return plan
+
     @property
     def corrects_nothing(self) -> bool:
         """Whether no part of it corrects any step."""
@@ -120,6 +133,10 @@ class Plan:
         """Digests of the artifacts that it, or a method such as a sheet, was made for; empty for any."""
         bound = [self.artifact, *(getattr(method, "artifact", None) for method, _ in self.parts)]
         return frozenset(digest for digest in bound if isinstance(digest, str))
+
+    def suits(self, deployed: DeployedPipeline) -> bool:
+        """Return whether it was made for this artifact, or for any."""
+        return self.bound_to <= {deployed.manifest.sha256}
 
     def placed(self, schedule: CacheSchedule) -> tuple[tuple[Method, tuple[int, ...]], ...]:
         """Return each method with the steps that it will correct; methods without any are left out.

@@ -34,8 +34,15 @@ def sign(
     """
     root, key, out = Path(artifact), Path(private_key), Path(signature)
     _check_outside(root, out)
-    signing, hashing = library("signing"), library("hashing")
+    library("signing")  # raises before the work of verifying, if it is not there
     verify(root)
+    return sign_contents(root, key, out, password=password)
+
+
+def sign_contents(root: Path, key: Path, out: Path, *, password: str | None) -> Path:
+    """Sign a directory or a single file, which the caller has verified; see `sign`."""
+    _check_outside(root, out)
+    signing, hashing = library("signing"), library("hashing")
     try:
         config = signing.Config().use_elliptic_key_signer(
             private_key=key, password=None if password is None else password.encode()

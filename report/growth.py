@@ -80,9 +80,13 @@ def _errors(
     seed: int,
     inputs: Inputs,
 ) -> dict[str, Any]:
-    correcting = {name: plan for name, plan in plans.items() if not plan.corrects_nothing}
     grown = {}
     for name, deployed in artifacts.items():
+        correcting = {
+            plan_name: plan
+            for plan_name, plan in plans.items()
+            if plan.suits(deployed) and not plan.corrects_nothing
+        }
         errors = trajectory_error(
             deployed,
             baseline,

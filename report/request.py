@@ -78,7 +78,8 @@ class ReportRequest(ReportOptions):
 
     Attributes:
         artifacts: by name, all with the same number of steps; one alone is named by its recipe.
-        plans: by name; one that corrects nothing is added if there is none.
+        plans: by name; one that corrects nothing is added if there is none. A plan that is bound to one
+            artifact, as by a sheet, gets a row of that artifact alone.
         reference: what images are compared with, and in which features.
         baseline: the float pipeline that the artifacts were made from, with the recorded scheduler. It adds
             its own row, comparisons of single images, and how errors grow along a run. Without it, images are
@@ -109,7 +110,7 @@ class ReportRequest(ReportOptions):
         check_names(self.plans)
         _ = self.fingerprint, self.chosen_metrics  # raise where they do not fit
         for plan in self.plans.values():
-            suited = [artifact for artifact in self.artifacts.values() if suits(plan, artifact)]
+            suited = [artifact for artifact in self.artifacts.values() if plan.suits(artifact)]
             for artifact in suited or self.artifacts.values():
                 wrap(artifact, plan)  # raises if the artifact cannot serve it
         for artifact in self.artifacts.values():
@@ -152,7 +153,7 @@ class ReportRequest(ReportOptions):
         rows = [] if self.fingerprint is None else [self.float_row(self.steps)]
         for name, deployed in self.artifacts.items():
             for plan_name, plan in self.plans.items():
-                if not suits(plan, deployed):
+                if not plan.suits(deployed):
                     continue
                 role = "uncorrected" if plan.corrects_nothing else "plan"
                 rows.append(artifact_row(name, deployed, plan_name, plan, role=role))  # type: ignore[arg-type]
@@ -162,11 +163,6 @@ class ReportRequest(ReportOptions):
         """Return a row of the float model."""
         assert self.fingerprint is not None  # else there is no such row
         return float_row(self.fingerprint, steps, device=self.device.type, recorded_steps=self.steps)
-
-
-def suits(plan: Plan, deployed: DeployedPipeline) -> bool:
-    """Return whether a plan was made for this artifact or for any; a report leaves out other rows."""
-    return plan.bound_to <= {deployed.manifest.sha256}
 
 
 def named(deployed: object) -> dict[str, DeployedPipeline]:

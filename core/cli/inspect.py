@@ -46,9 +46,9 @@ INDENT = " " * 13
 def add_verify_parser(commands: Commands) -> None:
     """Declare `errata verify`."""
     parser = add_command(
-        commands, "verify", summary="check that an artifact is intact", details=VERIFY_DETAILS
+        commands, "verify", summary="check that an artifact or a sheet is intact", details=VERIFY_DETAILS
     )
-    add_artifact_argument(parser)
+    add_artifact_argument(parser, or_sheet=True)
     parser.add_argument("--signature", type=Path, metavar="FILE", help="signature that `errata sign` wrote")
     parser.add_argument("--public-key", type=Path, metavar="FILE", help="the signer's public key, a PEM file")
     parser.set_defaults(run=verify)
@@ -56,8 +56,10 @@ def add_verify_parser(commands: Commands) -> None:
 
 def add_parser(commands: Commands) -> None:
     """Declare `errata inspect`."""
-    parser = add_command(commands, "inspect", summary="show what is in an artifact", details=DETAILS)
-    add_artifact_argument(parser)
+    parser = add_command(
+        commands, "inspect", summary="show what is in an artifact or a sheet", details=DETAILS
+    )
+    add_artifact_argument(parser, or_sheet=True)
     parser.add_argument(
         "--backends", action="store_true", help="load the artifact, and show which kernel runs each layer"
     )
@@ -69,6 +71,8 @@ def add_parser(commands: Commands) -> None:
 def verify(args: argparse.Namespace) -> int:
     """Run `errata verify`."""
     check_signature_options(args)
+    if args.artifact.is_file():
+        return _verify_sheet(args)
 
     from errata import deploy
 
@@ -83,11 +87,38 @@ def verify(args: argparse.Namespace) -> int:
     return 0
 
 
+def _verify_sheet(args: argparse.Namespace) -> int:
+    from errata.correct.sheets.sheet_signing import verify_sheet
+
+    sheet = verify_sheet(args.artifact, signature=args.signature, public_key=args.public_key)
+    signed = args.signature is not None
+    emit(
+        args,
+        {"verified": True, "signed": signed, "sheet": sheet.summary()},
+        f"{sheet.summary_text()}\nverified: {args.artifact}"
+        + (f"\nsigned by the owner of {args.public_key}" if signed else ""),
+    )
+    return 0
+
+
+def _inspect_sheet(args: argparse.Namespace) -> int:
+    if args.backends:
+        raise UsageError("--backends is for artifacts; a sheet runs on any backend: leave it out")
+
+    from errata.correct import Sheet
+
+    sheet = Sheet.load(args.artifact)
+    emit(args, {"sheet": sheet.summary()}, sheet.summary_text())
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
     """Run `errata inspect`."""
     for option in ("device", "backend"):
         if getattr(args, option) is not None and not args.backends:
             raise UsageError(f"--{option} has no effect without --backends; add it, or leave --{option} out")
+    if args.artifact.is_file():
+        return _inspect_sheet(args)
 
     from errata import deploy
     from errata.deploy.loading import is_engine

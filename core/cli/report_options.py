@@ -208,13 +208,10 @@ def _sheets(args: argparse.Namespace) -> "dict[str, Plan]":
     if not args.sheet:
         return {}
 
-    from errata.correct import Sheet
+    from errata.correct import Plan, Sheet
 
-    plans = [(path, Sheet.load(path).fitted_plan()) for path in args.sheet]
-    names = [
-        "+".join(command_name(type(method).__name__) for method, _ in plan.parts if method)
-        for _, plan in plans
-    ]
+    plans = [(path, Plan.of_sheet(Sheet.load(path))) for path in args.sheet]
+    names = [_methods_of(plan) for _, plan in plans]
     if len(set(names)) < len(names):
         names = [f"{name} {path.stem}" for name, (path, _) in zip(names, plans, strict=True)]
     return {name: plan for name, (_, plan) in zip(names, plans, strict=True)}

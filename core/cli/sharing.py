@@ -7,8 +7,8 @@ from errata.cli.output import emit
 from errata.cli.usage import Commands, UsageError, add_artifact_argument, add_command, read_text
 
 SIGN_DETAILS = """\
-Verifies an artifact, then signs all its files with your private key. The signature is a separate file beside
-the artifact. Others check it with your public key. To make a pair of keys with OpenSSL:
+Verifies an artifact or a sheet, then signs it with your private key. The signature is a separate file beside
+it. Others check it with your public key. To make a pair of keys with OpenSSL:
 
   openssl ecparam -name prime256v1 -genkey -noout -out key.pem
   openssl ec -in key.pem -pubout -out key.pub
@@ -35,8 +35,10 @@ verifies them. With --public-key it checks the repository's signature as well.
 
 def add_sign_parser(commands: Commands) -> None:
     """Declare `errata sign`."""
-    parser = add_command(commands, "sign", summary="sign an artifact with your key", details=SIGN_DETAILS)
-    add_artifact_argument(parser)
+    parser = add_command(
+        commands, "sign", summary="sign an artifact or a sheet with your key", details=SIGN_DETAILS
+    )
+    add_artifact_argument(parser, or_sheet=True)
     parser.add_argument(
         "--key", type=Path, required=True, metavar="KEY", help="private elliptic curve key, a PEM file"
     )
@@ -83,7 +85,12 @@ def sign(args: argparse.Namespace) -> int:
     from errata import deploy
 
     password = None if args.password_file is None else read_text(args.password_file).split("\n")[0]
-    path = deploy.sign(args.artifact, args.key, args.out, password=password)
+    if args.artifact.is_file():
+        from errata.correct.sheets.sheet_signing import sign_sheet
+
+        path = sign_sheet(args.artifact, args.key, args.out, password=password)
+    else:
+        path = deploy.sign(args.artifact, args.key, args.out, password=password)
     emit(args, {"signature": str(path)}, f"signature: {path}")
     return 0
 

@@ -53,9 +53,10 @@ def add_command(
     return parser
 
 
-def add_artifact_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare the artifact to work on."""
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="what `errata deploy` wrote")
+def add_artifact_argument(parser: argparse.ArgumentParser, *, or_sheet: bool = False) -> None:
+    """Declare the artifact to work on, which may be a sheet."""
+    sheet = ", or a sheet" if or_sheet else ""
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help=f"what `errata deploy` wrote{sheet}")
 
 
 def add_seed_option(parser: argparse.ArgumentParser) -> None:

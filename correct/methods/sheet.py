@@ -31,8 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.correct.corrector import Corrector, CorrectorContext
-from errata.correct.plans import Plan
-from errata.correct.registry import method_from_json, register_method
+from errata.correct.registry import register_method
 from errata.correct.sheets.fitted_maps import CallLevels, FittedMaps
 from errata.correct.sheets.sheet_file import LARGEST_SHEET, SheetFacts, from_bytes, to_bytes
 from errata.correct.steps import spelled
@@ -109,17 +108,6 @@ class Sheet:
             self.facts.levels, wanted, steps=steps, has_cache=deployed.schedule.has_cache
         )
         return lambda denoiser: MappedDenoiser(denoiser, output_map)
-
-    def fitted_plan(self) -> Plan:
-        """Return the plan that it was fitted under, with itself.
-
-        Raises:
-            PlanError: a method of that plan is not known here.
-        """
-        plan = Plan(self)
-        for stored, steps in zip(self.facts.plan, self.facts.plan_steps, strict=True):
-            plan = plan + Plan(method_from_json(stored), steps)
-        return plan
 
     @staticmethod
     def parts_of(corrected: CorrectedPipeline) -> tuple[tuple[Mapping[str, Any], ...], tuple[str, ...]]:

@@ -9,15 +9,17 @@ import torch
 from diffusers import DDIMPipeline
 from torch import Tensor
 
-from errata import correct, deploy
+from errata import calibration, compress, correct, deploy
 from errata.correct import IEC, Forecast, NoGainError, Plan, Sheet, fit_sheet
 from errata.correct.sampling import FloatSampler, PlanSampler, default_inputs
 from errata.deploy import DeployedPipeline
+from errata.embedded import PIPELINE
 from errata.errors import PlanError
 from errata.quality.paired import psnr
 
 FEW: dict[str, Any] = {"samples": 16, "held_out": 16, "batch_size": 8, "progress": False}
 FACTOR, OFFSET = 0.9, 0.05
+STEPS = 6
 
 
 class Faulty:
@@ -43,10 +45,28 @@ class Faulty:
 
 
 @pytest.fixture(scope="module")
-def load_faulty(tiny_artifact: Callable[[str], Path]) -> Callable[..., DeployedPipeline]:
-    def load(recipe: str, kinds: tuple[str, ...] = ("full", "cached")) -> DeployedPipeline:
-        deployed = deploy.load(tiny_artifact(recipe)).clone()
-        deployed.pipe.unet.denoiser = Faulty(deployed.denoiser, kinds)
+def digits() -> DDIMPipeline:
+    """A trained network: of a random one, many pixels are clipped, and a PSNR says nothing."""
+    pipe = DDIMPipeline.from_pretrained(PIPELINE)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def artifact(digits: DDIMPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache and nothing else, so full calls are those of the float network."""
+    root = tmp_path_factory.mktemp("digits")
+    recorded = calibration.calibrate(
+        digits, root / "set", num_inference_steps=STEPS, num_samples=2, batch_size=2
+    )
+    return deploy.deploy(compress.compress(digits, recorded, "deepcache-3", root / "c"), root / "a")
+
+
+@pytest.fixture(scope="module")
+def load_faulty(artifact: Path) -> Callable[..., DeployedPipeline]:
+    def load(*kinds: str) -> DeployedPipeline:
+        deployed = deploy.load(artifact).clone()
+        deployed.pipe.unet.denoiser = Faulty(deployed.denoiser, kinds or ("full", "cached"))
         deployed.pipe.set_progress_bar_config(disable=True)
         return deployed
 
@@ -54,8 +74,8 @@ def load_faulty(tiny_artifact: Callable[[str], Path]) -> Callable[..., DeployedP
 
 
 @pytest.fixture(scope="module")
-def repaired(load_faulty: Callable[..., DeployedPipeline], tiny_pipeline: DDIMPipeline) -> Sheet:
-    return fit_sheet(load_faulty("w8a8"), tiny_pipeline, **FEW)
+def repaired(load_faulty: Callable[..., DeployedPipeline], digits: DDIMPipeline) -> Sheet:
+    return fit_sheet(load_faulty(), digits, **FEW)
 
 
 def images(deployed: DeployedPipeline, plan: Plan, seed: int = 900) -> Tensor:
@@ -63,9 +83,10 @@ def images(deployed: DeployedPipeline, plan: Plan, seed: int = 900) -> Tensor:
 
 
 def test_a_known_fault_is_found(repaired: Sheet) -> None:
-    """W8A8 adds next to nothing of its own: M is 1 / 0.9, b is -0.05 / 0.9."""
-    assert repaired.maps.call.tolist() == list(range(6))
-    matrix, bias = repaired.maps.matrix.flatten(), repaired.maps.bias.flatten()
+    """In full calls M is 1 / 0.9 and b is -0.05 / 0.9; cached ones have an error of their own as well."""
+    assert repaired.maps.kind.tolist() == [0, 0, 1, 1, 1, 1]
+    assert repaired.maps.call.tolist() == [0, 3, 1, 2, 4, 5]
+    matrix, bias = repaired.maps.matrix[:2].flatten(), repaired.maps.bias[:2].flatten()
     assert torch.allclose(matrix, torch.full_like(matrix, 1 / FACTOR), atol=8e-3)
     assert torch.allclose(bias, torch.full_like(bias, -OFFSET / FACTOR), atol=4e-3)
     assert abs(1 / FACTOR - 1) > 10 * 8e-3
@@ -73,12 +94,10 @@ def test_a_known_fault_is_found(repaired: Sheet) -> None:
 
 
 def test_images_get_closer_on_other_noise(
-    repaired: Sheet, load_faulty: Callable[..., DeployedPipeline], tiny_pipeline: DDIMPipeline
+    repaired: Sheet, load_faulty: Callable[..., DeployedPipeline], digits: DDIMPipeline
 ) -> None:
-    deployed = load_faulty("w8a8")
-    right = FloatSampler(tiny_pipeline, num_inference_steps=6, seed=900, inputs=default_inputs).sample(
-        range(8)
-    )
+    deployed = load_faulty()
+    right = FloatSampler(digits, num_inference_steps=STEPS, seed=900, inputs=default_inputs).sample(range(8))
     plain, corrected = (
         psnr(images(deployed, plan), right.images).mean() for plan in (Plan.none(), Plan(repaired))
     )
@@ -90,9 +109,9 @@ def test_images_get_closer_on_other_noise(
 
 
 def test_the_same_request_gives_the_same_bytes(
-    repaired: Sheet, load_faulty: Callable[..., DeployedPipeline], tiny_pipeline: DDIMPipeline
+    repaired: Sheet, load_faulty: Callable[..., DeployedPipeline], digits: DDIMPipeline
 ) -> None:
-    assert fit_sheet(load_faulty("w8a8"), tiny_pipeline, **FEW).to_bytes() == repaired.to_bytes()
+    assert fit_sheet(load_faulty(), digits, **FEW).to_bytes() == repaired.to_bytes()
 
 
 class _StoppedError(Exception):
@@ -104,11 +123,11 @@ def test_a_stopped_fit_goes_on_to_the_same_bytes(
     batches: int,
     repaired: Sheet,
     load_faulty: Callable[..., DeployedPipeline],
-    tiny_pipeline: DDIMPipeline,
+    digits: DDIMPipeline,
     tmp_path: Path,
 ) -> None:
     """Stopped in the fit, and between choosing and measuring."""
-    deployed, kept = load_faulty("w8a8"), tmp_path / "sheet.partial"
+    deployed, kept = load_faulty(), tmp_path / "sheet.partial"
 
     def stop(indices: range) -> dict[str, int]:
         if not stopping:
@@ -120,19 +139,19 @@ def test_a_stopped_fit_goes_on_to_the_same_bytes(
 
     stopping, left = [True], [5 + {1: 1, 3: 5}[batches]]  # the request asks for all inputs first
     with pytest.raises(_StoppedError):
-        fit_sheet(deployed, tiny_pipeline, **FEW, inputs=stop, journal=kept)
+        fit_sheet(deployed, digits, **FEW, inputs=stop, journal=kept)
     finished = len(list((kept / "stages").iterdir()))
     assert finished >= 1
     stopping.clear()
-    sheet = fit_sheet(deployed, tiny_pipeline, **FEW, inputs=stop, journal=kept)
+    sheet = fit_sheet(deployed, digits, **FEW, inputs=stop, journal=kept)
     assert sheet.to_bytes() == repaired.to_bytes()
     assert not kept.exists()
 
 
 def test_kept_work_of_another_request_is_refused(
-    load_faulty: Callable[..., DeployedPipeline], tiny_pipeline: DDIMPipeline, tmp_path: Path
+    load_faulty: Callable[..., DeployedPipeline], digits: DDIMPipeline, tmp_path: Path
 ) -> None:
-    deployed, kept = load_faulty("w8a8"), tmp_path / "sheet.partial"
+    deployed, kept = load_faulty(), tmp_path / "sheet.partial"
     calls = iter(range(100))
 
     def stop(indices: range) -> dict[str, int]:
@@ -141,16 +160,16 @@ def test_kept_work_of_another_request_is_refused(
         return {"batch_size": len(indices)}
 
     with pytest.raises(_StoppedError):
-        fit_sheet(deployed, tiny_pipeline, **FEW, inputs=stop, journal=kept)
+        fit_sheet(deployed, digits, **FEW, inputs=stop, journal=kept)
     with pytest.raises(PlanError, match="another request.*seed"):
-        fit_sheet(deployed, tiny_pipeline, **FEW, seed=5, journal=kept)
+        fit_sheet(deployed, digits, **FEW, seed=5, journal=kept)
 
 
 def test_it_is_fitted_along_the_plan_that_it_is_used_with(
-    load_faulty: Callable[..., DeployedPipeline], tiny_pipeline: DDIMPipeline
+    load_faulty: Callable[..., DeployedPipeline], digits: DDIMPipeline
 ) -> None:
     plan = Plan(Forecast()) + Plan(IEC(), steps="first:1")
-    sheet = fit_sheet(load_faulty("deepcache-3"), tiny_pipeline, plan=plan, **FEW)
+    sheet = fit_sheet(load_faulty(), digits, plan=plan, **FEW)
     assert [part["type"] for part in sheet.facts.plan] == ["Forecast", "IEC"]
     assert sheet.facts.plan_steps == ("4-5", "0")
     assert sheet.maps.kind.tolist() == [0, 0, 1, 1, 1, 1]
@@ -159,30 +178,28 @@ def test_it_is_fitted_along_the_plan_that_it_is_used_with(
 
 def test_an_artifact_teaches_its_own_cached_calls(load_faulty: Callable[..., DeployedPipeline]) -> None:
     """The fault is in cached calls alone, so the artifact itself knows better."""
-    deployed = load_faulty("deepcache-3", ("cached",))
+    deployed = load_faulty("cached")
     sheet = fit_sheet(deployed, "self", **FEW)
     assert sheet.facts.teacher == "self"
     assert sheet.maps.kind.tolist() == [1, 1, 1, 1]
     assert sheet.facts.measured.low > 3
 
 
-def test_what_does_not_help_is_not_returned(
-    tiny_artifact: Callable[[str], Path], tiny_pipeline: DDIMPipeline
-) -> None:
+def test_what_does_not_help_is_not_returned(artifact: Path, digits: DDIMPipeline) -> None:
     """Nothing is wrong with full calls of a network in floating point."""
-    deployed = deploy.load(tiny_artifact("deepcache-3"))
+    deployed = deploy.load(artifact)
     everywhere = Plan(correct.Refresh(), "all")
     with pytest.raises(NoGainError, match="does not help: on 8 images") as caught:
-        fit_sheet(deployed, tiny_pipeline, plan=everywhere, **FEW)
+        fit_sheet(deployed, digits, plan=everywhere, **FEW)
     assert caught.value.measured.low <= 0
 
 
 def test_the_artifact_stays_as_it_is(
-    load_faulty: Callable[..., DeployedPipeline], tiny_pipeline: DDIMPipeline
+    load_faulty: Callable[..., DeployedPipeline], digits: DDIMPipeline
 ) -> None:
-    deployed = load_faulty("w8a8")
+    deployed = load_faulty()
     before = images(deployed, Plan.none())
-    fit_sheet(deployed, tiny_pipeline, **FEW)
+    fit_sheet(deployed, digits, **FEW)
     assert torch.equal(images(deployed, Plan.none()), before)
 
 
@@ -199,33 +216,35 @@ def test_bad_choices_are_refused_before_any_image(
     changes: dict[str, int],
     reason: str,
     load_faulty: Callable[..., DeployedPipeline],
-    tiny_pipeline: DDIMPipeline,
+    digits: DDIMPipeline,
 ) -> None:
-    deployed = load_faulty("w8a8")
+    deployed = load_faulty()
     with pytest.raises(PlanError, match=reason):
-        fit_sheet(deployed, tiny_pipeline, **FEW | changes)
+        fit_sheet(deployed, digits, **FEW | changes)
     assert deployed.denoiser.calls == 0  # type: ignore[attr-defined]
 
 
 def test_a_wrong_teacher_is_refused(
     load_faulty: Callable[..., DeployedPipeline],
-    tiny_pipeline: DDIMPipeline,
+    digits: DDIMPipeline,
     make_plain_unet: Callable[..., Any],
+    tiny_artifact: Callable[[str], Path],
 ) -> None:
-    deployed = load_faulty("w8a8")
-    other = DDIMPipeline(unet=make_plain_unet(), scheduler=tiny_pipeline.scheduler)
+    deployed = load_faulty()
+    other = DDIMPipeline(unet=make_plain_unet(), scheduler=digits.scheduler)
+    uncached = deploy.load(tiny_artifact("w8a8"))
     with pytest.raises(PlanError, match="not the one that the artifact was made from"):
         fit_sheet(deployed, other, **FEW)
     with pytest.raises(PlanError, match="has no cache"):
-        fit_sheet(deployed, "self", **FEW)
+        fit_sheet(uncached, "self", **FEW)
     with pytest.raises(TypeError, match="the teacher is 'me'"):
         fit_sheet(deployed, "me", **FEW)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="takes a loaded artifact"):
-        fit_sheet(tiny_pipeline, tiny_pipeline, **FEW)  # type: ignore[arg-type]
+        fit_sheet(digits, digits, **FEW)  # type: ignore[arg-type]
 
 
 def test_a_sheet_is_not_fitted_under_another_one(
-    repaired: Sheet, load_faulty: Callable[..., DeployedPipeline], tiny_pipeline: DDIMPipeline
+    repaired: Sheet, load_faulty: Callable[..., DeployedPipeline], digits: DDIMPipeline
 ) -> None:
     with pytest.raises(PlanError, match="has a sheet already"):
-        fit_sheet(load_faulty("w8a8"), tiny_pipeline, plan=Plan(repaired), **FEW)
+        fit_sheet(load_faulty(), digits, plan=Plan(repaired), **FEW)
