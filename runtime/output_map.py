@@ -71,7 +71,9 @@ class OutputMap:
     """
 
     def __init__(self, *, full: CallMaps, cached: CallMaps | None = None) -> None:
-        self._maps: dict[StepKind, CallMaps] = {"full": full} | ({} if cached is None else {"cached": cached})
+        self._maps: dict[StepKind, CallMaps] = {"full": full}
+        if cached is not None:
+            self._maps["cached"] = cached
         self._idle = {kind: maps.is_identity for kind, maps in self._maps.items()}
         # For each kind and device, the numbers of each call.
         self._ready: dict[tuple[StepKind, torch.device], list[tuple[Tensor, Tensor]]] = {}

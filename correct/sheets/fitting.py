@@ -15,7 +15,6 @@ Source: this project; see `errata.correct.sheets.moments` for the fit of one cal
 from __future__ import annotations
 
 import dataclasses
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -147,11 +146,12 @@ def fit_sheet(
     choices = SheetChoices(samples=samples, held_out=held_out, batch_size=batch_size, seed=seed)
     plan = Plan.none() if plan is None else plan
     fit = _Fit(deployed, open_teacher(teacher, deployed), plan, choices, inputs or default_inputs)
-    kept = nullcontext()
-    if journal is not None:
-        kept = sheet_journal(Path(journal), request_of(deployed, teacher, plan, choices, fit.inputs))
-    with kept as opened, tqdm(total=fit.total, unit="image", desc="fitting", disable=not progress) as bar:
-        return fit.run(without_journal if opened is None else opened.stage, bar)
+    with tqdm(total=fit.total, unit="image", desc="fitting", disable=not progress) as bar:
+        if journal is None:
+            return fit.run(without_journal, bar)
+        request = request_of(deployed, teacher, plan, choices, fit.inputs)
+        with sheet_journal(Path(journal), request) as kept:
+            return fit.run(kept.stage, bar)
 
 
 class _Fit:

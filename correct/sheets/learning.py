@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,11 @@ class Learning:
     def to_json(self) -> dict[str, Any]:
         """Learning is not stored: see `Sheet`."""
         raise NotImplementedError("a plan that learns has no file; store the sheet that it leads to")
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Learning:
+        """Learning is not stored: see `Sheet`."""
+        raise NotImplementedError("a plan that learns has no file")
 
     def corrected(
         self, prediction: Tensor, x: Tensor, step: int, kind: StepKind, cond: Conditioning

@@ -272,10 +272,24 @@ def test_shards_of_a_report_are_merged(
     assert (tmp_path / "merged" / "report.html").is_file()
 
 
+def test_a_plan_for_a_labelled_model(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels.txt").write_text("0\n1\n2\n3\n0\n2\n")
+    (tmp_path / "few.txt").write_text("0\n1\n2\n")
+    given = ["plan", folder / "artifact", "--samples", "2", "--batch-size", "2", "--max-overhead", "0%"]
+    given += ["--guidance-scale", "2", "--out", tmp_path / "plan.json"]
+    assert "needs a class label for every image; add --labels" in complaint(capsys, 2, *given)
+    line = complaint(capsys, 2, *given, "--labels", tmp_path / "few.txt")
+    assert "has 3 labels, and --samples 2 needs one for each of 6 images" in line
+    found = answer(capsys, *given, "--labels", tmp_path / "labels.txt")
+    assert found["plan"]["expected"]["samples"] == 2
+    assert found["plan"]["expected"]["candidates_tried"] > 5
+
+
 def test_what_pipelines_take_and_need() -> None:
     assert inputs.needs(Upscaler()) == ("prompt", "image")
     assert inputs.needs(Unconditional()) == ()
-    assert inputs.words(("prompt", "image")) == "a prompt and an input image"
     with pytest.raises(UsageError, match="Unconditional does not take a guidance scale; leave --g out"):
         inputs.check_argument(Unconditional(), "guidance_scale", flag="--g", is_given=True)
     inputs.check_labels(Unconditional(), [10**6])
