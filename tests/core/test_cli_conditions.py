@@ -284,7 +284,7 @@ def test_a_plan_for_a_labelled_model(
     assert "has 3 labels, and --samples 2 needs one for each of 6 images" in line
     found = answer(capsys, *given, "--labels", tmp_path / "labels.txt")
     assert found["plan"]["expected"]["samples"] == 2
-    assert found["plan"]["expected"]["candidates_tried"] > 5
+    assert found["plan"]["expected"]["candidates_tried"] > 2
 
 
 def test_what_pipelines_take_and_need() -> None:

@@ -1,0 +1,186 @@
+"""Measure what errata sheets do on the embedded model: PSNR to the float model's images, in pairs.
+
+    python benchmarks/sheets.py --work runs/sheets --steps 50
+    python benchmarks/sheets.py --work runs/sheets --steps 50 --distances 1000 --recipes w4a8
+
+Each artifact is measured under several plans, with no sheet, with one that the float model taught, and, if it
+has a cache, with one that its own full calls taught; each sheet is fitted under its plan. Fits, and the
+choice within a fit, see other noise than the images that are measured. "change" is the mean of the paired
+differences to the same plan without a sheet, with its 95 % interval. With `--distances` there is also the
+Fréchet distance in digit features. Artifacts and sheets stay in `--work`, and are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+from work_folder import recorded
+
+from errata import calibration, compress, correct, deploy
+from errata.correct import IEC, Forecast, Hindsight, NoGainError, Plan, Sheet
+from errata.correct.sampling import FloatSampler, PlanSampler, Sampler, batches_of, default_inputs
+from errata.deploy import DeployedPipeline
+from errata.embedded import PIPELINE
+from errata.machine import describe_machine
+from errata.quality import frechet_distance, statistics
+from errata.quality.intervals import mean_estimate
+from errata.quality.paired import psnr
+from errata.quality.reference import Reference
+
+RECIPES = (
+    "w8a8",
+    "w4a8",
+    "deepcache-10",
+    "w8a8+deepcache-10",
+    "w8a8+deepcache-10:branch=1",
+    "w8a8+cachequant-10",
+)
+BATCH_SIZE = 32
+# Seeds of the images that are measured, and of those that calibrate and fit: none is in two parts.
+MEASURED, CALIBRATED, FITTED = 10_000_000, 1_000_000, 2_000_000
+
+
+def plans_for(deployed: DeployedPipeline) -> dict[str, Plan]:
+    """Return the plans to measure, by name."""
+    if not deployed.schedule.has_cache:
+        return {"none": Plan.none(), "iec": Plan(IEC())}
+    forecast = Plan(Forecast())
+    return {
+        "none": Plan.none(),
+        "forecast": forecast,
+        "forecast+hindsight": forecast + Plan(Hindsight()),
+        "forecast+hindsight 0.5": forecast + Plan(Hindsight(gain=0.5)),
+        "forecast+iec": forecast + Plan(IEC(), steps="full"),
+    }
+
+
+def artifact_for(pipe: DiffusionPipeline, options: argparse.Namespace, recipe: str) -> DeployedPipeline:
+    """Return the artifact of a recipe, made once."""
+    root = options.work / f"steps-{options.steps}"
+    root.mkdir(parents=True, exist_ok=True)
+    name = recipe.replace(":", "_")
+    if not (root / name).exists():
+        given = recorded(
+            pipe,
+            root / "calibration",
+            steps=options.steps,
+            samples=64,
+            batch_size=BATCH_SIZE,
+            seed=CALIBRATED,
+        )
+        compressed = compress.compress(pipe, given, recipe, root / f"{name}.compressed")
+        deploy.deploy(compressed, root / name)
+    return deploy.load(root / name)
+
+
+def sheet_for(
+    deployed: DeployedPipeline,
+    teacher: DiffusionPipeline | Literal["self"],
+    plan: Plan,
+    path: Path,
+) -> Sheet | None:
+    """Return the sheet for a plan, fitted once; None if it does not help."""
+    if path.exists():
+        return Sheet.load(path, deployed)
+    if path.with_suffix(".none").exists():
+        return None
+    try:
+        sheet = correct.fit_sheet(deployed, teacher, plan=plan, seed=FITTED, progress=False)
+    except NoGainError as problem:
+        path.with_suffix(".none").write_text(f"{problem}\n")
+        return None
+    sheet.save(path)
+    return sheet
+
+
+def sampled(sampler: Sampler, count: int) -> Tensor:
+    """Return so many images, `(N, C, H, W)`."""
+    return torch.cat([sampler.sample(batch).images for batch in batches_of(count, BATCH_SIZE)])
+
+
+class Table:
+    """The rows of one artifact."""
+
+    def __init__(self, deployed: DeployedPipeline, options: argparse.Namespace, floats: Tensor) -> None:
+        self._deployed, self._options, self._floats = deployed, options, floats
+        self._reference = Reference.embedded() if options.distances else None
+
+    def row(self, name: str, plan: Plan, plain: Tensor | None = None) -> Tensor:
+        """Measure and print a plan; return the PSNR of each image."""
+        count = max(self._options.samples, self._options.distances)
+        sampler = PlanSampler(self._deployed, plan, seed=MEASURED, inputs=default_inputs)
+        images = sampled(sampler, count)
+        values = psnr(images[: self._options.samples], self._floats[: self._options.samples])
+        text = f"{self._deployed.manifest.recipe.name:28} {name:34} {float(values.mean()):6.2f} dB"
+        if plain is not None:
+            change = mean_estimate(values - plain)
+            text += f"  {change.value:+5.2f} ({change.interval.low:+.2f} to {change.interval.high:+.2f})"
+        if self._reference is not None:
+            with torch.inference_mode():
+                found = statistics(self._reference.network(images))
+            text += f"  FD {frechet_distance(found, self._reference.statistics):.3f}"
+        print(text, flush=True)
+        return values
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = parsed()
+    torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore", message="this sheet was fitted")
+    pipe = calibration.load_pipeline(PIPELINE)
+    pipe.set_progress_bar_config(disable=True)
+    print(f"{describe_machine()}; {options.steps} steps, {options.samples} images, seed {MEASURED}")
+    sampler = FloatSampler(pipe, num_inference_steps=options.steps, seed=MEASURED, inputs=default_inputs)
+    floats = sampled(sampler, max(options.samples, options.distances))
+    for recipe in options.recipes:
+        measure(pipe, artifact_for(pipe, options, recipe), options, floats)
+
+
+def measure(
+    pipe: DiffusionPipeline, deployed: DeployedPipeline, options: argparse.Namespace, floats: Tensor
+) -> None:
+    """Print all rows of an artifact."""
+    table = Table(deployed, options, floats)
+    root = options.work / f"steps-{options.steps}" / "sheets"
+    root.mkdir(exist_ok=True)
+    teachers: Mapping[str, DiffusionPipeline | Literal["self"]] = {"float": pipe}
+    if deployed.schedule.has_cache:
+        teachers = {**teachers, "self": "self"}
+    for name, plan in plans_for(deployed).items():
+        if options.plans and name not in options.plans:
+            continue
+        plain = table.row(name, plan)
+        for taught, teacher in teachers.items():
+            file = root / f"{deployed.manifest.sha256[:12]}-{name.replace(' ', '-')}-{taught}.safetensors"
+            sheet = sheet_for(deployed, teacher, plan, file)
+            if sheet is None:
+                print(f"{deployed.manifest.recipe.name:28} {name + ', sheet ' + taught:34} does not help")
+            else:
+                table.row(f"{name}, sheet {taught}", Plan(sheet) + plan, plain)
+
+
+def parsed() -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder for artifacts and sheets")
+    parser.add_argument("--steps", type=int, default=50, help="sampling steps")
+    parser.add_argument("--samples", type=int, default=64, help="images whose PSNR is measured")
+    parser.add_argument("--distances", type=int, default=0, help="images of a Fréchet distance; 0: none")
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), help="artifacts to measure")
+    parser.add_argument("--plans", nargs="+", default=None, help="plans to measure, by name (default: all)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
