@@ -38,6 +38,7 @@ from errata.correct.methods.second_order import SecondOrder
 from errata.correct.methods.sheet import Sheet
 from errata.correct.noise_levels import NoiseLevels
 from errata.correct.pipeline import CorrectedPipeline, wrap
+from errata.correct.planner import auto as _auto  # noqa: F401 - it is what Plan.auto does
 from errata.correct.planner.candidates import Candidate, candidates_for
 from errata.correct.planner.expectation import Expectation
 from errata.correct.planner.planning import plan

@@ -6,8 +6,10 @@ artifact that it was chosen for, and what it was measured to be worth there.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,7 @@ FORMAT = "errata-plan/1"
 _LARGEST = 2**20
 # Far more than make sense; a hostile file must not nest them until Python gives up.
 MOST_PARTS = 32
+_auto: list[Callable[..., Plan]] = []
 
 
 @dataclass(frozen=True)
@@ -107,16 +110,26 @@ class Plan:
         return cls(IEC.paper(), "full" if deployed.schedule.has_cache else "all")
 
     @classmethod
-    def of_sheet(cls, sheet: Sheet) -> Plan:
-        """Return the plan that a sheet was fitted under, with the sheet.
+    def auto(cls, deployed: DeployedPipeline, **options: Any) -> Plan:
+        """Return the best plan that costs nothing, see `errata.correct.planner.auto.auto`."""
+        return _auto[-1](deployed, **options)
+
+    @classmethod
+    def under_sheet(cls, sheet: Sheet) -> Plan:
+        """Return the plan that a sheet was fitted under, without the sheet.
 
         Raises:
             PlanError: a method of that plan is not known here.
         """
-        plan = cls(sheet)
-        for stored, steps in zip(sheet.facts.plan, sheet.facts.plan_steps, strict=True):
-            plan = plan + cls(method_from_json(stored), steps)
-        return plan
+        parts = zip(sheet.facts.plan, sheet.facts.plan_steps, strict=True)
+        plans = [cls(method_from_json(stored), steps) for stored, steps in parts]
+        return functools.reduce(operator.add, plans) if plans else cls.none()
+
+    @classmethod
+    def of_sheet(cls, sheet: Sheet) -> Plan:
+        """Return the plan that a sheet was fitted under, with the sheet; raises as `under_sheet`."""
+        under = cls.under_sheet(sheet)
+        return cls(sheet) if under.corrects_nothing else cls(sheet) + under
 
     @property
     def corrects_nothing(self) -> bool:
@@ -127,6 +140,10 @@ class Plan:
     def parts(self) -> tuple[tuple[Method | None, str], ...]:
         """Method and steps of each part, in order."""
         return ((self.method, self.steps), *(() if self.also is None else self.also.parts))
+
+    def bound(self, deployed: DeployedPipeline) -> Plan:
+        """Return the same plan, for this artifact only."""
+        return replace(self, artifact=deployed.manifest.sha256)
 
     @property
     def bound_to(self) -> frozenset[str]:
@@ -215,6 +232,12 @@ class Plan:
             raise PlanError(f"`{source}`: {problem}") from problem
         except RecursionError:
             raise PlanError(f"`{source}` is nested too deep to be a plan; plan again") from None
+
+
+def register_auto(choose: Callable[..., Plan]) -> Callable[..., Plan]:
+    """Make a function the one behind `Plan.auto`; it samples, and so cannot be known to this module."""
+    _auto.append(choose)
+    return choose
 
 
 def _read(source: Path) -> Any:

@@ -4,13 +4,20 @@ import argparse
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.cli.inputs import call_arguments, rejections_as_errors
 from errata.cli.output import emit
-from errata.cli.plans import add_plan_options, add_sheet_option, plan_from, with_sheet
+from errata.cli.plans import (
+    add_plan_options,
+    add_sheet_option,
+    auto_plan,
+    is_auto,
+    plan_from,
+    with_sheet,
+)
 from errata.cli.usage import (
     Commands,
     UsageError,
@@ -81,7 +88,7 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     check_seeds(args.seed, args.images)
-    plan = with_sheet(plan_from(args), args.sheet)
+    plan = None if is_auto(args) else with_sheet(plan_from(args), args.sheet)
 
     from errata import correct, deploy
     from errata.directories import staged_directory
@@ -94,8 +101,11 @@ def run(args: argparse.Namespace) -> int:
             deployed = deployed.at_steps(args.steps)
         if not sys.stderr.isatty():  # diffusers passes `disable` itself, so TQDM_DISABLE does not reach it
             deployed.pipe.set_progress_bar_config(disable=True)
+        arguments = call_arguments(deployed.pipe, args)
+        if plan is None:
+            plan = auto_plan(args, deployed, lambda batch: arguments(len(batch)))
         tally = _Tally()
-        images = _make_images(correct.wrap(deployed, plan), args, tally)
+        images = _make_images(correct.wrap(deployed, plan), args, arguments, tally)
         save_images(images, folder)
     lines = [tally.summary(), f"{len(images)} images and grid.png are in {args.out}"]
     if deployed.num_inference_steps != recorded:
@@ -108,8 +118,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _make_images(pipeline: "CorrectedPipeline", args: argparse.Namespace, tally: "_Tally") -> "list[Image]":
-    arguments = call_arguments(pipeline.deployed.pipe, args)
+def _make_images(
+    pipeline: "CorrectedPipeline",
+    args: argparse.Namespace,
+    arguments: Callable[[int], dict[str, Any]],
+    tally: "_Tally",
+) -> "list[Image]":
     images: list[Image] = []
     seeds = range(args.seed, args.seed + args.images)
     for start in range(0, args.images, args.batch_size):

@@ -12,7 +12,7 @@ from errata.cli.conditions import (
     read_conditions,
 )
 from errata.cli.output import emit
-from errata.cli.plans import add_plan_options, plan_from
+from errata.cli.plans import add_plan_options, auto_plan, is_auto, plan_from
 from errata.cli.usage import (
     Commands,
     add_backend_option,
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     check_seeds(args.seed, count)
     told = f"--samples {args.samples} with --held-out {args.held_out}"
     prompts, labels = read_conditions(args, count, told=told)
-    plan = plan_from(args)
+    plan = None if is_auto(args) else plan_from(args)
     check_new_file(args.out)
 
     from errata import correct, deploy
@@ -91,11 +91,12 @@ def run(args: argparse.Namespace) -> int:
     check_conditions(
         deployed.pipe, args, labels, way_out="fit a sheet from Python: errata.correct.fit_sheet(…)"
     )
+    inputs = inputs_of(deployed.pipe, args, prompts, labels)
     sheet = correct.fit_sheet(
         deployed,
         _teacher(args, deployed.pipe.device),
-        plan=plan,
-        inputs=inputs_of(deployed.pipe, args, prompts, labels),
+        plan=auto_plan(args, deployed, inputs) if plan is None else plan,
+        inputs=inputs,
         samples=args.samples,
         held_out=args.held_out,
         batch_size=args.batch_size,

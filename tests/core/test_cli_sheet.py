@@ -194,3 +194,22 @@ def test_a_sheet_of_another_artifact_is_refused_before_any_image(
     (tmp_path / "there").write_text("")
     given = ("--teacher", PIPELINE, "--out", tmp_path / "there")
     assert "exists" in complaint(capsys, 1, "sheet", folder / "artifact", *given)
+
+
+def test_auto_chooses_once_and_keeps_the_plan(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    artifact = shutil.copytree(folder / "cached", tmp_path / "artifact")
+    kept = tmp_path / "artifact.auto.json"
+    given = ("generate", artifact, "--images", 1, "--correct", "auto", "--out")
+    run(capsys, *given, tmp_path / "first")
+    stored = kept.read_text()
+    assert json.loads(stored)["plan"]["artifact"] == run(capsys, "inspect", artifact)["manifest_sha256"]
+    kept.write_text(stored.replace('"hermite"', '"newton"'))
+    run(capsys, *given, tmp_path / "second")
+    assert (pixels(tmp_path / "first" / "00000.png") == pixels(tmp_path / "second" / "00000.png")).all()
+    kept.write_text("{}")  # damaged, so chosen anew
+    run(capsys, *given, tmp_path / "third")
+    assert kept.read_text() == stored
+    assert "--at has no effect" in complaint(capsys, 2, *given, tmp_path / "fourth", "--at", "all")
+    assert "--order has no effect" in complaint(capsys, 2, *given, tmp_path / "fourth", "--order", "2")

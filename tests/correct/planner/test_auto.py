@@ -1,0 +1,75 @@
+"""`Plan.auto` on the digits: free, quick, and nothing where nothing helps."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMPipeline
+
+from errata import calibration, compress, deploy
+from errata.correct import Hindsight, Plan, Sheet, fit_sheet, wrap
+from errata.correct.planner.auto import free_plans
+from errata.deploy import DeployedPipeline
+from errata.embedded import PIPELINE
+from errata.errors import PlanError
+
+
+@pytest.fixture(scope="module")
+def digits() -> DDIMPipeline:
+    pipe = DDIMPipeline.from_pretrained(PIPELINE)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def artifact(digits: DDIMPipeline, tmp_path_factory: pytest.TempPathFactory) -> DeployedPipeline:
+    root = tmp_path_factory.mktemp("digits")
+    recorded = calibration.calibrate(digits, root / "set", num_inference_steps=9, num_samples=2, batch_size=2)
+    compressed = compress.compress(digits, recorded, "deepcache-3:branch=1", root / "c")
+    return deploy.load(deploy.deploy(compressed, root / "a"))
+
+
+def test_it_is_free_bound_and_better(artifact: DeployedPipeline) -> None:
+    plan = Plan.auto(artifact, samples=8)
+    assert plan.artifact == artifact.manifest.sha256
+    assert not plan.corrects_nothing
+    corrected = wrap(artifact, plan)
+    corrected(batch_size=1, generator=torch.Generator().manual_seed(0), output_type="np")
+    assert not corrected.stats.extra
+    assert Plan.auto(artifact, samples=8) == plan
+
+
+def test_nothing_is_done_without_a_cache(tiny_artifact: Callable[[str], Path]) -> None:
+    assert Plan.auto(deploy.load(tiny_artifact("w8a8"))).corrects_nothing
+
+
+def test_nothing_is_done_where_nothing_helps(tiny_artifact: Callable[[str], Path]) -> None:
+    """Two full calls: a forecast has nothing to extrapolate until the last interval, of a random network."""
+    deployed = deploy.load(tiny_artifact("deepcache-5"))
+    plan = Plan.auto(deployed, samples=8)
+    assert plan.corrects_nothing
+    assert free_plans(deployed)
+
+
+def test_a_share_of_hindsight_is_chosen(artifact: DeployedPipeline) -> None:
+    gains = {
+        method.gain
+        for plan in free_plans(artifact)
+        for method, _ in plan.parts
+        if isinstance(method, Hindsight)
+    }
+    assert gains == {0.25, 0.5, 1.0}
+
+
+def test_a_sheet_joins_the_plan_that_it_was_fitted_under(
+    artifact: DeployedPipeline, digits: DDIMPipeline, tiny_artifact: Callable[[str], Path]
+) -> None:
+    free = Plan.auto(artifact, samples=8)
+    under = Plan(free.method, free.steps, free.also)
+    sheet = fit_sheet(artifact, digits, plan=under, samples=16, held_out=16, progress=False)
+    plan = Plan.auto(artifact, sheets=[sheet], samples=8)
+    assert isinstance(plan.method, Sheet)
+    assert [type(method) for method, _ in plan.parts[1:]] == [type(method) for method, _ in free.parts]
+    with pytest.raises(PlanError, match="fitted to the artifact"):
+        Plan.auto(deploy.load(tiny_artifact("w8a8")), sheets=[sheet])
