@@ -8,11 +8,14 @@ import torch
 from diffusers import DDIMPipeline
 
 from errata import calibration, compress, deploy
-from errata.correct import Hindsight, Plan, Sheet, fit_sheet, wrap
+from errata.correct import EpsilonScaling, Forecast, Hindsight, Plan, Sheet, fit_sheet, wrap
 from errata.correct.planner.auto import free_plans
+from errata.correct.planner.candidates import cache_free_plan
+from errata.correct.sampling import PlanSampler, default_inputs
 from errata.deploy import DeployedPipeline
 from errata.embedded import PIPELINE
 from errata.errors import PlanError
+from errata.quality.paired import psnr
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +47,29 @@ def test_nothing_is_done_without_a_cache(tiny_artifact: Callable[[str], Path]) -
     assert Plan.auto(deploy.load(tiny_artifact("w8a8"))).corrects_nothing
 
 
-def test_nothing_is_done_where_nothing_helps(tiny_artifact: Callable[[str], Path]) -> None:
-    """Two full calls: a forecast has nothing to extrapolate until the last interval, of a random network."""
-    deployed = deploy.load(tiny_artifact("deepcache-5"))
-    plan = Plan.auto(deployed, samples=8)
-    assert plan.corrects_nothing
-    assert free_plans(deployed)
+def test_nothing_is_done_where_nothing_helps(
+    artifact: DeployedPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harmful = [Plan(EpsilonScaling(scale=scale)) for scale in (0.8, 1.2)]
+    monkeypatch.setattr("errata.correct.planner.auto.free_plans", lambda deployed: harmful)
+    assert Plan.auto(artifact, samples=4).corrects_nothing
+
+
+def test_three_full_calls_in_25_steps(digits: DDIMPipeline, tmp_path: Path) -> None:
+    """There Forecast with all of Hindsight makes images worse; what is chosen does not."""
+    recorded = calibration.calibrate(
+        digits, tmp_path / "set", num_inference_steps=25, num_samples=2, batch_size=2
+    )
+    compressed = compress.compress(digits, recorded, "deepcache-10", tmp_path / "c")
+    deployed = deploy.load(deploy.deploy(compressed, tmp_path / "a"))
+    chosen = Plan.auto(deployed, samples=4)
+    full = Plan(Forecast()) + Plan(Hindsight())
+    right, none, given, worse = (
+        PlanSampler(deployed, plan, seed=70, inputs=default_inputs).sample(range(8)).images
+        for plan in (cache_free_plan(), Plan.none(), chosen, full)
+    )
+    assert psnr(given, right).mean() >= psnr(none, right).mean()
+    assert psnr(worse, right).mean() < psnr(none, right).mean()
 
 
 def test_a_share_of_hindsight_is_chosen(artifact: DeployedPipeline) -> None:
