@@ -18,7 +18,7 @@ from errata.correct.config_json import StoredDataclass
 from errata.method_options import command_name, method_entries
 from errata.runtime.schedule import CacheSchedule
 
-IN_FILES_ONLY = {"FittedForecast"}  # its numbers come from `errata plan`
+IN_FILES_ONLY = {"FittedForecast", "Sheet"}  # their numbers come from `errata plan` and `errata sheet`
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     PNDMScheduler,
 )
+from sheets import made_up_sheet
 from torch import Tensor
 
 from errata.correct import (
@@ -168,6 +169,20 @@ def test_no_step_waits(name: str, watched: Watched, deployed: DeployedPipeline) 
     assert all("guidance.py" in each for step in waiting for each in waits[step])
     assert torch.equal(here, there)
     assert corrected.stats == stats
+
+
+def test_a_sheet_waits_for_its_own_numbers_alone(watched: Watched, deployed: DeployedPipeline) -> None:
+    """They are sent to the device once, for full and for cached calls."""
+    deployed.manifest = SimpleNamespace(sha256="ab" * 32)  # type: ignore[assignment]
+    corrected = wrap(deployed, Plan(made_up_sheet(deployed, channels=2)))
+    here = corrected(latents=latents())
+    there, waits = watched.sample(corrected)
+    assert sum(bool(who) for who in waits) <= 2
+    assert all("output_map.py" in each for who in waits for each in who)
+    again, waits = watched.sample(corrected)
+    assert not any(waits)
+    assert torch.equal(here, there)
+    assert torch.equal(here, again)
 
 
 @pytest.mark.parametrize("name", WAIT_ONCE_A_STEP)

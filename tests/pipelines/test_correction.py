@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from sheets import MappedByHand, made_up_sheet
 from torch import Generator, Tensor
 
 from errata import correct
@@ -68,7 +69,7 @@ METHODS += tuple(
     kind()
     for name, kind in correct.METHODS.items()
     if kind.__module__.startswith("errata.")
-    and name not in {"FittedForecast", "Hindsight", *(type(method).__name__ for method in METHODS)}
+    and name not in {"FittedForecast", "Hindsight", "Sheet", *(type(method).__name__ for method in METHODS)}
 )
 NEED_A_CACHE = (Forecast, Lookahead, Refresh)
 # Of the largest latent. Sums of a convolution depend on the batch size: 2e-6 at most was measured.
@@ -183,6 +184,18 @@ def test_every_method_that_serves_it(
         if not isinstance(method, (*NEED_A_CACHE, EpsilonScaling)):
             first_calls = [s for s in method.serves(schedule) if schedule.stream(s) == 0]
             assert corrected_at == first_calls
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sheet_makes_a_better_network(name: str, small_pipeline: Build, small_artifact: Artifact) -> None:
+    """In one doubled batch or two calls, for every kind of prediction: both halves before guidance."""
+    small, deployed = small_pipeline(name), small_artifact(name)
+    better = deployed.clone()
+    better.pipe.unet.denoiser = MappedByHand(better.denoiser)
+    expected, plain = latents(small, better), latents(small, deployed)
+    found = latents(small, wrap(deployed, Plan(made_up_sheet(deployed))))
+    assert distance(found, expected) < TOLERANCE
+    assert distance(plain, expected) > 10 * TOLERANCE
 
 
 @dataclass
