@@ -15,7 +15,9 @@ Source: this project; see `errata.correct.sheets.moments` for the fit of one cal
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +31,6 @@ from errata.correct.pipeline import wrap
 from errata.correct.plans import Plan
 from errata.correct.sampling import Inputs, PlanSampler, batches_of, default_inputs
 from errata.correct.sheets.fitted_maps import CallLevels
-from errata.correct.sheets.fitting_journal import request_of, sheet_journal
 from errata.correct.sheets.learning import Learning
 from errata.correct.sheets.moments import Moments
 from errata.correct.sheets.sheet_file import Measurement, SheetFacts
@@ -37,13 +38,27 @@ from errata.correct.sheets.teacher import Teacher, open_teacher
 from errata.correct.validation import is_count, require
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError
-from errata.journal import Stage, without_journal
+from errata.fingerprint import value_digest
+from errata.journal import Journal, Stage, without_journal
+from errata.journal_rules import JournalRules, remove_journal
 from errata.quality.intervals import mean_estimate
 from errata.quality.paired import psnr
 
 # A sheet has to gain this much, in dB, at the lower end of the interval.
 _LEAST_GAIN = 0.0
 _NOT_MEASURED = Measurement(images=0, psnr=0.0, corrected_psnr=0.0, change=0.0, low=0.0, high=0.0)
+
+
+RULES = JournalRules(
+    work="an unfinished sheet",
+    format="errata-sheet-work/1",
+    error=PlanError,
+    request="request.json",
+    lock="lock",
+    items="stages",
+    logger="errata.correct",
+    has_own_folder=True,
+)
 
 
 class NoGainError(PlanError):
@@ -149,8 +164,8 @@ def fit_sheet(
     with tqdm(total=fit.total, unit="image", desc="fitting", disable=not progress) as bar:
         if journal is None:
             return fit.run(without_journal, bar)
-        request = request_of(deployed, teacher, plan, choices, fit.inputs)
-        with sheet_journal(Path(journal), request) as kept:
+        request = _request_of(deployed, teacher, plan, choices, fit.inputs)
+        with _sheet_journal(Path(journal), request) as kept:
             return fit.run(kept.stage, bar)
 
 
@@ -250,3 +265,26 @@ class _Fit:
             measured=_NOT_MEASURED,
         )
         return Sheet(maps=self._moments.fitted(bias_only=bias_only), facts=facts)
+
+
+@contextmanager
+def _sheet_journal(path: Path, request: dict[str, Any]) -> Iterator[Journal]:
+    """Yield the journal of a fit; it is removed when the block succeeds."""
+    with Journal(path, request, RULES) as journal:
+        yield journal
+    remove_journal(path, RULES)
+
+
+def _request_of(
+    deployed: DeployedPipeline, teacher: object, plan: Plan, choices: SheetChoices, inputs: Inputs
+) -> dict[str, Any]:
+    """Return everything that decides the bytes of a sheet."""
+    batches = [batch for part in choices.batches.values() for batch in part]
+    return {
+        "artifact": deployed.manifest.sha256,
+        "steps": deployed.num_inference_steps,
+        "teacher": teacher if isinstance(teacher, str) else "float",
+        "plan": plan.to_json(),
+        "inputs": value_digest([dict(inputs(batch)) for batch in batches], name="inputs"),
+        **asdict(choices),
+    }

@@ -31,6 +31,7 @@ COMMANDS = [
     "verify",
     "inspect",
     "generate",
+    "sheet",
     "plan",
     "report",
     "export-onnx",
