@@ -151,9 +151,9 @@ def measure(
     table = Table(deployed, options, floats)
     root = options.work / f"steps-{options.steps}" / "sheets"
     root.mkdir(exist_ok=True)
-    teachers: Mapping[str, DiffusionPipeline | Literal["self"]] = {"float": pipe}
-    if deployed.schedule.has_cache:
-        teachers = {**teachers, "self": "self"}
+    known: Mapping[str, DiffusionPipeline | Literal["self"]] = {"float": pipe, "self": "self"}
+    names = options.teachers if deployed.schedule.has_cache else set(options.teachers) - {"self"}
+    teachers = {name: known[name] for name in names}
     for name, plan in plans_for(deployed).items():
         if options.plans and name not in options.plans:
             continue
@@ -178,6 +178,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--distances", type=int, default=0, help="images of a Fréchet distance; 0: none")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), help="artifacts to measure")
     parser.add_argument("--plans", nargs="+", default=None, help="plans to measure, by name (default: all)")
+    parser.add_argument(
+        "--teachers", nargs="*", choices=("float", "self"), default=("float", "self"), help="of the sheets"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     return parser.parse_args()
 

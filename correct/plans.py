@@ -153,7 +153,7 @@ class Plan:
 
     def suits(self, deployed: DeployedPipeline) -> bool:
         """Return whether it was made for this artifact, or for any."""
-        return self.bound_to <= {deployed.manifest.sha256}
+        return self.bound_to <= {deployed.manifest.sha256, deployed.manifest.artifact_sha256}
 
     def placed(self, schedule: CacheSchedule) -> tuple[tuple[Method, tuple[int, ...]], ...]:
         """Return each method with the steps that it will correct; methods without any are left out.

@@ -108,6 +108,11 @@ class Manifest:
         """The artifact's identity: digest of everything above, hence of every file."""
         return digest(self.to_json())
 
+    @property
+    def artifact_sha256(self) -> str:
+        """The identity of the artifact whose network this is; an engine names another one than its own."""
+        return self.sha256
+
     def summary(self) -> str:
         """Return one line for people."""
         ratio = self.denoiser_bytes / self.float32_weight_bytes

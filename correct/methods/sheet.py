@@ -137,7 +137,7 @@ class Sheet:
         Raises:
             PlanError: it was not.
         """
-        digest = deployed.manifest.sha256
+        digest = deployed.manifest.artifact_sha256
         if digest != self.facts.artifact:
             raise PlanError(
                 f"this sheet was fitted to the artifact {self.facts.artifact[:12]}…, but this is "

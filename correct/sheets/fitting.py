@@ -255,7 +255,7 @@ class _Fit:
     def _sheet(self, *, bias_only: bool) -> Sheet:
         methods, steps = self._parts
         facts = SheetFacts(
-            artifact=self._deployed.manifest.sha256,
+            artifact=self._deployed.manifest.artifact_sha256,
             teacher=self._teacher.name,
             plan=methods,
             plan_steps=steps,

@@ -116,6 +116,11 @@ class EngineManifest(Manifest):
         return sum(record.bytes for path, record in self.files.items() if path.endswith(GRAPH_SUFFIX))
 
     @property
+    def artifact_sha256(self) -> str:
+        """The identity of the artifact that the engine was made from, and computes the same as."""
+        return self.artifact.sha256
+
+    @property
     def shared_files(self) -> dict[str, FileRecord]:
         """The files that an engine has from its artifact: all but the denoiser's tensors."""
         files = self.artifact.files.items()

@@ -173,7 +173,7 @@ def test_no_step_waits(name: str, watched: Watched, deployed: DeployedPipeline) 
 
 def test_a_sheet_waits_for_its_own_numbers_alone(watched: Watched, deployed: DeployedPipeline) -> None:
     """They are sent to the device once, for full and for cached calls."""
-    deployed.manifest = SimpleNamespace(sha256="ab" * 32)  # type: ignore[assignment]
+    deployed.manifest = SimpleNamespace(sha256="ab" * 32, artifact_sha256="ab" * 32)  # type: ignore[assignment]
     corrected = wrap(deployed, Plan(made_up_sheet(deployed, channels=2)))
     here = corrected(latents=latents())
     there, waits = watched.sample(corrected)

@@ -31,7 +31,7 @@ def made_up_sheet(
         bias=torch.full((rows, channels), OFFSET),
     )
     told: dict[str, Any] = {
-        "artifact": deployed.manifest.sha256,
+        "artifact": deployed.manifest.artifact_sha256,
         "teacher": "float",
         "plan": methods,
         "plan_steps": steps,

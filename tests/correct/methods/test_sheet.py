@@ -122,3 +122,16 @@ def test_attached_it_corrects_the_pipelines_own_call(cached: DeployedPipeline) -
             batch_size=2, generator=torch.Generator().manual_seed(0), output_type="np"
         ).images
     assert torch.equal(torch.from_numpy(attached), sample(cached, plan))
+
+
+def test_a_sheet_of_an_artifact_serves_its_engine(
+    tiny_artifact: Callable[[str], Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    path = tiny_artifact("deepcache-3")
+    engine = deploy.load(deploy.export_onnx(path, tmp_path / "engine"))
+    deployed = deploy.load(path, backend="reference")
+    plan = Plan(made_up_sheet(deployed))
+    found, expected = sample(engine, plan), sample(deployed, plan)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert float((sample(engine, Plan.none()) - expected).abs().max()) > 1e-3
