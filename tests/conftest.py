@@ -1,6 +1,8 @@
 """What every test shares: one thread, a fixed seed, a pipeline small enough for milliseconds."""
 
+import atexit
 import functools
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,6 +56,14 @@ SLOW = (
     "pipelines",
     "report",
 )
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of garbage collection what was imported: it is half a million objects, and stays to the end."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(5000, 20, 10)
+    atexit.register(gc.unfreeze)  # compiled extensions report what they still hold at the end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
