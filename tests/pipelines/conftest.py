@@ -233,7 +233,10 @@ def audio_ldm_2() -> Small:
         out_channels=4,
         block_out_channels=(16, 32),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),  # with attention there, twice as many layers of the same kinds
+        up_block_types=(
+            "UpBlock2D",
+            "UpBlock2D",
+        ),  # with attention there, twice as many layers of the same kinds
         layers_per_block=1,
         norm_num_groups=8,
         cross_attention_dim=((None, parts.TEXT_WIDTH, 32),) * 2,
@@ -302,14 +305,14 @@ def small_pipeline() -> Callable[[str], Small]:
 def small_compressed(
     small_pipeline: Callable[[str], Small], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], CompressedPipeline]:
-    """`small_compressed("sdxl")`: that pipeline in W8A8, with five steps; once a session."""
+    """`small_compressed("sdxl")`: that pipeline in W8A8, with four steps; once a session."""
 
     @functools.cache
     def make(name: str) -> CompressedPipeline:
         small, root = small_pipeline(name), tmp_path_factory.mktemp("w8a8")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("errata.compress.quantize.observation._VALUES_PER_STEP", 2048)
-            recorded = small.collect(root / "set", steps=5, batches=2)
+            recorded = small.collect(root / "set", steps=4, batches=2)
             return compress.apply(small.pipe, recorded, "w8a8", root / "compressed")
 
     return make
