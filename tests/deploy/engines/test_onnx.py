@@ -22,7 +22,7 @@ from errata.deploy.engines.onnx_graphs import CACHED, FULL
 
 Artifact = Callable[[str], Path]
 Engine = Callable[..., Path]
-RECIPES = ["w8a8", "w6a8", "w4a8+deepcache-2:branch=1", "w8a8+cachequant-2", "deepcache-3"]
+RECIPES = ["w6a8", "w4a8+deepcache-2:branch=1", "w8a8+cachequant-2", "deepcache-3"]
 STEPS = 6
 # Of the best quarter of the samples, which meet no code on a tie; a wrong step is 0.06 away and more.
 BOUND = 2e-5
@@ -106,7 +106,7 @@ def test_runs_through_an_engine_are_those_of_its_artifact(
     recipe = "deepcache-3"
     expected, found = images(deploy.load(small_artifact(recipe))), images(deploy.load(small_engine(recipe)))
     assert (found - expected).abs().max() <= 1e-4
-    assert (found - images(deploy.load(small_engine("w8a8")))).abs().max() > 1e-3
+    assert (found - images(deploy.load(small_engine("w6a8")))).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_an_engine_is_corrected_like_its_artifact(
 
 
 def test_every_layer_runs_in_the_engine(small_engine: Engine) -> None:
-    rows = deploy.load(small_engine("w8a8")).backend_report()
+    rows = deploy.load(small_engine("w8a8+cachequant-2")).backend_report()
     assert {row.backend for row in rows} == {"onnxruntime int8", "onnxruntime float"}
-    products = engine_operators(small_engine("w8a8") / FULL).count("MatMulIntegerToFloat")
+    products = engine_operators(small_engine("w8a8+cachequant-2") / FULL).count("MatMulIntegerToFloat")
     # a concatenated input has two products, so there are more products than layers
     assert products >= sum(row.backend == "onnxruntime int8" for row in rows) > 10
 
@@ -135,7 +135,7 @@ def test_every_layer_runs_in_the_engine(small_engine: Engine) -> None:
 def test_the_portable_form_has_constant_scales_and_no_operator_but_onnx_s_own(small_engine: Engine) -> None:
     import onnx
 
-    graph = onnx.load(str(small_engine("w8a8", "qdq") / FULL)).graph
+    graph = onnx.load(str(small_engine("w8a8+cachequant-2", "qdq") / FULL)).graph
     assert {node.domain for node in graph.node} == {""}
     made_by = {output: node for node in graph.node for output in node.output}
     constants = {tensor.name for tensor in graph.initializer}
@@ -158,7 +158,7 @@ def test_the_portable_form_has_constant_scales_and_no_operator_but_onnx_s_own(sm
 
 def test_an_unknown_form_is_refused(small_artifact: Artifact, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="unknown form 'int8'; allowed are gathered and qdq"):
-        engines.export_onnx(small_artifact("w8a8"), tmp_path / "engine", form="int8")
+        engines.export_onnx(small_artifact("w6a8"), tmp_path / "engine", form="int8")
 
 
 def engine_operators(file: Path) -> list[str]:
@@ -170,14 +170,14 @@ def engine_operators(file: Path) -> list[str]:
 def test_the_same_artifact_gives_the_same_engine(
     small_artifact: Artifact, small_engine: Engine, tmp_path: Path
 ) -> None:
-    again = engines.export_onnx(small_artifact("w8a8"), tmp_path / "again")
+    again = engines.export_onnx(small_artifact("w6a8"), tmp_path / "again")
     assert (again / engines.ENGINE_FILE).read_bytes() == (
-        small_engine("w8a8") / engines.ENGINE_FILE
+        small_engine("w6a8") / engines.ENGINE_FILE
     ).read_bytes()
 
 
 def test_other_sizes_and_conditions_are_refused(small_engine: Engine) -> None:
-    engine: DeployedPipeline = deploy.load(small_engine("w8a8"))
+    engine: DeployedPipeline = deploy.load(small_engine("w6a8"))
     with pytest.raises(
         ArtifactMismatchError, match=r"takes 'sample' as \[None, 1, 8, 8\].*got \[2, 1, 16, 16\]"
     ):
@@ -202,7 +202,7 @@ def test_what_an_engine_does_not_have_is_refused(
     arguments: dict[str, str], words: str, small_engine: Engine
 ) -> None:
     with pytest.raises(ArtifactError, match=f"{words}.*is an engine"):
-        deploy.load(small_engine("w8a8"), **arguments)  # type: ignore[arg-type]
+        deploy.load(small_engine("w6a8"), **arguments)  # type: ignore[arg-type]
 
 
 def flip(file: Path) -> None:
@@ -291,7 +291,7 @@ def test_an_engine_that_disagrees_is_not_written(
         lambda self, x, step, cond: {"sample": x, "step": torch.tensor((step + 3) % STEPS), **cond},
     )
     with pytest.raises(ArtifactError, match="full prediction at step 0"):
-        engines.export_onnx(small_artifact("w8a8"), tmp_path / "engine")
+        engines.export_onnx(small_artifact("w6a8"), tmp_path / "engine")
     assert list(tmp_path.iterdir()) == []
 
 
