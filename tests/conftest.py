@@ -1,6 +1,7 @@
 """What every test shares: one thread, a fixed seed, a pipeline small enough for milliseconds."""
 
-import functools
+import atexit
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,16 +17,17 @@ from errata import quiet
 
 with quiet.without_notices():
     import torch
-    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+    from diffusers import DDIMPipeline, UNet2DModel
     from torch import Tensor
 
 from forked import forked as forked
 from networks import network as network
+from tiny import compressed_by_name, exported_by_name, tiny_ddim
 from weight_search import quick_weight_search
 
-from errata import calibration, compress, deploy
+from errata import calibration
 from errata.calibration import CalibrationSet
-from errata.compress import CompressedPipeline, Recipe
+from errata.compress import CompressedPipeline
 from errata.compress.quantize import simulation
 from errata.fingerprint import value_digest
 
@@ -56,6 +58,14 @@ SLOW = (
     "pipelines",
     "report",
 )
+
+
+def pytest_collection_finish() -> None:
+    """Leave the half a million objects of what was imported out of garbage collection: they stay anyway."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(5000, 20, 10)
+    atexit.register(gc.unfreeze)  # compiled extensions report what they still hold at the end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -93,32 +103,8 @@ def _equal_weights_are_quantized_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_pipeline() -> DDIMPipeline:
-    """An 8x8, one-channel DDIM pipeline with random weights that predicts noise of about unit size.
-
-    At its initial size a random network predicts next to nothing, and every identity about it would
-    hold to any tolerance.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1234)
-        unet = UNet2DModel(
-            sample_size=8,
-            in_channels=1,
-            out_channels=1,
-            block_out_channels=(16, 16),
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=2,
-            attention_head_dim=8,
-            norm_num_groups=4,
-        ).eval()
-        noise = torch.randn(64, 1, 8, 8)
-    with torch.no_grad():
-        size = unet(noise, 500).sample.square().mean().sqrt()
-        unet.conv_out.weight /= size
-        unet.conv_out.bias /= size
-    pipeline = DDIMPipeline(unet=unet, scheduler=DDIMScheduler(clip_sample=False))
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    """An 8x8, one-channel DDIM pipeline with random weights that predicts noise of about unit size."""
+    return tiny_ddim(layers_per_block=2)
 
 
 @pytest.fixture(scope="session")
@@ -151,25 +137,8 @@ def tiny_calibration(tiny_pipeline: DDIMPipeline, tmp_path_factory: pytest.TempP
 def tiny_compressed(
     tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], CompressedPipeline]:
-    """`tiny_compressed("w8a8+deepcache-3")`: the pipeline compressed by that recipe, once a session.
-
-    Recipes that differ in their cache alone share codes and ranges.
-    """
-    root = tmp_path_factory.mktemp("compressed")
-
-    @functools.cache
-    def make(name: str) -> CompressedPipeline:
-        recipe = Recipe.named(name)
-        plain = Recipe(quantization=recipe.quantization).name if recipe.quantization is not None else name
-        return compress.apply(
-            tiny_pipeline,
-            tiny_calibration,
-            recipe,
-            root / name.replace(":", "_"),
-            reuse=make(plain) if plain != name else None,
-        )
-
-    return make
+    """`tiny_compressed("w8a8+deepcache-3")`: the pipeline compressed by that recipe, once a session."""
+    return compressed_by_name(tiny_pipeline, tiny_calibration, tmp_path_factory.mktemp("compressed"))
 
 
 @pytest.fixture(scope="session")
@@ -177,10 +146,4 @@ def tiny_artifact(
     tiny_compressed: Callable[[str], CompressedPipeline], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
     """`tiny_artifact("w4a8")`: path of the exported artifact, once a session; never write into it."""
-    root = tmp_path_factory.mktemp("artifacts")
-
-    @functools.cache
-    def make(recipe: str) -> Path:
-        return deploy.export(tiny_compressed(recipe), root / recipe.replace(":", "_"))
-
-    return make
+    return exported_by_name(tiny_compressed, tmp_path_factory.mktemp("artifacts"))

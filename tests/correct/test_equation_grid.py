@@ -145,6 +145,13 @@ def noise() -> Generator:
     return Generator().manual_seed(11)
 
 
+def copied(scheduler: Any) -> Any:
+    """A deep copy, but for what no step changes: the settings, and the tables of all trained timesteps."""
+    held = vars(scheduler).values()
+    tables = [value for value in held if isinstance(value, Tensor) and value.shape == (TRAINED,)]
+    return copy.deepcopy(scheduler, {id(value): value for value in (scheduler.config, *tables)})
+
+
 def step(sampler: Sampler, scheduler: Any, eps: Tensor, t: Tensor, x: Tensor, draws: Generator) -> Tensor:
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     extra = {"generator": draws} if takes_generator else {}
@@ -184,7 +191,7 @@ def by_equation_10(
 
         def preview(eps: Tensor, t: Tensor = t, x: Tensor = x) -> Tensor:
             ahead = draws if fault == "noise" else draws.clone_state()
-            return step(sampler, copy.deepcopy(scheduler), eps, t, x, ahead)
+            return step(sampler, copied(scheduler), eps, t, x, ahead)
 
         at = min(i + 1, len(scheduler.timesteps) - 1) if fault == "next t" else i
         plain = eps = network(scheduler.scale_model_input(x, t), i)

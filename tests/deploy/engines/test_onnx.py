@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import compressed_by_name, exported_by_name, tiny_ddim
 from torch import Tensor
 
-from errata import cli, correct, deploy
+from errata import calibration, cli, correct, deploy
 from errata.correct import IEC, Forecast, Plan
 from errata.deploy import DeployedPipeline
 from errata.errors import ArtifactCorruptError, ArtifactError, ArtifactMismatchError
@@ -21,21 +22,33 @@ from errata.deploy.engines.onnx_graphs import CACHED, FULL
 
 Artifact = Callable[[str], Path]
 Engine = Callable[..., Path]
-RECIPES = ["w8a8", "w6a8", "w4a8+deepcache-2:branch=1", "w8a8+cachequant-2", "deepcache-3"]
+RECIPES = ["w6a8", "w4a8+deepcache-2:branch=1", "w8a8+cachequant-2", "deepcache-3"]
 STEPS = 6
 # Of the best quarter of the samples, which meet no code on a tie; a wrong step is 0.06 away and more.
 BOUND = 2e-5
 
 
 @pytest.fixture(scope="session")
-def tiny_engine(tiny_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """`tiny_engine("w8a8", "qdq")`: that artifact exported in that form, once a session."""
+def small_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """`small_artifact("w8a8")`: as `tiny_artifact`, with one layer a block: exporting a graph takes long."""
+    root, pipeline = tmp_path_factory.mktemp("small"), tiny_ddim(layers_per_block=1)
+    recorded = calibration.collect(
+        pipeline, root / "set", num_inference_steps=STEPS, num_samples=8, batch_size=4
+    )
+    return exported_by_name(
+        compressed_by_name(pipeline, recorded, root), tmp_path_factory.mktemp("small_artifacts")
+    )
+
+
+@pytest.fixture(scope="session")
+def small_engine(small_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """`small_engine("w8a8", "qdq")`: that artifact exported in that form, once a session."""
     root = tmp_path_factory.mktemp("engines")
 
     @functools.cache
     def export(recipe: str, form: str) -> Path:
         out = root / f"{recipe.replace(':', '_')}-{form}"
-        return engines.export_onnx(tiny_artifact(recipe), out, form=form)
+        return engines.export_onnx(small_artifact(recipe), out, form=form)
 
     def make(recipe: str, form: str = "gathered") -> Path:
         return export(recipe, form)
@@ -44,9 +57,9 @@ def tiny_engine(tiny_artifact: Artifact, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
-def copied(tiny_engine: Engine, tmp_path: Path) -> Path:
+def copied(small_engine: Engine, tmp_path: Path) -> Path:
     """A W8A8 engine with a cache, free to be damaged."""
-    return Path(shutil.copytree(tiny_engine("w4a8+deepcache-2:branch=1"), tmp_path / "engine"))
+    return Path(shutil.copytree(small_engine("w4a8+deepcache-2:branch=1"), tmp_path / "engine"))
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
@@ -64,10 +77,10 @@ def images(pipeline: object, batch_size: int = 3) -> Tensor:
 @pytest.mark.parametrize("form", ["gathered", "qdq"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_an_engine_computes_what_its_artifact_computes_at_every_step(
-    recipe: str, form: str, tiny_artifact: Artifact, tiny_engine: Engine
+    recipe: str, form: str, small_artifact: Artifact, small_engine: Engine
 ) -> None:
-    reference = deploy.load(tiny_artifact(recipe), backend="reference").denoiser
-    engine = deploy.load(tiny_engine(recipe, form)).denoiser
+    reference = deploy.load(small_artifact(recipe), backend="reference").denoiser
+    engine = deploy.load(small_engine(recipe, form)).denoiser
     for batch_size, step in ((32, 0), (33, 1), (34, 2), (35, 3), (36, 4), (37, 5)):
         x = torch.randn(batch_size, 1, 8, 8)
         expected, feature = reference.full(x, step, {})
@@ -88,41 +101,41 @@ def test_an_engine_computes_what_its_artifact_computes_at_every_step(
 
 
 def test_runs_through_an_engine_are_those_of_its_artifact(
-    tiny_artifact: Artifact, tiny_engine: Engine
+    small_artifact: Artifact, small_engine: Engine
 ) -> None:
     recipe = "deepcache-3"
-    expected, found = images(deploy.load(tiny_artifact(recipe))), images(deploy.load(tiny_engine(recipe)))
+    expected, found = images(deploy.load(small_artifact(recipe))), images(deploy.load(small_engine(recipe)))
     assert (found - expected).abs().max() <= 1e-4
-    assert (found - images(deploy.load(tiny_engine("w8a8")))).abs().max() > 1e-3
+    assert (found - images(deploy.load(small_engine("w6a8")))).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
     "plan", [Plan(IEC(), "full"), Plan(Forecast(order=1), "all")], ids=["iec", "forecast"]
 )
 def test_an_engine_is_corrected_like_its_artifact(
-    plan: Plan, tiny_artifact: Artifact, tiny_engine: Engine
+    plan: Plan, small_artifact: Artifact, small_engine: Engine
 ) -> None:
     recipe = "deepcache-3"
-    artifact = correct.wrap(deploy.load(tiny_artifact(recipe)), plan)
-    engine = correct.wrap(deploy.load(tiny_engine(recipe)), plan)
+    artifact = correct.wrap(deploy.load(small_artifact(recipe)), plan)
+    engine = correct.wrap(deploy.load(small_engine(recipe)), plan)
     expected, found = images(artifact), images(engine)
     assert (found - expected).abs().max() <= 1e-4
     assert (found - images(engine.deployed)).abs().max() > 1e-3
     assert engine.stats.evaluations == artifact.stats.evaluations
 
 
-def test_every_layer_runs_in_the_engine(tiny_engine: Engine) -> None:
-    rows = deploy.load(tiny_engine("w8a8")).backend_report()
+def test_every_layer_runs_in_the_engine(small_engine: Engine) -> None:
+    rows = deploy.load(small_engine("w8a8+cachequant-2")).backend_report()
     assert {row.backend for row in rows} == {"onnxruntime int8", "onnxruntime float"}
-    products = engine_operators(tiny_engine("w8a8") / FULL).count("MatMulIntegerToFloat")
+    products = engine_operators(small_engine("w8a8+cachequant-2") / FULL).count("MatMulIntegerToFloat")
     # a concatenated input has two products, so there are more products than layers
     assert products >= sum(row.backend == "onnxruntime int8" for row in rows) > 10
 
 
-def test_the_portable_form_has_constant_scales_and_no_operator_but_onnx_s_own(tiny_engine: Engine) -> None:
+def test_the_portable_form_has_constant_scales_and_no_operator_but_onnx_s_own(small_engine: Engine) -> None:
     import onnx
 
-    graph = onnx.load(str(tiny_engine("w8a8", "qdq") / FULL)).graph
+    graph = onnx.load(str(small_engine("w8a8+cachequant-2", "qdq") / FULL)).graph
     assert {node.domain for node in graph.node} == {""}
     made_by = {output: node for node in graph.node for output in node.output}
     constants = {tensor.name for tensor in graph.initializer}
@@ -143,9 +156,9 @@ def test_the_portable_form_has_constant_scales_and_no_operator_but_onnx_s_own(ti
     )
 
 
-def test_an_unknown_form_is_refused(tiny_artifact: Artifact, tmp_path: Path) -> None:
+def test_an_unknown_form_is_refused(small_artifact: Artifact, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="unknown form 'int8'; allowed are gathered and qdq"):
-        engines.export_onnx(tiny_artifact("w8a8"), tmp_path / "engine", form="int8")
+        engines.export_onnx(small_artifact("w6a8"), tmp_path / "engine", form="int8")
 
 
 def engine_operators(file: Path) -> list[str]:
@@ -155,16 +168,16 @@ def engine_operators(file: Path) -> list[str]:
 
 
 def test_the_same_artifact_gives_the_same_engine(
-    tiny_artifact: Artifact, tiny_engine: Engine, tmp_path: Path
+    small_artifact: Artifact, small_engine: Engine, tmp_path: Path
 ) -> None:
-    again = engines.export_onnx(tiny_artifact("w8a8"), tmp_path / "again")
+    again = engines.export_onnx(small_artifact("w6a8"), tmp_path / "again")
     assert (again / engines.ENGINE_FILE).read_bytes() == (
-        tiny_engine("w8a8") / engines.ENGINE_FILE
+        small_engine("w6a8") / engines.ENGINE_FILE
     ).read_bytes()
 
 
-def test_other_sizes_and_conditions_are_refused(tiny_engine: Engine) -> None:
-    engine: DeployedPipeline = deploy.load(tiny_engine("w8a8"))
+def test_other_sizes_and_conditions_are_refused(small_engine: Engine) -> None:
+    engine: DeployedPipeline = deploy.load(small_engine("w6a8"))
     with pytest.raises(
         ArtifactMismatchError, match=r"takes 'sample' as \[None, 1, 8, 8\].*got \[2, 1, 16, 16\]"
     ):
@@ -186,10 +199,10 @@ def test_other_sizes_and_conditions_are_refused(tiny_engine: Engine) -> None:
     ],
 )
 def test_what_an_engine_does_not_have_is_refused(
-    arguments: dict[str, str], words: str, tiny_engine: Engine
+    arguments: dict[str, str], words: str, small_engine: Engine
 ) -> None:
     with pytest.raises(ArtifactError, match=f"{words}.*is an engine"):
-        deploy.load(tiny_engine("w8a8"), **arguments)  # type: ignore[arg-type]
+        deploy.load(small_engine("w6a8"), **arguments)  # type: ignore[arg-type]
 
 
 def flip(file: Path) -> None:
@@ -271,22 +284,22 @@ def test_a_forged_graph_is_refused(change: Callable[[object], None], words: str,
 
 
 def test_an_engine_that_disagrees_is_not_written(
-    tiny_artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "errata.deploy.engines.loading.EngineDenoiser._inputs",
         lambda self, x, step, cond: {"sample": x, "step": torch.tensor((step + 3) % STEPS), **cond},
     )
     with pytest.raises(ArtifactError, match="full prediction at step 0"):
-        engines.export_onnx(tiny_artifact("w8a8"), tmp_path / "engine")
+        engines.export_onnx(small_artifact("w6a8"), tmp_path / "engine")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_line_exports_verifies_inspects_and_generates(
-    tiny_artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine = tmp_path / "engine"
-    assert cli.main(["export", str(tiny_artifact("deepcache-3")), "--out", str(engine)]) == 0
+    assert cli.main(["export", str(small_artifact("deepcache-3")), "--out", str(engine)]) == 0
     assert "cached.onnx and full.onnx" in capsys.readouterr().out
     assert cli.main(["verify", str(engine)]) == 0
     assert cli.main(["inspect", str(engine)]) == 0
