@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from errata.correct.sheets.fitted_maps import KINDS, FittedMaps
+from errata.errors import ErrataError
 from errata.runtime.schedule import StepKind
 
 GROUPS = 8
@@ -63,11 +64,20 @@ class Moments:
             prediction: of the artifact, `(B, C, H, W)`.
             target: of the teacher, likewise.
             images: index of the image that each row belongs to, `(B,)`, int64, on the CPU.
+
+        Raises:
+            ErrataError: a prediction or target is not finite.
         """
         tilde = _wide(prediction)
         z = torch.cat([tilde, torch.ones_like(tilde[:, :1])], dim=1)
         delta = _wide(target) - tilde
         error = delta.square().mean(dim=(1, 2))
+        if not bool(error.isfinite().all()):
+            at_fault = "artifact's" if not bool(tilde.isfinite().all()) else "teacher's"
+            raise ErrataError(
+                f"step {step}: the {at_fault} prediction is not finite for image {int(images[0])} or a later "
+                "one of its batch; look at images without a sheet first"
+            )
         weight = 1 / (error + error.median()).clamp(min=_NO_ERROR) / z.shape[2]
         weighted = z * weight[:, None, None]
         place, groups = (KINDS.index(kind), step), images % GROUPS

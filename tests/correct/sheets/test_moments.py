@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from errata.correct.sheets.moments import GROUPS, Moments
+from errata.errors import ErrataError
 
 MATRIX = torch.tensor([[1.05, 0.02, 0.0], [-0.03, 0.9, 0.01], [0.0, 0.04, 1.1]])
 BIAS = torch.tensor([0.02, -0.05, 0.01])
@@ -104,6 +105,14 @@ def test_channels_that_are_copies_of_each_other_are_no_obstacle() -> None:
     matrix, bias = filled(prediction, prediction + BIAS[:, None, None]).map_of(1, "full")
     assert bool(matrix.isfinite().all())
     assert torch.allclose(bias, BIAS, atol=1e-4)
+
+
+@pytest.mark.parametrize("whose", ["artifact's", "teacher's"])
+def test_a_prediction_that_is_not_finite_is_named(whose: str) -> None:
+    prediction, target = predictions(0), predictions(1)
+    (prediction if whose == "artifact's" else target)[5, 1, 2, 3] = torch.nan
+    with pytest.raises(ErrataError, match=f"step 1: the {whose} prediction is not finite"):
+        filled(prediction, target)
 
 
 def test_memory_does_not_grow_with_the_images() -> None:
