@@ -17,25 +17,30 @@ import errata
 from errata import calibration, compress, deploy, report
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline
-from errata.correct import IEC, Plan
+from errata.correct import IEC, NoGainError, Plan, fit_sheet
 from errata.deploy import DeployedPipeline
 from errata.directories import refusals_as, staged_directory
 from errata.embedded import PIPELINE
 from errata.errors import ReportError
 from errata.report.bundled_report import recorded_digits
+from errata.report.request import PlanOrPlans
 from errata.report.store import FOLDER as MEASUREMENTS
 
-RECIPES: tuple[str, ...] = ("w8a8", "w4a8", "deepcache-10", "w8a8+deepcache-5")
+RECIPES: tuple[str, ...] = ("w8a8", "w4a8", "w8a8+deepcache-5")
 # Two recipes with the same quantizer: codes and ranges of the second are those of the first.
 REUSED: Mapping[str, str] = {"w8a8+deepcache-5": "w8a8"}
-# One plan that corrects: each further one adds compute-matched alternatives.
-PLANS: Mapping[str, Plan] = {"none": Plan.none(), "all": Plan(IEC(), "all")}
+# The paper's correction. Beside it, each artifact has the plan that errata recommends.
+PLANS: Mapping[str, Plan] = {"none": Plan.none(), "iec": Plan(IEC(), "all")}
+RECOMMENDED = "recommended"
+# Images that a sheet is fitted to, and as many again that judge it.
+SHEET_SAMPLES = 32
 PAGE = "report.html"
 # Says that a directory is a demo's result, which the next demo may replace.
 MARKER = "demo.json"
 BATCH_SIZE = 64
 # Calibration starts from other noise than the images that are compared.
 CALIBRATION_SEED = 1_000_000
+SHEET_SEED = 2_000_000
 
 
 def run(
@@ -43,8 +48,8 @@ def run(
 ) -> Path:
     """Run everything on the embedded digits model and return the path of the HTML report in `out`.
 
-    `out` ends up with `calibration/`, `compressed/`, `artifacts/` and the report's three files. An earlier
-    demo's result there is replaced when the new one is complete. Progress goes to stderr.
+    `out` ends up with `calibration/`, `compressed/`, `artifacts/`, `sheets/` and the report's three files. An
+    earlier demo's result there is replaced when the new one is complete. Progress goes to stderr.
 
     Raises:
         ReportError: `out` holds something other than a demo's result, cannot be written, or the extra
@@ -59,7 +64,14 @@ def run(
             pipe, folder / "calibration", steps=steps, samples=calibration_samples, seed=seed
         )
         artifacts = _deploy_all(pipe, trajectories, folder)
-        result = _report(artifacts, pipe, folder / "report", samples=samples, seed=seed)
+        (folder / "sheets").mkdir()
+        recommended = {
+            name: _recommend(deployed, pipe, folder / "sheets" / f"{name}.safetensors", seed=seed)
+            for name, deployed in artifacts.items()
+        }
+        helpful = {name: plan for name, plan in recommended.items() if not plan.corrects_nothing}
+        plans: dict[str, PlanOrPlans] = {**PLANS, **({RECOMMENDED: helpful} if helpful else {})}
+        result = _report(artifacts, plans, pipe, folder / "report", samples=samples, seed=seed)
         shutil.rmtree(folder / "report" / MEASUREMENTS)  # a demo is never resumed
         for file in (folder / "report").iterdir():
             file.rename(folder / file.name)
@@ -69,8 +81,29 @@ def run(
     return path / PAGE
 
 
+def _recommend(deployed: DeployedPipeline, pipe: DiffusionPipeline, path: Path, *, seed: int) -> Plan:
+    """Return the best plan that costs nothing, with a sheet if one helps."""
+    with _stage("repair", f"sheet for {path.stem}"):
+        plan = Plan.auto(deployed)
+        try:
+            sheet = fit_sheet(
+                deployed,
+                pipe,
+                plan=plan,
+                samples=SHEET_SAMPLES,
+                held_out=SHEET_SAMPLES,
+                seed=SHEET_SEED + seed,
+            )
+        except NoGainError:
+            return plan
+        sheet.save(path)
+    _say(f"    {sheet.summary_text()}")
+    return Plan.of_sheet(sheet)
+
+
 def _report(
     artifacts: Mapping[str, DeployedPipeline],
+    plans: Mapping[str, PlanOrPlans],
     pipe: DiffusionPipeline,
     folder: Path,
     *,
@@ -78,11 +111,11 @@ def _report(
     seed: int,
 ) -> report.Report:
     with _stage(
-        "correct, report", f"{len(PLANS)} plans on {len(artifacts)} artifacts, {samples} images each"
+        "correct, report", f"{len(plans)} plans on {len(artifacts)} artifacts, {samples} images each"
     ):
         return report.run(
             artifacts,
-            PLANS,
+            plans,
             report.Reference.embedded(),
             folder,
             samples=samples,

@@ -79,7 +79,7 @@ class _FirstBatch:
         return growth_of(
             self.request.artifacts,
             self.request.baseline,
-            self.request.plans,
+            {name: self.request.plans_of(name) for name in self.request.artifacts},
             seed=self.request.seed,
             inputs=self.request.inputs,
             amplification_steps=self.request.amplification,

@@ -46,7 +46,7 @@ _STEP_SIZE = 0.5
 def growth_of(
     artifacts: Mapping[str, DeployedPipeline],
     baseline: DiffusionPipeline | None,
-    plans: Mapping[str, Plan],
+    plans: Mapping[str, Mapping[str, Plan]],
     *,
     seed: int,
     inputs: Inputs,
@@ -54,8 +54,8 @@ def growth_of(
 ) -> dict[str, Any]:
     """Return growth by artifact, as in the module's description; empty if nothing was asked for.
 
-    amplification_steps: denoiser calls at which to measure amplification; None for none. Each takes hundreds
-    of evaluations.
+    plans: by name, of each artifact. amplification_steps: denoiser calls at which to measure amplification;
+    None for none. Each takes hundreds of evaluations.
     """
     grown: dict[str, Any] = {}
     if baseline is not None:
@@ -75,18 +75,14 @@ def amplified_at(growth: Mapping[str, Any]) -> str | None:
 def _errors(
     artifacts: Mapping[str, DeployedPipeline],
     baseline: DiffusionPipeline,
-    plans: Mapping[str, Plan],
+    plans: Mapping[str, Mapping[str, Plan]],
     *,
     seed: int,
     inputs: Inputs,
 ) -> dict[str, Any]:
     grown = {}
     for name, deployed in artifacts.items():
-        correcting = {
-            plan_name: plan
-            for plan_name, plan in plans.items()
-            if plan.suits(deployed) and not plan.corrects_nothing
-        }
+        correcting = {each: plan for each, plan in plans[name].items() if not plan.corrects_nothing}
         errors = trajectory_error(
             deployed,
             baseline,

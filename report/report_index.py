@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def repeats(rows: Sequence[RowSpec]) -> dict[Key, str]:
     return repeated
 
 
-def check_names(plans: Mapping[str, Plan]) -> None:
+def check_names(plans: Iterable[str]) -> None:
     """Check that no plan has a name that the report gives to rows of its own.
 
     Raises:

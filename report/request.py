@@ -32,6 +32,10 @@ Prompted = Callable[[Tensor, Sequence[str]], Tensor]
 """Takes images `(B, C, H, W)` in [0, 1] and B prompts, returns `(B,)`."""
 
 
+PlanOrPlans = Plan | Mapping[str, Plan]
+"""A plan for all artifacts of a report, or plans by name of the artifact."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
     """Models of the metrics that need one.
@@ -78,8 +82,9 @@ class ReportRequest(ReportOptions):
 
     Attributes:
         artifacts: by name, all with the same number of steps; one alone is named by its recipe.
-        plans: by name; one that corrects nothing is added if there is none. A plan that is bound to one
-            artifact, as by a sheet, gets a row of that artifact alone.
+        plans: by name; one that corrects nothing is added if there is none. In place of a plan there may be a
+            mapping from names of artifacts to plans. A plan that is bound to one artifact, as by a sheet,
+            gets a row of that artifact alone.
         reference: what images are compared with, and in which features.
         baseline: the float pipeline that the artifacts were made from, with the recorded scheduler. It adds
             its own row, comparisons of single images, and how errors grow along a run. Without it, images are
@@ -95,7 +100,7 @@ class ReportRequest(ReportOptions):
     """
 
     artifacts: Mapping[str, DeployedPipeline] = field()
-    plans: Mapping[str, Plan] = field()
+    plans: Mapping[str, PlanOrPlans] = field()
     reference: Reference = field()
     baseline: DiffusionPipeline | None = None
     inputs: Inputs = default_inputs
@@ -109,13 +114,31 @@ class ReportRequest(ReportOptions):
         object.__setattr__(self, "plans", with_uncorrected(self.plans))
         check_names(self.plans)
         _ = self.fingerprint, self.chosen_metrics  # raise where they do not fit
-        for plan in self.plans.values():
-            suited = [artifact for artifact in self.artifacts.values() if plan.suits(artifact)]
-            for artifact in suited or self.artifacts.values():
-                wrap(artifact, plan)  # raises if the artifact cannot serve it
+        self._check_plans()
         for artifact in self.artifacts.values():
             if self.amplification is not None:
                 steps.select(self.amplification, artifact.schedule)  # raises if there are no such steps
+
+    def _check_plans(self) -> None:
+        """Check that each plan has an artifact, and that each artifact can serve its plans."""
+        for name, plan in self.plans.items():
+            known = set(self.artifacts) if isinstance(plan, Plan) else set(plan)
+            if unknown := sorted(known - set(self.artifacts)):
+                raise ReportError(
+                    f"plan {name!r} is for the artifact {unknown[0]!r}, and the report has "
+                    f"{', '.join(self.artifacts)}; use these names"
+                )
+            served = [artifact for artifact in self.artifacts if name in self.plans_of(artifact)]
+            for artifact in served or self.artifacts:
+                wrap(self.artifacts[artifact], plan if isinstance(plan, Plan) else plan[artifact])
+
+    def plans_of(self, artifact: str) -> dict[str, Plan]:
+        """Return the plans of an artifact by name, without those that are bound to another one."""
+        plans = {
+            name: plan if isinstance(plan, Plan) else plan.get(artifact) for name, plan in self.plans.items()
+        }
+        deployed = self.artifacts[artifact]
+        return {name: plan for name, plan in plans.items() if plan is not None and plan.suits(deployed)}
 
     @cached_property
     def chosen_metrics(self) -> tuple[Metric, ...]:
@@ -152,9 +175,7 @@ class ReportRequest(ReportOptions):
         """Return the rows that were asked for, artifact by artifact, the float model's first."""
         rows = [] if self.fingerprint is None else [self.float_row(self.steps)]
         for name, deployed in self.artifacts.items():
-            for plan_name, plan in self.plans.items():
-                if not plan.suits(deployed):
-                    continue
+            for plan_name, plan in self.plans_of(name).items():
                 role = "uncorrected" if plan.corrects_nothing else "plan"
                 rows.append(artifact_row(name, deployed, plan_name, plan, role=role))  # type: ignore[arg-type]
         return rows
@@ -181,17 +202,18 @@ def named(deployed: object) -> dict[str, DeployedPipeline]:
     return dict(deployed)
 
 
-def with_uncorrected(plans: Mapping[str, Plan]) -> dict[str, Plan]:
+def with_uncorrected(plans: Mapping[str, PlanOrPlans]) -> dict[str, PlanOrPlans]:
     """Return the plans, the one that corrects nothing first; it is added if there is none.
 
     Raises:
         ReportError: several plans correct nothing, or one that corrects is called "none".
     """
-    plain = {name: plan for name, plan in plans.items() if plan.corrects_nothing}
+    plain = {name: plan for name, plan in plans.items() if isinstance(plan, Plan) and plan.corrects_nothing}
     if len(plain) > 1:
         raise ReportError(f"plans {sorted(plain)} all correct nothing; keep one")
     if not plain and "none" in plans:
-        steps = " + ".join(steps for _, steps in plans["none"].parts)
+        named = plans["none"]
+        steps = " + ".join(steps for _, steps in named.parts) if isinstance(named, Plan) else "of its own"
         raise ReportError(f'plan "none" corrects steps {steps!r}; give it another name')
     return {**(plain or {"none": Plan.none()}), **plans}
 

@@ -18,7 +18,6 @@ from typing import Unpack
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from errata.correct import Plan
 from errata.correct.sampling import Inputs, batches_of, default_inputs
 from errata.deploy import DeployedPipeline
 from errata.durations import duration
@@ -29,7 +28,7 @@ from errata.report.bundled_report import read_report
 from errata.report.first_batch import measure_first_batch
 from errata.report.merging import check_output, merge
 from errata.report.report_index import ReportIndex, RowSpec
-from errata.report.request import ReportRequest, Scorer, batch_names, statistics_digest
+from errata.report.request import PlanOrPlans, ReportRequest, Scorer, batch_names, statistics_digest
 from errata.report.results import UNCORRECTED, Report
 from errata.report.sampling import BatchSampler, RowSamplers, check_images
 from errata.report.sharding import Shard, Workers
@@ -41,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 def run(
     deployed: DeployedPipeline | Mapping[str, DeployedPipeline],
-    plans: Mapping[str, Plan],
+    plans: Mapping[str, PlanOrPlans],
     reference: Reference,
     out: str | Path,
     *,
@@ -63,7 +62,7 @@ def run(
 
     Args:
         deployed: an artifact, named by its recipe, or several by name; all with the same number of steps.
-        plans: by name.
+        plans: by name; a value may also be a mapping from names of artifacts to plans.
         reference: what images are compared with, and in which features.
         out: a directory that does not exist yet, is empty, or holds measurements with the same settings.
         baseline: the float pipeline that the artifacts were made from, see `ReportRequest`.
@@ -94,7 +93,7 @@ def run(
 
 def measure(
     deployed: DeployedPipeline | Mapping[str, DeployedPipeline],
-    plans: Mapping[str, Plan],
+    plans: Mapping[str, PlanOrPlans],
     reference: Reference,
     out: str | Path,
     *,
