@@ -58,6 +58,27 @@ def test_a_request_is_complete_and_frozen(deployed: DeployedPipeline, reference:
         request.samples = 3  # type: ignore[misc]
 
 
+def test_an_artifact_may_have_plans_of_its_own(deployed: DeployedPipeline, reference: Reference) -> None:
+    """A mapping names artifacts, and a bound plan its own: other artifacts get no row of them."""
+    other = deployed.clone()
+    other.manifest = replace(other.manifest, made_by={"errata": "another"})
+    request = ReportRequest(
+        artifacts={"a": deployed, "b": other},
+        plans={
+            "both": Plan(IEC()),
+            "mine": {"a": Plan(IEC(iterations=2))},
+            "bound": Plan(IEC(step_size=0.3)).bound(other),
+        },
+        reference=reference,
+    )
+    assert [(row.artifact, row.plan_name) for row in request.rows()] == [
+        *(("a", name) for name in ("none", "both", "mine")),
+        *(("b", name) for name in ("none", "both", "bound")),
+    ]
+    with pytest.raises(ReportError, match="plan 'mine' is for the artifact 'c', and the report has a, b"):
+        replace(request, plans={"mine": {"c": Plan(IEC())}})
+
+
 def test_models_become_metrics() -> None:
     def lpips(images: Tensor, others: Tensor) -> Tensor:
         return (images - others).flatten(1).mean(dim=1)
