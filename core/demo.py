@@ -31,7 +31,7 @@ RECIPES: tuple[str, ...] = ("w8a8", "w4a8", "w8a8+deepcache-5")
 REUSED: Mapping[str, str] = {"w8a8+deepcache-5": "w8a8"}
 # The paper's correction. Beside it, each artifact has the plan that errata recommends.
 PLANS: Mapping[str, Plan] = {"none": Plan.none(), "iec": Plan(IEC(), "all")}
-RECOMMENDED = "recommended"
+RECOMMENDED = "auto + sheet"
 # Images that a sheet is fitted to, and as many again that judge it.
 SHEET_SAMPLES = 32
 PAGE = "report.html"

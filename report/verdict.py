@@ -200,15 +200,21 @@ def _counts(kinds: Sequence[tuple[str, VerdictKind]], samples: int) -> str:
 
 def _counts_of_paying(kinds: Sequence[tuple[str, VerdictKind]], samples: int) -> str:
     found: dict[str, list[str]] = {"pays": [], "does not pay": [], "not distinguishable": []}
+    alone: dict[str, list[str]] = {"better": [], "worse": []}
     for artifact, kind in kinds:
-        if kind in found:
-            found[kind].append(artifact)
+        for group in (found, alone):
+            if kind in group:
+                group[kind].append(artifact)
     total, unsure = sum(map(len, found.values())), len(found["not distinguishable"])
     rest = f" Inconclusive with {samples} samples: {unsure}." if unsure else ""
+    told = [f"{kind}: {_counted(artifacts)}" for kind, artifacts in alone.items() if artifacts]
+    # Rows that cost nothing, on an artifact where nothing else costs nothing.
+    lead = f"With no alternative at their cost, {' and '.join(told)}. " if told else ""
     if not found["pays"]:
-        return f"0 of {total} corrected runs beat every compute-matched alternative.{rest}"
+        others = "other corrected runs" if told else "corrected runs"
+        return f"{lead}0 of {total} {others} beat every compute-matched alternative.{rest}"
     return (
-        f"Of {total} corrected runs, those that beat every compute-matched alternative: "
+        f"{lead}Of {total} corrected runs, those that beat every compute-matched alternative: "
         f"{_counted(found['pays'])}. Those that do not: {_counted(found['does not pay'])}.{rest}"
     )
 

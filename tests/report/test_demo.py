@@ -36,7 +36,7 @@ def test_the_whole_life_ends_in_a_page(tmp_path: Path, monkeypatch: pytest.Monke
         ("deepcache-10", "iec"),
         ("w4a8", "none"),
         ("w4a8", "iec"),
-        *[("w4a8", "recommended")] * has_sheet,
+        *[("w4a8", demo.RECOMMENDED)] * has_sheet,
     ]
 
 

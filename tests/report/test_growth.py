@@ -18,14 +18,16 @@ PLANS = {"none": Plan.none(), "all": Plan(IEC(), "all")}
 
 
 def test_there_is_nothing_to_compare_without_a_float_model(deployed: DeployedPipeline) -> None:
-    assert growth_of({"tiny": deployed}, None, PLANS, seed=0, inputs=default_inputs) == {}
+    assert growth_of({"tiny": deployed}, None, {"tiny": PLANS}, seed=0, inputs=default_inputs) == {}
     assert amplified_at({}) is None
 
 
 def test_errors_are_those_of_each_correcting_plan(
     deployed: DeployedPipeline, tiny_pipeline: DDIMPipeline
 ) -> None:
-    (grown,) = growth_of({"tiny": deployed}, tiny_pipeline, PLANS, seed=0, inputs=default_inputs).values()
+    (grown,) = growth_of(
+        {"tiny": deployed}, tiny_pipeline, {"tiny": PLANS}, seed=0, inputs=default_inputs
+    ).values()
     assert set(grown) == {"timesteps", "relative", "samples"}
     assert grown["samples"] == SAMPLES
     assert set(grown["relative"]) == {"uncorrected", "all"}
@@ -35,7 +37,12 @@ def test_errors_are_those_of_each_correcting_plan(
 
 def test_amplification_is_measured_where_it_is_asked_for(deployed: DeployedPipeline) -> None:
     growth = growth_of(
-        {"tiny": deployed}, None, PLANS, seed=3, inputs=default_inputs, amplification_steps="0,2"
+        {"tiny": deployed},
+        None,
+        {"tiny": PLANS},
+        seed=3,
+        inputs=default_inputs,
+        amplification_steps="0,2",
     )
     assert amplified_at(growth) == "0,2"
     measured = growth["tiny"]["amplification"]

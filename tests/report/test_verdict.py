@@ -171,3 +171,15 @@ def test_the_headline_counts_what_paid() -> None:
     assert headline(kinds[1:3], samples=256) == (
         "0 of 2 corrected runs beat every compute-matched alternative."
     )
+
+
+def test_the_headline_counts_rows_without_an_alternative_as_well() -> None:
+    kinds: list[tuple[str, VerdictKind]] = [("a", "does not pay"), ("b", "better"), ("c", "worse")]
+    assert headline(kinds, samples=256) == (
+        "With no alternative at their cost, better: 1 (b) and worse: 1 (c). "
+        "0 of 1 other corrected runs beat every compute-matched alternative."
+    )
+    assert headline([*kinds[:2], ("a", "pays")], samples=256) == (
+        "With no alternative at their cost, better: 1 (b). Of 2 corrected runs, those that beat every "
+        "compute-matched alternative: 1 (a). Those that do not: 1 (a)."
+    )
