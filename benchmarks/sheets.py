@@ -105,6 +105,12 @@ def sampled(sampler: Sampler, count: int) -> Tensor:
     return torch.cat([sampler.sample(batch).images for batch in batches_of(count, BATCH_SIZE)])
 
 
+def distance(images: Tensor, reference: Reference) -> float:
+    """Return the Fréchet distance of images `(N, C, H, W)` to real ones."""
+    with torch.inference_mode():
+        return frechet_distance(statistics(reference.network(images)), reference.statistics)
+
+
 class Table:
     """The rows of one artifact."""
 
@@ -123,9 +129,7 @@ class Table:
             change = mean_estimate(values - plain)
             text += f"  {change.value:+5.2f} ({change.interval.low:+.2f} to {change.interval.high:+.2f})"
         if self._reference is not None:
-            with torch.inference_mode():
-                found = statistics(self._reference.network(images))
-            text += f"  FD {frechet_distance(found, self._reference.statistics):.3f}"
+            text += f"  FD {distance(images, self._reference):.3f}"
         print(text, flush=True)
         return values
 
@@ -140,6 +144,8 @@ def main() -> None:
     print(f"{describe_machine()}; {options.steps} steps, {options.samples} images, seed {MEASURED}")
     sampler = FloatSampler(pipe, num_inference_steps=options.steps, seed=MEASURED, inputs=default_inputs)
     floats = sampled(sampler, max(options.samples, options.distances))
+    if options.distances:
+        print(f"float model: FD {distance(floats, Reference.embedded()):.3f}")
     for recipe in options.recipes:
         measure(pipe, artifact_for(pipe, options, recipe), options, floats)
 
