@@ -13,7 +13,7 @@ SHARED := --maxprocesses 4 --dist worksteal
 
 export PYTHON TORCH_INDEX
 
-.PHONY: help demo docs test quick lint format wheel clean
+.PHONY: help demo docs test quick lint format wheel check-wheel clean
 
 help:
 	@echo "make demo     calibrate, compress, freeze, correct and measure a small model"
@@ -31,8 +31,12 @@ demo: .venv/.ready-report
 docs: .venv/.ready-docs
 	@$(BIN)/python scripts/make_docs.py --out docs/api
 
-test: lint
+# Types and the wheel take one core each, and half a minute.
+test: .venv/.ready-dev
+	@$(MAKE) --no-print-directory -j2 --output-sync=target lint check-wheel
 	$(BIN)/pytest -q -n $(WORKERS) $(SHARED)
+
+check-wheel: .venv/.ready-dev
 	$(BIN)/python scripts/check_wheel.py
 
 quick: lint
