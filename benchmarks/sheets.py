@@ -182,7 +182,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=50, help="sampling steps")
     parser.add_argument("--samples", type=int, default=64, help="images whose PSNR is measured")
     parser.add_argument("--distances", type=int, default=0, help="images of a Fréchet distance; 0: none")
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), help="artifacts to measure")
+    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), help="artifacts to measure")
     parser.add_argument("--plans", nargs="+", default=None, help="plans to measure, by name (default: all)")
     parser.add_argument(
         "--teachers", nargs="*", choices=("float", "self"), default=("float", "self"), help="of the sheets"
