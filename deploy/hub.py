@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 import errata
 from errata.deploy.inventory import check_names
 from errata.deploy.limits import LARGEST_MANIFEST, LARGEST_SETTINGS
-from errata.deploy.manifest import FORMAT, MANIFEST_FILE, Manifest, read_manifest
+from errata.deploy.manifest import MANIFEST_FILE, Manifest, read_manifest
+from errata.deploy.model_card import model_card
 from errata.deploy.verification import verify
 from errata.directories import check_is_vacant, staged_directory
 from errata.errors import ArtifactCorruptError, ArtifactError
@@ -32,38 +32,6 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 # The signature's name in a repository: beside the artifact's files, and none of them.
 SIGNATURE_FILE = "errata.sig"
 CARD_FILE = "README.md"
-_PAGE = """\
----
-library_name: errata
-tags:
-{tags}
----
-
-# {title}
-
-A frozen diffusion pipeline, an artifact of format `{format}`: every byte is checked when it is fetched, and
-again when it is loaded.
-
-    {summary}
-
-```python
-from errata import deploy
-
-deployed = deploy.load(deploy.from_hub("{repo_id}"))
-images = deployed(...).images  # takes what diffusers' {pipeline} takes
-```
-
-Or on the command line:
-
-    errata pull {repo_id} --out artifact
-    errata generate artifact --out images
-
-| | |
-| --- | --- |
-{rows}
-
-This page is no part of the artifact: `errata pull` and `deploy.from_hub` leave it on the hub.
-"""
 
 
 def push_to_hub(
@@ -104,7 +72,7 @@ def push_to_hub(
     added[CARD_FILE] = text.encode()
     if signature is not None:
         added[SIGNATURE_FILE] = Path(signature)
-    api = _api(token)
+    api = hub_client(token)
     with hub_errors(f"push {root} to {repo_id!r}"):
         api.create_repo(repo_id, private=private, repo_type="model", exist_ok=True)
         kept = {*added, _OF_THE_HUB}
@@ -144,7 +112,21 @@ def from_hub(
     """
     if out is not None:
         check_is_vacant(Path(out), error=ArtifactError)
-    api = _api(token)
+    source = commit_of(repo_id, revision=revision, token=token)
+    if out is None:
+        return _from_cache(source, public_key)
+    with staged_directory(Path(out), error=ArtifactError) as staging:
+        source.fetch(staging, public_key)
+    return Path(out)
+
+
+def commit_of(repo_id: str, *, revision: str | None, token: str | None) -> HubSource:
+    """Return the newest commit of a revision.
+
+    Raises:
+        ArtifactError: the hub refuses.
+    """
+    api = hub_client(token)
     with hub_errors(f"fetch {repo_id!r}" + ("" if revision is None else f" at {revision!r}")):
         info = api.model_info(repo_id, revision=revision, files_metadata=True)
         commit, sizes = str(info.sha), {item.rfilename: item.size for item in info.siblings or ()}
@@ -152,12 +134,7 @@ def from_hub(
         raise ArtifactError(
             f"the hub names the commit {commit[:80]!r} of {repo_id!r}, which is not a commit hash; try again"
         )
-    source = HubSource(api, repo_id, commit, sizes)
-    if out is None:
-        return _from_cache(source, public_key)
-    with staged_directory(Path(out), error=ArtifactError) as staging:
-        source.fetch(staging, public_key)
-    return Path(out)
+    return HubSource(api, repo_id, commit, sizes)
 
 
 def _from_cache(source: HubSource, public_key: str | Path | None) -> Path:
@@ -174,7 +151,8 @@ def _from_cache(source: HubSource, public_key: str | Path | None) -> Path:
     return place
 
 
-def _api(token: str | None) -> Any:
+def hub_client(token: str | None) -> Any:
+    """Return the hub's client; None is the token of `hf auth login` or of the environment."""
     return huggingface_hub.HfApi(token=token, library_name="errata", library_version=errata.__version__)
 
 
@@ -195,11 +173,11 @@ class HubSource:
         Raises:
             ArtifactError: and its subclasses as in `verify`; or the repository holds no artifact.
         """
-        self._download([MANIFEST_FILE], folder, {MANIFEST_FILE: LARGEST_MANIFEST})
+        self.download([MANIFEST_FILE], folder, {MANIFEST_FILE: LARGEST_MANIFEST})
         manifest = read_manifest(folder)
         check_names(folder, manifest)
         self._check_sizes(manifest)
-        self._download(sorted(manifest.files), folder, {})
+        self.download(sorted(manifest.files), folder, {})
         with self.signature(public_key) as signature:
             verify(folder, signature=signature, public_key=public_key)
 
@@ -214,7 +192,7 @@ class HubSource:
             yield None
             return
         with tempfile.TemporaryDirectory() as beside:
-            self._download([SIGNATURE_FILE], Path(beside), {SIGNATURE_FILE: LARGEST_SETTINGS})
+            self.download([SIGNATURE_FILE], Path(beside), {SIGNATURE_FILE: LARGEST_SETTINGS})
             yield Path(beside) / SIGNATURE_FILE
 
     def _check_sizes(self, manifest: Manifest) -> None:
@@ -226,13 +204,31 @@ class HubSource:
                     f"{record.bytes:,}; push the artifact again"
                 )
 
-    def _download(self, names: list[str], folder: Path, largest: Mapping[str, int]) -> None:
+    def download(
+        self,
+        names: list[str],
+        folder: Path,
+        largest: Mapping[str, int],
+        *,
+        otherwise: str = "is not an artifact",
+    ) -> None:
+        """Put files into a directory.
+
+        Args:
+            names: of the files.
+            folder: the directory.
+            largest: those that must be there, with the bytes that they may have.
+            otherwise: what to say of the repository if one is not.
+
+        Raises:
+            ArtifactError: one is missing or too large, or the hub refuses.
+        """
         for name, most in largest.items():
             size = self.sizes.get(name)
             if size is None or size > most:
                 found = "is not there" if size is None else f"has {size:,} bytes; allowed are {most:,}"
                 raise ArtifactError(
-                    f"{self.repo_id!r} at {self.commit[:12]} is not an artifact: {name} {found}; give a "
+                    f"{self.repo_id!r} at {self.commit[:12]} {otherwise}: {name} {found}; give a "
                     "repository that `errata push` has filled"
                 )
         with hub_errors(f"fetch {self.repo_id!r}"):
@@ -259,49 +255,3 @@ def hub_errors(doing: str) -> Iterator[None]:
         raise ArtifactError(
             f"cannot {doing}: {reason}; check the name, the revision, `hf auth login` and the network"
         ) from error
-
-
-def model_card(manifest: Manifest, repo_id: str) -> str:
-    """Return Markdown with the metadata that the hub reads; the same manifest and name give the same text."""
-    tags = ["diffusers", "errata", *_kinds(manifest)]
-    return _PAGE.format(
-        tags="\n".join(f"- {tag}" for tag in tags),
-        title=repo_id.rpartition("/")[2],
-        format=FORMAT,
-        summary=manifest.summary(),
-        repo_id=repo_id,
-        pipeline=manifest.pipeline_class,
-        rows="\n".join(f"| {name} | {value} |" for name, value in _facts(manifest).items()),
-    )
-
-
-def _kinds(manifest: Manifest) -> list[str]:
-    words = []
-    if manifest.is_quantized:
-        words.append("quantized")
-    if manifest.schedule.has_cache:
-        words.append("feature-caching")
-    return words
-
-
-def _facts(manifest: Manifest) -> dict[str, str]:
-    sampler, schedule = manifest.sampler, manifest.schedule
-    cached = schedule.num_steps - len(schedule.full_steps)
-    return {
-        "recipe": f"`{manifest.recipe.name}`",
-        "layers": _layers(manifest),
-        "denoiser": f"`{manifest.unet_class}`, {manifest.denoiser_bytes:,} bytes; "
-        f"{manifest.float32_weight_bytes:,} in float32",
-        "whole artifact": f"{manifest.artifact_bytes:,} bytes in {len(manifest.files)} files",
-        "sampler": f"`{sampler.scheduler_class}`, {sampler.num_inference_steps} steps",
-        "cache": f"{cached} of {schedule.num_steps} denoiser calls are cached" if cached else "none",
-        "made by": ", ".join(f"{name} {version}" for name, version in manifest.made_by.items()),
-        "manifest SHA-256": f"`{manifest.sha256}`",
-    }
-
-
-def _layers(manifest: Manifest) -> str:
-    if not manifest.is_quantized:
-        return "nothing quantized"
-    counts = Counter(layer.label() for layer in manifest.scheme.layers)
-    return ", ".join(f"{count} of {label}" for label, count in sorted(counts.items()))

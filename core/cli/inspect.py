@@ -88,7 +88,7 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def _verify_sheet(args: argparse.Namespace) -> int:
-    from errata.correct.sheets.sheet_signing import verify_sheet
+    from errata.correct.sheets.sheet_sharing import verify_sheet
 
     sheet = verify_sheet(args.artifact, signature=args.signature, public_key=args.public_key)
     signed = args.signature is not None

@@ -24,12 +24,17 @@ model card. Files that are in the repository and not in the artifact are removed
 `hf auth login`.
 
   errata push runs/cifar/artifact me/cifar-w4a8 --private
+
+A sheet goes beside its artifact, and is pushed after it:
+
+  errata push runs/cifar/sheet.safetensors me/cifar-w4a8
 """
 PULL_DETAILS = """\
 Downloads the files that an artifact's manifest lists from a model repository on the Hugging Face hub, and
 verifies them. With --public-key it checks the repository's signature as well.
 
   errata pull me/cifar-w4a8 --out runs/cifar/artifact
+  errata pull me/cifar-w4a8 --sheet --out runs/cifar/sheet.safetensors
 """
 
 
@@ -55,9 +60,12 @@ def add_sign_parser(commands: Commands) -> None:
 def add_push_parser(commands: Commands) -> None:
     """Declare `errata push`."""
     parser = add_command(
-        commands, "push", summary="upload an artifact to the Hugging Face hub", details=PUSH_DETAILS
+        commands,
+        "push",
+        summary="upload an artifact or a sheet to the Hugging Face hub",
+        details=PUSH_DETAILS,
     )
-    add_artifact_argument(parser)
+    add_artifact_argument(parser, or_sheet=True)
     parser.add_argument("repository", metavar="REPO", help="OWNER/NAME; created if it does not exist")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--revision", metavar="NAME", help="an existing branch (default: the main branch)")
@@ -71,10 +79,16 @@ def add_push_parser(commands: Commands) -> None:
 def add_pull_parser(commands: Commands) -> None:
     """Declare `errata pull`."""
     parser = add_command(
-        commands, "pull", summary="download an artifact from the Hugging Face hub", details=PULL_DETAILS
+        commands,
+        "pull",
+        summary="download an artifact or a sheet from the Hugging Face hub",
+        details=PULL_DETAILS,
     )
     parser.add_argument("repository", metavar="REPO", help="OWNER/NAME")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new directory")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="PATH", help="new directory; for a sheet, new file"
+    )
+    parser.add_argument("--sheet", action="store_true", help="download the artifact's sheet in its place")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit (default: the main branch)")
     parser.add_argument("--public-key", type=Path, metavar="FILE", help="the signer's public key, a PEM file")
     parser.set_defaults(run=pull)
@@ -86,7 +100,7 @@ def sign(args: argparse.Namespace) -> int:
 
     password = None if args.password_file is None else read_text(args.password_file).split("\n")[0]
     if args.artifact.is_file():
-        from errata.correct.sheets.sheet_signing import sign_sheet
+        from errata.correct.sheets.sheet_sharing import sign_sheet
 
         path = sign_sheet(args.artifact, args.key, args.out, password=password)
     else:
@@ -98,6 +112,8 @@ def sign(args: argparse.Namespace) -> int:
 def push(args: argparse.Namespace) -> int:
     """Run `errata push`."""
     check_signature_options(args)
+    if args.artifact.is_file():
+        return _push_sheet(args)
 
     from errata import deploy
 
@@ -113,8 +129,36 @@ def push(args: argparse.Namespace) -> int:
     return 0
 
 
+def _push_sheet(args: argparse.Namespace) -> int:
+    if args.private:
+        raise UsageError("--private is for new repositories; a sheet goes to its artifact's: leave it out")
+
+    from errata.correct.sheets.sheet_sharing import push_sheet
+
+    url = push_sheet(
+        args.artifact,
+        args.repository,
+        revision=args.revision,
+        signature=args.signature,
+        public_key=args.public_key,
+    )
+    emit(args, {"repository": args.repository, "commit": url}, f"pushed: {url}")
+    return 0
+
+
+def _pull_sheet(args: argparse.Namespace) -> int:
+    from errata.correct.sheets.sheet_sharing import sheet_from_hub
+
+    sheet = sheet_from_hub(args.repository, args.out, revision=args.revision, public_key=args.public_key)
+    emit(args, {"sheet": str(args.out), **sheet.summary()}, f"{sheet.summary_text()}\nverified: {args.out}")
+    return 0
+
+
 def pull(args: argparse.Namespace) -> int:
     """Run `errata pull`."""
+    if args.sheet:
+        return _pull_sheet(args)
+
     from errata import deploy
 
     path = deploy.from_hub(args.repository, args.out, revision=args.revision, public_key=args.public_key)

@@ -11,11 +11,13 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from sheets import made_up_sheet
 
 from errata import cli, deploy
 from errata.canonical_json import digest, dumps, file_digest
-from errata.deploy.hub import model_card
-from errata.errors import ArtifactCorruptError, ArtifactError
+from errata.correct.sheets.sheet_sharing import push_sheet, sheet_from_hub
+from errata.deploy.model_card import model_card
+from errata.errors import ArtifactCorruptError, ArtifactError, PlanError
 
 REPO = "someone/digits-w4a8"
 PARTS = ["errata.json", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json"]
@@ -339,3 +341,50 @@ def test_on_the_command_line(
     assert "cannot fetch 'no/body'" in capsys.readouterr().err
     assert cli.main(["push", str(artifact), REPO, "--signature", "x"]) == 2
     assert "--signature and --public-key belong together" in capsys.readouterr().err
+
+
+@pytest.fixture
+def sheet(tiny_artifact: Callable[[str], Path], artifact: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "sheet.safetensors"
+    made_up_sheet(deploy.load(artifact, backend="reference")).save(path)
+    return path
+
+
+def test_a_sheet_goes_beside_its_artifact_and_comes_back(
+    hub: Hub, artifact: Path, sheet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deploy.push_to_hub(artifact, REPO)
+    before = set(hub.files)
+    assert cli.main(["push", f"{sheet}", REPO]) == 0
+    assert set(hub.files) == {*before, "errata.sheet.safetensors"}
+    assert contents(deploy.from_hub(REPO, tmp_path / "back")) == contents(artifact)
+    assert cli.main(["pull", REPO, "--sheet", "--out", f"{tmp_path}/pulled"]) == 0
+    assert (tmp_path / "pulled").read_bytes() == sheet.read_bytes()
+    assert cli.main(["pull", REPO, "--sheet", "--out", f"{tmp_path}/pulled"]) == 1
+    assert "exists; choose another file" in capsys.readouterr().err
+
+
+def test_a_sheet_is_not_put_beside_another_artifact(
+    hub: Hub, tiny_artifact: Callable[[str], Path], sheet: Path, tmp_path: Path
+) -> None:
+    deploy.push_to_hub(tiny_artifact("deepcache-3"), REPO)
+    with pytest.raises(PlanError, match="holds the artifact .* and the sheet was fitted to"):
+        push_sheet(sheet, REPO)
+    with pytest.raises(ArtifactError, match=r"has no such sheet: errata.sheet.safetensors is not there"):
+        sheet_from_hub(REPO, tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
+
+
+def test_a_sheet_that_was_changed_on_the_hub_is_refused(
+    hub: Hub, artifact: Path, sheet: Path, tmp_path: Path
+) -> None:
+    deploy.push_to_hub(artifact, REPO)
+    push_sheet(sheet, REPO)
+    data = hub.files["errata.sheet.safetensors"]
+    hub.commits[-1]["errata.sheet.safetensors"] = data[:-1] + bytes([data[-1] ^ 1])
+    with pytest.raises(PlanError, match="digest does not belong"):
+        sheet_from_hub(REPO, tmp_path / "pulled")
+    hub.commits[-1]["errata.sheet.safetensors"] = data + bytes(2**20)
+    with pytest.raises(ArtifactError, match="allowed are 524,288"):
+        sheet_from_hub(REPO, tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()
