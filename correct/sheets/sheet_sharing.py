@@ -4,8 +4,8 @@ A signature is made and checked as that of an artifact is; see `errata.deploy.si
 
 On the hub a sheet lies beside the artifact that it belongs to, in its repository: one sheet,
 `errata.sheet.safetensors`, and maybe its signature, `errata.sheet.sig`. Neither is a part of the artifact,
-which can be pulled without them. Pushing an artifact removes the sheet of an earlier one, so a sheet is pushed
-after it.
+which can be pulled without them. Pushing an artifact removes the sheet of an earlier one, so a sheet is
+pushed after it.
 """
 
 from __future__ import annotations
