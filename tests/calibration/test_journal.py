@@ -61,6 +61,7 @@ def _interrupt(
             calibration.collect(pipe, out, **OPTIONS | changes)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 def test_a_killed_run_is_finished_with_the_same_bytes(
     tiny_pipeline: DDIMPipeline,

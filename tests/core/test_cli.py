@@ -265,6 +265,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_stderr_stays_the_programs_own() -> None:
     program = (
         "from errata import quiet\n"
