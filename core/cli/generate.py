@@ -14,6 +14,7 @@ from errata.cli.plans import (
     add_plan_options,
     add_sheet_option,
     auto_plan,
+    chosen_text,
     is_auto,
     plan_from,
     with_sheet,
@@ -114,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
             f"{args.steps} steps with the ranges of the nearest of {recorded} calibrated steps; how that "
             "affects quality has not been measured",
         )
+    if is_auto(args):
+        lines.insert(0, f"auto chose: {chosen_text(plan, args.sheet)}")
     emit(args, {"images": len(images), "out": str(args.out), **tally.to_json()}, "\n".join(lines))
     return 0
 

@@ -198,12 +198,15 @@ def auto_plan(
 ) -> "Plan":
     """Return the best plan that costs nothing; without a sheet it is kept in a file beside the artifact.
 
-    A file of another artifact, or one that cannot be read, is replaced.
+    A file of another artifact, or one that cannot be read, is replaced. For another number of sampling steps
+    than the recorded one the plan is chosen anew, and not kept.
     """
     from errata.correct import Plan, Sheet
 
     if (sheet := getattr(args, "sheet", None)) is not None:
         return Plan.auto(deployed, inputs=inputs, sheets=[Sheet.load(sheet)])
+    if deployed.num_inference_steps != deployed.manifest.sampler.num_inference_steps:
+        return Plan.auto(deployed, inputs=inputs)
     kept = args.artifact.with_name(f"{args.artifact.resolve().name}.auto.json")
     with suppress(PlanError):
         plan = Plan.load(kept)
@@ -213,6 +216,21 @@ def auto_plan(
     with suppress(PlanError):  # the folder may be read-only; then it is chosen anew the next time
         plan.save(kept)
     return plan
+
+
+def chosen_text(plan: "Plan", sheet: Path | None) -> str:
+    """Return what `auto_plan` chose, for people; it says so where the given sheet is not a part of it."""
+    from errata.correct import Sheet
+
+    kinds = [type(method) for method, _ in plan.parts if method is not None]
+    parts = [
+        "the sheet" if isinstance(method, Sheet) else f"{method} at {steps}"
+        for method, steps in plan.parts
+        if method is not None
+    ]
+    left_out = sheet is not None and Sheet not in kinds
+    note = f"; {sheet} is left out, because the plan that it was fitted under does worse here"
+    return (" + ".join(parts) or "no correction") + (note if left_out else "")
 
 
 def given_choices(args: argparse.Namespace) -> list[Choice]:

@@ -24,6 +24,7 @@ from errata.cli.usage import (
     check_seeds,
     eight_or_more,
 )
+from errata.errors import PlanError
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -113,5 +114,11 @@ def _teacher(args: argparse.Namespace, device: object) -> "DiffusionPipeline | s
         return "self"
 
     from errata import calibration
+    from errata.deploy.manifest import MANIFEST_FILE
 
+    if (Path(args.teacher) / MANIFEST_FILE).is_file():
+        raise PlanError(
+            f"--teacher {args.teacher} is an artifact; give the float pipeline that the artifact was made "
+            "from, or `self` for an artifact with a cache"
+        )
     return calibration.load_pipeline(args.teacher).to(device)
