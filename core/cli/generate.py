@@ -8,14 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from errata.cli.auto_plans import auto_plan, chosen_text, is_auto
 from errata.cli.inputs import call_arguments, rejections_as_errors
 from errata.cli.output import emit
 from errata.cli.plans import (
     add_plan_options,
     add_sheet_option,
-    auto_plan,
-    chosen_text,
-    is_auto,
     plan_from,
     with_sheet,
 )

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from errata.cli.auto_plans import auto_plan, is_auto
 from errata.cli.conditions import (
     SOURCES_TOLD,
     add_condition_options,
@@ -12,7 +13,7 @@ from errata.cli.conditions import (
     read_conditions,
 )
 from errata.cli.output import emit
-from errata.cli.plans import add_plan_options, auto_plan, is_auto, plan_from
+from errata.cli.plans import add_plan_options, plan_from
 from errata.cli.usage import (
     Commands,
     add_backend_option,
