@@ -66,6 +66,10 @@ class PlanError(ErrataError):
     """A correction plan is malformed, or cannot serve this artifact."""
 
 
+class ErrataWarning(UserWarning):
+    """What was measured does not hold for this use; the command shows it on stderr."""
+
+
 class ReportError(ErrataError):
     """A report cannot be measured or written."""
 

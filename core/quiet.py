@@ -12,6 +12,9 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import TextIO
+
+from errata.errors import ErrataWarning
 
 # Logger: parts of messages that say nothing about the user's program, and come with `import errata.…`.
 IMPORT_NOTICES: Mapping[str, Sequence[str]] = {
@@ -65,9 +68,23 @@ def own_messages(*, verbose: bool) -> Iterator[None]:
             cleanup.enter_context(warnings.catch_warnings())
             if not sys.warnoptions:  # `python -W ...` and PYTHONWARNINGS win
                 warnings.simplefilter("ignore")
+                warnings.simplefilter("default", ErrataWarning)
+                warnings.showwarning = _log_warning
         if not sys.stderr.isatty():  # progress bars are for people
             cleanup.enter_context(_environment("TQDM_DISABLE", "1"))
         yield
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Write a warning as one line of the command, without the place in the code."""
+    logging.getLogger("errata").warning("%s", message)
 
 
 @contextmanager

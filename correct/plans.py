@@ -254,6 +254,10 @@ def _read(source: Path) -> Any:
     try:
         value = loads_strict(data)
     except ValueError as problem:
+        if b'"errata-sheet"' in data[:4096]:
+            raise PlanError(
+                f"`{source}` is a sheet and not a plan; a sheet goes to `--sheet` or Sheet.load"
+            ) from problem
         raise PlanError(f"`{source}` is not a plan: {problem}; plan again") from problem
     stored = value.get("format") if isinstance(value, dict) else None
     if stored != FORMAT:

@@ -8,13 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from errata.cli.auto_plans import auto_plan, chosen_text, is_auto
 from errata.cli.inputs import call_arguments, rejections_as_errors
 from errata.cli.output import emit
 from errata.cli.plans import (
     add_plan_options,
     add_sheet_option,
-    auto_plan,
-    is_auto,
     plan_from,
     with_sheet,
 )
@@ -114,6 +113,8 @@ def run(args: argparse.Namespace) -> int:
             f"{args.steps} steps with the ranges of the nearest of {recorded} calibrated steps; how that "
             "affects quality has not been measured",
         )
+    if is_auto(args):
+        lines.insert(0, f"auto chose: {chosen_text(plan, args.sheet)}")
     emit(args, {"images": len(images), "out": str(args.out), **tally.to_json()}, "\n".join(lines))
     return 0
 

@@ -1,6 +1,7 @@
 """`errata plan`: the best correction within a budget."""
 
 import argparse
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ from errata.cli.usage import (
     overhead,
     several,
 )
+from errata.errors import ErrataWarning
 
 if TYPE_CHECKING:
     from errata.correct import Plan
@@ -116,16 +118,19 @@ def run(args: argparse.Namespace) -> int:
     sheets = [Sheet.load(path) for path in args.sheet or ()]
     deployed = deploy.load(args.artifact, device=args.device, backend=args.backend)
     check_conditions(deployed.pipe, args, labels, way_out="plan from Python: errata.correct.plan(…)")
-    found = plan(
-        deployed,
-        args.max_overhead,
-        reference,
-        samples=args.samples,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        inputs=inputs_of(deployed.pipe, args, prompts, labels),
-        sheets=sheets,
-    )
+    with warnings.catch_warnings():
+        # The search tries sheets under other plans as well, and measures each.
+        warnings.simplefilter("ignore", ErrataWarning)
+        found = plan(
+            deployed,
+            args.max_overhead,
+            reference,
+            samples=args.samples,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            inputs=inputs_of(deployed.pipe, args, prompts, labels),
+            sheets=sheets,
+        )
     found.save(args.out)
     emit(args, {"out": str(args.out), "plan": found.to_json()}, _text(found, args.out))
     return 0

@@ -6,8 +6,7 @@ Methods and their options are those that `errata.method_options` finds in the me
 import argparse
 import functools
 import operator
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ from errata.method_options import MethodEntry, MethodOption, method_entries
 
 if TYPE_CHECKING:
     from errata.correct import Method, Plan
-    from errata.deploy import DeployedPipeline
 
 PLACES = (
     "where: all, full (not served from the cache), middle (of each interval between full ones), ends:1/10 "
@@ -177,42 +175,6 @@ def methods_or_none(text: str) -> tuple[str, ...]:
     if text == AUTO:
         return (AUTO,)
     return () if text == "none" else methods(text)
-
-
-def is_auto(args: argparse.Namespace) -> bool:
-    """Return whether the plan is to be chosen for the artifact.
-
-    Raises:
-        UsageError: with options that belong to other plans.
-    """
-    if args.correct != (AUTO,) or args.plan is not None:
-        return False
-    check_options_belong(args, ())
-    if args.at is not None:
-        raise UsageError("--at has no effect with `--correct auto`, which chooses steps itself; leave it out")
-    return True
-
-
-def auto_plan(
-    args: argparse.Namespace, deployed: "DeployedPipeline", inputs: "Callable[[range], Mapping[str, Any]]"
-) -> "Plan":
-    """Return the best plan that costs nothing; without a sheet it is kept in a file beside the artifact.
-
-    A file of another artifact, or one that cannot be read, is replaced.
-    """
-    from errata.correct import Plan, Sheet
-
-    if (sheet := getattr(args, "sheet", None)) is not None:
-        return Plan.auto(deployed, inputs=inputs, sheets=[Sheet.load(sheet)])
-    kept = args.artifact.with_name(f"{args.artifact.resolve().name}.auto.json")
-    with suppress(PlanError):
-        plan = Plan.load(kept)
-        if plan.artifact == deployed.manifest.sha256:
-            return plan
-    plan = Plan.auto(deployed, inputs=inputs)
-    with suppress(PlanError):  # the folder may be read-only; then it is chosen anew the next time
-        plan.save(kept)
-    return plan
 
 
 def given_choices(args: argparse.Namespace) -> list[Choice]:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from errata.cli.auto_plans import auto_plan, is_auto
 from errata.cli.conditions import (
     SOURCES_TOLD,
     add_condition_options,
@@ -12,7 +13,7 @@ from errata.cli.conditions import (
     read_conditions,
 )
 from errata.cli.output import emit
-from errata.cli.plans import add_plan_options, auto_plan, is_auto, plan_from
+from errata.cli.plans import add_plan_options, plan_from
 from errata.cli.usage import (
     Commands,
     add_backend_option,
@@ -24,6 +25,7 @@ from errata.cli.usage import (
     check_seeds,
     eight_or_more,
 )
+from errata.errors import PlanError
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -113,5 +115,11 @@ def _teacher(args: argparse.Namespace, device: object) -> "DiffusionPipeline | s
         return "self"
 
     from errata import calibration
+    from errata.deploy.manifest import MANIFEST_FILE
 
+    if (Path(args.teacher) / MANIFEST_FILE).is_file():
+        raise PlanError(
+            f"--teacher {args.teacher} is an artifact; give the float pipeline that the artifact was made "
+            "from, or `self` for an artifact with a cache"
+        )
     return calibration.load_pipeline(args.teacher).to(device)

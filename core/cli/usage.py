@@ -176,12 +176,22 @@ def check_new_file(out: Path) -> None:
     """Check, before long work, that a plan or a sheet can be written to a new file.
 
     Raises:
-        PlanError: the file exists, or its folder does not.
+        PlanError: the file exists, its folder does not, or it would lie inside an artifact.
     """
     if out.exists() or out.is_symlink():
         raise PlanError(f"`{out}` exists; choose another file or remove it")
     if not out.parent.is_dir():
         raise PlanError(f"cannot write `{out}`: `{out.parent}` is not a directory; create it first")
+
+    from errata.deploy.manifest import MANIFEST_FILE
+
+    # An artifact's folder and those of its components, where any further file makes `errata verify` fail.
+    for folder in out.absolute().parents[:2]:
+        if (folder / MANIFEST_FILE).is_file():
+            raise PlanError(
+                f"`{out}` would lie inside the artifact `{folder}`, which holds only the files that its "
+                "manifest lists; choose a file outside of it"
+            )
 
 
 def seed(text: str) -> int:

@@ -37,7 +37,7 @@ from errata.correct.sheets.sheet_file import LARGEST_SHEET, SheetFacts, from_byt
 from errata.correct.steps import spelled
 from errata.correct.traits import Traits, acts_between
 from errata.directories import refusals_as, write_whole
-from errata.errors import PlanError
+from errata.errors import ErrataWarning, PlanError
 from errata.runtime.denoiser import Denoiser
 from errata.runtime.output_map import MappedDenoiser
 from errata.runtime.schedule import CacheSchedule
@@ -97,10 +97,15 @@ class Sheet:
 
         Raises:
             PlanError: the sheet was fitted to another artifact, or to another number of steps; see
-                `errata.deploy.load(on_mismatch=…)`.
+                `errata.deploy.load(on_mismatch=…)`; or the plan has a second sheet.
         """
         deployed = corrected.deployed
         self.check_artifact(deployed)
+        if sum(isinstance(method, Sheet) for method, _ in corrected.placed) > 1:
+            raise PlanError(
+                "the plan has more than one sheet, and each would correct what another corrected already; "
+                "keep one, which may be in a plan file or given as a sheet"
+            )
         self._warn_of_another_plan(corrected)
         wanted = CallLevels.of(corrected.levels, deployed.denoiser.timesteps, deployed.schedule)
         self._check_levels(deployed, wanted)
@@ -127,7 +132,7 @@ class Sheet:
             f"this sheet was fitted to the artifact with {fitted or 'no other method'}, and is used with "
             f"{other}: what it is worth here was not measured; fit one under this plan, or measure it in a "
             "report",
-            UserWarning,
+            ErrataWarning,
             stacklevel=5,
         )
 
@@ -161,7 +166,7 @@ class Sheet:
         warnings.warn(
             f"{told}; its numbers are interpolated over the noise level, and what that does to quality was "
             "not measured",
-            UserWarning,
+            ErrataWarning,
             stacklevel=5,
         )
 

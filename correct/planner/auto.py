@@ -48,6 +48,8 @@ def auto(
 ) -> Plan:
     """Return the plan without any evaluation that is best for this artifact, bound to it.
 
+    At another number of steps than the recorded one it is not bound.
+
     Args:
         deployed: a loaded artifact.
         sheets: sheets of this artifact, which may be a part of the plan.
@@ -67,7 +69,9 @@ def auto(
     helpful = [sheet for sheet in sheets if judge.is_as_good(Plan.under_sheet(sheet), chosen)]
     if helpful:
         chosen = Plan.of_sheet(max(helpful, key=lambda sheet: sheet.facts.measured.corrected_psnr))
-    return chosen.bound(deployed)
+    # A bound plan holds for the recorded number of steps alone.
+    is_recorded = deployed.num_inference_steps == deployed.manifest.sampler.num_inference_steps
+    return chosen.bound(deployed) if is_recorded else chosen
 
 
 def free_plans(deployed: DeployedPipeline) -> list[Plan]:

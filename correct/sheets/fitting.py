@@ -269,9 +269,14 @@ class _Fit:
 
 @contextmanager
 def _sheet_journal(path: Path, request: dict[str, Any]) -> Iterator[Journal]:
-    """Yield the journal of a fit; it is removed when the block succeeds."""
-    with Journal(path, request, RULES) as journal:
-        yield journal
+    """Yield the journal of a fit; it is removed when the fit ends, with a sheet or without one."""
+    try:
+        with Journal(path, request, RULES) as journal:
+            yield journal
+    except NoGainError:
+        # The next attempt has other options, and would be refused over this one's work.
+        remove_journal(path, RULES)
+        raise
     remove_journal(path, RULES)
 
 

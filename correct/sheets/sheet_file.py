@@ -119,7 +119,12 @@ def from_bytes(data: bytes, source: str) -> tuple[FittedMaps, SheetFacts]:
     try:
         header = header_of(data, Path(source))
     except ArtifactCorruptError as problem:
-        raise PlanError(f"{source} is not a sheet, or is damaged: {problem}") from problem
+        if data.startswith(b"{"):
+            raise PlanError(
+                f"{source} is not a sheet but JSON; a plan file goes to `--plan` or Plan.load"
+            ) from problem
+        reason = str(problem).removesuffix("; copy the artifact again")
+        raise PlanError(f"{source} is not a sheet, or is damaged: {reason}; {_ADVICE}") from problem
     try:
         told = _metadata(header)
         rows, channels = _check_header(header)

@@ -166,6 +166,7 @@ def test_report_and_plan_take_sheets(
         (("--teacher", "self", "--samples", "4"), 2, "at least 8"),
         (("--teacher", "self", "--prompts", "README.md"), 2, "does not take a prompt"),
         (("--teacher", "/nowhere"), 1, "/nowhere"),
+        (("--teacher", "ARTIFACT"), 1, "is an artifact; give the float pipeline"),
     ],
 )
 def test_bad_options_are_refused(
@@ -177,7 +178,8 @@ def test_bad_options_are_refused(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "prompts.txt").write_text("a\n" * 200)
-    given = [option if option != "README.md" else f"{tmp_path}/prompts.txt" for option in options]
+    paths = {"README.md": f"{tmp_path}/prompts.txt", "ARTIFACT": f"{folder}/artifact"}
+    given = [paths.get(option, option) for option in options]
     line = complaint(capsys, status, "sheet", folder / "artifact", "--out", tmp_path / "sheet", *given)
     assert reason in line
     assert not (tmp_path / "sheet").exists()
@@ -213,3 +215,55 @@ def test_auto_chooses_once_and_keeps_the_plan(
     assert kept.read_text() == stored
     assert "--at has no effect" in complaint(capsys, 2, *given, tmp_path / "fourth", "--at", "all")
     assert "--order has no effect" in complaint(capsys, 2, *given, tmp_path / "fourth", "--order", "2")
+
+
+def test_nothing_is_written_into_an_artifact(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One more file there, and `errata verify` would refuse the artifact."""
+    for place in ("artifact/new.sheet", "artifact/unet/new.sheet"):
+        given = ("sheet", folder / "artifact", "--teacher", PIPELINE, "--out", folder / place)
+        assert "inside the artifact" in complaint(capsys, 1, *given)
+    run(capsys, "verify", folder / "artifact")
+
+
+def test_a_sheet_and_a_plan_that_changed_places(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from errata.correct import Plan, Sheet
+
+    plan = tmp_path / "plan.json"
+    Plan(Sheet.load(folder / "sheet")).save(plan)
+    given = ("generate", folder / "artifact", "--images", 1, "--out", tmp_path / "images")
+    assert "a plan file goes to `--plan`" in complaint(capsys, 1, *given, "--sheet", plan)
+    assert "a sheet goes to `--sheet`" in complaint(capsys, 1, *given, "--plan", folder / "sheet")
+    both = ("--plan", plan, "--sheet", folder / "sheet")
+    assert "more than one sheet" in complaint(capsys, 1, *given, *both)
+    assert not (tmp_path / "images").exists()
+    run(capsys, *given, "--plan", plan)
+
+
+def test_a_sheet_in_a_use_that_was_not_measured(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    given = ("generate", folder / "artifact", "--sheet", folder / "sheet", "--images", 1, "--out")
+    for name, options, reason in (
+        ("iec", ("--correct", "iec"), "errata: this sheet was fitted to the artifact with no other method"),
+        ("steps", ("--steps", 9, "--on-mismatch", "nearest"), "errata: this sheet was fitted to 6 denoiser"),
+        ("right", (), ""),
+    ):
+        assert cli.main([*map(str, given), f"{tmp_path / name}", *map(str, options)]) == 0
+        said = capsys.readouterr().err
+        assert reason in said
+        assert ("this sheet was fitted" in said) == bool(reason)
+
+
+def test_auto_says_what_it_chose_at_any_number_of_steps(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    artifact = shutil.copytree(folder / "cached", tmp_path / "artifact")
+    kept = tmp_path / "artifact.auto.json"
+    given = ("generate", artifact, "--images", 1, "--correct", "auto", "--out")
+    other = ("--steps", 12, "--on-mismatch", "nearest")
+    for name, options, is_kept in (("a", other, False), ("b", (), True), ("c", other, True)):
+        assert cli.main([*map(str, given), f"{tmp_path / name}", *map(str, options)]) == 0
+        assert "auto chose: " in capsys.readouterr().out
+        assert kept.exists() == is_kept

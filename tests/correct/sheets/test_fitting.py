@@ -185,13 +185,14 @@ def test_an_artifact_teaches_its_own_cached_calls(load_faulty: Callable[..., Dep
     assert sheet.facts.measured.low > 3
 
 
-def test_what_does_not_help_is_not_returned(artifact: Path, digits: DDIMPipeline) -> None:
+def test_what_does_not_help_is_not_returned(artifact: Path, digits: DDIMPipeline, tmp_path: Path) -> None:
     """Nothing is wrong with full calls of a network in floating point."""
     deployed = deploy.load(artifact)
     everywhere = Plan(correct.Refresh(), "all")
     with pytest.raises(NoGainError, match="does not help: on 8 images") as caught:
-        fit_sheet(deployed, digits, plan=everywhere, **FEW)
+        fit_sheet(deployed, digits, plan=everywhere, **FEW, journal=tmp_path / "work")
     assert caught.value.measured.low <= 0
+    assert not (tmp_path / "work").exists()  # it would refuse the next attempt, with more samples
 
 
 def test_the_artifact_stays_as_it_is(
