@@ -20,10 +20,10 @@ from errata.cli.usage import (
     add_batch_size_option,
     add_command,
     add_device_option,
-    add_seed_option,
     check_new_file,
     check_seeds,
     eight_or_more,
+    seed,
 )
 from errata.errors import PlanError
 
@@ -70,7 +70,13 @@ def add_parser(commands: Commands) -> None:
         help="further images; half of them choose the kind of map, the others measure it (default: 64)",
     )
     add_batch_size_option(parser, default=32)
-    add_seed_option(parser)
+    parser.add_argument(
+        "--seed",
+        type=seed,
+        default=0,
+        metavar="N",
+        help="seed of the fit's noise, which is never that of images with small seeds (default: 0)",
+    )
     add_condition_options(parser)
     add_device_option(parser)
     add_backend_option(parser)

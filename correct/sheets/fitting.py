@@ -44,6 +44,8 @@ from errata.journal_rules import JournalRules, remove_journal
 from errata.quality.intervals import mean_estimate
 from errata.quality.paired import psnr
 
+# Added to the seed: images that people make and measure begin at small seeds, and a fit must not see those.
+_FIRST_SEED = 2_000_000_000
 # A sheet has to gain this much, in dB, at the lower end of the interval.
 _LEAST_GAIN = 0.0
 _NOT_MEASURED = Measurement(images=0, psnr=0.0, corrected_psnr=0.0, change=0.0, low=0.0, high=0.0)
@@ -72,8 +74,7 @@ class NoGainError(PlanError):
         super().__init__(
             f"the fitted sheet does not help: on {measured.images} images that the fit did not see, PSNR to "
             f"the teacher's images changes by {measured.change:+.2f} dB ({measured.low:+.2f} to "
-            f"{measured.high:+.2f}), from {measured.psnr:.2f} dB; more samples may help, or another plan, "
-            "such as forecast for an artifact with a cache"
+            f"{measured.high:+.2f}), from {measured.psnr:.2f} dB; more samples may help, or another plan"
         )
         self.measured = measured
 
@@ -86,7 +87,7 @@ class SheetChoices:
         samples: images of the fit.
         held_out: images that judge it; the first half chooses, the other half measures.
         batch_size: images per batch.
-        seed: of image 0; image i has the seed `seed + i`.
+        seed: of the noise, see `fit_sheet`; below 2**62.
 
     Raises:
         PlanError: a value out of range.
@@ -101,6 +102,12 @@ class SheetChoices:
         for name, least in (("samples", 8), ("held_out", 8), ("batch_size", 1), ("seed", 0)):
             value = getattr(self, name)
             require(is_count(value) and value >= least, self, name, f"a whole number, {least} or more")
+        require(self.seed < 2**62, self, "seed", "below 2**62")
+
+    @property
+    def first_seed(self) -> int:
+        """Seed of image 0."""
+        return _FIRST_SEED + self.seed
 
     @property
     def batches(self) -> dict[str, list[range]]:
@@ -142,7 +149,8 @@ def fit_sheet(
         held_out: images that judge it; the first half chooses between matrix and bias, the other half
             measures. At least 8.
         batch_size: images per batch.
-        seed: of image 0; image i has the seed `seed + i`.
+        seed: of the noise; image i has the seed `2_000_000_000 + seed + i`, so that images with small seeds,
+            which a report or a plan is made of, are other ones.
         journal: a directory where finished batches are kept, so that a killed fit continues; it is removed in
             the end. None keeps nothing.
         progress: whether to show a bar, with an estimate of the time that is left.
@@ -235,7 +243,7 @@ class _Fit:
 
     def _judge(self, part: str, sheets: list[Sheet], stage: Stage, bar: Any) -> Tensor:
         """Return PSNR to the teacher's images, `(1 + sheets, images)`, dB: first without a sheet."""
-        teacher = self._teacher.sampler(seed=self._choices.seed, inputs=self.inputs)
+        teacher = self._teacher.sampler(seed=self._choices.first_seed, inputs=self.inputs)
         samplers = [self._sampler(None), *map(self._sampler, sheets)]
         rows = []
         for number, batch in enumerate(self._batches[part]):
@@ -250,7 +258,7 @@ class _Fit:
 
     def _sampler(self, correction: Sheet | Learning | None) -> PlanSampler:
         plan = self._plan if correction is None else Plan(correction) + self._plan
-        return PlanSampler(self._deployed, plan, seed=self._choices.seed, inputs=self.inputs)
+        return PlanSampler(self._deployed, plan, seed=self._choices.first_seed, inputs=self.inputs)
 
     def _sheet(self, *, bias_only: bool) -> Sheet:
         methods, steps = self._parts
@@ -260,7 +268,7 @@ class _Fit:
             plan=methods,
             plan_steps=steps,
             samples=self._choices.samples,
-            seed=self._choices.seed,
+            seed=self._choices.first_seed,
             levels=self._levels,
             measured=_NOT_MEASURED,
         )
