@@ -46,8 +46,6 @@ from errata.quality.paired import psnr
 
 # Added to the seed: images that people make and measure begin at small seeds, and a fit must not see those.
 _FIRST_SEED = 2_000_000_000
-# A sheet has to gain this much, in dB, at the lower end of the interval.
-_LEAST_GAIN = 0.0
 _NOT_MEASURED = Measurement(images=0, psnr=0.0, corrected_psnr=0.0, change=0.0, low=0.0, high=0.0)
 
 
@@ -223,7 +221,7 @@ class _Fit:
             low=change.interval.low,
             high=change.interval.high,
         )
-        if measured.low <= _LEAST_GAIN:
+        if measured.low <= 0:
             raise NoGainError(measured)
         return dataclasses.replace(sheet, facts=dataclasses.replace(sheet.facts, measured=measured))
 
