@@ -17,32 +17,19 @@ from torch import Generator, Tensor
 
 from errata.correct.device_sync import sent
 from errata.errors import PlanError
-from errata.runtime.denoiser import Conditioning, Denoiser
-from errata.runtime.schedule import CacheSchedule, StepKind
+from errata.runtime.denoiser import Conditioning, WrappedDenoiser
+from errata.runtime.schedule import StepKind
 
 
-class BatchInvariantDenoiser:
+class BatchInvariantDenoiser(WrappedDenoiser):
     """A `Denoiser` that passes the rows of a batch one by one to another denoiser.
 
     Kernels choose their order of summation by batch size; at a batch of 1 it is always the same.
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
-        self._denoiser = denoiser
-
-    @property
-    def schedule(self) -> CacheSchedule:
-        """See `Denoiser.schedule`."""
-        return self._denoiser.schedule
-
-    @property
-    def timesteps(self) -> tuple[float, ...]:
-        """See `Denoiser.timesteps`."""
-        return self._denoiser.timesteps
-
     def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
         """Return what `Denoiser.full` does, row by row."""
-        each = [self._denoiser.full(x[row : row + 1], step, _row(cond, row, len(x))) for row in range(len(x))]
+        each = [self.denoiser.full(x[row : row + 1], step, _row(cond, row, len(x))) for row in range(len(x))]
         features = [feature for _, feature in each if feature is not None]
         return torch.cat([eps for eps, _ in each]), torch.cat(features) if features else None
 
@@ -51,7 +38,7 @@ class BatchInvariantDenoiser:
     ) -> Tensor:
         """Return what `Denoiser.cached` does, row by row."""
         each = [
-            self._denoiser.cached(
+            self.denoiser.cached(
                 x[row : row + 1],
                 step,
                 _row(cond, row, len(x)),
@@ -64,7 +51,7 @@ class BatchInvariantDenoiser:
 
     def cost(self, kind: StepKind, *, batch_size: int | None = None) -> float:
         """Return the cost of as many calls at a batch of 1."""
-        return (1 if batch_size is None else batch_size) * self._denoiser.cost(kind, batch_size=1)
+        return (1 if batch_size is None else batch_size) * self.denoiser.cost(kind, batch_size=1)
 
 
 def run_row_by_row(pipe: Any) -> None:

@@ -6,16 +6,11 @@ for the class of a method, so a method of your own gets the same checks as errat
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from errata.correct.corrector import Corrector, Method
 from errata.errors import PlanError
-from errata.runtime.denoiser import Denoiser
-
-if TYPE_CHECKING:
-    from errata.correct.pipeline import CorrectedPipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +20,7 @@ class Traits:
     Attributes:
         corrects_network: it changes what the network returns, at every evaluation of its steps, those of
             other methods included. Such a method also has the function `network_correction`, see
-            `CorrectsNetwork`.
+            `errata.correct.network_method.NetworkMethod`.
         changes_prediction: the scheduler gets another prediction than the pipeline's.
         sets_sample: whether the method replaces the sample that a step returns. Another method cannot change
             the prediction of the same step afterwards. "if_nonlinear" is for methods that need it only where
@@ -66,21 +61,6 @@ class DeclaredMethod(Method, Protocol):
     @property
     def traits(self) -> Traits:
         """Return what this method does and needs; a plain class attribute will do."""
-
-
-class CorrectsNetwork(Protocol):
-    """A method whose traits say `corrects_network`."""
-
-    def network_correction(
-        self, corrected: CorrectedPipeline, steps: tuple[int, ...]
-    ) -> Callable[[Denoiser], Denoiser]:
-        """Return a function that wraps a denoiser so that its predictions at `steps` are corrected.
-
-        Asked once, when a plan is attached to an artifact.
-
-        Raises:
-            PlanError: the method cannot serve this artifact or this plan.
-        """
 
 
 def acts_between(method: object) -> bool:

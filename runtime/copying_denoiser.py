@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from errata.runtime.denoiser import Conditioning, Denoiser
-from errata.runtime.schedule import CacheSchedule, StepKind
+from errata.runtime.denoiser import Conditioning, Denoiser, WrappedDenoiser
 
 
 def owned(denoiser: Denoiser) -> Denoiser:
@@ -13,37 +12,20 @@ def owned(denoiser: Denoiser) -> Denoiser:
     return CopyingDenoiser(denoiser) if getattr(denoiser, "reuses_outputs", False) else denoiser
 
 
-class CopyingDenoiser:
+class CopyingDenoiser(WrappedDenoiser):
     """A `Denoiser` that copies the results of another one, which the next call would overwrite.
 
     A feature that is stored, a prediction in a scheduler's history, the first half of a guidance in two
     calls: all of them are read after later calls. Copying costs nothing beside an evaluation.
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser = denoiser
-
-    @property
-    def schedule(self) -> CacheSchedule:
-        """See `Denoiser.schedule`."""
-        return self.denoiser.schedule
-
-    @property
-    def timesteps(self) -> tuple[float, ...]:
-        """See `Denoiser.timesteps`."""
-        return self.denoiser.timesteps
-
     def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
         """See `Denoiser.full`."""
-        prediction, feature = self.denoiser.full(x, step, cond)
+        prediction, feature = super().full(x, step, cond)
         return prediction.clone(), None if feature is None else feature.clone()
 
     def cached(
         self, x: Tensor, step: int, cond: Conditioning, feature: Tensor, *, is_extrapolated: bool = False
     ) -> Tensor:
         """See `Denoiser.cached`."""
-        return self.denoiser.cached(x, step, cond, feature, is_extrapolated=is_extrapolated).clone()
-
-    def cost(self, kind: StepKind, *, batch_size: int | None = None) -> float:
-        """See `Denoiser.cost`."""
-        return self.denoiser.cost(kind, batch_size=batch_size)
+        return super().cached(x, step, cond, feature, is_extrapolated=is_extrapolated).clone()

@@ -57,6 +57,41 @@ class Denoiser(Protocol):
         """Return the measured seconds of one call of that kind at the latest shape, or at `batch_size`."""
 
 
+class WrappedDenoiser:
+    """A `Denoiser` that passes its calls on to another one: the base of those that change something.
+
+    Attributes:
+        denoiser: the one inside.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+
+    @property
+    def schedule(self) -> CacheSchedule:
+        """See `Denoiser.schedule`."""
+        return self.denoiser.schedule
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """See `Denoiser.timesteps`."""
+        return self.denoiser.timesteps
+
+    def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
+        """See `Denoiser.full`."""
+        return self.denoiser.full(x, step, cond)
+
+    def cached(
+        self, x: Tensor, step: int, cond: Conditioning, feature: Tensor, *, is_extrapolated: bool = False
+    ) -> Tensor:
+        """See `Denoiser.cached`."""
+        return self.denoiser.cached(x, step, cond, feature, is_extrapolated=is_extrapolated)
+
+    def cost(self, kind: StepKind, *, batch_size: int | None = None) -> float:
+        """See `Denoiser.cost`."""
+        return self.denoiser.cost(kind, batch_size=batch_size)
+
+
 class UNetDenoiser:
     """A `Denoiser` over a diffusers UNet whose quantized layers read `context`.
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.runtime.denoiser import Conditioning, Denoiser
-from errata.runtime.schedule import CacheSchedule, StepKind
+from errata.runtime.denoiser import Conditioning, Denoiser, WrappedDenoiser
+from errata.runtime.schedule import StepKind
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,43 +101,26 @@ def mapped(prediction: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias.to(wide.dtype)[:, None], rows, wide).view_as(prediction).to(prediction.dtype)
 
 
-class MappedDenoiser:
-    """A `Denoiser` whose predictions go through an output map, those of every method included.
-
-    Features and costs are those of the denoiser inside.
-    """
+class MappedDenoiser(WrappedDenoiser):
+    """A `Denoiser` whose predictions go through an output map; features and costs are those inside."""
 
     def __init__(self, denoiser: Denoiser, output_map: OutputMap) -> None:
-        self._denoiser = denoiser
+        super().__init__(denoiser)
         self._map = output_map
-
-    @property
-    def schedule(self) -> CacheSchedule:
-        """See `Denoiser.schedule`."""
-        return self._denoiser.schedule
-
-    @property
-    def timesteps(self) -> tuple[float, ...]:
-        """See `Denoiser.timesteps`."""
-        return self._denoiser.timesteps
 
     @property
     def reuses_outputs(self) -> bool:
         """Whether features, and predictions that are not mapped, are overwritten by the next call."""
-        return getattr(self._denoiser, "reuses_outputs", False)
+        return getattr(self.denoiser, "reuses_outputs", False)
 
     def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
         """See `Denoiser.full`."""
-        prediction, feature = self._denoiser.full(x, step, cond)
+        prediction, feature = super().full(x, step, cond)
         return self._map(prediction, step, "full"), feature
 
     def cached(
         self, x: Tensor, step: int, cond: Conditioning, feature: Tensor, *, is_extrapolated: bool = False
     ) -> Tensor:
         """See `Denoiser.cached`."""
-        prediction = self._denoiser.cached(x, step, cond, feature, is_extrapolated=is_extrapolated)
+        prediction = super().cached(x, step, cond, feature, is_extrapolated=is_extrapolated)
         return self._map(prediction, step, "cached")
-
-    def cost(self, kind: StepKind, *, batch_size: int | None = None) -> float:
-        """See `Denoiser.cost`."""
-        return self._denoiser.cost(kind, batch_size=batch_size)

@@ -30,17 +30,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.correct.corrector import Corrector, CorrectorContext
+from errata.correct.network_method import NetworkMethod
 from errata.correct.registry import register_method
 from errata.correct.sheets.fitted_maps import CallLevels, FittedMaps
 from errata.correct.sheets.sheet_file import LARGEST_SHEET, SheetFacts, from_bytes, to_bytes
 from errata.correct.steps import spelled
-from errata.correct.traits import Traits, acts_between
+from errata.correct.traits import acts_between
 from errata.directories import refusals_as, write_whole
 from errata.errors import ErrataWarning, PlanError
 from errata.runtime.denoiser import Denoiser
 from errata.runtime.output_map import MappedDenoiser
-from errata.runtime.schedule import CacheSchedule
 
 if TYPE_CHECKING:
     from errata.correct.pipeline import CorrectedPipeline
@@ -49,15 +48,13 @@ if TYPE_CHECKING:
 
 @register_method
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Sheet:
+class Sheet(NetworkMethod):
     """An errata sheet, at no evaluation; made by `fit_sheet`, kept as a file.
 
     Attributes:
         maps: the numbers.
         facts: what it was fitted to and under, and what it was measured to do.
     """
-
-    traits = Traits(corrects_network=True)
 
     maps: FittedMaps
     facts: SheetFacts
@@ -78,17 +75,6 @@ class Sheet:
     def artifact(self) -> str:
         """Digest of the only artifact that it may be used on."""
         return self.facts.artifact
-
-    def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
-        """Return all calls."""
-        return tuple(range(schedule.num_steps))
-
-    def check(self, context: CorrectorContext) -> None:
-        """Accept every scheduler."""
-
-    def corrector(self, context: CorrectorContext) -> Corrector:
-        """Return a corrector that does nothing between network and scheduler."""
-        return Corrector(context)
 
     def network_correction(
         self, corrected: CorrectedPipeline, steps: tuple[int, ...]

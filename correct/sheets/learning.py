@@ -9,18 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.correct.corrector import Corrector, CorrectorContext
+from errata.correct.network_method import NetworkMethod
 from errata.correct.pipeline import CorrectedPipeline
 from errata.correct.sheets.moments import Moments
 from errata.correct.sheets.teacher import Teacher
-from errata.correct.traits import Traits
-from errata.runtime.denoiser import Conditioning, Denoiser
+from errata.runtime.denoiser import Conditioning, Denoiser, WrappedDenoiser
 from errata.runtime.output_map import mapped
-from errata.runtime.schedule import CacheSchedule, StepKind
+from errata.runtime.schedule import StepKind
 
 
 @dataclass(frozen=True, eq=False)
-class Learning:
+class Learning(NetworkMethod):
     """A correction by the map of all moments so far, to which every evaluation adds its own first.
 
     The first evaluation of a call and kind in a run is learned from; those that other methods of the plan
@@ -31,8 +30,6 @@ class Learning:
         moments: what is added to.
     """
 
-    traits = Traits(corrects_network=True)
-
     teacher: Teacher
     moments: Moments
     _images: list[int] = field(default_factory=list)
@@ -42,17 +39,6 @@ class Learning:
         """Begin a run that samples these images."""
         self._images[:] = images
         self._maps.clear()
-
-    def serves(self, schedule: CacheSchedule) -> tuple[int, ...]:
-        """Return all calls."""
-        return tuple(range(schedule.num_steps))
-
-    def check(self, context: CorrectorContext) -> None:
-        """Accept every scheduler."""
-
-    def corrector(self, context: CorrectorContext) -> Corrector:
-        """Return a corrector that does nothing between network and scheduler."""
-        return Corrector(context)
 
     def network_correction(
         self, corrected: CorrectedPipeline, steps: tuple[int, ...]
@@ -83,23 +69,21 @@ class Learning:
         return mapped(prediction, matrix.to(prediction.device), bias.to(prediction.device))
 
 
-class _LearningDenoiser:
+class _LearningDenoiser(WrappedDenoiser):
     """A `Denoiser` whose predictions go through `Learning`."""
 
     def __init__(self, denoiser: Denoiser, learning: Learning) -> None:
-        self._denoiser, self._learning = denoiser, learning
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._denoiser, name)
+        super().__init__(denoiser)
+        self._learning = learning
 
     def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
         """See `Denoiser.full`."""
-        prediction, feature = self._denoiser.full(x, step, cond)
+        prediction, feature = super().full(x, step, cond)
         return self._learning.corrected(prediction, x, step, "full", cond), feature
 
     def cached(
         self, x: Tensor, step: int, cond: Conditioning, feature: Tensor, *, is_extrapolated: bool = False
     ) -> Tensor:
         """See `Denoiser.cached`."""
-        prediction = self._denoiser.cached(x, step, cond, feature, is_extrapolated=is_extrapolated)
+        prediction = super().cached(x, step, cond, feature, is_extrapolated=is_extrapolated)
         return self._learning.corrected(prediction, x, step, "cached", cond)
