@@ -12,6 +12,7 @@ from errata.errors import ErrataError
 
 __all__ = [
     "check_is_vacant",
+    "check_new_file",
     "make_directory",
     "refusals_as",
     "staged_directory",
@@ -72,6 +73,18 @@ def check_is_vacant(out: Path, *, error: type[ErrataError]) -> None:
             raise error(f"`{out}` is a mount point, which cannot be replaced; choose a directory inside it")
     except OSError as problem:
         raise error(f"cannot look into `{out}`: {_reason(problem)}; choose another directory") from problem
+
+
+def check_new_file(path: Path, *, error: type[ErrataError]) -> None:
+    """Check that a new file can be made at a place, before the work that would fill it.
+
+    Raises:
+        ErrataError: of the given kind; something is there, or its folder is not.
+    """
+    if path.exists() or path.is_symlink():
+        raise error(f"`{path}` exists; choose another file or remove it")
+    if not path.parent.is_dir():
+        raise error(f"cannot write `{path}`: `{path.parent}` is not a directory; create it first")
 
 
 def make_directory(path: Path, *, out: Path, error: type[ErrataError]) -> None:

@@ -9,6 +9,7 @@ Source: OpenSSF Model Signing, https://github.com/sigstore/model-transparency.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from errata.deploy.signature_check import every_file, key_refusal, library
@@ -32,17 +33,18 @@ def sign(
         ArtifactError: as in `verify`; `model-signing` is not installed; the key cannot be used; or
             `signature` exists, is inside the artifact, or cannot be written.
     """
-    root, key, out = Path(artifact), Path(private_key), Path(signature)
-    _check_outside(root, out)
-    library("signing")  # raises before the work of verifying, if it is not there
-    verify(root)
-    return sign_contents(root, key, out, password=password)
+    return sign_verified(
+        Path(artifact), Path(private_key), Path(signature), password=password, verified_by=verify
+    )
 
 
-def sign_contents(root: Path, key: Path, out: Path, *, password: str | None) -> Path:
-    """Sign a directory or a single file, which the caller has verified; see `sign`."""
+def sign_verified(
+    root: Path, key: Path, out: Path, *, password: str | None, verified_by: Callable[[Path], object]
+) -> Path:
+    """Sign a directory or a single file once `verified_by` has let it pass; see `sign`."""
     _check_outside(root, out)
     signing, hashing = library("signing"), library("hashing")
+    verified_by(root)
     try:
         config = signing.Config().use_elliptic_key_signer(
             private_key=key, password=None if password is None else password.encode()

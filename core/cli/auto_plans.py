@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.cli.plans import AUTO, check_options_belong
+from errata.cli.plans import AUTO, check_options_belong, plan_text
 from errata.cli.usage import UsageError
 from errata.errors import PlanError
 
@@ -58,12 +58,6 @@ def chosen_text(plan: "Plan", sheet: Path | None) -> str:
     """Return what `auto_plan` chose, for people; it says so where the given sheet is not a part of it."""
     from errata.correct import Sheet
 
-    kinds = [type(method) for method, _ in plan.parts if method is not None]
-    parts = [
-        "the sheet" if isinstance(method, Sheet) else f"{method} at {steps}"
-        for method, steps in plan.parts
-        if method is not None
-    ]
-    left_out = sheet is not None and Sheet not in kinds
-    note = f"; {sheet} is left out, because the plan that it was fitted under does worse here"
-    return (" + ".join(parts) or "no correction") + (note if left_out else "")
+    is_used = any(isinstance(method, Sheet) for method, _ in plan.parts)
+    reason = "the plan that it was fitted under does worse here, or it was fitted to other steps"
+    return plan_text(plan) + ("" if sheet is None or is_used else f"; {sheet} is left out, because {reason}")

@@ -87,7 +87,8 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     check_seeds(args.seed, args.images)
-    plan = None if is_auto(args) else with_sheet(plan_from(args), args.sheet)
+    chooses = is_auto(args)
+    plan = None if chooses else with_sheet(plan_from(args), args.sheet)
 
     from errata import correct, deploy
     from errata.directories import staged_directory
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
             f"{args.steps} steps with the ranges of the nearest of {recorded} calibrated steps; how that "
             "affects quality has not been measured",
         )
-    if is_auto(args):
+    if chooses:
         lines.insert(0, f"auto chose: {chosen_text(plan, args.sheet)}")
     emit(args, {"images": len(images), "out": str(args.out), **tally.to_json()}, "\n".join(lines))
     return 0

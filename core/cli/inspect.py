@@ -3,10 +3,10 @@
 import argparse
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from errata.cli.output import cache_row, emit, exceptions_text, megabytes, table
 from errata.cli.sharing import check_signature_options
@@ -77,27 +77,22 @@ def verify(args: argparse.Namespace) -> int:
     from errata import deploy
 
     manifest = deploy.verify(args.artifact, signature=args.signature, public_key=args.public_key)
-    signed = args.signature is not None
-    emit(
-        args,
-        {"verified": True, "signed": signed, "manifest": manifest.to_json()},
-        f"{manifest.summary()}\nverified: {args.artifact}"
-        + (f"\nsigned by the owner of {args.public_key}" if signed else ""),
-    )
-    return 0
+    return _verified(args, {"manifest": manifest.to_json()}, manifest.summary())
 
 
 def _verify_sheet(args: argparse.Namespace) -> int:
     from errata.correct.sheets.sheet_sharing import verify_sheet
 
     sheet = verify_sheet(args.artifact, signature=args.signature, public_key=args.public_key)
+    return _verified(args, {"sheet": sheet.summary()}, sheet.summary_text())
+
+
+def _verified(args: argparse.Namespace, found: Mapping[str, Any], summary: str) -> int:
+    """Print what was verified."""
     signed = args.signature is not None
-    emit(
-        args,
-        {"verified": True, "signed": signed, "sheet": sheet.summary()},
-        f"{sheet.summary_text()}\nverified: {args.artifact}"
-        + (f"\nsigned by the owner of {args.public_key}" if signed else ""),
-    )
+    text = f"{summary}\nverified: {args.artifact}"
+    text += f"\nsigned by the owner of {args.public_key}" if signed else ""
+    emit(args, {"verified": True, "signed": signed, **found}, text)
     return 0
 
 

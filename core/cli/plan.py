@@ -13,6 +13,7 @@ from errata.cli.conditions import (
     read_conditions,
 )
 from errata.cli.output import emit
+from errata.cli.plans import plan_text
 from errata.cli.usage import (
     DIGIT_FEATURES,
     Commands,
@@ -146,5 +147,4 @@ def _reference(args: argparse.Namespace) -> "Reference | None":
 
 def _text(plan: "Plan", out: Path) -> str:
     assert plan.expected is not None  # the planner measured it
-    parts = [f"{method} at {steps}" for method, steps in plan.parts if method is not None]
-    return "\n".join([" + ".join(parts) or "no correction", plan.expected.summary(), f"plan: {out}"])
+    return "\n".join([plan_text(plan), plan.expected.summary(), f"plan: {out}"])

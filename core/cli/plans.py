@@ -95,6 +95,18 @@ def methods_help() -> str:
     )
 
 
+def plan_text(plan: "Plan") -> str:
+    """Return the methods of a plan, each with its steps, for people."""
+    from errata.correct import Sheet
+
+    parts = [
+        "the sheet" if isinstance(method, Sheet) else f"{method} at {steps}"
+        for method, steps in plan.parts
+        if method is not None
+    ]
+    return " + ".join(parts) or "no correction"
+
+
 def add_sheet_option(group: argparse._ArgumentGroup) -> None:
     """Declare the option of a sheet."""
     group.add_argument(

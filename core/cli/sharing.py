@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from errata.cli.output import emit
 from errata.cli.usage import Commands, UsageError, add_artifact_argument, add_command, read_text
@@ -112,36 +113,24 @@ def sign(args: argparse.Namespace) -> int:
 def push(args: argparse.Namespace) -> int:
     """Run `errata push`."""
     check_signature_options(args)
+    given: dict[str, Any] = {
+        "revision": args.revision,
+        "signature": args.signature,
+        "public_key": args.public_key,
+    }
     if args.artifact.is_file():
-        return _push_sheet(args)
+        if args.private:
+            raise UsageError(
+                "--private is for new repositories; a sheet goes to its artifact's: leave it out"
+            )
 
-    from errata import deploy
+        from errata.correct.sheets.sheet_sharing import push_sheet
 
-    url = deploy.push_to_hub(
-        args.artifact,
-        args.repository,
-        private=True if args.private else None,
-        revision=args.revision,
-        signature=args.signature,
-        public_key=args.public_key,
-    )
-    emit(args, {"repository": args.repository, "commit": url}, f"pushed: {url}")
-    return 0
+        url = push_sheet(args.artifact, args.repository, **given)
+    else:
+        from errata import deploy
 
-
-def _push_sheet(args: argparse.Namespace) -> int:
-    if args.private:
-        raise UsageError("--private is for new repositories; a sheet goes to its artifact's: leave it out")
-
-    from errata.correct.sheets.sheet_sharing import push_sheet
-
-    url = push_sheet(
-        args.artifact,
-        args.repository,
-        revision=args.revision,
-        signature=args.signature,
-        public_key=args.public_key,
-    )
+        url = deploy.push_to_hub(args.artifact, args.repository, private=args.private or None, **given)
     emit(args, {"repository": args.repository, "commit": url}, f"pushed: {url}")
     return 0
 

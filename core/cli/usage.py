@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
+from errata import directories
 from errata.errors import PlanError
 
 if TYPE_CHECKING:
@@ -178,10 +179,7 @@ def check_new_file(out: Path) -> None:
     Raises:
         PlanError: the file exists, its folder does not, or it would lie inside an artifact.
     """
-    if out.exists() or out.is_symlink():
-        raise PlanError(f"`{out}` exists; choose another file or remove it")
-    if not out.parent.is_dir():
-        raise PlanError(f"cannot write `{out}`: `{out.parent}` is not a directory; create it first")
+    directories.check_new_file(out, error=PlanError)
 
     from errata.deploy.manifest import MANIFEST_FILE
 

@@ -22,8 +22,8 @@ from errata.deploy.hub import commit_of, hub_client, hub_errors
 from errata.deploy.limits import LARGEST_MANIFEST, LARGEST_SETTINGS
 from errata.deploy.manifest import MANIFEST_FILE, read_manifest
 from errata.deploy.signature_check import check_signature
-from errata.deploy.signing import sign_contents
-from errata.directories import write_whole
+from errata.deploy.signing import sign_verified
+from errata.directories import check_new_file, write_whole
 from errata.errors import PlanError
 
 SHEET_FILE = "errata.sheet.safetensors"
@@ -41,8 +41,9 @@ def sign_sheet(
         PlanError: as `Sheet.load`.
         ArtifactError: as `errata.deploy.sign`.
     """
-    Sheet.load(sheet)
-    return sign_contents(Path(sheet), Path(private_key), Path(signature), password=password)
+    return sign_verified(
+        Path(sheet), Path(private_key), Path(signature), password=password, verified_by=Sheet.load
+    )
 
 
 def verify_sheet(
@@ -124,13 +125,12 @@ def sheet_from_hub(
         token: None is the one of `hf auth login` or of the environment.
 
     Raises:
-        PlanError: `out` exists, or the sheet is damaged.
+        PlanError: `out` exists, its folder does not, or the sheet is damaged.
         ArtifactError: the repository has no sheet, or no signature where one is asked for; the signature does
             not hold; or the hub refuses.
     """
     path = Path(out)
-    if path.exists() or path.is_symlink():
-        raise PlanError(f"`{path}` exists; choose another file or remove it")
+    check_new_file(path, error=PlanError)
     source = commit_of(repo_id, revision=revision, token=token)
     wanted = {SHEET_FILE: LARGEST_SHEET} | ({} if public_key is None else {SIGNATURE_FILE: LARGEST_SETTINGS})
     with tempfile.TemporaryDirectory() as folder:
