@@ -66,7 +66,10 @@ def auto(
         sheet.check_artifact(deployed)
     judge = _Judge(deployed, default_inputs if inputs is None else inputs, samples, batch_size, seed)
     chosen = judge.best([plan for plan in free_plans(deployed) if _serves(deployed, plan)])
-    helpful = [sheet for sheet in sheets if judge.is_as_good(Plan.under_sheet(sheet), chosen)]
+    # The plan of a sheet names the calls of its fit.
+    calls = deployed.schedule.num_steps
+    fitting = [sheet for sheet in sheets if len(sheet.facts.levels.values) == calls]
+    helpful = [sheet for sheet in fitting if judge.is_as_good(Plan.under_sheet(sheet), chosen)]
     if helpful:
         chosen = Plan.of_sheet(max(helpful, key=lambda sheet: sheet.facts.measured.corrected_psnr))
     # A bound plan holds for the recorded number of steps alone.

@@ -1,6 +1,7 @@
 """A pipeline that returns its raw sample, a denoiser in closed form, and artifacts made of them."""
 
 import copy
+import functools
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,9 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline
 from torch import Tensor
 
+from errata import calibration, compress, deploy
 from errata.deploy import DeployedPipeline
+from errata.embedded import PIPELINE
 from errata.runtime.denoiser import Denoiser, UNetDenoiser
 from errata.runtime.schedule import CacheSchedule, StepKind
 from errata.runtime.step_context import StepContext
@@ -174,3 +177,26 @@ def _deployed(pipe: DiffusionPipeline, num_inference_steps: int) -> DeployedPipe
     pipe.set_progress_bar_config(disable=True)
     no_manifest = cast(Any, None)  # correction reads none of it
     return DeployedPipeline(pipe, num_inference_steps=num_inference_steps, manifest=no_manifest, report=[])
+
+
+@pytest.fixture(scope="session")
+def digits() -> DDIMPipeline:
+    """A trained network: of a random one, many pixels are clipped, and a PSNR says nothing."""
+    pipe = DDIMPipeline.from_pretrained(PIPELINE)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def digits_artifact(digits: DDIMPipeline, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`digits_artifact("deepcache-3", steps=6)`: an artifact of the digits; never write into it."""
+
+    @functools.cache
+    def make(recipe: str, *, steps: int) -> Path:
+        root = tmp_path_factory.mktemp("digits")
+        recorded = calibration.calibrate(
+            digits, root / "set", num_inference_steps=steps, num_samples=2, batch_size=2
+        )
+        return deploy.deploy(compress.compress(digits, recorded, recipe, root / "c"), root / "a")
+
+    return make

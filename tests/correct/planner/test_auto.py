@@ -7,30 +7,19 @@ import pytest
 import torch
 from diffusers import DDIMPipeline
 
-from errata import calibration, compress, deploy
+from errata import deploy
 from errata.correct import EpsilonScaling, Forecast, Hindsight, Plan, Sheet, fit_sheet, wrap
 from errata.correct.planner.auto import free_plans
 from errata.correct.planner.candidates import cache_free_plan
 from errata.correct.sampling import PlanSampler, default_inputs
 from errata.deploy import DeployedPipeline
-from errata.embedded import PIPELINE
 from errata.errors import PlanError
 from errata.quality.paired import psnr
 
 
 @pytest.fixture(scope="module")
-def digits() -> DDIMPipeline:
-    pipe = DDIMPipeline.from_pretrained(PIPELINE)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture(scope="module")
-def artifact(digits: DDIMPipeline, tmp_path_factory: pytest.TempPathFactory) -> DeployedPipeline:
-    root = tmp_path_factory.mktemp("digits")
-    recorded = calibration.calibrate(digits, root / "set", num_inference_steps=9, num_samples=2, batch_size=2)
-    compressed = compress.compress(digits, recorded, "deepcache-3:branch=1", root / "c")
-    return deploy.load(deploy.deploy(compressed, root / "a"))
+def artifact(digits_artifact: Callable[..., Path]) -> DeployedPipeline:
+    return deploy.load(digits_artifact("deepcache-3:branch=1", steps=9))
 
 
 def test_it_is_free_bound_and_better(artifact: DeployedPipeline) -> None:
@@ -55,13 +44,9 @@ def test_nothing_is_done_where_nothing_helps(
     assert Plan.auto(artifact, samples=4).corrects_nothing
 
 
-def test_three_full_calls_in_25_steps(digits: DDIMPipeline, tmp_path: Path) -> None:
+def test_three_full_calls_in_25_steps(digits_artifact: Callable[..., Path]) -> None:
     """There Forecast with all of Hindsight makes images worse; what is chosen does not."""
-    recorded = calibration.calibrate(
-        digits, tmp_path / "set", num_inference_steps=25, num_samples=2, batch_size=2
-    )
-    compressed = compress.compress(digits, recorded, "deepcache-10", tmp_path / "c")
-    deployed = deploy.load(deploy.deploy(compressed, tmp_path / "a"))
+    deployed = deploy.load(digits_artifact("deepcache-10", steps=25))
     chosen = Plan.auto(deployed, samples=4)
     full = Plan(Forecast()) + Plan(Hindsight())
     right, none, given, worse = (
@@ -91,5 +76,9 @@ def test_a_sheet_joins_the_plan_that_it_was_fitted_under(
     plan = Plan.auto(artifact, sheets=[sheet], samples=8)
     assert isinstance(plan.method, Sheet)
     assert [type(method) for method, _ in plan.parts[1:]] == [type(method) for method, _ in free.parts]
+    with pytest.warns(UserWarning, match="5 steps"):
+        shorter = artifact.at_steps(5)  # the calls of the fit's plan are others there
+    methods = [method for method, _ in Plan.auto(shorter, sheets=[sheet], samples=4).parts]
+    assert not any(isinstance(method, Sheet) for method in methods)
     with pytest.raises(PlanError, match="fitted to the artifact"):
         Plan.auto(deploy.load(tiny_artifact("w8a8")), sheets=[sheet])

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from errata.cli import plan as plan_command
 from errata.correct import IEC, FittedForecast, Forecast, Plan, Refresh, fit_forecast, wrap
 from errata.correct.corrector import Method
+from errata.correct.fitting import FitChoices
 from errata.correct.planner.candidates import Candidate
 from errata.correct.planner.planning import CACHE_FREE, plan
 from errata.correct.sampling import PlanSampler, default_inputs
@@ -238,3 +240,8 @@ def test_only_artifacts_are_planned_for(deployed: DeployedPipeline) -> None:
 
 def _generators(count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in range(count)]
+
+
+def test_the_command_knows_how_many_images_a_forecast_is_fitted_to() -> None:
+    """It counts prompts before anything slow is imported, so the number stands there once more."""
+    assert FitChoices().samples == plan_command.FITTED_TO

@@ -9,11 +9,10 @@ import torch
 from diffusers import DDIMPipeline
 from torch import Tensor
 
-from errata import calibration, compress, correct, deploy
+from errata import correct, deploy
 from errata.correct import IEC, Forecast, NoGainError, Plan, Sheet, fit_sheet
 from errata.correct.sampling import FloatSampler, PlanSampler, default_inputs
 from errata.deploy import DeployedPipeline
-from errata.embedded import PIPELINE
 from errata.errors import PlanError
 from errata.quality.paired import psnr
 
@@ -45,21 +44,9 @@ class Faulty:
 
 
 @pytest.fixture(scope="module")
-def digits() -> DDIMPipeline:
-    """A trained network: of a random one, many pixels are clipped, and a PSNR says nothing."""
-    pipe = DDIMPipeline.from_pretrained(PIPELINE)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture(scope="module")
-def artifact(digits: DDIMPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifact(digits_artifact: Callable[..., Path]) -> Path:
     """A cache and nothing else, so full calls are those of the float network."""
-    root = tmp_path_factory.mktemp("digits")
-    recorded = calibration.calibrate(
-        digits, root / "set", num_inference_steps=STEPS, num_samples=2, batch_size=2
-    )
-    return deploy.deploy(compress.compress(digits, recorded, "deepcache-3", root / "c"), root / "a")
+    return digits_artifact("deepcache-3", steps=STEPS)
 
 
 @pytest.fixture(scope="module")
