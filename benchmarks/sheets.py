@@ -43,8 +43,8 @@ RECIPES = (
     "w8a8+cachequant-10",
 )
 BATCH_SIZE = 32
-# Seeds of the images that are measured, and of those that calibrate and fit: none is in two parts.
-MEASURED, CALIBRATED, FITTED = 10_000_000, 1_000_000, 2_000_000
+# Seeds of the images that are measured, and of those that calibrate; a fit has seeds of its own.
+MEASURED, CALIBRATED = 10_000_000, 1_000_000
 
 
 def plans_for(deployed: DeployedPipeline) -> dict[str, Plan]:
@@ -92,7 +92,7 @@ def sheet_for(
     if path.with_suffix(".none").exists():
         return None
     try:
-        sheet = correct.fit_sheet(deployed, teacher, plan=plan, seed=FITTED, progress=False)
+        sheet = correct.fit_sheet(deployed, teacher, plan=plan, progress=False)
     except NoGainError as problem:
         path.with_suffix(".none").write_text(f"{problem}\n")
         return None

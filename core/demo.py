@@ -40,7 +40,6 @@ MARKER = "demo.json"
 BATCH_SIZE = 64
 # Calibration starts from other noise than the images that are compared.
 CALIBRATION_SEED = 1_000_000
-SHEET_SEED = 2_000_000
 
 
 def run(
@@ -87,12 +86,7 @@ def _recommend(deployed: DeployedPipeline, pipe: DiffusionPipeline, path: Path, 
         plan = Plan.auto(deployed)
         try:
             sheet = fit_sheet(
-                deployed,
-                pipe,
-                plan=plan,
-                samples=SHEET_SAMPLES,
-                held_out=SHEET_SAMPLES,
-                seed=SHEET_SEED + seed,
+                deployed, pipe, plan=plan, samples=SHEET_SAMPLES, held_out=SHEET_SAMPLES, seed=seed
             )
         except NoGainError:
             return plan
