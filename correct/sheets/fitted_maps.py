@@ -9,7 +9,7 @@ around them, and those of the outermost one beyond.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +65,18 @@ class FittedMaps:
     kind: Tensor
     matrix: Tensor
     bias: Tensor
+
+    @classmethod
+    def of(cls, maps: CallMaps, calls: Mapping[StepKind, Sequence[int]]) -> FittedMaps:
+        """Return the maps of some calls, by kind of the evaluations that they are for."""
+        rows = [(kind, call) for kind in KINDS for call in calls.get(kind, ())]
+        chosen = [call for _, call in rows]
+        return cls(
+            call=torch.tensor(chosen),
+            kind=torch.tensor([KINDS.index(kind) for kind, _ in rows], dtype=torch.uint8),
+            matrix=maps.matrix[chosen],
+            bias=maps.bias[chosen],
+        )
 
     @property
     def channels(self) -> int:

@@ -9,7 +9,7 @@
 
 Both 2 and 3 judge by images: PSNR to the teacher's images from the same noise.
 
-Source: this project; see `errata.correct.sheets.moments` for the fit of one call.
+Source: this project; see `errata.runtime.output_moments` for the fit of one call.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ from errata.correct.methods.sheet import Sheet
 from errata.correct.pipeline import wrap
 from errata.correct.plans import Plan
 from errata.correct.sampling import Inputs, PlanSampler, batches_of, default_inputs
-from errata.correct.sheets.fitted_maps import CallLevels
+from errata.correct.sheets.fitted_maps import CallLevels, FittedMaps
 from errata.correct.sheets.learning import Learning
-from errata.correct.sheets.moments import Moments
 from errata.correct.sheets.sheet_file import Measurement, SheetFacts
 from errata.correct.sheets.teacher import Teacher, open_teacher
 from errata.correct.validation import is_count, require
@@ -43,6 +42,7 @@ from errata.journal import Journal, Stage, without_journal
 from errata.journal_rules import JournalRules, remove_journal
 from errata.quality.intervals import mean_estimate
 from errata.quality.paired import psnr
+from errata.runtime.output_moments import OutputMoments
 
 # Added to the seed: images that people make and measure begin at small seeds, and a fit must not see those.
 _FIRST_SEED = 2_000_000_000
@@ -195,7 +195,7 @@ class _Fit:
         self._parts = Sheet.parts_of(corrected)
         self._levels = CallLevels.of(corrected.levels, deployed.denoiser.timesteps, deployed.schedule)
         channels = int(deployed.pipe.unet.config.out_channels)
-        self._moments = Moments(deployed.schedule.num_steps, channels)
+        self._moments = OutputMoments(deployed.schedule.num_steps, channels)
 
     @property
     def total(self) -> int:
@@ -270,7 +270,15 @@ class _Fit:
             levels=self._levels,
             measured=_NOT_MEASURED,
         )
-        return Sheet(maps=self._moments.fitted(bias_only=bias_only), facts=facts)
+        return Sheet(maps=self._maps(bias_only=bias_only), facts=facts)
+
+    def _maps(self, *, bias_only: bool) -> FittedMaps:
+        """Return the maps of all calls that the fit saw, for every kind of evaluation that they serve."""
+        seen, full_steps = self._moments.seen(), set(self._deployed.schedule.full_steps)
+        calls = {"full": seen, "cached": tuple(call for call in seen if call not in full_steps)}
+        return FittedMaps.of(
+            self._moments.maps(bias_only=bias_only), {kind: calls[kind] for kind in self._teacher.kinds}
+        )
 
 
 @contextmanager

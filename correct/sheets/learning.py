@@ -11,10 +11,10 @@ from torch import Tensor
 
 from errata.correct.network_method import NetworkMethod
 from errata.correct.pipeline import CorrectedPipeline
-from errata.correct.sheets.moments import Moments
 from errata.correct.sheets.teacher import Teacher
 from errata.runtime.denoiser import Conditioning, Denoiser, WrappedDenoiser
 from errata.runtime.output_map import mapped
+from errata.runtime.output_moments import OutputMoments
 from errata.runtime.schedule import StepKind
 
 
@@ -22,8 +22,8 @@ from errata.runtime.schedule import StepKind
 class Learning(NetworkMethod):
     """A correction by the map of all moments so far, to which every evaluation adds its own first.
 
-    The first evaluation of a call and kind in a run is learned from; those that other methods of the plan
-    repeat there are only corrected.
+    A call is learned from once in a run; further evaluations that methods of the plan make there are only
+    corrected.
 
     Args:
         teacher: what the right prediction is.
@@ -31,9 +31,9 @@ class Learning(NetworkMethod):
     """
 
     teacher: Teacher
-    moments: Moments
+    moments: OutputMoments
     _images: list[int] = field(default_factory=list)
-    _maps: dict[tuple[int, StepKind], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _maps: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def begin(self, images: range) -> None:
         """Begin a run that samples these images."""
@@ -59,13 +59,14 @@ class Learning(NetworkMethod):
         self, prediction: Tensor, x: Tensor, step: int, kind: StepKind, cond: Conditioning
     ) -> Tensor:
         """Learn from an evaluation, and return its corrected prediction."""
-        if (step, kind) not in self._maps:
-            target = self.teacher.prediction(x, step, kind, cond)
-            if target is not None:
-                images = torch.arange(len(x)) % len(self._images) + self._images[0]
-                self.moments.add(step, kind, prediction, target, images)
-            self._maps[step, kind] = self.moments.map_of(step, kind)
-        matrix, bias = self._maps[step, kind]
+        if kind not in self.teacher.kinds:
+            return prediction
+        if step not in self._maps:
+            learned, target = self.teacher.pair(prediction, x, step, kind, cond)
+            images = torch.arange(len(x)) % len(self._images) + self._images[0]
+            self.moments.add(step, learned, target, images)
+            self._maps[step] = self.moments.map_of(step)
+        matrix, bias = self._maps[step]
         return mapped(prediction, matrix.to(prediction.device), bias.to(prediction.device))
 
 

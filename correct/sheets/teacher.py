@@ -23,12 +23,19 @@ class Teacher(Protocol):
 
     Attributes:
         name: as the file of a sheet calls it.
+        kinds: of the evaluations that it corrects.
     """
 
     name: str
+    kinds: tuple[StepKind, ...]
 
-    def prediction(self, x: Tensor, step: int, kind: StepKind, cond: Mapping[str, Tensor]) -> Tensor | None:
-        """Return the right prediction of a denoiser call, `(B, C, H, W)`; None if it has nothing to say."""
+    def pair(
+        self, prediction: Tensor, x: Tensor, step: int, kind: StepKind, cond: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the artifact and what the teacher say of a denoiser call, each `(B, C, H, W)`.
+
+        `prediction` is what the artifact just said there.
+        """
 
     def sampler(self, *, seed: int, inputs: Inputs) -> Sampler:
         """Return what samples the right images."""
@@ -50,9 +57,16 @@ def open_teacher(teacher: DiffusionPipeline | Literal["self"], deployed: Deploye
 
 
 class FloatTeacher:
-    """The float model that an artifact was made from, at the artifact's calls."""
+    """The float model that an artifact was made from, at the artifact's calls.
+
+    It is compared with full evaluations of the artifact, and cached ones get the same map: what quantization
+    does to the mean of a prediction is nearly the same in both, and what a cache adds differs from image to
+    image. A map of the cached evaluation itself did harm where a cached call recomputes little (one resnet,
+    25 steps: -0.7 dB, in place of +0.6; docs/results.md).
+    """
 
     name = "float"
+    kinds: tuple[StepKind, ...] = ("full", "cached")
 
     def __init__(self, pipe: DiffusionPipeline, deployed: DeployedPipeline) -> None:
         expected = deployed.manifest.calibration.get("fingerprint")
@@ -63,15 +77,19 @@ class FloatTeacher:
                 f"({str(expected)[:12]}…); give the pipeline that was calibrated, in the same precision"
             )
         self._pipe, self._steps = pipe, deployed.num_inference_steps
+        self._deployed = deployed
         self._timesteps = deployed.denoiser.timesteps
         self._unet = BranchedUNet(in_evaluation(pipe.unet))
         self._dtype = next(pipe.unet.parameters()).dtype
 
     @torch.no_grad()
-    def prediction(self, x: Tensor, step: int, kind: StepKind, cond: Mapping[str, Tensor]) -> Tensor | None:
-        """See `Teacher.prediction`."""
+    def pair(
+        self, prediction: Tensor, x: Tensor, step: int, kind: StepKind, cond: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """See `Teacher.pair`."""
+        said = prediction if kind == "full" else self._deployed.denoiser.full(x, step, cond)[0]
         inner = {name: self._cast(value) for name, value in cond.items()}
-        return self._unet.full(self._cast(x), self._timesteps[step], inner, branch=0)[0]
+        return said, self._unet.full(self._cast(x), self._timesteps[step], inner, branch=0)[0]
 
     def sampler(self, *, seed: int, inputs: Inputs) -> Sampler:
         """See `Teacher.sampler`."""
@@ -86,6 +104,7 @@ class SelfTeacher:
     """The full calls of an artifact, for its cached ones."""
 
     name = "self"
+    kinds: tuple[StepKind, ...] = ("cached",)
 
     def __init__(self, deployed: DeployedPipeline) -> None:
         if not deployed.schedule.has_cache:
@@ -95,9 +114,11 @@ class SelfTeacher:
             )
         self._deployed = deployed
 
-    def prediction(self, x: Tensor, step: int, kind: StepKind, cond: Mapping[str, Tensor]) -> Tensor | None:
-        """See `Teacher.prediction`."""
-        return None if kind == "full" else self._deployed.denoiser.full(x, step, cond)[0]
+    def pair(
+        self, prediction: Tensor, x: Tensor, step: int, kind: StepKind, cond: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """See `Teacher.pair`."""
+        return prediction, self._deployed.denoiser.full(x, step, cond)[0]
 
     def sampler(self, *, seed: int, inputs: Inputs) -> Sampler:
         """See `Teacher.sampler`."""

@@ -70,10 +70,10 @@ def images(deployed: DeployedPipeline, plan: Plan, seed: int = 900) -> Tensor:
 
 
 def test_a_known_fault_is_found(repaired: Sheet) -> None:
-    """In full calls M is 1 / 0.9 and b is -0.05 / 0.9; cached ones have an error of their own as well."""
-    assert repaired.maps.kind.tolist() == [0, 0, 1, 1, 1, 1]
-    assert repaired.maps.call.tolist() == [0, 3, 1, 2, 4, 5]
-    matrix, bias = repaired.maps.matrix[:2].flatten(), repaired.maps.bias[:2].flatten()
+    """M is 1 / 0.9 and b is -0.05 / 0.9, in cached calls as in full ones."""
+    assert repaired.maps.kind.tolist() == [0] * 6 + [1] * 4
+    assert repaired.maps.call.tolist() == [0, 1, 2, 3, 4, 5, 1, 2, 4, 5]
+    matrix, bias = repaired.maps.matrix.flatten(), repaired.maps.bias.flatten()
     assert torch.allclose(matrix, torch.full_like(matrix, 1 / FACTOR), atol=8e-3)
     assert torch.allclose(bias, torch.full_like(bias, -OFFSET / FACTOR), atol=4e-3)
     assert abs(1 / FACTOR - 1) > 10 * 8e-3
@@ -159,8 +159,7 @@ def test_it_is_fitted_along_the_plan_that_it_is_used_with(
     sheet = fit_sheet(load_faulty(), digits, plan=plan, **FEW)
     assert [part["type"] for part in sheet.facts.plan] == ["Forecast", "IEC"]
     assert sheet.facts.plan_steps == ("4-5", "0")
-    assert sheet.maps.kind.tolist() == [0, 0, 1, 1, 1, 1]
-    assert sheet.maps.call.tolist() == [0, 3, 1, 2, 4, 5]
+    assert sheet.maps.kind.tolist() == [0] * 6 + [1] * 4
 
 
 def test_an_artifact_teaches_its_own_cached_calls(load_faulty: Callable[..., DeployedPipeline]) -> None:
@@ -169,6 +168,7 @@ def test_an_artifact_teaches_its_own_cached_calls(load_faulty: Callable[..., Dep
     sheet = fit_sheet(deployed, "self", **FEW)
     assert sheet.facts.teacher == "self"
     assert sheet.maps.kind.tolist() == [1, 1, 1, 1]
+    assert sheet.maps.call.tolist() == [1, 2, 4, 5]
     assert sheet.facts.measured.low > 3
 
 

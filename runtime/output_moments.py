@@ -28,9 +28,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from errata.correct.sheets.fitted_maps import KINDS, FittedMaps
 from errata.errors import ErrataError
-from errata.runtime.schedule import StepKind
+from errata.runtime.output_map import CallMaps
 
 GROUPS = 8
 # Fewer groups say too little about their scatter: until then a call is left as it is.
@@ -41,8 +40,8 @@ _RIDGE = 1e-9
 _NO_ERROR = 1e-20
 
 
-class Moments:
-    """Moments of every call, by kind of evaluation and group of images, in float64.
+class OutputMoments:
+    """Moments of every call, by group of images, in float64.
 
     Args:
         calls: denoiser calls of a run, T.
@@ -51,16 +50,15 @@ class Moments:
 
     def __init__(self, calls: int, channels: int) -> None:
         self._channels = channels
-        size = (len(KINDS), calls, GROUPS, channels + 1)
+        size = (calls, GROUPS, channels + 1)
         self._gram = torch.zeros(*size, channels + 1, dtype=torch.float64)
         self._cross = torch.zeros(*size, channels, dtype=torch.float64)
 
-    def add(self, step: int, kind: StepKind, prediction: Tensor, target: Tensor, images: Tensor) -> None:
+    def add(self, call: int, prediction: Tensor, target: Tensor, images: Tensor) -> None:
         """Add one evaluation.
 
         Args:
-            step: the call.
-            kind: how it was evaluated.
+            call: its index.
             prediction: of the artifact, `(B, C, H, W)`.
             target: of the teacher, likewise.
             images: index of the image that each row belongs to, `(B,)`, int64, on the CPU.
@@ -75,14 +73,14 @@ class Moments:
         if not bool(error.isfinite().all()):
             at_fault = "artifact's" if not bool(tilde.isfinite().all()) else "teacher's"
             raise ErrataError(
-                f"step {step}: the {at_fault} prediction is not finite for image {int(images[0])} or a later "
-                "one of its batch; look at images without a sheet first"
+                f"call {call}: the {at_fault} prediction is not finite for image {int(images[0])} or a later "
+                "one of its batch; look at images of both first"
             )
         weight = 1 / (error + error.median()).clamp(min=_NO_ERROR) / z.shape[2]
         weighted = z * weight[:, None, None]
-        place, groups = (KINDS.index(kind), step), images % GROUPS
-        self._gram[place].index_add_(0, groups, (weighted @ z.mT).cpu())
-        self._cross[place].index_add_(0, groups, (weighted @ delta.mT).cpu())
+        groups = images % GROUPS
+        self._gram[call].index_add_(0, groups, (weighted @ z.mT).cpu())
+        self._cross[call].index_add_(0, groups, (weighted @ delta.mT).cpu())
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that was added, for `restore`."""
@@ -92,32 +90,27 @@ class Moments:
         """Take the moments that `state` returned, in place of these."""
         self._gram, self._cross = state["gram"].clone(), state["cross"].clone()
 
-    def was_seen(self, step: int, kind: StepKind) -> bool:
-        """Return whether such an evaluation was added."""
-        return bool(self._gram[KINDS.index(kind), step, :, -1, -1].any())
+    def seen(self) -> tuple[int, ...]:
+        """Return the calls to which an evaluation was added."""
+        return tuple(self._gram[:, :, -1, -1].any(dim=1).nonzero().flatten().tolist())
 
-    def map_of(self, step: int, kind: StepKind, *, bias_only: bool = False) -> tuple[Tensor, Tensor]:
+    def map_of(self, call: int, *, bias_only: bool = False) -> tuple[Tensor, Tensor]:
         """Return matrix `(C, C)` and bias `(C,)` of a call, float32; the identity if too little was seen."""
-        theta = self._theta(KINDS.index(kind), step, bias_only=bias_only)
+        theta = self._theta(call, bias_only=bias_only)
         channels = self._channels
         matrix = torch.eye(channels, dtype=torch.float64) + theta[:channels].T
         return matrix.float(), theta[channels].float()
 
-    def fitted(self, *, bias_only: bool = False) -> FittedMaps:
-        """Return the maps of all calls that were seen."""
-        calls = range(self._gram.shape[1])
-        rows = [(kind, step) for kind in KINDS for step in calls if self.was_seen(step, kind)]
-        maps = [self.map_of(step, kind, bias_only=bias_only) for kind, step in rows]
-        return FittedMaps(
-            call=torch.tensor([step for _, step in rows]),
-            kind=torch.tensor([KINDS.index(kind) for kind, _ in rows], dtype=torch.uint8),
-            matrix=torch.stack([matrix for matrix, _ in maps]),
-            bias=torch.stack([bias for _, bias in maps]),
+    def maps(self, *, bias_only: bool = False) -> CallMaps:
+        """Return the maps of all calls; the identity for those of which too little was seen."""
+        maps = [self.map_of(call, bias_only=bias_only) for call in range(len(self._gram))]
+        return CallMaps(
+            matrix=torch.stack([matrix for matrix, _ in maps]), bias=torch.stack([bias for _, bias in maps])
         )
 
-    def _theta(self, kind: int, step: int, *, bias_only: bool) -> Tensor:
+    def _theta(self, call: int, *, bias_only: bool) -> Tensor:
         """Return the shrunk coefficients, `(C + 1, C)`."""
-        gram, cross = self._gram[kind, step], self._cross[kind, step]
+        gram, cross = self._gram[call], self._cross[call]
         nothing = torch.zeros_like(cross[0])
         is_used = gram[:, -1, -1] > 0
         groups = int(is_used.sum())
