@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.calibration.arguments import ARGUMENTS, PipelineArguments
 from errata.calibration.document import FINISHED, PARTIAL, Document
 from errata.calibration.shards import Shard, StepReader
 from errata.errors import CalibrationError
+from errata.fingerprint import value_digest
 from errata.plain_json import from_plain
 from errata.runtime.sampler import calls_per_step
 
@@ -144,6 +146,32 @@ class CalibrationSet:
     def fingerprint(self) -> str:
         """`errata.calibration.model_fingerprint` of the float denoiser."""
         return self._request.fingerprint
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a sample-batch; the last one may have fewer."""
+        return self._request.batch_size
+
+    def arguments(self) -> PipelineArguments | None:
+        """Return the prompts and other arguments that the pipeline was called with.
+
+        None where the set does not hold all of them: images and tensors are not kept, and earlier releases
+        kept nothing.
+
+        Raises:
+            CalibrationError: they were altered.
+        """
+        needed = (self._request.prompts is not None, self._request.takes_inputs)
+        kept = PipelineArguments.read(self._path) or PipelineArguments()
+        if needed != (kept.prompts is not None, kept.inputs is not None):
+            return None
+        digests = [None if kept.prompts is None else value_digest(kept.prompts, name="prompts")]
+        digests += [value_digest(mapping, name="inputs") for mapping in kept.inputs or ()]
+        if digests != [self._request.prompts, *(shard.inputs for shard in self._shards if kept.inputs)]:
+            raise CalibrationError(
+                f"`{self._path / ARGUMENTS}` was altered: its digest is not the recorded one; {_AGAIN}"
+            )
+        return kept
 
     @property
     def versions(self) -> dict[str, str]:

@@ -5,7 +5,7 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -190,20 +190,26 @@ def run_batch(
     guidance_scale: float | None,
     prompts: Sequence[str] | None,
     inputs: Mapping[str, Any] | None,
-) -> None:
-    """Run the pipeline once, one sample per seed; it starts from a fresh copy of its scheduler.
+    call: Callable[..., Any] | None = None,
+    output_type: str | None = None,
+) -> Any:
+    """Run the pipeline once, one sample per seed, and return what it returns.
+
+    It starts from a fresh copy of its scheduler. `call` is called in its place, with the same arguments;
+    `output_type` None is the one that takes the least work.
 
     Raises:
         CalibrationError: `inputs` collides with other arguments, or the pipeline refuses its arguments.
     """
-    arguments = _call_arguments(pipe, seeds, num_inference_steps, guidance_scale, prompts, inputs)
+    given = dict(inputs or {}) | ({} if output_type is None else {"output_type": output_type})
+    arguments = _call_arguments(pipe, seeds, num_inference_steps, guidance_scale, prompts, given)
     scheduler = pipe.scheduler
     pipe.scheduler = copy.deepcopy(scheduler)
     devices = [pipe.device] if pipe.device.type == "cuda" else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seeds[0])  # for samplers that draw noise without asking for a generator
-            result = pipe(**arguments)
+            result = (call or pipe)(**arguments)
     except (TypeError, ValueError) as problem:
         raise CalibrationError(
             f"{type(pipe).__name__} refused its arguments: {_in_one_line(problem)}; give it others"
@@ -211,6 +217,7 @@ def run_batch(
     finally:
         pipe.scheduler = scheduler
     _check_count(pipe, result, len(seeds))
+    return result
 
 
 def _check_count(pipe: DiffusionPipeline, result: Any, expected: int) -> None:
@@ -229,7 +236,7 @@ def _call_arguments(
     num_inference_steps: int,
     guidance_scale: float | None,
     prompts: Sequence[str] | None,
-    inputs: Mapping[str, Any] | None,
+    inputs: Mapping[str, Any],
 ) -> dict[str, Any]:
     # One generator per sample, on the CPU: its noise depends neither on its neighbours nor on the device.
     ours: dict[str, Any] = {
@@ -242,7 +249,7 @@ def _call_arguments(
         ours["prompt"] = list(prompts)
     if "batch_size" in _parameters(pipe):
         ours["batch_size"] = len(seeds)
-    given = dict(inputs or {})
+    given = dict(inputs)
     if taken := sorted(set(given) & {*ours, *_RESERVED}):
         raise CalibrationError(
             f"`inputs` has `{taken[0]}`, which calibrate sets itself; leave it out of the mapping"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from errata.calibration import load_pipeline, model_fingerprint
 from errata.canonical_json import dumps, file_digest, loads_strict
 from errata.compress.quantize.simulation import simulate
 from errata.errors import RecipeError
+from errata.quality.paired_change import PairedChange
 from errata.runtime.denoiser import UNetDenoiser
 from errata.runtime.feature_correction import FeatureCorrection, correct_outputs
+from errata.runtime.output_map import OutputMap
 from errata.runtime.pipeline import SteppedPipeline
 from errata.runtime.recipes.recipe import Recipe
 from errata.runtime.sampler import Sampler, calls_per_step
@@ -29,7 +31,9 @@ from errata.runtime.step_context import StepContext
 from errata.runtime.stepped_unet import SteppedUNet
 from errata.runtime.unet import BranchedUNet
 
-_FORMAT = "errata-compressed/3"
+_FORMAT = "errata-compressed/4"
+# Written by earlier releases, which did not calibrate outputs.
+_EARLIER_FORMAT = "errata-compressed/3"
 _MANIFEST = "compressed.json"
 _QUANTIZERS = "quantizers.safetensors"
 _PIPELINE = "pipeline"
@@ -41,7 +45,8 @@ class Compression:
     """What was done to a pipeline: everything but its float weights.
 
     `table` holds codes, scales and zero points by name (see `errata.compress.quantize.simulation`);
-    `calibration` names the data that the ranges come from.
+    `calibration` names the data that the ranges come from; `calibrated_output` is what the map of the
+    predictions was measured to do, None where there is none or no image to measure it on.
     """
 
     recipe: Recipe
@@ -50,6 +55,7 @@ class Compression:
     sampler: Sampler
     calibration: Mapping[str, Any]
     table: Mapping[str, Tensor]
+    calibrated_output: PairedChange | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the table."""
@@ -59,13 +65,19 @@ class Compression:
             "schedule": self.schedule.to_json(),
             "sampler": self.sampler.to_json(),
             "calibration": dict(self.calibration),
+            "calibrated_output": None if self.calibrated_output is None else self.calibrated_output.to_json(),
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], table: Mapping[str, Tensor]) -> Compression:
         """Undo `to_json`."""
+        recipe = Recipe.from_json(value["recipe"])
+        if "calibrated_output" not in value["recipe"]:  # an earlier release
+            recipe = replace(recipe, calibrated_output=False)
+        measured = value.get("calibrated_output")
         return cls(
-            recipe=Recipe.from_json(value["recipe"]),
+            recipe=recipe,
+            calibrated_output=None if measured is None else PairedChange.from_json(measured),
             scheme=Scheme.from_json(value["scheme"]),
             schedule=CacheSchedule.from_json(value["schedule"]),
             sampler=Sampler.from_json(value["sampler"]),
@@ -107,6 +119,7 @@ def simulated_pipe(float_pipe: DiffusionPipeline, compression: Compression) -> D
         compression.schedule,
         compression.sampler.timesteps,
         correction=FeatureCorrection.of(scheme, table),
+        output_map=OutputMap.of(scheme, table),
     )
     pipe = copy.copy(float_pipe)
     pipe.unet = SteppedUNet(denoiser, unet.config, module=branched)
@@ -208,7 +221,7 @@ def _read_manifest(root: Path) -> dict[str, Any]:
         manifest = loads_strict(file.read_bytes())
     except ValueError as error:
         raise RecipeError(f"{file} is not readable: {error}; compress the pipeline again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") not in (_FORMAT, _EARLIER_FORMAT):
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise RecipeError(
             f"{file} has format {found!r}; this version reads {_FORMAT!r}; compress the pipeline again"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,25 @@ from errata.compress.jobs.preparation import (
 from errata.compress.jobs.progress import BlockListener, BlockProgress
 from errata.compress.jobs.stages import open_journal, remove_leftovers
 from errata.compress.quantize.bias_correction import correct_biases
+from errata.compress.quantize.calibrated_output import changes_nothing, fit_output_map, identity_map
 from errata.compress.quantize.equalization import equalize_
+from errata.compress.quantize.held_out_images import HeldOutImages
 from errata.compress.quantize.observation import observe_ranges
 from errata.compress.quantize.recorded_inputs import SAMPLES_PER_STEP
 from errata.compress.quantize.simulation import quantize_weights, range_table
 from errata.compress.rounding.learned_rounding import learn_rounding
 from errata.directories import check_is_vacant
-from errata.errors import RecipeError
+from errata.errors import CalibrationError, RecipeError
 from errata.journal import Journal
+from errata.quality.paired_change import PairedChange
 from errata.runtime.recipes.caching import CacheQuant
 from errata.runtime.recipes.quantization import Quantization
 from errata.runtime.recipes.recipe import Recipe
 from errata.runtime.sampler import Sampler
 from errata.runtime.schedule import CacheSchedule
 from errata.runtime.scheme import Scheme
+
+logger = logging.getLogger(__name__)
 
 
 def compress(
@@ -100,6 +106,7 @@ def compress(
     request = request_of(pipe.unet, origin, recipe, samples_per_step=samples_per_step)
     with open_journal(out, request) as journal:
         work = _Work(
+            pipe=pipe,
             unet=_private_copy(pipe.unet),
             calibration_set=calibration_set,
             preparation=preparation,
@@ -123,9 +130,11 @@ apply = compress
 class _Work:
     """One run: what it works on, and the table as far as it is filled.
 
+    `pipe` is the float pipeline, which is only sampled.
     `unet` is a float32 copy, in evaluation mode, which equalization changes.
     """
 
+    pipe: DiffusionPipeline
     unet: nn.Module
     calibration_set: CalibrationSet
     preparation: Preparation
@@ -143,7 +152,31 @@ class _Work:
             self._quantize(quantization)
         schedule = self._schedule()
         self.table |= self._cache_correction(schedule)
-        return self._compression(schedule)
+        if self._scheme.output is None:
+            return self._compression(schedule)
+        return self._with_calibrated_output(schedule, self._scheme.output.channels)
+
+    def _with_calibrated_output(self, schedule: CacheSchedule, channels: int) -> Compression:
+        """Fit the map of the predictions, and keep it if it helps images that the fit did not see."""
+        stage = self.journal.stage
+        fitted = fit_output_map(self.unet, self.calibration_set, self._scheme, self.table, stage=stage)
+        idle = identity_map(self.calibration_set.num_steps, channels)
+        plain, mapped = (self._compression(schedule, output=numbers) for numbers in (idle, fitted))
+        if changes_nothing(fitted):
+            return plain
+        try:
+            held_out = HeldOutImages(self.pipe, self.calibration_set, stage=stage)
+            change = PairedChange.of(
+                held_out.psnr("plain", CompressedPipeline(self.pipe, plain, Path())),
+                held_out.psnr("mapped", CompressedPipeline(self.pipe, mapped, Path())),
+            )
+        except CalibrationError as problem:
+            logger.warning("%s", _not_judged(problem))
+            return plain
+        logger.info("calibrated output: PSNR to the float model %s", change.text())
+        if not change.helps:
+            logger.info("it does not help here, and is left out")
+        return replace(mapped if change.helps else plain, calibrated_output=change)
 
     def _quantize(self, quantization: Quantization) -> None:
         if quantization.equalization:
@@ -240,7 +273,9 @@ class _Work:
             ),
         )
 
-    def _compression(self, schedule: CacheSchedule) -> Compression:
+    def _compression(
+        self, schedule: CacheSchedule, *, output: Mapping[str, Tensor] | None = None
+    ) -> Compression:
         recorded = self.calibration_set
         return Compression(
             recipe=self.preparation.recipe,
@@ -252,8 +287,15 @@ class _Work:
                 timesteps=tuple(float(time) for time in recorded.timesteps),
             ),
             calibration=self.origin,
-            table=self.table,
+            table={**self.table, **(output or {})},
         )
+
+
+def _not_judged(problem: CalibrationError) -> str:
+    return (
+        f"the output was not calibrated: {problem}, so nothing could show whether it helps; an artifact can "
+        "get an errata sheet later, see `errata sheet`"
+    )
 
 
 def _private_copy(unet: nn.Module) -> nn.Module:

@@ -35,6 +35,7 @@ from errata.errors import ArtifactCorruptError, ArtifactError, first_line
 from errata.runtime.attention import QuantizedAttention
 from errata.runtime.denoiser import UNetDenoiser
 from errata.runtime.feature_correction import FeatureCorrection, correct_outputs
+from errata.runtime.output_map import OutputMap
 from errata.runtime.replacement import replace_layers
 from errata.runtime.scheme import AttentionScheme, LayerScheme, Scheme
 from errata.runtime.step_context import StepContext
@@ -70,7 +71,12 @@ def load_artifact(
     finish(unet, report, context)
     correction = FeatureCorrection.of(manifest.scheme, tensors)
     denoiser = UNetDenoiser(
-        branched, context, manifest.schedule, manifest.sampler.timesteps, correction=correction
+        branched,
+        context,
+        manifest.schedule,
+        manifest.sampler.timesteps,
+        correction=correction,
+        output_map=OutputMap.of(manifest.scheme, tensors),
     )
     pipe = assembled(root, manifest, SteppedUNet(denoiser, unet.config, module=branched), chosen)
     steps = manifest.sampler.num_inference_steps

@@ -145,6 +145,7 @@ def _manifest(compressed: CompressedPipeline, root: Path) -> Manifest:
         sampler=compression.sampler,
         scheduler_config=json.loads((root / "scheduler" / "scheduler_config.json").read_text()),
         calibration=compression.calibration,
+        calibrated_output=compression.calibrated_output,
         float32_weight_bytes=4 * parameters,
         files={
             path.relative_to(root).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=file_digest(path))

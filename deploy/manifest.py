@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,23 @@ from errata.canonical_json import digest, dumps
 from errata.deploy.limits import LARGEST_MANIFEST, LONGEST_PATTERN, MOST_CALLS
 from errata.deploy.strict_json import bounded_json
 from errata.errors import ArtifactCorruptError, ArtifactError, ArtifactVersionError, RecipeError
+from errata.quality.paired_change import PairedChange
 from errata.runtime.recipes.recipe import Recipe
 from errata.runtime.sampler import Sampler
 from errata.runtime.schedule import CacheSchedule
 from errata.runtime.scheme import Scheme
 
-FORMAT = "errata-artifact/1"
+FORMAT = "errata-artifact/2"
+# Written by earlier releases: without `calibrated_output`, there and in the recipe.
+FIRST_FORMAT = "errata-artifact/1"
+FORMATS = (FORMAT, FIRST_FORMAT)
 MANIFEST_FILE = "errata.json"
 DIGEST_KEY = "manifest_sha256"
 _KEYS = {
     "format", "made_by", "pipeline_class", "unet_class", "recipe", "scheme", "schedule", "sampler",
-    "scheduler_config", "calibration", "float32_weight_bytes", "files",
+    "scheduler_config", "calibration", "calibrated_output", "float32_weight_bytes", "files",
 }  # fmt: skip
+_ADDED_KEY = "calibrated_output"
 _FILE_KEYS = {"bytes", "sha256"}
 # What is told of an artifact goes to terminals and web pages.
 _PLAIN_TEXT = re.compile(r"[ -~]{1,200}")
@@ -55,8 +60,11 @@ class Manifest:
         sampler: scheduler class, number of steps and timesteps that the activation scales belong to.
         scheduler_config: the scheduler's configuration.
         calibration: fingerprint of the float model and size of the calibration data.
+        calibrated_output: what the calibrated output was measured to do; None where there is none, or no
+            image to measure it on.
         float32_weight_bytes: what the denoiser's weights take in float32.
         files: every other file, by path relative to the artifact.
+        format: version of the format, one of `FORMATS`.
     """
 
     made_by: Mapping[str, str]
@@ -70,6 +78,8 @@ class Manifest:
     calibration: Mapping[str, Any]
     float32_weight_bytes: int
     files: Mapping[str, FileRecord]
+    calibrated_output: PairedChange | None = None
+    format: str = FORMAT
 
     @property
     def is_quantized(self) -> bool:
@@ -88,8 +98,8 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain JSON value, without the manifest's own digest."""
-        return {
-            "format": FORMAT,
+        value = {
+            "format": self.format,
             "made_by": dict(self.made_by),
             "pipeline_class": self.pipeline_class,
             "unet_class": self.unet_class,
@@ -102,6 +112,11 @@ class Manifest:
             "float32_weight_bytes": self.float32_weight_bytes,
             "files": {path: vars(record) for path, record in self.files.items()},
         }
+        if self.format == FIRST_FORMAT:
+            del value["recipe"][_ADDED_KEY]
+            return value
+        measured = self.calibrated_output
+        return {**value, _ADDED_KEY: None if measured is None else measured.to_json()}
 
     @property
     def sha256(self) -> str:
@@ -138,11 +153,11 @@ def read_manifest(root: Path) -> Manifest:
         ArtifactVersionError: another format version.
         ArtifactCorruptError: not canonical, altered, or not a manifest.
     """
-    return parse_manifest(read_sealed(root, MANIFEST_FILE, FORMAT), root / MANIFEST_FILE)
+    return parse_manifest(read_sealed(root, MANIFEST_FILE, FORMATS), root / MANIFEST_FILE)
 
 
-def read_sealed(root: Path, name: str, form: str) -> dict[str, Any]:
-    """Return the content of a canonical JSON file of that format, without its own digest.
+def read_sealed(root: Path, name: str, forms: Sequence[str]) -> dict[str, Any]:
+    """Return the content of a canonical JSON file of one of these formats, without its own digest.
 
     Raises:
         ArtifactError: there is no such file.
@@ -159,9 +174,10 @@ def read_sealed(root: Path, name: str, form: str) -> dict[str, Any]:
         raise ArtifactCorruptError(
             f"{file} holds a {type(value).__name__}, not a manifest; copy the artifact again"
         )
-    if value.get("format") != form:
+    if value.get("format") not in forms:
         raise ArtifactVersionError(
-            f"{file} has format {str(value.get('format'))[:80]!r}; this version reads {form!r}"
+            f"{file} has format {str(value.get('format'))[:80]!r}; this version reads "
+            f"{' and '.join(map(repr, forms))}"
         )
     stated = value.pop(DIGEST_KEY, None)
     try:
@@ -193,9 +209,10 @@ def parse_manifest(value: dict[str, Any], file: Path) -> Manifest:
     Raises:
         ArtifactCorruptError: it is not a manifest.
     """
-    if missing := sorted(_KEYS - set(value)):
+    keys = _KEYS - {_ADDED_KEY} if value.get("format") == FIRST_FORMAT else _KEYS
+    if missing := sorted(keys - set(value)):
         raise ArtifactCorruptError(f"{file} has no keys {missing}; it was not written by errata")
-    if extra := sorted(set(value) - _KEYS):
+    if extra := sorted(set(value) - keys):
         raise ArtifactCorruptError(
             f"{file} has unknown keys: {str(extra)[:200]}; it was not written by errata"
         )
@@ -213,11 +230,12 @@ def _typed(value: dict[str, Any]) -> Manifest:
     for key in ("made_by", "calibration", "scheduler_config", "files"):
         if not isinstance(value[key], dict):
             raise TypeError(f"{key} is a {type(value[key]).__name__}, not an object")
+    measured = value.get(_ADDED_KEY)
     return Manifest(
         made_by=plain_texts("made_by", value["made_by"]),
         pipeline_class=value["pipeline_class"],
         unet_class=value["unet_class"],
-        recipe=_recipe(value["recipe"]),
+        recipe=_recipe(value["recipe"], value["format"]),
         scheme=Scheme.from_json(value["scheme"]),
         schedule=_schedule(value["schedule"]),
         sampler=Sampler.from_json(value["sampler"]),
@@ -225,6 +243,8 @@ def _typed(value: dict[str, Any]) -> Manifest:
         calibration=plain_texts("calibration", value["calibration"]),
         float32_weight_bytes=value["float32_weight_bytes"],
         files=file_records(value["files"]),
+        calibrated_output=None if measured is None else PairedChange.from_json(measured),
+        format=value["format"],
     )
 
 
@@ -272,8 +292,12 @@ def _file_record(path: str, record: Any) -> FileRecord:
     return FileRecord(**record)
 
 
-def _recipe(value: Any) -> Recipe:
+def _recipe(value: Any, form: str) -> Recipe:
     recipe = Recipe.from_json(value)
+    if form == FIRST_FORMAT:
+        if _ADDED_KEY in value:
+            raise ValueError(f"a recipe of {form} has no key {_ADDED_KEY!r}")
+        recipe = replace(recipe, calibrated_output=False)
     patterns = () if recipe.quantization is None else recipe.quantization.patterns
     longest = max(patterns, key=len, default="")
     if len(longest) > LONGEST_PATTERN:

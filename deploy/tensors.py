@@ -13,6 +13,7 @@ from errata.deploy.manifest import Manifest
 from errata.deploy.safetensors_header import StoredTensor, read_header
 from errata.errors import ArtifactCorruptError
 from errata.runtime.layers import float_layer
+from errata.runtime.output_map import OUTPUT_MAP
 from errata.runtime.scheme import CacheCorrection, LayerScheme, Scheme, layer_sites
 from errata.runtime.weight_formats import weight_format
 
@@ -40,6 +41,11 @@ def expected_tensors(unet: nn.Module, scheme: Scheme, *, num_steps: int) -> dict
             expected |= _site_tensors(name, num_steps)
     if scheme.correction is not None:
         expected |= _correction_tensors(scheme.correction, num_steps)
+    if scheme.output is not None:
+        channels = scheme.output.channels
+        matrix, bias = OUTPUT_MAP
+        expected[matrix] = (torch.float32, (num_steps, channels, channels))
+        expected[bias] = (torch.float32, (num_steps, channels))
     for name, parameter in float_parameters(unet, scheme).items():
         expected[name] = (parameter.dtype, tuple(parameter.shape))
     return expected

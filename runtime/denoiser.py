@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from errata.runtime.feature_correction import FeatureCorrection
+from errata.runtime.output_map import OutputMap
 from errata.runtime.schedule import CacheSchedule, StepKind
 from errata.runtime.step_context import StepContext
 from errata.runtime.unet import BranchedUNet
@@ -104,6 +105,7 @@ class UNetDenoiser:
         schedule: of the calls of a run.
         timesteps: of those calls.
         correction: of the feature that cached calls read.
+        output_map: of every prediction.
         ranges_of: for each call, the recorded step whose ranges and corrections it takes; None is its own.
 
     Attributes:
@@ -120,6 +122,7 @@ class UNetDenoiser:
         timesteps: tuple[float, ...],
         *,
         correction: FeatureCorrection | None = None,
+        output_map: OutputMap | None = None,
         ranges_of: tuple[int, ...] | None = None,
     ) -> None:
         if len(timesteps) != schedule.num_steps:
@@ -129,6 +132,7 @@ class UNetDenoiser:
         self._schedule = schedule
         self._timesteps = timesteps
         self._correction = correction
+        self._output_map = output_map
         self._ranges_of = ranges_of
         self._latest: tuple[torch.Size, torch.dtype, torch.device, dict[str, Tensor]] | None = None
         self._costs: dict[tuple[StepKind, tuple[int, ...]], float] = {}
@@ -154,7 +158,8 @@ class UNetDenoiser:
         timestep = self._timestep(step)
         with self._context.at(self._ranges(step), time=timestep):
             self._latest = (x.shape, x.dtype, x.device, dict(cond))
-            return self._unet.full(x, timestep, cond, branch=self._schedule.branch)
+            prediction, feature = self._unet.full(x, timestep, cond, branch=self._schedule.branch)
+        return self._mapped(prediction, step, "full"), feature
 
     @torch.no_grad()
     def cached(
@@ -174,15 +179,27 @@ class UNetDenoiser:
             feature = self._correction(feature, self._ranges(step))
         with self._context.at(self._ranges(step), kind="cached", time=timestep):
             self._latest = (x.shape, x.dtype, x.device, dict(cond))
-            return self._unet.cached(x, timestep, cond, feature, branch=self._schedule.branch)
+            prediction = self._unet.cached(x, timestep, cond, feature, branch=self._schedule.branch)
+        return self._mapped(prediction, step, "cached")
 
     def at(
         self, schedule: CacheSchedule, timesteps: tuple[float, ...], ranges_of: tuple[int, ...]
     ) -> UNetDenoiser:
         """Return the same network at other calls; see the class for the arguments."""
         return UNetDenoiser(
-            self._unet, self._context, schedule, timesteps, correction=self._correction, ranges_of=ranges_of
+            self._unet,
+            self._context,
+            schedule,
+            timesteps,
+            correction=self._correction,
+            output_map=self._output_map,
+            ranges_of=ranges_of,
         )
+
+    def _mapped(self, prediction: Tensor, step: int, kind: StepKind) -> Tensor:
+        if self._output_map is None:
+            return prediction
+        return self._output_map(prediction, self._ranges(step), kind)
 
     def _ranges(self, step: int) -> int:
         return step if self._ranges_of is None else self._ranges_of[step]

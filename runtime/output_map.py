@@ -7,8 +7,8 @@
 
     ε̂ = M_i ε̃ + b_i, at every pixel and in every row of the batch alike
 
-A call has one pair of numbers for a full evaluation and another one for a cached evaluation, whose errors
-differ. A call whose map is the identity returns the prediction itself.
+A call may have one pair of numbers for a full evaluation and another one for a cached evaluation. A call
+whose map is the identity returns the prediction itself.
 
 Source: this project. Relatives with one factor per channel: PTQD (He et al., NeurIPS 2023), D²-DPM (Zeng et
 al., 2025).
@@ -16,13 +16,17 @@ al., 2025).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from errata.runtime.denoiser import Conditioning, Denoiser, WrappedDenoiser
 from errata.runtime.schedule import StepKind
+from errata.runtime.scheme import Scheme
+
+# Names of the two tensors in the table of a scheme.
+OUTPUT_MAP = ("output.matrix", "output.bias")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,7 +67,7 @@ class CallMaps:
 
 
 class OutputMap:
-    """Maps predictions; made once, used at every call.
+    """Maps predictions; made once, used at every call, also by several threads.
 
     Args:
         full: for full evaluations.
@@ -77,6 +81,15 @@ class OutputMap:
         self._idle = {kind: maps.is_identity for kind, maps in self._maps.items()}
         # For each kind and device, the numbers of each call.
         self._ready: dict[tuple[StepKind, torch.device], list[tuple[Tensor, Tensor]]] = {}
+
+    @classmethod
+    def of(cls, scheme: Scheme, table: Mapping[str, Tensor]) -> OutputMap | None:
+        """Return the map that a scheme asks for, with numbers of its table; None without one."""
+        if scheme.output is None:
+            return None
+        matrix, bias = (table[name] for name in OUTPUT_MAP)
+        maps = CallMaps(matrix=matrix, bias=bias)
+        return cls(full=maps, cached=maps)
 
     def __call__(self, prediction: Tensor, step: int, kind: StepKind) -> Tensor:
         """Return the corrected prediction, `(B, C, H, W)`, in its own type; computed in float32 or wider."""
@@ -99,28 +112,3 @@ def mapped(prediction: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
     wide = prediction.to(torch.promote_types(prediction.dtype, torch.float32)).flatten(2)
     rows = matrix.to(wide.dtype).expand(len(wide), -1, -1)
     return torch.baddbmm(bias.to(wide.dtype)[:, None], rows, wide).view_as(prediction).to(prediction.dtype)
-
-
-class MappedDenoiser(WrappedDenoiser):
-    """A `Denoiser` whose predictions go through an output map; features and costs are those inside."""
-
-    def __init__(self, denoiser: Denoiser, output_map: OutputMap) -> None:
-        super().__init__(denoiser)
-        self._map = output_map
-
-    @property
-    def reuses_outputs(self) -> bool:
-        """Whether features, and predictions that are not mapped, are overwritten by the next call."""
-        return getattr(self.denoiser, "reuses_outputs", False)
-
-    def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
-        """See `Denoiser.full`."""
-        prediction, feature = super().full(x, step, cond)
-        return self._map(prediction, step, "full"), feature
-
-    def cached(
-        self, x: Tensor, step: int, cond: Conditioning, feature: Tensor, *, is_extrapolated: bool = False
-    ) -> Tensor:
-        """See `Denoiser.cached`."""
-        prediction = super().cached(x, step, cond, feature, is_extrapolated=is_extrapolated)
-        return self._map(prediction, step, "cached")

@@ -87,12 +87,24 @@ class CacheCorrection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibratedOutput:
+    """The prediction of every call goes through an affine map of its channels.
+
+    Its numbers are in the table: `output.matrix`, `(T, C, C)`, and `output.bias`, `(T, C)`; float32. Where
+    the map was measured not to help, they are those of the identity.
+    """
+
+    channels: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scheme:
     """Everything that is quantized or corrected in a UNet; empty for a plain cache."""
 
     layers: tuple[LayerScheme, ...] = ()
     attentions: tuple[AttentionScheme, ...] = ()
     correction: CacheCorrection | None = None
+    output: CalibratedOutput | None = None
 
     @classmethod
     def of(cls, unet: nn.Module, recipe: Recipe, *, branch: int) -> Scheme:
@@ -109,16 +121,20 @@ class Scheme:
         correction = None
         if isinstance(recipe.cache, CacheQuant) and recipe.cache.correction:
             correction = _correction(unet, recipe.quantization, layers, branch)
-        return cls(layers=layers, attentions=attentions, correction=correction)
+        output = None
+        if layers and recipe.calibrated_output:  # without quantization, full calls are right already
+            output = CalibratedOutput(channels=int(unet.config.out_channels))
+        return cls(layers=layers, attentions=attentions, correction=correction, output=output)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a plain JSON value; `from_json` reads it back."""
+        """Return a plain JSON value; `from_json` reads it back. Without a calibrated output it has no key."""
         layers = [{**asdict(layer), "input_widths": list(layer.input_widths)} for layer in self.layers]
-        return {
+        value = {
             "layers": layers,
             "attentions": [asdict(attention) for attention in self.attentions],
             "correction": None if self.correction is None else asdict(self.correction),
         }
+        return value if self.output is None else {**value, "output": asdict(self.output)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Scheme:
@@ -135,6 +151,7 @@ class Scheme:
             layers=tuple(layers),
             attentions=tuple(AttentionScheme(**item) for item in value["attentions"]),
             correction=correction,
+            output=CalibratedOutput(**value["output"]) if "output" in value else None,
         )
 
 

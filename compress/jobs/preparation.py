@@ -21,6 +21,7 @@ from errata.fingerprint import public_config
 from errata.plain_json import from_plain
 from errata.request_differences import differences
 from errata.runtime.feature_correction import FEATURE, OUTPUT
+from errata.runtime.output_map import OUTPUT_MAP
 from errata.runtime.recipes.caching import CacheQuant
 from errata.runtime.recipes.recipe import Recipe
 from errata.runtime.scheme import Scheme
@@ -174,7 +175,7 @@ def origin_of(calibration_set: CalibrationSet, *, samples_per_step: int) -> dict
 
 
 def taken_table(earlier: CompressedPipeline, recipe: Recipe, origin: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the table of `earlier` without its cache correction: the same quantization would give it again.
+    """Return the table of `earlier` without what depends on the cache too: its correction and output map.
 
     Raises:
         TypeError: not a `CompressedPipeline`.
@@ -198,7 +199,7 @@ def taken_table(earlier: CompressedPipeline, recipe: Recipe, origin: Mapping[str
             f"`{earlier.path}` cannot be reused for {recipe.name}: {'; '.join(found)}; leave reuse out, or "
             "take a result with the same quantization, model and calibration data"
         )
-    left_out = _correction_names(compression.scheme)
+    left_out = _correction_names(compression.scheme) | set(OUTPUT_MAP)
     return {name: value for name, value in compression.table.items() if name not in left_out}
 
 

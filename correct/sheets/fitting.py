@@ -32,7 +32,7 @@ from errata.correct.plans import Plan
 from errata.correct.sampling import Inputs, PlanSampler, batches_of, default_inputs
 from errata.correct.sheets.fitted_maps import CallLevels, FittedMaps
 from errata.correct.sheets.learning import Learning
-from errata.correct.sheets.sheet_file import Measurement, SheetFacts
+from errata.correct.sheets.sheet_file import SheetFacts
 from errata.correct.sheets.teacher import Teacher, open_teacher
 from errata.correct.validation import is_count, require
 from errata.deploy import DeployedPipeline
@@ -40,13 +40,13 @@ from errata.errors import PlanError
 from errata.fingerprint import value_digest
 from errata.journal import Journal, Stage, without_journal
 from errata.journal_rules import JournalRules, remove_journal
-from errata.quality.intervals import mean_estimate
 from errata.quality.paired import psnr
+from errata.quality.paired_change import PairedChange
 from errata.runtime.output_moments import OutputMoments
 
 # Added to the seed: images that people make and measure begin at small seeds, and a fit must not see those.
 _FIRST_SEED = 2_000_000_000
-_NOT_MEASURED = Measurement(images=0, psnr=0.0, corrected_psnr=0.0, change=0.0, low=0.0, high=0.0)
+_NOT_MEASURED = PairedChange(images=0, psnr=0.0, corrected_psnr=0.0, change=0.0, low=0.0, high=0.0)
 
 
 RULES = JournalRules(
@@ -68,7 +68,7 @@ class NoGainError(PlanError):
         measured: what it does.
     """
 
-    def __init__(self, measured: Measurement) -> None:
+    def __init__(self, measured: PairedChange) -> None:
         super().__init__(
             f"the fitted sheet does not help: on {measured.images} images that the fit did not see, PSNR to "
             f"the teacher's images changes by {measured.change:+.2f} dB ({measured.low:+.2f} to "
@@ -211,17 +211,8 @@ class _Fit:
         chosen = self._judge("choose", variants, stage, bar)[1:].mean(dim=1).argmax()
         sheet = variants[int(chosen)]
         # What it does on images that neither saw.
-        plain, corrected = self._judge("measure", [sheet], stage, bar)
-        change = mean_estimate(corrected - plain)
-        measured = Measurement(
-            images=len(plain),
-            psnr=float(plain.mean()),
-            corrected_psnr=float(corrected.mean()),
-            change=change.value,
-            low=change.interval.low,
-            high=change.interval.high,
-        )
-        if measured.low <= 0:
+        measured = PairedChange.of(*self._judge("measure", [sheet], stage, bar))
+        if not measured.helps:
             raise NoGainError(measured)
         return dataclasses.replace(sheet, facts=dataclasses.replace(sheet.facts, measured=measured))
 

@@ -33,6 +33,7 @@ from errata.deploy.limits import MOST_CALLS
 from errata.deploy.safetensors_header import Header, header_of
 from errata.deploy.strict_json import bounded_json
 from errata.errors import ArtifactCorruptError, PlanError
+from errata.quality.paired_change import PairedChange
 
 FORMAT = "errata-sheet/1"
 METADATA = "errata-sheet"
@@ -53,27 +54,6 @@ _TENSORS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """What a sheet was measured to do, on noise that the fit did not see.
-
-    Attributes:
-        images: how many were compared.
-        psnr: mean PSNR to the teacher's images without the sheet, dB.
-        corrected_psnr: with it.
-        change: mean of the paired differences, dB.
-        low: lower end of its 95 % interval.
-        high: upper end.
-    """
-
-    images: int
-    psnr: float
-    corrected_psnr: float
-    change: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class SheetFacts:
     """What a sheet says beside its numbers.
 
@@ -85,7 +65,7 @@ class SheetFacts:
         samples: images of the fit.
         seed: of its image 0.
         levels: noise levels of the calls of the fit.
-        measured: what it was measured to do.
+        measured: what it was measured to do, on noise that the fit did not see.
     """
 
     artifact: str
@@ -95,7 +75,7 @@ class SheetFacts:
     samples: int
     seed: int
     levels: CallLevels
-    measured: Measurement
+    measured: PairedChange
 
 
 def to_bytes(maps: FittedMaps, facts: SheetFacts) -> bytes:
@@ -200,9 +180,7 @@ def _facts(told: Mapping[str, Any]) -> SheetFacts:
     values = tuple(_finite(value) for value in levels.values)
     if _count(levels.calls_per_step) < 1 or len(values) % levels.calls_per_step:
         raise ValueError("calls_per_step does not divide the number of calls")
-    measured = Measurement(**told["measured"])
-    for field in fields(Measurement):
-        (_count if field.name == "images" else _finite)(getattr(measured, field.name))
+    measured = PairedChange.from_json(told["measured"])
     return SheetFacts(
         artifact=told["artifact"],
         teacher=told["teacher"],

@@ -10,7 +10,7 @@ from typing import Any
 from errata.canonical_json import dumps
 from errata.deploy.manifest import (
     DIGEST_KEY,
-    FORMAT,
+    FORMATS,
     FileRecord,
     Manifest,
     file_records,
@@ -155,7 +155,7 @@ def read_engine_manifest(root: Path) -> EngineManifest:
         raise ArtifactError(
             f"{root} is not an engine: it has no {ENGINE_FILE}; make one with `errata export-onnx ARTIFACT`"
         )
-    value = read_sealed(root, ENGINE_FILE, ENGINE_FORMAT)
+    value = read_sealed(root, ENGINE_FILE, (ENGINE_FORMAT,))
     if odd := sorted(set(value) ^ _KEYS):
         trouble = "does not have" if odd[0] in _KEYS else "has"
         raise ArtifactCorruptError(f"{file} {trouble} the key {odd[0][:80]!r}; it was not written by errata")
@@ -185,10 +185,11 @@ def read_engine_manifest(root: Path) -> EngineManifest:
 
 
 def _artifact(value: Any, file: Path) -> Manifest:
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
+    if not isinstance(value, dict) or value.get("format") not in FORMATS:
         found = str(value.get("format") if isinstance(value, dict) else value)[:80]
         raise ArtifactVersionError(
-            f"{file} is of an artifact of format {found!r}; this version reads {FORMAT!r}"
+            f"{file} is of an artifact of format {found!r}; this version reads "
+            f"{' and '.join(map(repr, FORMATS))}"
         )
     content = dict(value)
     stated = content.pop(DIGEST_KEY, None)

@@ -106,19 +106,44 @@ class EngineResampling(nn.Module):
         return output.reshape(-1, channels, *sizes_of(output)[2:])
 
 
+class EngineOutputMap(nn.Module):
+    """The calibrated output of an artifact, see `errata.runtime.output_map`, with gathered numbers."""
+
+    def __init__(self, matrix: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.matrix: Tensor
+        self.bias: Tensor
+        self.register_buffer("matrix", matrix.contiguous())
+        self.register_buffer("bias", bias[:, :, None].contiguous())
+
+    def forward(self, prediction: Tensor, step: Tensor) -> Tensor:
+        """Return M ε̃ + b of that step, `(B, C, H, W)`."""
+        flat = prediction.flatten(2)
+        return (self.matrix[step] @ flat + self.bias[step]).reshape(-1, *sizes_of(prediction)[1:])
+
+
 class _Graph(nn.Module):
-    """What both graphs share: the network, its step context, and the timestep of each step."""
+    """What both graphs share: the network, its step context and output map, the timestep of each step."""
 
     def __init__(
-        self, network: BranchedUNet, context: StepContext, manifest: Manifest, names: Sequence[str]
+        self,
+        network: BranchedUNet,
+        context: StepContext,
+        manifest: Manifest,
+        names: Sequence[str],
+        output: EngineOutputMap | None,
     ) -> None:
         super().__init__()
+        self.output = output
         self.network = network
         self.context = context
         self.branch = manifest.schedule.branch
         self.names = tuple(names)
         self.times: Tensor
         self.register_buffer("times", _as_scheduled(manifest.sampler.timesteps))
+
+    def _mapped(self, prediction: Tensor, step: Tensor) -> Tensor:
+        return prediction if self.output is None else self.output(prediction, step)
 
     def _named(self, cond: Sequence[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self.names, cond, strict=True))
@@ -133,6 +158,7 @@ class FullGraph(_Graph):
             prediction, feature = self.network.full(
                 sample, self.times[step], self._named(cond), branch=self.branch
             )
+        prediction = self._mapped(prediction, step)
         return (prediction,) if feature is None else (prediction, feature)
 
 
@@ -142,9 +168,10 @@ class CachedGraph(_Graph):
     def forward(self, sample: Tensor, step: Tensor, feature: Tensor, *cond: Tensor) -> Tensor:
         """See `Denoiser.cached`."""
         with self.context.at(step, kind="cached"):
-            return self.network.cached(
+            prediction = self.network.cached(
                 sample, self.times[step], self._named(cond), feature, branch=self.branch
             )
+        return self._mapped(prediction, step)
 
 
 @torch.no_grad()
@@ -155,6 +182,8 @@ def write_graphs(
     sample: Tensor,
     cond: Mapping[str, Tensor],
     folder: Path,
+    *,
+    output: EngineOutputMap | None = None,
 ) -> None:
     """Write `full.onnx` and, with a cache, `cached.onnx` into `folder`.
 
@@ -165,14 +194,15 @@ def write_graphs(
         sample: `(B, C, H, W)`, an input; the graphs take any number of samples of that size.
         cond: the other inputs of that call. Those whose first dimension is B have one entry for each sample.
         folder: an existing directory.
+        output: the artifact's calibrated output, if it has one.
     """
     step = torch.tensor(0)
-    full = FullGraph(network, context, manifest, names=tuple(cond)).eval()
+    full = FullGraph(network, context, manifest, tuple(cond), output).eval()
     outputs = full(sample, step, *cond.values())
     named = dict(zip((PREDICTION, FEATURE), outputs, strict=False))
     _write(full, {SAMPLE: sample, STEP: step, **cond}, named, folder / FULL)
     if FEATURE in named:
-        cached = CachedGraph(network, context, manifest, names=tuple(cond)).eval()
+        cached = CachedGraph(network, context, manifest, tuple(cond), output).eval()
         inputs = {SAMPLE: sample, STEP: step, FEATURE: named[FEATURE], **cond}
         _write(cached, inputs, {PREDICTION: named[PREDICTION]}, folder / CACHED)
 

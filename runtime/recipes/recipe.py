@@ -30,12 +30,23 @@ _Reader = Callable[[str], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Quantization, caching, or both; at least one."""
+    """Quantization, caching, or both; at least one.
+
+    Attributes:
+        quantization: what is quantized, and how.
+        cache: which steps are full, and what the others reuse.
+        calibrated_output: an affine map of each prediction takes up the mean error that quantization leaves
+            in it, where that was measured to help; see `errata.runtime.output_map`. Without quantization
+            there is nothing for it to take up.
+    """
 
     quantization: Quantization | None = None
     cache: Cache | None = None
+    calibrated_output: bool = True
 
     def __post_init__(self) -> None:
+        if type(self.calibrated_output) is not bool:
+            raise RecipeError(f"calibrated_output={self.calibrated_output!r}; allowed are true and false")
         if self.quantization is None and self.cache is None:
             raise RecipeError(f"the recipe is empty; name at least one of {grammar()}")
 
@@ -46,13 +57,12 @@ class Recipe:
         Raises:
             RecipeError: the name is not one of the grammar.
         """
-        quantization, cache = parse(name)
-        return cls(quantization=quantization, cache=cache)
+        return cls(**parse(name))
 
     @property
     def name(self) -> str:
         """The name that `named` reads back; it ends in `*` where the recipe says more than a name can."""
-        return spell(self.quantization, self.cache)
+        return spell(self)
 
     def allows(self, schedule: CacheSchedule) -> bool:
         """Return whether the schedule can come from this recipe."""
@@ -69,11 +79,14 @@ class Recipe:
             "schema": _SCHEMA_VERSION,
             "quantization": None if self.quantization is None else self.quantization.to_json(),
             "cache": None if self.cache is None else self.cache.to_json(),
+            "calibrated_output": self.calibrated_output,
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Recipe:
-        """Read back what `to_json` wrote; inside quantization and cache a missing key has its default.
+        """Read back what `to_json` wrote.
+
+        A missing `calibrated_output` has its default, and so has a missing key in quantization and cache.
 
         Raises:
             RecipeError: an unknown or missing key, another type or schema version.
@@ -84,13 +97,16 @@ class Recipe:
                 f"type={value.get('type')!r}, schema={value.get('schema')!r}"
             )
         fields = {key: item for key, item in value.items() if key not in ("type", "schema")}
+        is_calibrated = fields.pop("calibrated_output", True)
         if odd := sorted(set(fields) ^ {"quantization", "cache"}):
             raise RecipeError(
-                f"unknown or missing keys in the recipe: {odd}; a recipe has quantization, cache"
+                f"unknown or missing keys in the recipe: {odd}; a recipe has quantization, cache, "
+                "calibrated_output"
             )
         quantization, cache = fields["quantization"], fields["cache"]
         try:
             return cls(
+                calibrated_output=is_calibrated,
                 quantization=None if quantization is None else Quantization.from_json(quantization),
                 cache=None if cache is None else cache_from_json(cache),
             )
@@ -138,7 +154,7 @@ def _steps(text: str) -> tuple[int, ...]:
 _READERS: Mapping[str, _Reader] = {
     "iterations": _whole, "samples": _whole, "batch_size": _whole, "seed": _whole,
     "learning_rate": float, "scale_learning_rate": float,
-    "bias_correction": _boolean, "equalization": _boolean,
+    "bias_correction": _boolean, "equalization": _boolean, "calibrated_output": _boolean,
     "branch": _whole, "spacing": str, "center": float, "power": float, "steps": _steps,
     "search": str, "correction": _boolean, "gain": str, "corrected_by": str,
 }  # fmt: skip
@@ -149,14 +165,15 @@ _KINDS: Mapping[_Reader, str] = {
 }  # fmt: skip
 
 
-def parse(name: str) -> tuple[Quantization | None, Cache | None]:
-    """Return the choices that a name stands for.
+def parse(name: str) -> dict[str, Any]:
+    """Return the choices that a name stands for, as arguments of a `Recipe`.
 
     Raises:
         RecipeError: the name is not one of the grammar, or an option has no use or no sense.
     """
     body, colon, text = name.partition(":")
     options = _options(name, text.split(",") if colon else [])
+    is_calibrated = options.pop("calibrated_output", True)
     quantization: Quantization | None = None
     cache: Cache | None = None
     for part in body.split("+"):
@@ -171,7 +188,7 @@ def parse(name: str) -> tuple[Quantization | None, Cache | None]:
         raise RecipeError(
             f"recipe {name!r}: option {unused!r} does not apply: {_where(unused)}; leave it out"
         )
-    return quantization, cache
+    return {"quantization": quantization, "cache": cache, "calibrated_output": is_calibrated}
 
 
 def grammar() -> str:
@@ -202,8 +219,9 @@ def _quantizer(name: str, part: str) -> re.Match[str] | None:
     return match
 
 
-def spell(quantization: Quantization | None, cache: Cache | None) -> str:
+def spell(recipe: Recipe) -> str:
     """Return the shortest name of these choices; a `*` at the end stands for what only a file can say."""
+    quantization, cache = recipe.quantization, recipe.cache
     parts, options = [], dict[str, Any]()
     if quantization is not None:
         learned = "-learned" if quantization.rounding is not None else ""
@@ -214,6 +232,7 @@ def spell(quantization: Quantization | None, cache: Cache | None) -> str:
     if cache is not None:
         parts.append(cache.method if cache.interval is None else f"{cache.method}-{cache.interval}")
         options |= _changed(cache)
+    options |= _changed(recipe, "calibrated_output")
     says_more = quantization is not None and bool(quantization.patterns)
     tail = ",".join(f"{key}={_text(value)}" for key, value in options.items())
     return "+".join(parts) + (f":{tail}" if tail else "") + ("*" if says_more else "")
