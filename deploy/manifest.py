@@ -98,12 +98,13 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain JSON value, without the manifest's own digest."""
+        recipe = self.recipe.to_json()
         value = {
             "format": self.format,
             "made_by": dict(self.made_by),
             "pipeline_class": self.pipeline_class,
             "unet_class": self.unet_class,
-            "recipe": self.recipe.to_json(),
+            "recipe": recipe,
             "scheme": self.scheme.to_json(),
             "schedule": self.schedule.to_json(),
             "sampler": self.sampler.to_json(),
@@ -113,7 +114,7 @@ class Manifest:
             "files": {path: vars(record) for path, record in self.files.items()},
         }
         if self.format == FIRST_FORMAT:
-            del value["recipe"][_ADDED_KEY]
+            del recipe[_ADDED_KEY]
             return value
         measured = self.calibrated_output
         return {**value, _ADDED_KEY: None if measured is None else measured.to_json()}

@@ -13,7 +13,13 @@ from errata.errors import RecipeError
 from errata.runtime.layers import float_layer
 from errata.runtime.recipes.quantization import Quantization, matches
 from errata.runtime.recipes.recipe import CacheQuant, Recipe
-from errata.runtime.structure import embedding_layers, feature_channels, feature_readers, skip_widths
+from errata.runtime.structure import (
+    embedding_layers,
+    feature_channels,
+    feature_readers,
+    output_channels,
+    skip_widths,
+)
 
 # Kept at 8 bits in every recipe: the first and last convolution (as in the papers) and the time embedding.
 _EIGHT_BIT_LAYERS = ("conv_in", "conv_out")
@@ -123,7 +129,7 @@ class Scheme:
             correction = _correction(unet, recipe.quantization, layers, branch)
         output = None
         if layers and recipe.calibrated_output:  # without quantization, full calls are right already
-            output = CalibratedOutput(channels=int(unet.config.out_channels))
+            output = CalibratedOutput(channels=output_channels(unet))
         return cls(layers=layers, attentions=attentions, correction=correction, output=output)
 
     def to_json(self) -> dict[str, Any]:

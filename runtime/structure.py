@@ -56,6 +56,11 @@ def up_resnets(unet: Any) -> tuple[UpResnet, ...]:
     return tuple(found)
 
 
+def output_channels(unet: Any) -> int:
+    """Return the channels of a diffusers UNet's prediction."""
+    return int(unet.config.out_channels)
+
+
 def skip_widths(unet: nn.Module) -> dict[str, int]:
     """Return the width of the main half of every concatenated input, by layer name; `unet` is a float one.
 

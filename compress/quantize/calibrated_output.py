@@ -57,6 +57,7 @@ def fit_output_map(
         stage: where the numbers of a finished call are kept, for a run that continues later.
     """
     assert scheme.output is not None
+    channels = scheme.output.channels
     context = StepContext()
     original, simulated = BranchedUNet(unet), BranchedUNet(simulate(unet, scheme, table, context))
     total = calibration_set.num_steps
@@ -68,7 +69,7 @@ def fit_output_map(
 
             def make(step: int = step, made: list[int] = made) -> dict[str, Tensor]:
                 made.append(step)
-                return _map_of(step, original, simulated, context, calibration_set, scheme.output.channels)
+                return _map_of(step, original, simulated, context, calibration_set, channels)
 
             maps.append(stage(f"output.{step:04d}", make))
             bar.update()

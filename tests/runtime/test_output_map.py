@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.runtime.output_map import CallMaps, MappedDenoiser, OutputMap
+from errata.correct.sheets.mapped_denoiser import MappedDenoiser
+from errata.runtime.output_map import CallMaps, OutputMap
 from errata.runtime.schedule import CacheSchedule
 
 PREDICTION = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from errata.correct.sheets import sheet_file
 from errata.correct.sheets.fitted_maps import CallLevels
-from errata.correct.sheets.sheet_file import Measurement, SheetFacts
+from errata.correct.sheets.sheet_file import SheetFacts
 from errata.deploy.limits import MOST_CALLS
+from errata.quality.paired_change import PairedChange
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "sheet-format.md").read_text(encoding="utf-8")
 
@@ -17,7 +18,7 @@ def test_every_key_is_described_and_no_other() -> None:
     rows = re.findall(r"^\| (`.+?`) \|", metadata, re.MULTILINE)
     told = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
     assert told == {field.name for field in fields(SheetFacts)} | {"format", "sha256"}
-    inner = {field.name for kind in (CallLevels, Measurement) for field in fields(kind)}
+    inner = {field.name for kind in (CallLevels, PairedChange) for field in fields(kind)}
     assert inner <= set(re.findall(r"`(\w+)`", metadata))
 
 

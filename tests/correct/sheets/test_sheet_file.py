@@ -16,12 +16,12 @@ from errata.correct.sheets.fitted_maps import CallLevels, FittedMaps
 from errata.correct.sheets.sheet_file import (
     LARGEST_SHEET,
     METADATA,
-    Measurement,
     SheetFacts,
     from_bytes,
     to_bytes,
 )
 from errata.errors import PlanError
+from errata.quality.paired_change import PairedChange
 
 
 def sheet_of(seed: int = 0, calls: int = 6, channels: int = 3) -> Sheet:
@@ -41,7 +41,7 @@ def sheet_of(seed: int = 0, calls: int = 6, channels: int = 3) -> Sheet:
         samples=64,
         seed=7,
         levels=CallLevels(values=tuple(2.5 - step for step in range(calls)), are_known=True),
-        measured=Measurement(images=32, psnr=24.25, corrected_psnr=31.5, change=7.25, low=6.5, high=8.0),
+        measured=PairedChange(images=32, psnr=24.25, corrected_psnr=31.5, change=7.25, low=6.5, high=8.0),
     )
     return Sheet(maps=maps, facts=facts)
 
