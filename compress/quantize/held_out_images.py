@@ -51,7 +51,11 @@ class HeldOutImages:
         self._right = [self._kept("float", number, pipe) for number in range(len(self._batches))]
 
     def psnr(self, name: str, compressed: SteppedPipeline) -> Tensor:
-        """Return PSNR of each image to the float model's, `(N,)`, float64, in dB; kept under that name."""
+        """Return PSNR of each image to the float model's, `(N,)`, float64, in dB; kept under that name.
+
+        `compressed` is made for this: its progress bar is turned off.
+        """
+        compressed.pipe.set_progress_bar_config(disable=True)
         batches = enumerate(self._right)
         return torch.cat([psnr(self._kept(name, number, compressed), right) for number, right in batches])
 
