@@ -186,9 +186,7 @@ def main() -> None:
     sampler = FloatSampler(pipe, num_inference_steps=options.steps, seed=MEASURED, inputs=default_inputs)
     floats = sampled(sampler, options.samples)
     for recipe in options.recipes:
-        deployed = artifact_for(
-            pipe, options, f"{recipe}{',' if ':' in recipe else ':'}calibrated_output=false"
-        )
+        deployed = artifact_for(pipe, options, uncalibrated(recipe))
         given = calibration.load(options.work / f"steps-{options.steps}" / "calibration")
         measure(pipe, deployed, given, floats)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -50,10 +50,18 @@ BATCH_SIZE = 32
 MEASURED, CALIBRATED = 10_000_000, 1_000_000
 
 
-def plans_for(deployed: DeployedPipeline) -> dict[str, Plan]:
-    """Return the plans to measure, by name."""
-    if not deployed.schedule.has_cache:
-        return {"none": Plan.none(), "iec": Plan(IEC())}
+def plans_for(deployed: DeployedPipeline, wanted: Sequence[str] | None) -> dict[str, Plan]:
+    """Return the plans to measure, by name; those that are wanted, or all."""
+    plans = {"none": Plan.none(), "iec": Plan(IEC())}
+    if deployed.schedule.has_cache:
+        plans = cached_plans()
+        if wanted is None or "auto" in wanted:
+            plans["auto"] = Plan.auto(deployed)
+    return {name: plan for name, plan in plans.items() if wanted is None or name in wanted}
+
+
+def cached_plans() -> dict[str, Plan]:
+    """Return the plans for artifacts with a cache."""
     forecast = Plan(Forecast())
     return {
         "none": Plan.none(),
@@ -61,7 +69,6 @@ def plans_for(deployed: DeployedPipeline) -> dict[str, Plan]:
         "forecast+hindsight": forecast + Plan(Hindsight()),
         "forecast+hindsight 0.5": forecast + Plan(Hindsight(gain=0.5)),
         "forecast+iec": forecast + Plan(IEC(), steps="full"),
-        "auto": Plan.auto(deployed),
     }
 
 
@@ -169,9 +176,7 @@ def measure(pipe: DiffusionPipeline, recipe: str, options: argparse.Namespace, f
     known: Mapping[str, DiffusionPipeline | Literal["self"]] = {"float": pipe, "self": "self"}
     names = options.teachers if deployed.schedule.has_cache else set(options.teachers) - {"self"}
     teachers = {name: known[name] for name in names}
-    for name, plan in plans_for(deployed).items():
-        if options.plans and name not in options.plans:
-            continue
+    for name, plan in plans_for(deployed, options.plans).items():
         plain = table.row(name, deployed, plan)
         if calibrated is not None:
             table.row(f"{name}, calibrated output", calibrated, plan, plain)
