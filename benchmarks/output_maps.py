@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from sheets import MEASURED, artifact_for, sampled
+from sheets import MEASURED, artifact_for, sampled, uncalibrated
 from torch import Tensor
 from torch.nn import functional
 

@@ -148,6 +148,7 @@ def _summary(
         "full_steps": list(schedule.full_steps),
         "num_steps": schedule.num_steps,
         "branch": schedule.branch,
+        "choices": dict(compressed.compression.choices),
         "calibrated_output": None if measured is None else measured.to_json(),
         "seconds": round(seconds, 3),
         "peak_memory_bytes": peak_memory(),
@@ -167,6 +168,7 @@ def _summary_text(out: Path, compressed: "CompressedPipeline", payload: dict[str
     lines = [f"compressed with {name}: {out}"]
     if compressed.schedule.has_cache:
         lines.append(f"cache: {schedule_text(compressed.schedule)}")
+    lines += [f"{subject}: {told}" for subject, told in compressed.compression.choices.items()]
     if (scheme := compressed.compression.scheme).layers:
         lines.append(f"output: {output_map_text(scheme, compressed.compression.calibrated_output)}")
     return "\n".join([*lines, f"{duration(payload['seconds'])}, {memory}"])

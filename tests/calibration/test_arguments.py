@@ -35,7 +35,10 @@ def test_labels_and_texts_in_inputs_are_kept(guided_pipeline: Guided, tmp_path: 
 
 def test_tensors_are_not_kept(guided_pipeline: Guided, tmp_path: Path) -> None:
     """One batch of four has labels in a tensor, so the arguments are not complete."""
-    mappings: list[dict[str, Any]] = [{"prompt": PROMPTS[:2]}, {"class_labels": torch.tensor([0, 1]), "prompt": PROMPTS[2:]}]
+    mappings: list[dict[str, Any]] = [
+        {"prompt": PROMPTS[:2]},
+        {"class_labels": torch.tensor([0, 1]), "prompt": PROMPTS[2:]},
+    ]
     recorded = calibration.calibrate(guided_pipeline(), tmp_path / "set", **ASKED, inputs=mappings)
     assert recorded.arguments() is None
     assert not (tmp_path / "set" / ARGUMENTS).exists()

@@ -12,9 +12,10 @@ from torch import Tensor
 from errata import calibration, compress
 from errata.calibration import CalibrationSet
 from errata.calibration.arguments import PipelineArguments
-from errata.compress import CompressedPipeline, workflow
+from errata.compress import CompressedPipeline
+from errata.compress.jobs import work
+from errata.compress.jobs.held_out_images import HeldOutImages
 from errata.compress.quantize.calibrated_output import fit_output_map, identity_map
-from errata.compress.quantize.held_out_images import HeldOutImages
 from errata.embedded import PIPELINE
 from errata.errors import RecipeError
 from errata.journal import without_journal
@@ -122,7 +123,7 @@ def test_what_harms_images_is_left_out(
         numbers[BIAS] += 0.2
         return numbers
 
-    monkeypatch.setattr(workflow, "fit_output_map", harmful)
+    monkeypatch.setattr(work, "fit_output_map", harmful)
     compressed = compress.compress(digits, recorded, "w8a8", tmp_path / "out")
     told = compressed.compression.calibrated_output
     assert told is not None
@@ -144,7 +145,7 @@ def test_without_arguments_to_sample_with_nothing_is_changed_and_that_is_said(
     assert compressed.compression.calibrated_output is None
     for name, value in identity_map(STEPS, 1).items():
         assert torch.equal(compressed.compression.table[name], value)
-    assert "the output was not calibrated" in caplog.text
+    assert "the output is not calibrated" in caplog.text
     assert "errata sheet" in caplog.text
 
 
@@ -188,13 +189,13 @@ def test_prompts_of_the_recording_are_used(
     told: list[dict[str, Any]] = []
     prompts = tuple(f"text {number}" for number in range(16))
     monkeypatch.setattr(CalibrationSet, "arguments", lambda self: PipelineArguments(prompts=prompts))
-    monkeypatch.setattr("errata.compress.quantize.held_out_images.check_pipeline", lambda *a, **k: None)
+    monkeypatch.setattr("errata.compress.jobs.held_out_images.check_pipeline", lambda *a, **k: None)
 
     def note(pipe: Any, **given: Any) -> Any:
         told.append(given)
         raise RecipeError("enough")
 
-    monkeypatch.setattr("errata.compress.quantize.held_out_images.run_batch", note)
+    monkeypatch.setattr("errata.compress.jobs.held_out_images.run_batch", note)
     with pytest.raises(RecipeError, match="enough"):
         HeldOutImages(digits, recorded, stage=without_journal)
     assert told[0]["prompts"] == list(prompts)
