@@ -12,6 +12,7 @@ from errata import calibration, compress
 from errata.calibration import CalibrationSet
 from errata.compress.cache.dps import search_schedule
 from errata.compress.jobs import work
+from errata.compress.quantize.simulation import quantize_weights
 from errata.embedded import PIPELINE
 from errata.runtime.schedule import CacheSchedule
 
@@ -54,7 +55,7 @@ def test_rounding_that_harms_images_is_not_kept(
 
     monkeypatch.setattr(work, "learn_rounding", learned)
     compression = compress.compress(digits, recorded, RECIPE, tmp_path / "out").compression
-    nearest = work.quantize_weights(digits.unet, compression.scheme)
+    nearest = quantize_weights(digits.unet, compression.scheme)
     for name, codes in nearest.items():
         assert torch.equal(compression.table[name], codes)
     told = compression.choices["rounding"]
@@ -79,6 +80,7 @@ def test_a_schedule_that_harms_images_is_not_kept(
     assert compression.schedule.full_steps == (0, 4)
     assert compression.choices["cache schedule"].startswith("uniform; with uniform in place of searched")
     # The correction is that of the schedule that was chosen.
+    monkeypatch.undo()
     plain = compress.compress(digits, recorded, "cachequant-4:search=uniform", tmp_path / "uniform")
     for name in ("cache.gain", "cache.shift"):
         assert torch.equal(compression.table[name], plain.compression.table[name])
