@@ -75,10 +75,11 @@ class Work:
             self.table |= correction
             return schedule
         other = self._cache_correction(uniform, "cache_correction.uniform")
+        scheme = replace(self._scheme, output=None)
         is_kept = self.judge.keeps(
             SCHEDULE,
-            ("searched", self._compression(schedule, table=correction)),
-            ("uniform", self._compression(uniform, table=other)),
+            ("searched", self._compression(schedule, table=correction, scheme=scheme)),
+            ("uniform", self._compression(uniform, table=other, scheme=scheme)),
         )
         self.table |= correction if is_kept else other
         return schedule if is_kept else uniform
