@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sheet")
     size = ["--steps", "6", "--samples", "4", "--batch-size", "4"]
     commands = [["calibrate", f"{PIPELINE}", "--out", f"{folder}/calibration", *size]]
-    for name, recipe in (("artifact", "w4a8:bias_correction=false"), ("cached", "deepcache-3")):
+    for name, recipe in (("artifact", "w4a8:calibrated_output=false"), ("cached", "deepcache-3")):
         given = ["--calibration", f"{folder}/calibration", "--recipe", recipe]
         commands.append(["compress", f"{PIPELINE}", "--out", f"{folder}/c_{name}", *given])
         commands.append(["deploy", f"{folder}/c_{name}", "--out", f"{folder}/{name}"])

@@ -14,7 +14,7 @@ from errata.calibration import CalibrationSet
 from errata.calibration.arguments import PipelineArguments
 from errata.compress import CompressedPipeline
 from errata.compress.jobs import work
-from errata.compress.jobs.held_out_images import HeldOutImages
+from errata.compress.jobs.image_judge import HeldOutImages
 from errata.compress.quantize.calibrated_output import fit_output_map, identity_map
 from errata.embedded import PIPELINE
 from errata.errors import RecipeError
@@ -189,13 +189,13 @@ def test_prompts_of_the_recording_are_used(
     told: list[dict[str, Any]] = []
     prompts = tuple(f"text {number}" for number in range(16))
     monkeypatch.setattr(CalibrationSet, "arguments", lambda self: PipelineArguments(prompts=prompts))
-    monkeypatch.setattr("errata.compress.jobs.held_out_images.check_pipeline", lambda *a, **k: None)
+    monkeypatch.setattr("errata.compress.jobs.image_judge.check_pipeline", lambda *a, **k: None)
 
     def note(pipe: Any, **given: Any) -> Any:
         told.append(given)
         raise RecipeError("enough")
 
-    monkeypatch.setattr("errata.compress.jobs.held_out_images.run_batch", note)
+    monkeypatch.setattr("errata.compress.jobs.image_judge.run_batch", note)
     with pytest.raises(RecipeError, match="enough"):
         HeldOutImages(digits, recorded, stage=without_journal)
     assert told[0]["prompts"] == list(prompts)
