@@ -29,6 +29,7 @@ IMAGES = 16
 # Far from the seeds of calibration sets, of sheets and of images that people draw.
 _FIRST_SEED = 3_000_000_000
 _BATCH_SIZE = 16
+_FEWEST_IMAGES = 4
 
 Candidate = tuple[str, Compression]
 """A compression, and its name in the journal."""
@@ -57,7 +58,7 @@ class ImageJudge:
         try:
             self._images  # noqa: B018 (samples the float model)
         except CalibrationError as problem:
-            logger.warning("no images to judge by, so the output is not calibrated: %s", _advice(problem))
+            logger.warning("%s", _without_images(problem))
             return False
         return True
 
@@ -92,8 +93,11 @@ class ImageJudge:
         return self._known[name]
 
 
-def _advice(problem: CalibrationError) -> str:
-    return f"{problem}; an artifact can get an errata sheet later, see `errata sheet`"
+def _without_images(problem: CalibrationError) -> str:
+    return (
+        f"no images to judge by: {problem}; the output is not calibrated, and learned rounding and searched "
+        "schedules are kept as they are; an artifact can get an errata sheet later, see `errata sheet`"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +176,12 @@ def _batches(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> Iterat
         guidance_scale=calibration_set.guidance_scale,
     )
     total = calibration_set.num_samples
-    size = _BATCH_SIZE if arguments.inputs is None else calibration_set.batch_size
+    if total < _FEWEST_IMAGES:
+        raise CalibrationError(
+            f"`{calibration_set.path}` has {total} trajectories, and a comparison takes {_FEWEST_IMAGES} or more"
+        )
+    # No more at once than the recording took: the user chose that number for the memory that there is.
+    size = calibration_set.batch_size if arguments.inputs else min(_BATCH_SIZE, calibration_set.batch_size)
     for number, first in enumerate(range(0, min(IMAGES, total), size)):
         count = min(size, total - first) if arguments.inputs else min(size, IMAGES - first, total - first)
         samples = range(first, first + count)

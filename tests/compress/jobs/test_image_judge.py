@@ -97,3 +97,14 @@ def test_a_schedule_that_is_as_good_is_kept(
     compression = compress.compress(digits, recorded, "cachequant-4", tmp_path / "out").compression
     told = compression.choices["cache schedule"]
     assert compression.schedule.full_steps == ((0, 3) if told.startswith("searched") else (0, 4))
+
+
+def test_too_few_trajectories_judge_nothing(
+    digits: DDIMPipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = calibration.calibrate(digits, tmp_path / "set", num_inference_steps=4, num_samples=1, batch_size=1)
+    compression = compress.compress(digits, few, "cachequant-2", tmp_path / "out").compression
+    assert compression.choices == {}
+    assert ("has 1 trajectories, and a comparison takes 4 or more" in caplog.text) is (
+        compression.schedule.full_steps != (0, 2)
+    )
