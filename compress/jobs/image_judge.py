@@ -178,7 +178,7 @@ def _batches(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> Iterat
     total = calibration_set.num_samples
     if total < _FEWEST_IMAGES:
         raise CalibrationError(
-            f"`{calibration_set.path}` has {total} trajectories, and a comparison takes {_FEWEST_IMAGES} or more"
+            f"`{calibration_set.path}` has {total} trajectories; a comparison takes {_FEWEST_IMAGES} or more"
         )
     # No more at once than the recording took: the user chose that number for the memory that there is.
     size = calibration_set.batch_size if arguments.inputs else min(_BATCH_SIZE, calibration_set.batch_size)
