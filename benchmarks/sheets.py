@@ -179,7 +179,8 @@ def measure(pipe: DiffusionPipeline, recipe: str, options: argparse.Namespace, f
     for name, plan in plans_for(deployed, options.plans).items():
         plain = table.row(name, deployed, plan)
         if calibrated is not None:
-            table.row(f"{name}, calibrated output", calibrated, plan, plain)
+            its_plan = Plan.auto(calibrated) if name == "auto" else plan  # bound to one artifact
+            table.row(f"{name}, calibrated output", calibrated, its_plan, plain)
         for taught, teacher in teachers.items():
             file = root / f"{deployed.manifest.sha256[:12]}-{name.replace(' ', '-')}-{taught}.safetensors"
             sheet = sheet_for(deployed, teacher, plan, file)
