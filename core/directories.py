@@ -79,12 +79,16 @@ def check_new_file(path: Path, *, error: type[ErrataError]) -> None:
     """Check that a new file can be made at a place, before the work that would fill it.
 
     Raises:
-        ErrataError: of the given kind; something is there, or its folder is not.
+        ErrataError: of the given kind; something is there, or its folder is not, or cannot be written.
     """
     if path.exists() or path.is_symlink():
         raise error(f"`{path}` exists; choose another file or remove it")
     if not path.parent.is_dir():
         raise error(f"cannot write `{path}`: `{path.parent}` is not a directory; create it first")
+    trial = _hidden_sibling(path.absolute(), "trial")
+    with refusals_as(error, doing=f"write `{path}`", advice="choose another file"):
+        trial.touch(exist_ok=False)
+        trial.unlink()
 
 
 def make_directory(path: Path, *, out: Path, error: type[ErrataError]) -> None:

@@ -87,6 +87,8 @@ _PYTHON_ONLY = (
     (re.compile(r" or as a Reference, such as Reference\.\w+\([^()]*\)"), ""),
     (re.compile(r" or errata\.calibration\.load\b"), ""),
     (re.compile(r"(?:errata\.quality\.)?open_network\(['\"]([^'\"]*)['\"]\)"), r"--features \1"),
+    (re.compile(r"\bthe teacher's UNet\b"), "the UNet of --teacher"),
+    (re.compile(r"(?<=give the float pipeline) as the teacher\b"), ": --teacher PIPELINE"),
     (re.compile(r"(?:Plan\(\w+\([^()]*\)\)(?: \+ )?)+, or (?=[a-z])"), "--correct "),
 )
 

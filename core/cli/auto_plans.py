@@ -30,7 +30,11 @@ def is_auto(args: argparse.Namespace) -> bool:
 
 
 def auto_plan(
-    args: argparse.Namespace, deployed: "DeployedPipeline", inputs: "Callable[[range], Mapping[str, Any]]"
+    artifact: Path,
+    deployed: "DeployedPipeline",
+    inputs: "Callable[[range], Mapping[str, Any]]",
+    *,
+    sheet: Path | None = None,
 ) -> "Plan":
     """Return the best plan that costs nothing; without a sheet it is kept in a file beside the artifact.
 
@@ -39,11 +43,11 @@ def auto_plan(
     """
     from errata.correct import Plan, Sheet
 
-    if (sheet := getattr(args, "sheet", None)) is not None:
+    if sheet is not None:
         return Plan.auto(deployed, inputs=inputs, sheets=[Sheet.load(sheet)])
     if deployed.num_inference_steps != deployed.manifest.sampler.num_inference_steps:
         return Plan.auto(deployed, inputs=inputs)
-    kept = args.artifact.with_name(f"{args.artifact.resolve().name}.auto.json")
+    kept = artifact.with_name(f"{artifact.resolve().name}.auto.json")
     with suppress(PlanError):
         plan = Plan.load(kept)
         if plan.artifact == deployed.manifest.sha256:

@@ -1,13 +1,16 @@
 """`errata calibrate`: record the denoiser calls of a float pipeline."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from errata.cli.conditions import (
     SOURCES_TOLD,
+    Conditions,
     add_condition_options,
+    arguments_of_each,
     check_conditions,
     read_conditions,
 )
@@ -34,8 +37,6 @@ rounding and cache schedules from them. To resume an interrupted run, give the s
 
 {SOURCES_TOLD}
 """
-# No option can hold what such a pipeline needs.
-_WAY_OUT = "calibrate it from Python, see docs/calibrate.md"
 
 
 def add_parser(commands: Commands) -> None:
@@ -76,12 +77,12 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     check_seeds(args.seed, args.samples)
-    prompts, labels = read_conditions(args, args.samples)
+    conditions = read_conditions(args, args.samples)
 
     from errata import calibration
 
     pipe = calibration.load_pipeline(args.pipeline)
-    check_conditions(pipe, args, labels, way_out=_WAY_OUT)
+    check_conditions(pipe, args, conditions)
     calibration.calibrate(
         pipe,
         args.out,
@@ -89,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
         num_samples=args.samples,
         batch_size=args.batch_size,
         seed=args.seed,
-        prompts=prompts,
-        inputs=_inputs(args, labels),
+        prompts=conditions.prompts,
+        inputs=_inputs(args, conditions),
         guidance_scale=args.guidance_scale,
         device=args.device or usual_device(),
     )
@@ -99,17 +100,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _inputs(args: argparse.Namespace, labels: Sequence[int] | None) -> list[dict[str, Any]] | None:
+def _inputs(args: argparse.Namespace, conditions: Conditions) -> Iterator[dict[str, Any]] | None:
     """Return the keyword arguments of each batch besides prompts; None if there are none."""
-    if labels is None and args.negative_prompt is None:
+    others = replace(conditions, prompts=None)
+    if not arguments_of_each(args, others, range(1)):
         return None
-    inputs: list[dict[str, Any]] = []
-    for start in range(0, args.samples, args.batch_size):
-        size = min(args.batch_size, args.samples - start)
-        given: dict[str, Any] = {}
-        if labels is not None:
-            given["class_labels"] = list(labels[start : start + size])
-        if args.negative_prompt is not None:
-            given["negative_prompt"] = [args.negative_prompt] * size
-        inputs.append(given)
-    return inputs
+    starts = range(0, args.samples, args.batch_size)
+    batches = (range(start, min(start + args.batch_size, args.samples)) for start in starts)
+    return (arguments_of_each(args, others, batch) for batch in batches)

@@ -1,12 +1,20 @@
-"""Prompts, class labels and guidance: options, and where prompts and labels are read from."""
+"""Prompts, class labels, input images and guidance: options, and where their values are read from."""
 
 import argparse
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from errata.cli.inputs import check_argument, check_labels, needs, takes_batch_size
+from errata.cli.input_images import (
+    IMAGES_TOLD,
+    InputImages,
+    add_image_options,
+    check_size,
+    read_images,
+)
+from errata.cli.inputs import check_argument, check_labels, takes_batch_size
 from errata.cli.usage import UsageError, finite, read_text
 from errata.errors import first_line
 
@@ -16,10 +24,14 @@ CONDITIONS = {
     "--labels": "class_labels",
     "--negative-prompt": "negative_prompt",
     "--guidance-scale": "guidance_scale",
+    "--input-images": "image",
+    "--masks": "mask_image",
 }
-SOURCES_TOLD = """\
+SOURCES_TOLD = f"""\
 A SOURCE of prompts or labels is a text file with one entry per line, FILE:COLUMN of a parquet, CSV or JSON
-file, or DATASET:COLUMN on the hub (split "train"). The first rows are used, in order."""
+file, or DATASET:COLUMN on the hub (split "train"). The first rows are used, in order.
+
+{IMAGES_TOLD}"""
 # The names under which `datasets` knows its readers of local files.
 _READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 _ALLOWED = "a text file, FILE:COLUMN of a .parquet, .csv, .json or .jsonl file, or DATASET:COLUMN on the hub"
@@ -35,12 +47,20 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance-scale", type=finite, metavar="X", help="guidance scale (default: the pipeline's)"
     )
+    add_image_options(parser)
 
 
-def read_conditions(
-    args: argparse.Namespace, count: int, *, told: str | None = None
-) -> "tuple[list[str] | None, list[int] | None]":
-    """Return the prompts and labels of `count` images, each None if its option was not given.
+@dataclass(frozen=True)
+class Conditions:
+    """What each image of a command is made from besides noise; None where its option was not given."""
+
+    prompts: list[str] | None
+    labels: list[int] | None
+    images: InputImages | None
+
+
+def read_conditions(args: argparse.Namespace, count: int, *, told: str | None = None) -> Conditions:
+    """Return the prompts, labels and input images of `count` images.
 
     `told` says in an error which options need so many; None is `--samples`.
 
@@ -49,51 +69,75 @@ def read_conditions(
     """
     prompts = None if args.prompts is None else read_prompts(args.prompts, limit=count)
     labels = None if args.labels is None else read_labels(args.labels, limit=count)
-    for what, values in (("prompts", prompts), ("labels", labels)):
-        if values is not None and len(values) < count:
-            raise UsageError(
-                f"`{getattr(args, what)}` has {len(values)} {what}, and {told or f'--samples {count}'} needs "
-                f"one for each of {count} images; add {what}, or lower --samples"
-            )
-    return prompts, labels
+    images = read_images(args, count)
+    for what, source, values in (
+        ("prompts", args.prompts, prompts),
+        ("labels", args.labels, labels),
+        ("input images", args.input_images, None if images is None else images.images),
+    ):
+        if values is not None:
+            check_count(source, what, len(values), count, told=told or f"--samples {count}")
+    return Conditions(prompts, labels, images)
 
 
-def check_conditions(pipe: Any, args: argparse.Namespace, labels: list[int] | None, *, way_out: str) -> None:
+def check_count(source: object, what: str, found: int, count: int, *, told: str) -> None:
+    """Check that a source has an entry for each image; `told` are the options that need so many.
+
+    Raises:
+        UsageError: it has fewer.
+    """
+    if found < count:
+        raise UsageError(
+            f"`{source}` has {found} {what}, and {told} needs one for each of {count} images; add {what}, or "
+            f"lower {told.split()[0]}"
+        )
+
+
+def check_conditions(pipe: Any, args: argparse.Namespace, given: Conditions) -> None:
     """Check, before any work, that the options are those that the pipeline takes and needs.
 
     Raises:
-        UsageError: an option does not fit or is missing, or the pipeline needs input images; then the
-            message ends in `way_out`.
+        UsageError: an option does not fit or is missing.
     """
-    if "image" in needs(pipe):
-        raise UsageError(
-            f"{type(pipe).__name__} needs an input image for every sample, which this command has no "
-            f"option for; {way_out}"
-        )
     for flag, argument in CONDITIONS.items():
         is_given = getattr(args, flag.removeprefix("--").replace("-", "_")) is not None
         check_argument(pipe, argument, flag=flag, is_given=is_given)
-    check_labels(pipe, labels or ())
+    check_labels(pipe, given.labels or ())
+    if given.images is not None:
+        check_size(pipe, given.images)
 
 
 def inputs_of(
-    pipe: Any, args: argparse.Namespace, prompts: list[str] | None, labels: list[int] | None
+    pipe: Any, args: argparse.Namespace, conditions: Conditions
 ) -> Callable[[range], Mapping[str, Any]]:
-    """Return a function that maps image numbers to the pipeline's keyword arguments."""
+    """Return a function that maps image numbers to the pipeline's keyword arguments.
+
+    Beyond the last prompt, label or input image it begins with the first one again: `--correct auto` looks
+    at a number of images of its own.
+    """
     counts = takes_batch_size(pipe)
 
     def inputs(indices: range) -> Mapping[str, Any]:
         given: dict[str, Any] = {"batch_size": len(indices)} if counts else {}
-        for name, values in (("prompt", prompts), ("class_labels", labels)):
-            if values is not None:
-                given[name] = [values[index] for index in indices]
-        if args.negative_prompt is not None:
-            given["negative_prompt"] = [args.negative_prompt] * len(indices)
+        given |= arguments_of_each(args, conditions, indices)
         if args.guidance_scale is not None:
             given["guidance_scale"] = args.guidance_scale
         return given
 
     return inputs
+
+
+def arguments_of_each(args: argparse.Namespace, conditions: Conditions, indices: range) -> dict[str, Any]:
+    """Return the arguments that have a value for each image, by name: lists of those of some images."""
+    given: dict[str, Any] = {}
+    for name, values in (("prompt", conditions.prompts), ("class_labels", conditions.labels)):
+        if values is not None:
+            given[name] = [values[index % len(values)] for index in indices]
+    if args.negative_prompt is not None:
+        given["negative_prompt"] = [args.negative_prompt] * len(indices)
+    if conditions.images is not None:
+        given |= conditions.images.arguments(indices)
+    return given
 
 
 def read_prompts(source: str, *, limit: int) -> list[str]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.cli.auto_plans import auto_plan, chosen_text, is_auto
+from errata.cli.conditions import check_count
+from errata.cli.input_images import IMAGES_TOLD, InputImages, add_image_options, check_size, read_images
 from errata.cli.inputs import call_arguments, rejections_as_errors
 from errata.cli.output import emit
 from errata.cli.plans import (
@@ -36,12 +38,14 @@ if TYPE_CHECKING:
 
     from errata.correct import CorrectedPipeline
 
-DETAILS = """\
+DETAILS = f"""\
 Writes 00000.png, 00001.png, ... and grid.png, which shows all images. Image i has seed N + i, so it does not
 depend on the number of images.
 
   errata generate runs/cifar/artifact --images 16 --correct iec --at ends:1/10 --out runs/cifar/images
   errata generate runs/sd/artifact --prompt "a red bicycle" --guidance-scale 7.5 --out runs/sd/images
+
+{IMAGES_TOLD}
 """
 # In pixels: the least side of an image on the grid, and the gap between two images.
 VISIBLE, GUTTER = 64, 2
@@ -65,7 +69,8 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--prompt", metavar="TEXT", help="prompt, for text models")
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what the images should not show")
     parser.add_argument("--label", type=int, metavar="N", help="class label, for class-conditional models")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="input image, for upscalers")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="input image, the same for all images")
+    add_image_options(parser)
     parser.add_argument(
         "--guidance-scale", type=finite, metavar="X", help="guidance scale (default: the pipeline's)"
     )
@@ -89,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     check_seeds(args.seed, args.images)
     chooses = is_auto(args)
     plan = None if chooses else with_sheet(plan_from(args), args.sheet)
+    given = _input_images(args)
 
     from errata import correct, deploy
     from errata.directories import staged_directory
@@ -101,9 +107,9 @@ def run(args: argparse.Namespace) -> int:
             deployed = deployed.at_steps(args.steps)
         if not sys.stderr.isatty():  # diffusers passes `disable` itself, so TQDM_DISABLE does not reach it
             deployed.pipe.set_progress_bar_config(disable=True)
-        arguments = call_arguments(deployed.pipe, args)
+        arguments = _arguments(deployed.pipe, args, given)
         if plan is None:
-            plan = auto_plan(args, deployed, lambda batch: arguments(len(batch)))
+            plan = auto_plan(args.artifact, deployed, arguments, sheet=args.sheet)
         tally = _Tally()
         images = _make_images(correct.wrap(deployed, plan), args, arguments, tally)
         save_images(images, folder)
@@ -120,10 +126,37 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _input_images(args: argparse.Namespace) -> InputImages | None:
+    """Return one input image for each image, or None.
+
+    Raises:
+        UsageError: there are too few, or `--image` is given as well; or as `read_images`.
+    """
+    if args.image is not None and args.input_images is not None:
+        raise UsageError("--image and --input-images both give input images; leave one of them out")
+    given = read_images(args, args.images)
+    if given is not None:
+        check_count(
+            args.input_images, "input images", len(given.images), args.images, told=f"--images {args.images}"
+        )
+    return given
+
+
+def _arguments(
+    pipe: Any, args: argparse.Namespace, given: InputImages | None
+) -> Callable[[range], dict[str, Any]]:
+    """Return a function that maps image numbers to the pipeline's keyword arguments, without generators."""
+    same = call_arguments(pipe, args)
+    if given is None:
+        return lambda indices: same(len(indices))
+    check_size(pipe, given)
+    return lambda indices: {**same(len(indices)), **given.arguments(indices)}
+
+
 def _make_images(
     pipeline: "CorrectedPipeline",
     args: argparse.Namespace,
-    arguments: Callable[[int], dict[str, Any]],
+    arguments: Callable[[range], dict[str, Any]],
     tally: "_Tally",
 ) -> "list[Image]":
     images: list[Image] = []
@@ -131,7 +164,7 @@ def _make_images(
     for start in range(0, args.images, args.batch_size):
         batch = seeds[start : start + args.batch_size]
         with rejections_as_errors(pipeline.deployed.pipe):
-            output = pipeline(**arguments(len(batch)), generator=_generators(batch))
+            output = pipeline(**arguments(range(start, start + len(batch))), generator=_generators(batch))
         if not hasattr(output, "images"):
             raise UsageError(
                 "this model does not make images; run it from Python: errata.deploy.load(path)(prompt=…)"

@@ -9,19 +9,21 @@ from typing import Any
 from errata.cli.usage import UsageError
 from errata.errors import ErrataError, first_line
 
-# Option, keyword argument of the pipeline, and whether each image has its own.
-_OPTIONS = (
-    ("prompt", "prompt", True),
-    ("negative_prompt", "negative_prompt", True),
-    ("label", "class_labels", True),
-    ("image", "image", True),
-    ("guidance_scale", "guidance_scale", False),
+# Option and keyword argument of the pipeline. Values are the same for every image, except those of folders.
+_OF_EACH = (
+    ("prompt", "prompt"),
+    ("negative_prompt", "negative_prompt"),
+    ("label", "class_labels"),
+    ("image", "image"),
 )
+_OF_ALL = (("guidance_scale", "guidance_scale"),)
+_FOLDERS = (("input_images", "image"), ("masks", "mask_image"))
 _WORDS = {
     "prompt": "a prompt",
     "negative_prompt": "a negative prompt",
     "class_labels": "a class label",
     "image": "an input image",
+    "mask_image": "a mask",
     "guidance_scale": "a guidance scale",
 }
 
@@ -32,13 +34,13 @@ def call_arguments(pipe: Any, args: argparse.Namespace) -> Callable[[int], dict[
     Raises:
         UsageError: the pipeline does not take an argument, or needs one that is missing.
     """
-    each: dict[str, Any] = {}
-    common: dict[str, Any] = {} if args.steps is None else {"num_inference_steps": args.steps}
-    for option, argument, is_for_each in _OPTIONS:
-        value = getattr(args, option)
-        check_argument(pipe, argument, flag=f"--{option.replace('_', '-')}", is_given=value is not None)
-        if value is not None:
-            (each if is_for_each else common)[argument] = _open(value) if option == "image" else value
+    _check_options(pipe, args)
+    values = {argument: getattr(args, option) for option, argument in (*_OF_EACH, *_OF_ALL)}
+    values = {argument: value for argument, value in values.items() if value is not None}
+    if args.image is not None:
+        values["image"] = _open(args.image)
+    each = {argument: values.pop(argument) for _, argument in _OF_EACH if argument in values}
+    common = values if args.steps is None else {"num_inference_steps": args.steps, **values}
     if args.label is not None:
         check_labels(pipe, [args.label])
     if takes_batch_size(pipe):
@@ -46,6 +48,16 @@ def call_arguments(pipe: Any, args: argparse.Namespace) -> Callable[[int], dict[
             {name: [value] * count for name, value in each.items()} | common | {"batch_size": count}
         )
     return lambda count: {name: [value] * count for name, value in each.items()} | common
+
+
+def _check_options(pipe: Any, args: argparse.Namespace) -> None:
+    """Check each option with `check_argument`; one of two that give the same argument is enough."""
+    options = (*_OF_EACH, *_OF_ALL, *_FOLDERS)
+    giving = {argument: option for option, argument in options if getattr(args, option) is not None}
+    for option, argument in options:
+        if giving.get(argument, option) == option:
+            flag = f"--{option.replace('_', '-')}"
+            check_argument(pipe, argument, flag=flag, is_given=argument in giving)
 
 
 def check_argument(pipe: Any, argument: str, *, flag: str, is_given: bool) -> None:
@@ -75,7 +87,7 @@ def check_labels(pipe: Any, labels: Sequence[int]) -> None:
 
 def needs(pipe: Any) -> tuple[str, ...]:
     """Return the arguments without which the pipeline cannot be called."""
-    needed = [name for name in ("prompt", "image") if name in _parameters(pipe)]
+    needed = [name for name in ("prompt", "image", "mask_image") if name in parameters(pipe)]
     return (*needed, *(["class_labels"] if getattr(pipe, "num_labels", 0) else []))
 
 
@@ -97,17 +109,18 @@ def rejections_as_errors(pipe: Any) -> Iterator[None]:
 
 def takes_batch_size(pipe: Any) -> bool:
     """Return whether the pipeline's call has a `batch_size`."""
-    return "batch_size" in _parameters(pipe)
+    return "batch_size" in parameters(pipe)
 
 
-def _parameters(pipe: Any) -> Sequence[str]:
+def parameters(pipe: Any) -> Sequence[str]:
+    """Return the names of the arguments of the pipeline's call."""
     return tuple(inspect.signature(type(pipe).__call__).parameters)
 
 
 def _takes(pipe: Any, argument: str) -> bool:
     if argument == "class_labels" and getattr(pipe, "num_labels", None) == 0:
         return False
-    return argument in _parameters(pipe)
+    return argument in parameters(pipe)
 
 
 def _open(path: Any) -> Any:

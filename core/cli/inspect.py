@@ -1,4 +1,4 @@
-"""`errata verify` and `errata inspect`: whether an artifact is intact, and what is in it."""
+"""`errata verify` and `errata inspect`: whether an artifact, sheet or plan is intact, and what is in it."""
 
 import argparse
 import math
@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.cli.output import cache_row, emit, exceptions_text, megabytes, table
+from errata.cli.output import cache_row, cache_text, emit, exceptions_text, megabytes, table
+from errata.cli.plan_files import check_attaches, is_plan_file, plan_words
 from errata.cli.sharing import check_signature_options
 from errata.cli.usage import (
     Commands,
@@ -30,6 +31,11 @@ Checks the digest of every file, that every tensor matches its declared scheme, 
 quantized layers are gone. It loads no model. A digest shows damage; a signature also shows who made it:
 
   errata verify runs/cifar/artifact --signature runs/cifar/artifact.sig --public-key key.pub
+
+Of a plan or a sheet it checks that it is whole. With --for, it also loads the artifact, and checks that the
+plan or sheet can be used on it:
+
+  errata verify runs/cifar/plan.json --for runs/cifar/artifact
 """
 DETAILS = """\
 Verifies an artifact, then shows its size, sampler, cache schedule (one character for each denoiser call: F is
@@ -38,17 +44,23 @@ which kernel runs each layer, and why.
 
   errata inspect runs/cifar/artifact --backends
 """
-# Denoiser calls in one line of the schedule, and the distance between the numbers above them.
-ROW, MARK = 100, 10
+# Under the values of the facts.
 INDENT = " " * 13
 
 
 def add_verify_parser(commands: Commands) -> None:
     """Declare `errata verify`."""
     parser = add_command(
-        commands, "verify", summary="check that an artifact or a sheet is intact", details=VERIFY_DETAILS
+        commands, "verify", summary="check that an artifact, sheet or plan is intact", details=VERIFY_DETAILS
     )
-    add_artifact_argument(parser, or_sheet=True)
+    add_artifact_argument(parser, or_file=True)
+    parser.add_argument(
+        "--for",
+        type=Path,
+        metavar="DIR",
+        dest="user",
+        help="the artifact that will use this sheet or plan: check that it can",
+    )
     parser.add_argument("--signature", type=Path, metavar="FILE", help="signature that `errata sign` wrote")
     parser.add_argument("--public-key", type=Path, metavar="FILE", help="the signer's public key, a PEM file")
     parser.set_defaults(run=verify)
@@ -57,9 +69,9 @@ def add_verify_parser(commands: Commands) -> None:
 def add_parser(commands: Commands) -> None:
     """Declare `errata inspect`."""
     parser = add_command(
-        commands, "inspect", summary="show what is in an artifact or a sheet", details=DETAILS
+        commands, "inspect", summary="show what is in an artifact, sheet or plan", details=DETAILS
     )
-    add_artifact_argument(parser, or_sheet=True)
+    add_artifact_argument(parser, or_file=True)
     parser.add_argument(
         "--backends", action="store_true", help="load the artifact, and show which kernel runs each layer"
     )
@@ -72,7 +84,10 @@ def verify(args: argparse.Namespace) -> int:
     """Run `errata verify`."""
     check_signature_options(args)
     if args.artifact.is_file():
-        return _verify_sheet(args)
+        found = _checked_plan if is_plan_file(args.artifact) else _checked_sheet
+        return _verified(args, *found(args))
+    if args.user is not None:
+        raise UsageError("--for is for sheets and plans, which an artifact uses; leave it out")
 
     from errata import deploy
 
@@ -80,11 +95,26 @@ def verify(args: argparse.Namespace) -> int:
     return _verified(args, {"manifest": manifest.to_json()}, manifest.summary())
 
 
-def _verify_sheet(args: argparse.Namespace) -> int:
+def _checked_sheet(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from errata.correct import Plan
     from errata.correct.sheets.sheet_sharing import verify_sheet
 
     sheet = verify_sheet(args.artifact, signature=args.signature, public_key=args.public_key)
-    return _verified(args, {"sheet": sheet.summary()}, sheet.summary_text())
+    if args.user is not None:
+        check_attaches(Plan.of_sheet(sheet), args.user)
+    return {"sheet": sheet.summary()}, sheet.summary_text()
+
+
+def _checked_plan(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    if args.signature is not None:
+        raise UsageError("--signature is for artifacts and sheets, and this is a plan; leave it out")
+
+    from errata.correct import Plan
+
+    plan = Plan.load(args.artifact)
+    if args.user is not None:
+        check_attaches(plan, args.user)
+    return {"plan": plan.to_json()}, plan_words(plan)
 
 
 def _verified(args: argparse.Namespace, found: Mapping[str, Any], summary: str) -> int:
@@ -92,16 +122,21 @@ def _verified(args: argparse.Namespace, found: Mapping[str, Any], summary: str) 
     signed = args.signature is not None
     text = f"{summary}\nverified: {args.artifact}"
     text += f"\nsigned by the owner of {args.public_key}" if signed else ""
+    text += f"\nfits: {args.user}" if args.user is not None else ""
     emit(args, {"verified": True, "signed": signed, **found}, text)
     return 0
 
 
-def _inspect_sheet(args: argparse.Namespace) -> int:
+def _inspect_file(args: argparse.Namespace) -> int:
     if args.backends:
-        raise UsageError("--backends is for artifacts; a sheet runs on any backend: leave it out")
+        raise UsageError("--backends is for artifacts; sheets and plans run on any backend: leave it out")
 
-    from errata.correct import Sheet
+    from errata.correct import Plan, Sheet
 
+    if is_plan_file(args.artifact):
+        plan = Plan.load(args.artifact)
+        emit(args, {"plan": plan.to_json()}, plan_words(plan))
+        return 0
     sheet = Sheet.load(args.artifact)
     emit(args, {"sheet": sheet.summary()}, sheet.summary_text())
     return 0
@@ -113,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, option) is not None and not args.backends:
             raise UsageError(f"--{option} has no effect without --backends; add it, or leave --{option} out")
     if args.artifact.is_file():
-        return _inspect_sheet(args)
+        return _inspect_file(args)
 
     from errata import deploy
     from errata.deploy.loading import is_engine
@@ -205,27 +240,7 @@ def _facts(artifact: Path, manifest: "Manifest") -> str:
 
 
 def _cache(schedule: "CacheSchedule") -> str:
-    """Return how many calls are full, and the schedule, one character for each call."""
-    if not schedule.has_cache:
-        return f"none: all {schedule.num_steps} calls are full"
-    resnets = "the last resnet" if schedule.branch == 1 else f"the last {schedule.branch} resnets"
-    summary = (
-        f"{len(schedule.full_steps)} of {schedule.num_steps} calls are full (F); a cached call (c) "
-        f"recomputes {resnets} of the up path"
-    )
-    if schedule.calls_per_step > 1:
-        summary += f"; each sampling step makes {schedule.calls_per_step} calls"
-    return "\n".join([summary, *(INDENT + line for line in _picture(cache_row(schedule)))])
-
-
-def _picture(row: str) -> list[str]:
-    """Return lines of `ROW` characters, each below the numbers of its calls."""
-    lines = []
-    for start in range(0, len(row), ROW):
-        part = row[start : start + ROW]
-        marks = "".join(f"{start + at:<{MARK}}" for at in range(0, len(part), MARK))
-        lines += [marks.rstrip(), part]
-    return lines
+    return cache_text(schedule, indent=INDENT)
 
 
 def _components(manifest: "Manifest") -> str:

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from errata.compress import CacheSchedule, Recipe
 
+# Denoiser calls in one line of the schedule, and the distance between the numbers above them.
+ROW, MARK = 100, 10
+
 
 def emit(args: argparse.Namespace, payload: Mapping[str, Any], text: str) -> None:
     """Print one JSON object with `--json`, else the text."""
@@ -44,6 +47,30 @@ def cache_row(schedule: "CacheSchedule") -> str:
     """Return one character for each denoiser call: F for a full call, c for a cached one."""
     full = set(schedule.full_steps)
     return "".join("F" if step in full else "c" for step in range(schedule.num_steps))
+
+
+def cache_text(schedule: "CacheSchedule", *, indent: str) -> str:
+    """Return how many calls are full, and the schedule, one character for each call."""
+    if not schedule.has_cache:
+        return f"none: all {schedule.num_steps} calls are full"
+    resnets = "the last resnet" if schedule.branch == 1 else f"the last {schedule.branch} resnets"
+    summary = (
+        f"{len(schedule.full_steps)} of {schedule.num_steps} calls are full (F); a cached call (c) "
+        f"recomputes {resnets} of the up path"
+    )
+    if schedule.calls_per_step > 1:
+        summary += f"; each sampling step makes {schedule.calls_per_step} calls"
+    return "\n".join([summary, *(indent + line for line in _picture(cache_row(schedule)))])
+
+
+def _picture(row: str) -> list[str]:
+    """Return lines of `ROW` characters, each below the numbers of its calls."""
+    lines = []
+    for start in range(0, len(row), ROW):
+        part = row[start : start + ROW]
+        marks = "".join(f"{start + at:<{MARK}}" for at in range(0, len(part), MARK))
+        lines += [marks.rstrip(), part]
+    return lines
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:

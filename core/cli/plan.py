@@ -53,7 +53,8 @@ Without --reference, images are compared with those of the same artifact without
   errata plan runs/cifar/artifact --max-overhead 15% --reference photos --features inception \\
       --samples 10000 --out runs/cifar/plan.json
 
-Text models need a prompt for every image: two for each of --samples, and 32 more.
+Models that take prompts, labels or input images need one for every image: two for each of --samples, and 32
+more.
 
 {SOURCES_TOLD}
 """
@@ -109,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     check_new_file(args.out)
     # Those of the search, of the final measurement, and of what is fitted.
     count = 2 * args.samples + min(args.samples, FITTED_TO)
-    prompts, labels = read_conditions(args, count, told=f"--samples {args.samples}")
+    conditions = read_conditions(args, count, told=f"--samples {args.samples}")
     reference = _reference(args)
 
     from errata import deploy
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
 
     sheets = [Sheet.load(path) for path in args.sheet or ()]
     deployed = deploy.load(args.artifact, device=args.device, backend=args.backend)
-    check_conditions(deployed.pipe, args, labels, way_out="plan from Python: errata.correct.plan(…)")
+    check_conditions(deployed.pipe, args, conditions)
     with warnings.catch_warnings():
         # The search tries sheets under other plans as well, and measures each.
         warnings.simplefilter("ignore", ErrataWarning)
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
             samples=args.samples,
             batch_size=args.batch_size,
             seed=args.seed,
-            inputs=inputs_of(deployed.pipe, args, prompts, labels),
+            inputs=inputs_of(deployed.pipe, args, conditions),
             sheets=sheets,
         )
     found.save(args.out)

@@ -167,6 +167,10 @@ def add_choices(group: argparse._ArgumentGroup) -> None:
 def methods(text: str) -> tuple[str, ...]:
     """Return the methods that an option names, joined by `+`, each with `@` and steps or without."""
     given = tuple(part.strip() for part in text.split("+"))
+    if any(name == AUTO for name, _ in map(placed, given)):
+        raise argparse.ArgumentTypeError(
+            f"'{text}': auto stands alone, because it chooses the methods itself; write auto, or name methods"
+        )
     for name, _ in map(placed, given):
         if name not in method_names():
             raise argparse.ArgumentTypeError(
@@ -183,10 +187,13 @@ def placed(given: str) -> tuple[str, str | None]:
 
 
 def methods_or_none(text: str) -> tuple[str, ...]:
-    """Return the same as `methods`; none of them for `none`, and `auto` as it is."""
-    if text == AUTO:
-        return (AUTO,)
-    return () if text == "none" else methods(text)
+    """Return the same as `methods_or_auto`; none of them for `none`."""
+    return () if text == "none" else methods_or_auto(text)
+
+
+def methods_or_auto(text: str) -> tuple[str, ...]:
+    """Return the same as `methods`, and `auto` as it is."""
+    return (AUTO,) if text == AUTO else methods(text)
 
 
 def given_choices(args: argparse.Namespace) -> list[Choice]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from errata.cli.auto_plans import auto_plan
 from errata.cli.conditions import (
     SOURCES_TOLD,
     add_condition_options,
@@ -15,12 +16,14 @@ from errata.cli.conditions import (
     read_conditions,
 )
 from errata.cli.output import emit
+from errata.cli.plans import AUTO, plan_text
 from errata.cli.report_options import (
     add_grid_options,
     add_metric_options,
     add_plain_options,
     add_scale_options,
     command_of,
+    has_auto,
     plain_options,
     plans_of,
 )
@@ -38,6 +41,7 @@ from errata.errors import ReportError
 
 if TYPE_CHECKING:
     from errata.correct import Plan
+    from errata.correct.sampling import Inputs
     from errata.deploy import DeployedPipeline
     from errata.quality import Metric
     from errata.report import Reference, Report, ReportRequest, Scorer, Shard
@@ -135,25 +139,37 @@ def _report(args: argparse.Namespace) -> int:
 def _request(args: argparse.Namespace, plans: "dict[str, Plan]") -> "ReportRequest":
     from errata.report import ReportRequest
 
-    prompts, labels = read_conditions(args, args.samples)
+    conditions = read_conditions(args, args.samples)
     reference = _reference(args)
     artifacts = _artifacts(args)
     for deployed in artifacts.values():
-        check_conditions(
-            deployed.pipe, args, labels, way_out="report on it from Python: errata.report.run(…)"
-        )
+        check_conditions(deployed.pipe, args, conditions)
     first = next(iter(artifacts.values())).pipe
     reference.network.to(first.device)  # also that of the embedded reference
+    inputs = inputs_of(first, args, conditions)
     return ReportRequest(
         artifacts=artifacts,
-        plans=plans,
+        plans={**plans, **(_auto_plans(args, artifacts, inputs) if has_auto(args) else {})},
         reference=reference,
         baseline=_baseline(args, first.device),
-        inputs=inputs_of(first, args, prompts, labels),
+        inputs=inputs,
         scorer=_scorer(args, first.device),
         metrics=_own_metrics(args),
         **plain_options(args),
     )
+
+
+def _auto_plans(
+    args: argparse.Namespace, artifacts: "dict[str, DeployedPipeline]", inputs: "Inputs"
+) -> "dict[str, dict[str, Plan]]":
+    """Return the plan that is chosen for each artifact, as one row; none where no correction is best."""
+    chosen = {}
+    for path, (name, deployed) in zip(args.artifacts, artifacts.items(), strict=True):
+        plan = auto_plan(path, deployed, inputs)
+        _announce(f"auto chose for {name}: {plan_text(plan)}")
+        if not plan.corrects_nothing:
+            chosen[name] = plan
+    return {AUTO: chosen} if chosen else {}
 
 
 def _measure(args: argparse.Namespace, request: "ReportRequest", shard: "Shard") -> int:

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.cli.plans import (
+    AUTO,
     PLACES,
     add_choices,
     check_options_belong,
     choices,
     given_choices,
-    methods,
     methods_at,
     methods_help,
+    methods_or_auto,
     placed,
 )
 from errata.cli.usage import UsageError, positive, seed, several, whole
@@ -38,6 +39,8 @@ _LAST = (
     "labels",
     "negative_prompt",
     "guidance_scale",
+    "input_images",
+    "masks",
     "clip",
     "lpips",
     "metric",
@@ -162,9 +165,10 @@ def add_grid_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--correct",
         action="append",
-        type=methods,
+        type=methods_or_auto,
         metavar="METHOD",
-        help=f"{methods_help()}; can be repeated, each at every --at (default: iec)",
+        help="auto (for each artifact the best that costs nothing, chosen in seconds), "
+        f"{methods_help()}; can be repeated, each at every --at (default: iec)",
     )
     group.add_argument(
         "--at",
@@ -179,16 +183,20 @@ def add_grid_options(group: argparse._ArgumentGroup) -> None:
 def plans_of(args: argparse.Namespace) -> "dict[str, Plan]":
     """Return the plans of the files, by path, and those of the methods, by steps or by method and steps.
 
+    That of `--correct auto` needs the artifact, and is not among them.
+
     Raises:
         UsageError: the options do not fit together.
         PlanError: a file is not a plan.
     """
-    asked = args.correct or [("iec",)]
+    asked = [given for given in args.correct or [("iec",)] if given != (AUTO,)]
     has_files_only = (args.plan or args.sheet) and not args.at and not args.correct
     idle = [choice.flag for choice in given_choices(args)]
     if has_files_only and idle:
         files = "--plan" if args.plan else "--sheet"
         raise UsageError(f"{idle[0]} has no effect with {files}; add --at for a row with this option")
+    if args.at and not asked:
+        raise UsageError("--at has no effect with `--correct auto`, which chooses steps itself; leave it out")
     if args.at and all(map(_is_placed, asked)):
         raise UsageError("--at has no effect: every method has steps of its own after its @; leave it out")
     check_options_belong(args, [name for given in asked for name in given])
@@ -201,6 +209,11 @@ def plans_of(args: argparse.Namespace) -> "dict[str, Plan]":
         for steps in _places(args, given):
             plans[_name(args, asked, given, steps)] = methods_at(args, given, steps or "all")
     return plans
+
+
+def has_auto(args: argparse.Namespace) -> bool:
+    """Return whether a row with the plan that is chosen for each artifact is asked for."""
+    return (AUTO,) in (args.correct or ())
 
 
 def _sheets(args: argparse.Namespace) -> "dict[str, Plan]":

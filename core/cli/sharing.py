@@ -44,7 +44,7 @@ def add_sign_parser(commands: Commands) -> None:
     parser = add_command(
         commands, "sign", summary="sign an artifact or a sheet with your key", details=SIGN_DETAILS
     )
-    add_artifact_argument(parser, or_sheet=True)
+    add_artifact_argument(parser, or_file=True)
     parser.add_argument(
         "--key", type=Path, required=True, metavar="KEY", help="private elliptic curve key, a PEM file"
     )
@@ -66,7 +66,7 @@ def add_push_parser(commands: Commands) -> None:
         summary="upload an artifact or a sheet to the Hugging Face hub",
         details=PUSH_DETAILS,
     )
-    add_artifact_argument(parser, or_sheet=True)
+    add_artifact_argument(parser, or_file=True)
     parser.add_argument("repository", metavar="REPO", help="OWNER/NAME; created if it does not exist")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--revision", metavar="NAME", help="an existing branch (default: the main branch)")

@@ -1,8 +1,10 @@
 """`errata sheet`: a free repair of an artifact, in a file of its own."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from errata.cli.auto_plans import auto_plan, is_auto
 from errata.cli.conditions import (
@@ -25,10 +27,12 @@ from errata.cli.usage import (
     eight_or_more,
     seed,
 )
-from errata.errors import PlanError
+from errata.errors import CalibrationError, PlanError
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+    from errata.deploy import DeployedPipeline
 
 DETAILS = f"""\
 Samples with the artifact, asks the teacher for the right prediction at every step, and fits a small map of
@@ -86,38 +90,77 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    check_new_file(args.out)
     count = args.samples + args.held_out
     check_seeds(args.seed, count)
     told = f"--samples {args.samples} with --held-out {args.held_out}"
-    prompts, labels = read_conditions(args, count, told=told)
+    conditions = read_conditions(args, count, told=told)
     plan = None if is_auto(args) else plan_from(args)
-    check_new_file(args.out)
 
     from errata import correct, deploy
 
     deployed = deploy.load(args.artifact, args.device, args.backend)
-    check_conditions(
-        deployed.pipe, args, labels, way_out="fit a sheet from Python: errata.correct.fit_sheet(…)"
-    )
-    inputs = inputs_of(deployed.pipe, args, prompts, labels)
-    sheet = correct.fit_sheet(
-        deployed,
-        _teacher(args, deployed.pipe.device),
-        plan=auto_plan(args, deployed, inputs) if plan is None else plan,
-        inputs=inputs,
-        samples=args.samples,
-        held_out=args.held_out,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        journal=args.out.with_name(f"{args.out.name}.partial"),
-    )
+    check_conditions(deployed.pipe, args, conditions)
+    inputs = inputs_of(deployed.pipe, args, conditions)
+    teacher = _teacher(args, deployed)
+    if plan is None:
+        plan = auto_plan(args.artifact, deployed, inputs)
+    journal = args.out.with_name(f"{args.out.name}.partial")
+    with _resumable(args, journal):
+        sheet = correct.fit_sheet(
+            deployed,
+            teacher,
+            plan=plan,
+            inputs=inputs,
+            samples=args.samples,
+            held_out=args.held_out,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            journal=journal,
+        )
     sheet.save(args.out)
     emit(args, {"out": str(args.out), **sheet.summary()}, f"{sheet.summary_text()}\nsheet: {args.out}")
     return 0
 
 
-def _teacher(args: argparse.Namespace, device: object) -> "DiffusionPipeline | str":
+@contextmanager
+def _resumable(args: argparse.Namespace, journal: Path) -> Iterator[None]:
+    """Say after Ctrl-C what was kept, and how to resume."""
+    from errata.correct.sheets.fitting import RULES, SheetChoices
+    from errata.journal_rules import finished_items
+
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        choices = SheetChoices(
+            samples=args.samples, held_out=args.held_out, batch_size=args.batch_size, seed=args.seed
+        )
+        finished = finished_items(journal, RULES)
+        sizes = {
+            f"{part}-{number:05d}": len(batch)
+            for part, batches in choices.batches.items()
+            for number, batch in enumerate(batches)
+        }
+        if not (kept := sum(sizes.get(name, 0) for name in finished)):
+            raise
+        raise KeyboardInterrupt(
+            f"interrupted; {kept} of {sum(sizes.values())} images are kept in `{journal}`; to resume, give "
+            "the same command again"
+        ) from stop
+
+
+def _teacher(args: argparse.Namespace, deployed: "DeployedPipeline") -> "DiffusionPipeline | Literal['self']":
+    """Return the teacher that `--teacher` names.
+
+    Raises:
+        PlanError: it is `self`, and the artifact has no cache; or it is an artifact, or no pipeline.
+    """
     if args.teacher == "self":
+        if not deployed.schedule.has_cache:
+            raise PlanError(
+                f"--teacher self repairs what a cache does, and `{args.artifact}` has no cache; give the "
+                "float pipeline that the artifact was made from, as a hub name or folder"
+            )
         return "self"
 
     from errata import calibration
@@ -128,4 +171,7 @@ def _teacher(args: argparse.Namespace, device: object) -> "DiffusionPipeline | s
             f"--teacher {args.teacher} is an artifact; give the float pipeline that the artifact was made "
             "from, or `self` for an artifact with a cache"
         )
-    return calibration.load_pipeline(args.teacher).to(device)
+    try:
+        return calibration.load_pipeline(args.teacher).to(deployed.pipe.device)
+    except CalibrationError as problem:
+        raise PlanError(f"--teacher {args.teacher}: {problem}") from problem

@@ -54,10 +54,10 @@ def add_command(
     return parser
 
 
-def add_artifact_argument(parser: argparse.ArgumentParser, *, or_sheet: bool = False) -> None:
-    """Declare the artifact to work on, which may be a sheet."""
-    sheet = ", or a sheet" if or_sheet else ""
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help=f"what `errata deploy` wrote{sheet}")
+def add_artifact_argument(parser: argparse.ArgumentParser, *, or_file: bool = False) -> None:
+    """Declare the artifact to work on, which may be the file of a sheet or a plan."""
+    files = ", or a sheet or plan" if or_file else ""
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help=f"what `errata deploy` wrote{files}")
 
 
 def add_seed_option(parser: argparse.ArgumentParser) -> None:
@@ -177,10 +177,9 @@ def check_new_file(out: Path) -> None:
     """Check, before long work, that a plan or a sheet can be written to a new file.
 
     Raises:
-        PlanError: the file exists, its folder does not, or it would lie inside an artifact.
+        PlanError: the file exists, its folder does not or cannot be written, or it would lie inside an
+            artifact.
     """
-    directories.check_new_file(out, error=PlanError)
-
     from errata.deploy.manifest import MANIFEST_FILE
 
     # An artifact's folder and those of its components, where any further file makes `errata verify` fail.
@@ -190,6 +189,7 @@ def check_new_file(out: Path) -> None:
                 f"`{out}` would lie inside the artifact `{folder}`, which holds only the files that its "
                 "manifest lists; choose a file outside of it"
             )
+    directories.check_new_file(out, error=PlanError)
 
 
 def seed(text: str) -> int:

@@ -226,9 +226,11 @@ class Sheet(NetworkMethod):
         Raises:
             PlanError: another version, a missing or unknown key, or a damaged sheet.
         """
-        if value.get("version") != 1 or set(value) != {"type", "version", "file"}:
+        version = value.get("version")
+        # In Python True and 1.0 equal 1.
+        if type(version) is not int or version != 1 or set(value) != {"type", "version", "file"}:
             raise PlanError(
-                f"Sheet version {value.get('version')!r} with the keys {sorted(value)}; this release reads "
+                f"Sheet version {version!r} with the keys {sorted(value)}; this release reads "
                 "version 1 with the keys file, type, version"
             )
         try:

@@ -28,7 +28,7 @@ from errata.runtime.schedule import CacheSchedule, StepKind
 _FINALISTS = 3
 
 # Relative to the best plan's gain. With more, plans win whose images only seem as good as without a cache.
-_NEXT_TO_NOTHING = 0.02
+NEXT_TO_NOTHING = 0.02
 
 # The first round has at most this part of all samples, or it would cost more than all others together.
 _LARGEST_FIRST = 4
@@ -144,6 +144,6 @@ def cheapest_of_the_best(finalists: Sequence[Trial], none: Trial, metric: Metric
     for trial in finalists[1:]:
         if trial.overhead < leader.overhead:  # no dearer one can replace the leader
             worse_by = metric.change(trial.kept, leader.kept)
-            if not worse_by.interval.excludes_zero and worse_by.value <= _NEXT_TO_NOTHING * gain:
+            if not worse_by.interval.excludes_zero and worse_by.value <= NEXT_TO_NOTHING * gain:
                 tied.append(trial)
     return min(tied, key=lambda trial: trial.overhead)

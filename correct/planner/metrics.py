@@ -20,6 +20,10 @@ from errata.quality.reference import Reference
 
 # Enough to choose by an interval: its ends are quantiles, known to a few per cent of its width.
 _RESAMPLES = 200
+# With fewer images the normal approximation of an interval is poor.
+_FIRST_LOOK = 16
+# Of features: with more, the resampled distances of one comparison take as long as many images.
+_LARGEST_DIMENSION = 256
 
 
 class Metric(Protocol):
@@ -30,12 +34,14 @@ class Metric(Protocol):
         reference: what images are compared with.
         least: with fewer images, the order of candidates is mostly chance.
         projects: whether `projected` gets better with more images of the uncorrected run.
+        first_look: with so many images, intervals of `change` mean something; None if they take long.
     """
 
     name: str
     reference: str
     least: int
     projects: bool
+    first_look: int | None
 
     def against(self, batch: range) -> Callable[[Tensor], Tensor]:
         """Return a function from images `(B, C, H, W)` of these indices to what is kept of them, `(B, D)`."""
@@ -72,6 +78,8 @@ class FrechetMetric:
         self.reference = reference.source
         # With fewer images than features a covariance is singular: the ranks by 16 images correlated at 0.2.
         self.least = reference.statistics.dimension
+        is_quick = self.least <= _LARGEST_DIMENSION
+        self.first_look = max(_FIRST_LOOK, 2 * self.least) if is_quick else None
         self._reference = reference
         self._seed = seed
 
@@ -112,6 +120,7 @@ class AgreementMetric:
     name = "RMS difference of pixels"
     least = 4
     projects = False
+    first_look: int | None = _FIRST_LOOK
 
     def __init__(self, sampler: Sampler, *, reference: str) -> None:
         self.reference = reference

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -16,6 +15,7 @@ from errata.correct.methods.fitted_forecast import FittedForecast
 from errata.correct.methods.forecast import forecast_steps
 from errata.correct.methods.sheet import Sheet
 from errata.correct.pipeline import wrap
+from errata.correct.planner.arguments import check_arguments
 from errata.correct.planner.candidates import Candidate, cache_free_plan, candidates_for, with_sheets
 from errata.correct.planner.expectation import Expectation
 from errata.correct.planner.halving import (
@@ -28,6 +28,7 @@ from errata.correct.planner.halving import (
     total_samples,
 )
 from errata.correct.planner.metrics import AgreementMetric, FrechetMetric, Metric
+from errata.correct.planner.racing import is_decided, is_precise, looks, undecided
 from errata.correct.plans import Plan
 from errata.correct.sampling import Inputs, PlanSampler, batches_of, default_inputs
 from errata.deploy import DeployedPipeline
@@ -40,8 +41,8 @@ _log = logging.getLogger(__name__)
 # Costs are measured, so a budget may be missed by their last digit only.
 _ROUNDING = 1e-9
 
-# 500 %. More is a percentage taken for a fraction; the dearest useful plan runs each step a few times.
-_LARGEST_BUDGET = 5.0
+# Images that the best candidate is measured on, at least; as many as `samples`, if that is fewer.
+_LEAST_MEASURED = 64
 
 CACHE_FREE = "a cache-free run of the same artifact at its recorded steps"
 
@@ -62,9 +63,9 @@ def plan(
     """Return the plan that brings this artifact closest to the reference within a budget, as measured here.
 
     Candidates above the budget are not sampled. The others are compared from equal noise by successive
-    halving. The best one, or a cheaper one that cannot be told from it and loses next to nothing of its gain,
-    is then measured again from noise that the search did not use. If it is not better than no correction
-    there, the plan is `Plan.none()`.
+    halving, and one that is known to lose is sampled no further. The best one, or a cheaper one that cannot
+    be told from it and loses next to nothing of its gain, is then measured again from noise that the search
+    did not use. If it is not better than no correction there, the plan is `Plan.none()`.
 
     Without a reference, quality is agreement with a cache-free run of the artifact at its recorded steps, for
     which it has activation scales. Such a run shows what caching costs, not what quantization costs, and
@@ -80,7 +81,7 @@ def plan(
         max_overhead: the budget: extra time of denoiser calls, as a fraction of that of an uncorrected run;
             0.15 is 15 %. At most 5.
         reference: real images, by their features.
-        samples: images for each finalist; as many again are made to measure the best one.
+        samples: images for each finalist, at most; as many again, at most, are made to measure the best one.
         batch_size: images per batch; costs are measured at it.
         seed: of image 0; image i has the seed `seed + i`. The search uses images 0 to `samples - 1`, the
             expectation the `samples` that follow, a fitted forecast a few after those.
@@ -96,7 +97,7 @@ def plan(
     Raises:
         PlanError: an argument is out of range, or there is nothing to compare with.
     """
-    _check(deployed, max_overhead=max_overhead, samples=samples, batch_size=batch_size, seed=seed)
+    check_arguments(deployed, max_overhead=max_overhead, samples=samples, batch_size=batch_size, seed=seed)
     for sheet in sheets:
         sheet.check_artifact(deployed)
     # What is made small, and what calls cost here.
@@ -149,36 +150,55 @@ class _Search:
         if not alive:
             return none.candidate
         metric, sizes = self._metric, round_sizes(len(alive), samples, least=self._metric.least)
+        most, before = len(alive), 0
         with self._bar(total_samples(len(alive), sizes), "searching") as bar:
-            # Some metrics compare with all uncorrected images from the first round on.
-            if metric.projects:
-                extend([none], metric, batches_of(samples, batch_size), bar=bar)
-            before = 0
-            for size in sizes:
-                # Sample as many more images as this round adds, rank, and keep the better half.
-                trials = alive if metric.projects else [none, *alive]
+            for size in looks(sizes, metric.first_look):
+                # Some metrics compare with all uncorrected images before they drop a half.
+                if metric.projects and size in sizes[:-1] and none.samples < samples:
+                    extend([none], metric, batches_of(samples, batch_size, first=before), bar=bar)
+                # Sample as many more images as this look adds, rank, and keep those that may win; at the end
+                # of a round, the better half.
+                trials = [trial for trial in (none, *alive) if trial.samples < size]
                 extend(trials, metric, batches_of(size, batch_size, first=before), bar=bar)
                 alive, before = ranked(alive, none, metric), size
                 self._log_round(alive, none)
-                if size < samples:
-                    alive = alive[: kept_of(len(alive))]
+                if size == samples:
+                    break
+                most = kept_of(most) if size in sizes else most
+                if metric.first_look is not None and size >= metric.first_look:
+                    alive = undecided(alive, none, metric)
+                    if is_decided(alive, none, metric):
+                        return alive[0].candidate if alive else none.candidate
+                alive = alive[:most]
         # Of the finalists, no correction among them, take the cheapest of the best.
         return cheapest_of_the_best(ranked([*alive, none], none, metric), none, metric).candidate
 
     def expected_of(self, winner: Candidate, *, samples: int, batch_size: int, tried: int) -> Plan:
-        """Return the winner's plan if it helps on the next `samples` images, else none; with expectation."""
-        metric = self._metric
+        """Return the winner's plan if it helps on the next `samples` images, else none; with expectation.
+
+        Fewer images are made where more would hardly change the result.
+        """
         none, best = self._trial(Candidate.none()), self._trial(winner)
-        trials = [none] if winner.plan.corrects_nothing else [none, best]
-        with self._bar(samples * len(trials), "measuring") as bar:
-            extend(trials, metric, batches_of(2 * samples, batch_size, first=samples), bar=bar)
-        if len(trials) == 1 or metric.change(best.kept, none.kept).interval.high >= 0:
+        best = none if winner.plan.corrects_nothing else best
+        self._measure(none, best, samples=samples, batch_size=batch_size)
+        if best is not none and self._metric.change(best.kept, none.kept).interval.high >= 0:
             best = none
         return dataclasses.replace(
             best.candidate.plan,
             artifact=self._deployed.manifest.sha256,
             expected=self._expectation(best, none, seed=self._seed + samples, tried=tried),
         )
+
+    def _measure(self, none: Trial, best: Trial, *, samples: int, batch_size: int) -> None:
+        metric, trials, before = self._metric, list(dict.fromkeys((none, best))), 0
+        with self._bar(samples * len(trials), "measuring") as bar:
+            for size in looks([samples], None if metric.projects else _LEAST_MEASURED):
+                batches = batches_of(samples + size, batch_size, first=samples + before)
+                extend(trials, metric, batches, bar=bar)
+                before = size
+                measured = metric.estimate(none.kept)
+                if is_precise(measured if best is none else metric.change(best.kept, none.kept)):
+                    break
 
     def _expectation(self, best: Trial, none: Trial, *, seed: int, tried: int) -> Expectation:
         measured = self._metric.estimate(best.kept)
@@ -262,24 +282,3 @@ def _usable(candidates: Sequence[Candidate], deployed: DeployedPipeline) -> list
         else:
             usable.append(candidate)
     return usable
-
-
-def _check(deployed: object, *, max_overhead: float, samples: int, batch_size: int, seed: int) -> None:
-    if not isinstance(deployed, DeployedPipeline):
-        raise TypeError(
-            f"plan() takes a loaded artifact, not a {type(deployed).__name__}: pass what deploy.load(path) "
-            "returns"
-        )
-    is_budget = isinstance(max_overhead, int | float) and math.isfinite(max_overhead) and max_overhead >= 0
-    if not is_budget:
-        raise PlanError(
-            f"max_overhead={max_overhead!r}: it must be a fraction of 0 or more, such as 0.15 for 15 %"
-        )
-    if max_overhead > _LARGEST_BUDGET:
-        raise PlanError(
-            f"max_overhead={max_overhead!r} would allow {max_overhead:.0%} more compute, and at most "
-            f"{_LARGEST_BUDGET:.0%} makes sense; it is a fraction: write 0.15 for 15 %"
-        )
-    for name, value, least in (("samples", samples, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-        if value < least:
-            raise PlanError(f"{name}={value!r}: it must be at least {least}")

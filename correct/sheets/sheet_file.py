@@ -103,8 +103,8 @@ def from_bytes(data: bytes, source: str) -> tuple[FittedMaps, SheetFacts]:
             raise PlanError(
                 f"{source} is not a sheet but JSON; a plan file goes to `--plan` or Plan.load"
             ) from problem
-        reason = str(problem).removesuffix("; copy the artifact again")
-        raise PlanError(f"{source} is not a sheet, or is damaged: {reason}; {_ADVICE}") from problem
+        reason = str(problem).removesuffix("; copy the artifact again").removeprefix(f"{Path(source)} ")
+        raise PlanError(f"{source} is not a sheet, or is damaged: it {reason}; {_ADVICE}") from problem
     try:
         told = _metadata(header)
         rows, channels = _check_header(header)

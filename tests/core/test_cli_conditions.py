@@ -295,12 +295,14 @@ def test_what_pipelines_take_and_need() -> None:
     inputs.check_labels(Unconditional(), [10**6])
 
 
-def test_an_upscaler_is_recorded_from_python(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_an_upscaler_needs_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("errata.calibration.load_pipeline", lambda source: Upscaler())
-    line = complaint(capsys, 2, "calibrate", "x", "--out", tmp_path / "out", "--samples", "2")
-    assert "Upscaler needs an input image for every sample, which this command has no option for" in line
+    (tmp_path / "prompts.txt").write_text("a\nb\n")
+    given = ("calibrate", "x", "--out", tmp_path / "out", "--samples", "2")
+    line = complaint(capsys, 2, *given, "--prompts", tmp_path / "prompts.txt")
+    assert "Upscaler needs an input image for every image; add --input-images" in line
 
 
 def test_every_image_gets_its_own_prompt_and_picture(tmp_path: Path) -> None:
@@ -314,6 +316,8 @@ def test_every_image_gets_its_own_prompt_and_picture(tmp_path: Path) -> None:
         image=tmp_path / "small.png",
         guidance_scale=2.0,
         steps=None,
+        input_images=None,
+        masks=None,
     )
     made = inputs.call_arguments(Upscaler(), args)(2)
     assert made["prompt"] == ["a", "a"]

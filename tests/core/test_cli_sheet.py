@@ -267,3 +267,150 @@ def test_auto_says_what_it_chose_at_any_number_of_steps(
         assert cli.main([*map(str, given), f"{tmp_path / name}", *map(str, options)]) == 0
         assert "auto chose: " in capsys.readouterr().out
         assert kept.exists() == is_kept
+
+
+def test_an_interrupted_fit_says_what_is_kept_and_goes_on(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from errata.correct.sheets.learning import Learning
+
+    begun: list[range] = []
+    begin = Learning.begin
+
+    def stopping(self: Learning, images: range) -> None:
+        begun.append(images)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        begin(self, images)
+
+    given = ("sheet", folder / "artifact", "--teacher", PIPELINE, "--out", tmp_path / "sheet", *FEW)
+    with monkeypatch.context() as patch:
+        patch.setattr(Learning, "begin", stopping)
+        line = complaint(capsys, 130, *given)
+    assert f"interrupted; 8 of 32 images are kept in `{tmp_path}/sheet.partial`" in line
+    assert "to resume, give the same command again" in line
+
+    def noted(self: Learning, images: range) -> None:
+        begun.append(images)
+        begin(self, images)
+
+    monkeypatch.setattr(Learning, "begin", noted)
+    run(capsys, *given)
+    assert begun == [range(8), range(8, 16), range(8, 16)]  # the first batch was kept
+    assert (tmp_path / "sheet").read_bytes() == (folder / "sheet").read_bytes()
+
+
+def test_a_fit_that_is_interrupted_before_anything_is_kept(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from errata.correct.sheets.learning import Learning
+
+    def stopping(self: Learning, images: range) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Learning, "begin", stopping)
+    given = ("sheet", folder / "artifact", "--teacher", PIPELINE, "--out", tmp_path / "sheet", *FEW)
+    assert complaint(capsys, 130, *given) == "errata: error: interrupted"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("out", ["/proc/sheet", "missing/sheet"])
+def test_a_place_that_cannot_be_written_is_found_before_a_model_is_loaded(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("errata.deploy.load", lambda *args, **options: pytest.fail("a model was loaded"))
+    given = ("sheet", "artifact", "--teacher", "self", "--out", out)
+    assert f"cannot write `{out}`: " in complaint(capsys, 1, *given)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "reason"),
+    [
+        ("self", "--teacher self repairs what a cache does, and `ARTIFACT` has no cache; give the float pip"),
+        ("/nowhere", "--teacher /nowhere: `/nowhere` does not exist; give a diffusers directory"),
+        ("OTHER", "the UNet of --teacher ("),
+    ],
+)
+def test_a_bad_teacher_is_told_in_the_words_of_the_command(
+    teacher: str, reason: str, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    if teacher == "OTHER":
+        from tiny import tiny_ddim
+
+        tiny_ddim(layers_per_block=1).save_pretrained(tmp_path / "other")
+    given = ("sheet", folder / "artifact", "--teacher", teacher.replace("OTHER", f"{tmp_path}/other"))
+    line = complaint(capsys, 1, *given, "--out", tmp_path / "sheet")
+    assert reason.replace("ARTIFACT", f"{folder}/artifact") in line
+    assert "Error" not in line
+
+
+def test_auto_stands_alone(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for command in ("generate", "report"):
+        for given in ("auto+forecast", "forecast+auto", "auto@all"):
+            words = (command, folder / "cached", "--out", tmp_path / "out", "--correct", given)
+            assert f"'{given}': auto stands alone" in complaint(capsys, 2, *words)
+
+
+def test_a_report_has_the_plan_of_auto_as_a_row(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    artifacts = [shutil.copytree(folder / name, tmp_path / name) for name in ("artifact", "cached")]
+    given = (
+        "report", *artifacts, "--reference", "embedded", "--samples", 66, "--batch-size", 33, "--resamples",
+        20, "--no-compute-matched", "--correct", "auto", "--out", tmp_path / "report",
+    )  # fmt: skip
+    assert "--at has no effect" in complaint(capsys, 2, *given, "--at", "all")
+    from errata.correct import Forecast, Plan
+
+    # What is kept beside the artifact is not chosen again.
+    digest = run(capsys, "inspect", artifacts[1])["manifest_sha256"]
+    Plan(Forecast(), artifact=digest).save(tmp_path / "cached.auto.json")
+    found = run(capsys, *given)
+    rows = [(row["artifact"].split(":")[0], row["plan"]) for row in found["rows"]]
+    assert sorted(rows) == [("deepcache-3", "auto"), ("deepcache-3", "none"), ("w4a8", "none")]
+    assert "--correct auto" in found["protocol"]["command"]
+
+
+def test_inspect_and_verify_know_plans(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from errata.correct import Forecast, Hindsight, Plan
+
+    plan, other = tmp_path / "plan.json", tmp_path / "other.json"
+    digest = run(capsys, "inspect", folder / "cached")["manifest_sha256"]
+    (Plan(Forecast(), artifact=digest) + Plan(Hindsight(), "first:4")).save(plan)
+    Plan.none().save(other)
+    for command in ("inspect", "verify"):
+        assert cli.main([command, f"{plan}"]) == 0
+        said = capsys.readouterr().out
+        assert f"plan for the artifact {digest[:12]}…\n1. Forecast(" in said
+        assert (
+            "at all steps that it can correct: A forecast: the feature extrapolated at cached steps" in said
+        )
+        assert "\n2. Hindsight(" in said
+        assert ", at steps first:4: " in said
+        assert cli.main([command, f"{other}"]) == 0
+        assert "plan for any artifact\nit corrects nothing" in capsys.readouterr().out
+    assert run(capsys, "verify", plan, "--for", folder / "cached")["verified"] is True
+    assert "artifact" in complaint(capsys, 1, "verify", plan, "--for", folder / "artifact")
+    Plan(Hindsight(), "first:3").save(other)  # it serves call 3 alone
+    line = complaint(capsys, 1, "verify", other, "--for", folder / "cached")
+    assert "leaves nothing to correct" in line
+    assert "--for is for sheets and plans" in complaint(
+        capsys, 2, "verify", folder / "cached", "--for", folder / "cached"
+    )
+    stored = json.loads(plan.read_text())
+    stored["plan"]["steps"] = "nowhere"
+    plan.write_text(json.dumps(stored))
+    for command in ("inspect", "verify"):
+        assert "'nowhere' is not a selection of steps" in complaint(capsys, 1, command, plan)
+
+
+def test_verify_checks_a_sheet_against_its_artifact(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "verify", folder / "sheet", "--for", folder / "artifact")["verified"] is True
+    line = complaint(capsys, 1, "verify", folder / "sheet", "--for", folder / "cached")
+    assert "fitted to the artifact" in line

@@ -118,7 +118,7 @@ def test_inspect_loads_only_to_tell_kernels(
 
 
 def test_a_long_schedule_is_drawn_in_numbered_lines() -> None:
-    from errata.cli.inspect import _picture
+    from errata.cli.output import _picture
 
     numbers = "".join(f"{number:<10}" for number in range(100, 130, 10)).rstrip()
     assert _picture("F" + "c" * 128)[1:] == ["F" + "c" * 99, numbers, "c" * 29]

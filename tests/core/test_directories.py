@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from errata.directories import staged_directory, whole_file, write_whole
+from errata.directories import check_new_file, staged_directory, whole_file, write_whole
 from errata.errors import ArtifactError
 
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -221,3 +221,10 @@ def test_the_old_directory_comes_back_if_the_new_one_cannot_take_its_place(
         pass
     assert contents(tmp_path / "out") == ["old"]
     assert contents(tmp_path) == ["out"]
+
+
+def test_a_file_that_cannot_be_made_is_found_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="cannot write `/proc/sheet`: .*; choose another file"):
+        check_new_file(Path("/proc/sheet"), error=ArtifactError)
+    check_new_file(tmp_path / "new", error=ArtifactError)
+    assert contents(tmp_path) == []

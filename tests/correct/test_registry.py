@@ -84,3 +84,18 @@ def test_the_table_itself_cannot_be_written() -> None:
     table: Any = correct.METHODS
     with pytest.raises(TypeError, match="does not support item assignment"):
         table["Mine"] = object
+
+
+def with_defaults() -> list[type[Any]]:
+    """Registered methods that need no argument."""
+    return [kind for kind in registry.METHODS.values() if kind not in (correct.FittedForecast, correct.Sheet)]
+
+
+@pytest.mark.parametrize("kind", with_defaults(), ids=lambda kind: kind.__name__)
+def test_no_method_takes_a_truth_value_for_a_number(kind: type[Any]) -> None:
+    """In Python True equals 1."""
+    stored = kind().to_json()
+    for key, value in stored.items():
+        if type(value) in (int, float):
+            with pytest.raises(PlanError):
+                kind.from_json({**stored, key: True})

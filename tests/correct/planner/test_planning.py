@@ -245,3 +245,23 @@ def _generators(count: int) -> list[torch.Generator]:
 def test_the_command_knows_how_many_images_a_forecast_is_fitted_to() -> None:
     """It counts prompts before anything slow is imported, so the number stands there once more."""
     assert FitChoices().samples == plan_command.FITTED_TO
+
+
+def test_a_decided_search_makes_fewer_images(deployed: DeployedPipeline, exact: Make, shift: Make) -> None:
+    """All of them would be 2 * 256 for the best one, and 128 at least for any other."""
+    asked: list[range] = []
+
+    def inputs(indices: range) -> dict[str, Any]:
+        asked.append(indices)
+        return {"batch_size": len(indices)}
+
+    candidates = [Candidate(name=f"{by}", plan=Plan(shift(by=by)), extra={}) for by in (0.5, -1.0, 2.0)]
+    right = Candidate(name="exact", plan=Plan(exact()), extra={"full": float(CACHED_CALLS)})
+    found = plan(deployed, 2.0, samples=256, inputs=inputs, candidates=[*candidates, right], progress=False)
+    assert found.method == right.plan.method
+    assert found.expected is not None
+    assert found.expected.is_better
+    assert found.expected.seed == 256
+    assert 64 <= found.expected.samples < 256
+    searched = [indices for indices in asked if indices.start < 256]
+    assert max(indices.stop for indices in searched) <= 32

@@ -172,3 +172,20 @@ def test_what_is_no_sheet_is_named(tmp_path: Path) -> None:
             Sheet.load(tmp_path / "it")
     with pytest.raises(PlanError, match="errata sheet"):
         Sheet.load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("version", [True, 1.0, "1", 2, None])
+def test_another_version_in_a_plan_is_refused(version: Any) -> None:
+    """In Python True and 1.0 equal 1."""
+    stored = {**sheet_of().to_json(), "version": version}
+    with pytest.raises(PlanError, match=f"Sheet version {version!r}"):
+        Sheet.from_json(stored)
+
+
+@pytest.mark.parametrize("data", [b"garbage", bytes(range(256)), b""])
+def test_a_damaged_file_is_named_once(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "mine.sheet"
+    path.write_bytes(data)
+    with pytest.raises(PlanError, match="is not a sheet, or is damaged: it is not a safetensors") as caught:
+        Sheet.load(path)
+    assert str(caught.value).count("mine.sheet") == 1
