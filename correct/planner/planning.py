@@ -15,7 +15,6 @@ from errata.correct.methods.fitted_forecast import FittedForecast
 from errata.correct.methods.forecast import forecast_steps
 from errata.correct.methods.sheet import Sheet
 from errata.correct.pipeline import wrap
-from errata.correct.planner.arguments import check_arguments
 from errata.correct.planner.candidates import Candidate, cache_free_plan, candidates_for, with_sheets
 from errata.correct.planner.expectation import Expectation
 from errata.correct.planner.halving import (
@@ -31,6 +30,7 @@ from errata.correct.planner.metrics import AgreementMetric, FrechetMetric, Metri
 from errata.correct.planner.racing import is_decided, is_precise, looks, undecided
 from errata.correct.plans import Plan
 from errata.correct.sampling import Inputs, PlanSampler, batches_of, default_inputs
+from errata.correct.validation import check_plan_arguments
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError
 from errata.quality.intervals import CONFIDENCE
@@ -97,7 +97,9 @@ def plan(
     Raises:
         PlanError: an argument is out of range, or there is nothing to compare with.
     """
-    check_arguments(deployed, max_overhead=max_overhead, samples=samples, batch_size=batch_size, seed=seed)
+    check_plan_arguments(
+        deployed, max_overhead=max_overhead, samples=samples, batch_size=batch_size, seed=seed
+    )
     for sheet in sheets:
         sheet.check_artifact(deployed)
     # What is made small, and what calls cost here.
