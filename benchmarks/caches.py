@@ -84,12 +84,12 @@ class EasyCache:
 
     @classmethod
     def calibrated(cls, deployed: DeployedPipeline, most: int, weights: Weights) -> EasyCache:
-        """Return it with the smallest threshold, to 1 %, at which 16 images take at most `most` calls."""
-        low, high = 0.0, 100.0
-        while high - low > 0.01 * high:
+        """Return it with the smallest threshold, to 3 %, at which 8 images take at most `most` calls."""
+        low, high = 0.0, 8.0
+        while high - low > 0.03 * high:
             middle = (low + high) / 2 if low else high / 4
             full: list[int] = []
-            images(deployed, cls(middle, most + 1), weights, 16, seed=TUNED, full=full)
+            images(deployed, cls(middle, most + 1), weights, 8, seed=TUNED, full=full)
             low, high = (middle, high) if full[0] > most else (low, middle)
         return cls(high, most)
 
