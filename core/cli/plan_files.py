@@ -1,4 +1,4 @@
-"""Plan files: the one that `--correct auto` keeps beside an artifact, and any one told in words or checked."""
+"""Plan files: the one that `--correct auto` keeps beside an artifact, and any one told in words."""
 
 from __future__ import annotations
 
