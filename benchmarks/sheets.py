@@ -1,10 +1,12 @@
-"""Measure what errata sheets do on the embedded model: PSNR to the float model's images, in pairs.
+"""Measure calibrated outputs and errata sheets: PSNR to the float model's images, in pairs.
 
     python benchmarks/sheets.py --work runs/sheets --steps 50
     python benchmarks/sheets.py --work runs/sheets --steps 50 --distances 1000 --recipes w4a8
+    python benchmarks/sheets.py --work runs/horses --steps 50 --pipeline runs/horses-model
 
-Each artifact is measured under several plans, with no sheet, with one that the float model taught, and, if it
-has a cache, with one that its own full calls taught; each sheet is fitted under its plan. Fits, and the
+Each artifact is measured under several plans: without a calibrated output and without a sheet, with a sheet
+that the float model taught, with one that its own full calls taught if it has a cache, and in its calibrated
+form. Each sheet is fitted under its plan. Fits, and the
 choice within a fit, see other noise than the images that are measured. "change" is the mean of the paired
 differences to the same plan without a sheet, with its 95 % interval. With `--distances` there is also the
 Fréchet distance in digit features. Artifacts and sheets stay in `--work`, and are not made again.
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +39,7 @@ from errata.quality.reference import Reference
 RECIPES = (
     "w8a8",
     "w4a8",
+    "w4a8-learned",
     "deepcache-10",
     "w8a8+deepcache-10",
     "w8a8+deepcache-10:branch=1",
@@ -47,10 +50,18 @@ BATCH_SIZE = 32
 MEASURED, CALIBRATED = 10_000_000, 1_000_000
 
 
-def plans_for(deployed: DeployedPipeline) -> dict[str, Plan]:
-    """Return the plans to measure, by name."""
-    if not deployed.schedule.has_cache:
-        return {"none": Plan.none(), "iec": Plan(IEC())}
+def plans_for(deployed: DeployedPipeline, wanted: Sequence[str] | None) -> dict[str, Plan]:
+    """Return the plans to measure, by name; those that are wanted, or all."""
+    plans = {"none": Plan.none(), "iec": Plan(IEC())}
+    if deployed.schedule.has_cache:
+        plans = cached_plans()
+        if wanted is None or "auto" in wanted:
+            plans["auto"] = Plan.auto(deployed)
+    return {name: plan for name, plan in plans.items() if wanted is None or name in wanted}
+
+
+def cached_plans() -> dict[str, Plan]:
+    """Return the plans for artifacts with a cache."""
     forecast = Plan(Forecast())
     return {
         "none": Plan.none(),
@@ -65,7 +76,7 @@ def artifact_for(pipe: DiffusionPipeline, options: argparse.Namespace, recipe: s
     """Return the artifact of a recipe, made once."""
     root = options.work / f"steps-{options.steps}"
     root.mkdir(parents=True, exist_ok=True)
-    name = recipe.replace(":", "_")
+    name = recipe.replace(":", "_").replace(",", "_")
     if not (root / name).exists():
         given = recorded(
             pipe,
@@ -112,19 +123,19 @@ def distance(images: Tensor, reference: Reference) -> float:
 
 
 class Table:
-    """The rows of one artifact."""
+    """The rows of one recipe."""
 
-    def __init__(self, deployed: DeployedPipeline, options: argparse.Namespace, floats: Tensor) -> None:
-        self._deployed, self._options, self._floats = deployed, options, floats
+    def __init__(self, recipe: str, options: argparse.Namespace, floats: Tensor) -> None:
+        self._name, self._options, self._floats = recipe, options, floats
         self._reference = Reference.embedded() if options.distances else None
 
-    def row(self, name: str, plan: Plan, plain: Tensor | None = None) -> Tensor:
+    def row(self, name: str, deployed: DeployedPipeline, plan: Plan, plain: Tensor | None = None) -> Tensor:
         """Measure and print a plan; return the PSNR of each image."""
         count = max(self._options.samples, self._options.distances)
-        sampler = PlanSampler(self._deployed, plan, seed=MEASURED, inputs=default_inputs)
+        sampler = PlanSampler(deployed, plan, seed=MEASURED, inputs=default_inputs)
         images = sampled(sampler, count)
         values = psnr(images[: self._options.samples], self._floats[: self._options.samples])
-        text = f"{self._deployed.manifest.recipe.name:28} {name:34} {float(values.mean()):6.2f} dB"
+        text = f"{self._name:28} {name:34} {float(values.mean()):6.2f} dB"
         if plain is not None:
             change = mean_estimate(values - plain)
             text += f"  {change.value:+5.2f} ({change.interval.low:+.2f} to {change.interval.high:+.2f})"
@@ -139,7 +150,7 @@ def main() -> None:
     options = parsed()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", message="this sheet was fitted")
-    pipe = calibration.load_pipeline(PIPELINE)
+    pipe = calibration.load_pipeline(options.pipeline)
     pipe.set_progress_bar_config(disable=True)
     print(f"{describe_machine()}; {options.steps} steps, {options.samples} images, seed {MEASURED}")
     sampler = FloatSampler(pipe, num_inference_steps=options.steps, seed=MEASURED, inputs=default_inputs)
@@ -147,30 +158,36 @@ def main() -> None:
     if options.distances:
         print(f"float model: FD {distance(floats, Reference.embedded()):.3f}")
     for recipe in options.recipes:
-        measure(pipe, artifact_for(pipe, options, recipe), options, floats)
+        measure(pipe, recipe, options, floats)
 
 
-def measure(
-    pipe: DiffusionPipeline, deployed: DeployedPipeline, options: argparse.Namespace, floats: Tensor
-) -> None:
-    """Print all rows of an artifact."""
-    table = Table(deployed, options, floats)
+def uncalibrated(recipe: str) -> str:
+    """Return the name of a recipe without a calibrated output."""
+    return f"{recipe}{',' if ':' in recipe else ':'}calibrated_output=false"
+
+
+def measure(pipe: DiffusionPipeline, recipe: str, options: argparse.Namespace, floats: Tensor) -> None:
+    """Print all rows of a recipe."""
+    deployed = artifact_for(pipe, options, uncalibrated(recipe))
+    calibrated = artifact_for(pipe, options, recipe) if deployed.manifest.is_quantized else None
+    table = Table(recipe, options, floats)
     root = options.work / f"steps-{options.steps}" / "sheets"
     root.mkdir(exist_ok=True)
     known: Mapping[str, DiffusionPipeline | Literal["self"]] = {"float": pipe, "self": "self"}
     names = options.teachers if deployed.schedule.has_cache else set(options.teachers) - {"self"}
     teachers = {name: known[name] for name in names}
-    for name, plan in plans_for(deployed).items():
-        if options.plans and name not in options.plans:
-            continue
-        plain = table.row(name, plan)
+    for name, plan in plans_for(deployed, options.plans).items():
+        plain = table.row(name, deployed, plan)
+        if calibrated is not None:
+            its_plan = Plan.auto(calibrated) if name == "auto" else plan  # bound to one artifact
+            table.row(f"{name}, calibrated output", calibrated, its_plan, plain)
         for taught, teacher in teachers.items():
             file = root / f"{deployed.manifest.sha256[:12]}-{name.replace(' ', '-')}-{taught}.safetensors"
             sheet = sheet_for(deployed, teacher, plan, file)
             if sheet is None:
-                print(f"{deployed.manifest.recipe.name:28} {name + ', sheet ' + taught:34} does not help")
+                print(f"{recipe:28} {name + ', sheet ' + taught:34} does not help", flush=True)
             else:
-                table.row(f"{name}, sheet {taught}", Plan(sheet) + plan, plain)
+                table.row(f"{name}, sheet {taught}", deployed, Plan(sheet) + plan, plain)
 
 
 def parsed() -> argparse.Namespace:
@@ -179,6 +196,7 @@ def parsed() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for artifacts and sheets")
+    parser.add_argument("--pipeline", type=Path, default=PIPELINE, help="the float pipeline")
     parser.add_argument("--steps", type=int, default=50, help="sampling steps")
     parser.add_argument("--samples", type=int, default=64, help="images whose PSNR is measured")
     parser.add_argument("--distances", type=int, default=0, help="images of a Fréchet distance; 0: none")

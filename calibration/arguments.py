@@ -6,7 +6,7 @@ can, images and tensors cannot. A set that needed none, or that an earlier relea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,30 +31,14 @@ class PipelineArguments:
     prompts: tuple[str, ...] | None = None
     inputs: tuple[Mapping[str, Any], ...] | None = None
 
-    @classmethod
-    def of(
-        cls, prompts: Sequence[str] | None, inputs: Sequence[Mapping[str, Any] | None]
-    ) -> PipelineArguments:
-        """Return the arguments of a recording; `inputs` are all None, or none is."""
-        given = tuple(mapping for mapping in inputs if mapping is not None)
-        return cls(prompts=None if prompts is None else tuple(prompts), inputs=given or None)
-
     def write(self, root: Path) -> None:
-        """Write `arguments.json`, unless there is nothing to write or JSON cannot hold it.
+        """Write `arguments.json`, unless there is nothing to write.
 
         Raises:
             CalibrationError: the file cannot be written.
         """
-        if self.prompts is None and self.inputs is None:
-            return
-        value = {"prompts": self.prompts, "inputs": self.inputs}
-        try:
-            data = canonical_json.dumps(value)
-            back = canonical_json.loads_strict(data)
-            is_plain = value_digest(back, name="") == value_digest(value, name="")
-        except (TypeError, ValueError):
-            return
-        if is_plain:
+        if self != PipelineArguments():
+            data = canonical_json.dumps({"prompts": self.prompts, "inputs": self.inputs})
             write_whole(root / ARGUMENTS, data, error=CalibrationError, advice="choose another directory")
 
     @classmethod
@@ -76,3 +60,36 @@ class PipelineArguments:
             )
         except (OSError, KeyError, TypeError, ValueError) as problem:
             raise CalibrationError(f"`{file}` is damaged: {problem}; calibrate again") from problem
+
+
+class PlainInputs:
+    """Collects what each sample-batch was given, as long as JSON can hold it; images are let go at once."""
+
+    def __init__(self) -> None:
+        self._mappings: list[Mapping[str, Any]] = []
+        self._is_plain = True
+
+    def add(self, mapping: Mapping[str, Any] | None) -> None:
+        """Add the next sample-batch's mapping; None where none was given."""
+        plain = _as_plain(mapping)
+        self._is_plain = self._is_plain and plain is not None
+        if self._is_plain and plain is not None:
+            self._mappings.append(plain)
+        else:
+            self._mappings.clear()
+
+    def all(self) -> tuple[Mapping[str, Any], ...] | None:
+        """Return all mappings, or None if there was one that JSON cannot hold."""
+        return tuple(self._mappings) or None
+
+
+def _as_plain(mapping: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what JSON makes of a mapping, if that is the same."""
+    if mapping is None:
+        return None
+    try:
+        plain: dict[str, Any] = canonical_json.loads_strict(canonical_json.dumps(dict(mapping)))
+    except (TypeError, ValueError):
+        return None
+    is_same = value_digest(plain, name="inputs") == value_digest(mapping, name="inputs")
+    return plain if is_same else None

@@ -161,17 +161,16 @@ class CalibrationSet:
         Raises:
             CalibrationError: they were altered.
         """
-        needed = (self._request.prompts is not None, self._request.takes_inputs)
         kept = PipelineArguments.read(self._path) or PipelineArguments()
-        if needed != (kept.prompts is not None, kept.inputs is not None):
-            return None
-        digests = [None if kept.prompts is None else value_digest(kept.prompts, name="prompts")]
-        digests += [value_digest(mapping, name="inputs") for mapping in kept.inputs or ()]
-        if digests != [self._request.prompts, *(shard.inputs for shard in self._shards if kept.inputs)]:
+        prompts = None if kept.prompts is None else value_digest(kept.prompts, name="prompts")
+        inputs = [value_digest(mapping, name="inputs") for mapping in kept.inputs or ()]
+        recorded = [shard.inputs for shard in self._shards if shard.inputs is not None]
+        if prompts not in (None, self._request.prompts) or inputs not in ([], recorded):
             raise CalibrationError(
                 f"`{self._path / ARGUMENTS}` was altered: its digest is not the recorded one; {_AGAIN}"
             )
-        return kept
+        is_complete = prompts == self._request.prompts and inputs == recorded
+        return kept if is_complete else None
 
     @property
     def versions(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 import errata
-from errata.calibration.arguments import PipelineArguments
+from errata.calibration.arguments import PipelineArguments, PlainInputs
 from errata.calibration.calibration_set import CalibrationSet, load
 from errata.calibration.document import Recording, Request
 from errata.calibration.pipelines import check_pipeline, run_batch, untouched
@@ -92,8 +92,9 @@ def calibrate(
     is_silent = bool(getattr(pipe, "_progress_bar_config", {}).get("disable", False))
     with Recording(out, request) as recording:
         with untouched(pipe, target):
-            given = _fill(recording, pipe, request, texts, batches, is_silent=is_silent)
-        PipelineArguments.of(texts, given).write(out)
+            kept = _fill(recording, pipe, request, texts, batches, is_silent=is_silent)
+        prompts = None if texts is None else tuple(texts)
+        PipelineArguments(prompts=prompts, inputs=kept.all()).write(out)
         recording.finish()
     return load(out)
 
@@ -110,15 +111,15 @@ def _fill(
     inputs: Iterable[Inputs] | None,
     *,
     is_silent: bool,
-) -> list[Inputs | None]:
+) -> PlainInputs:
     """Record every sample-batch that has no finished shard yet; return what each was given."""
     sizes = request.batch_sizes()
     given = _digested(inputs, len(sizes))
     total = len(sizes) * request.num_inference_steps
-    taken: list[Inputs | None] = []
+    kept = PlainInputs()
     with tqdm(total=total, desc="calibrating", unit="call", disable=is_silent or None) as bar:
         for index, (size, (mapping, digest)) in enumerate(zip(sizes, given, strict=True)):
-            taken.append(mapping)
+            kept.add(mapping)
             if (shard := recording.shard(index)) is None:
                 samples = range(index * request.batch_size, index * request.batch_size + size)
                 trajectory = _record(pipe, request, samples, prompts, mapping, bar)
@@ -132,7 +133,7 @@ def _fill(
                 bar.update(len(recording.calls.timesteps))
             if recording.calls is not None:  # a sampler may take more calls than steps
                 bar.total = len(sizes) * len(recording.calls.timesteps)
-    return taken
+    return kept
 
 
 def _record(

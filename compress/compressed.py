@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ class Compression:
 
     `table` holds codes, scales and zero points by name (see `errata.compress.quantize.simulation`);
     `calibration` names the data that the ranges come from; `calibrated_output` is what the map of the
-    predictions was measured to do, None where there is none or no image to measure it on.
+    predictions was measured to do, None where there is none or no image to measure it on; `choices` says in
+    words what whole images decided, by subject.
     """
 
     recipe: Recipe
@@ -56,6 +57,7 @@ class Compression:
     calibration: Mapping[str, Any]
     table: Mapping[str, Tensor]
     calibrated_output: PairedChange | None = None
+    choices: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the table."""
@@ -65,6 +67,7 @@ class Compression:
             "schedule": self.schedule.to_json(),
             "sampler": self.sampler.to_json(),
             "calibration": dict(self.calibration),
+            "choices": dict(self.choices),
             "calibrated_output": None if self.calibrated_output is None else self.calibrated_output.to_json(),
         }
 
@@ -77,6 +80,7 @@ class Compression:
         measured = value.get("calibrated_output")
         return cls(
             recipe=recipe,
+            choices=dict(value.get("choices", {})),
             calibrated_output=None if measured is None else PairedChange.from_json(measured),
             scheme=Scheme.from_json(value["scheme"]),
             schedule=CacheSchedule.from_json(value["schedule"]),

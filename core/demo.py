@@ -26,12 +26,13 @@ from errata.report.bundled_report import recorded_digits
 from errata.report.request import PlanOrPlans
 from errata.report.store import FOLDER as MEASUREMENTS
 
-RECIPES: tuple[str, ...] = ("w8a8", "w4a8", "w8a8+deepcache-5")
+# An artifact as it was before outputs were calibrated, which a sheet repairs, and two of today.
+OLD = "w8a8:calibrated_output=false"
+RECIPES: tuple[str, ...] = (OLD, "w4a8", "w8a8+deepcache-5")
 # Two recipes with the same quantizer: codes and ranges of the second are those of the first.
-REUSED: Mapping[str, str] = {"w8a8+deepcache-5": "w8a8"}
+REUSED: Mapping[str, str] = {"w8a8+deepcache-5": OLD}
 # The paper's correction. Beside it, each artifact has the plan that errata recommends.
 PLANS: Mapping[str, Plan] = {"none": Plan.none(), "iec": Plan(IEC(), "all")}
-RECOMMENDED = "auto + sheet"
 # Images that a sheet is fitted to, and as many again that judge it.
 SHEET_SAMPLES = 32
 PAGE = "report.html"
@@ -47,8 +48,8 @@ def run(
 ) -> Path:
     """Run everything on the embedded digits model and return the path of the HTML report in `out`.
 
-    `out` ends up with `calibration/`, `compressed/`, `artifacts/`, `sheets/` and the report's three files. An
-    earlier demo's result there is replaced when the new one is complete. Progress goes to stderr.
+    `out` ends up with `calibration/`, `compressed/`, `artifacts/`, `sheet.safetensors` and the report's three
+    files. An earlier demo's result there is replaced when the new one is complete. Progress goes to stderr.
 
     Raises:
         ReportError: `out` holds something other than a demo's result, cannot be written, or the extra
@@ -63,13 +64,7 @@ def run(
             pipe, folder / "calibration", steps=steps, samples=calibration_samples, seed=seed
         )
         artifacts = _deploy_all(pipe, trajectories, folder)
-        (folder / "sheets").mkdir()
-        recommended = {
-            name: _recommend(deployed, pipe, folder / "sheets" / f"{name}.safetensors", seed=seed)
-            for name, deployed in artifacts.items()
-        }
-        helpful = {name: plan for name, plan in recommended.items() if not plan.corrects_nothing}
-        plans: dict[str, PlanOrPlans] = {**PLANS, **({RECOMMENDED: helpful} if helpful else {})}
+        plans: dict[str, PlanOrPlans] = {**PLANS, **_recommended(artifacts, pipe, folder, seed=seed)}
         result = _report(artifacts, plans, pipe, folder / "report", samples=samples, seed=seed)
         shutil.rmtree(folder / "report" / MEASUREMENTS)  # a demo is never resumed
         for file in (folder / "report").iterdir():
@@ -80,10 +75,26 @@ def run(
     return path / PAGE
 
 
-def _recommend(deployed: DeployedPipeline, pipe: DiffusionPipeline, path: Path, *, seed: int) -> Plan:
-    """Return the best plan that costs nothing, with a sheet if one helps."""
-    with _stage("repair", f"sheet for {path.stem}"):
-        plan = Plan.auto(deployed)
+def _recommended(
+    artifacts: Mapping[str, DeployedPipeline], pipe: DiffusionPipeline, folder: Path, *, seed: int
+) -> dict[str, dict[str, Plan]]:
+    """Return the best plan that costs nothing for each artifact that has one; for `OLD` with a sheet."""
+    plans: dict[str, dict[str, Plan]] = {}
+    for name, deployed in artifacts.items():
+        with _stage("choose a plan", name):
+            plan = Plan.auto(deployed)
+        if name == OLD:
+            plan = _with_sheet(deployed, pipe, plan, folder / "sheet.safetensors", seed=seed)
+        if not plan.corrects_nothing:
+            plans.setdefault("auto + sheet" if name == OLD else "auto", {})[name] = plan
+    return plans
+
+
+def _with_sheet(
+    deployed: DeployedPipeline, pipe: DiffusionPipeline, plan: Plan, path: Path, *, seed: int
+) -> Plan:
+    """Return the plan with a sheet, if one helps."""
+    with _stage("repair", "fit an errata sheet"):
         try:
             sheet = fit_sheet(
                 deployed, pipe, plan=plan, samples=SHEET_SAMPLES, held_out=SHEET_SAMPLES, seed=seed
@@ -144,11 +155,17 @@ def _deploy_all(
     compressed: dict[str, CompressedPipeline] = {}
     deployed: dict[str, DeployedPipeline] = {}
     for recipe in RECIPES:
-        out, earlier = folder / "compressed" / recipe, compressed.get(REUSED.get(recipe, ""))
+        name = _folder_name(recipe)
+        out, earlier = folder / "compressed" / name, compressed.get(REUSED.get(recipe, ""))
         with _stage("compress", recipe if earlier is None else f"{recipe}, quantizer of {REUSED[recipe]}"):
             compressed[recipe] = compress.compress(pipe, trajectories, recipe, out, reuse=earlier)
-        deployed[recipe] = _deploy(compressed[recipe], recipe, folder / "artifacts" / recipe)
+        deployed[recipe] = _deploy(compressed[recipe], recipe, folder / "artifacts" / name)
     return deployed
+
+
+def _folder_name(recipe: str) -> str:
+    """Return a name that every file system takes."""
+    return recipe.replace(":", ",")
 
 
 def _deploy(compressed: CompressedPipeline, recipe: str, out: Path) -> DeployedPipeline:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from errata.deploy.manifest import FORMAT, Manifest
+from errata.deploy.manifest import Manifest
+from errata.runtime.output_map import output_map_text
 
 _PAGE = """\
 ---
@@ -46,7 +47,7 @@ def model_card(manifest: Manifest, repo_id: str) -> str:
     return _PAGE.format(
         tags="\n".join(f"- {tag}" for tag in tags),
         title=repo_id.rpartition("/")[2],
-        format=FORMAT,
+        format=manifest.format,
         summary=manifest.summary(),
         repo_id=repo_id,
         pipeline=manifest.pipeline_class,
@@ -74,6 +75,7 @@ def _facts(manifest: Manifest) -> dict[str, str]:
         "whole artifact": f"{manifest.artifact_bytes:,} bytes in {len(manifest.files)} files",
         "sampler": f"`{sampler.scheduler_class}`, {sampler.num_inference_steps} steps",
         "cache": f"{cached} of {schedule.num_steps} denoiser calls are cached" if cached else "none",
+        "output": output_map_text(manifest.scheme, manifest.calibrated_output),
         "made by": ", ".join(f"{name} {version}" for name, version in manifest.made_by.items()),
         "manifest SHA-256": f"`{manifest.sha256}`",
     }

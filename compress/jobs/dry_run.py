@@ -139,6 +139,7 @@ def tensor_bytes(unet: nn.Module, scheme: Scheme, *, num_steps: int) -> dict[str
             "weight scales": sum(_scale_bytes(unet, layer) for layer in scheme.layers),
             "activation scales": len(sites_of(scheme)) * num_steps * (_FLOAT_BYTES + _ZERO_POINT_BYTES),
             "cache correction": _correction_bytes(scheme, num_steps=num_steps),
+            "calibrated output": _output_bytes(scheme, num_steps=num_steps),
         }
     )
     for name, value in unet.state_dict().items():
@@ -170,6 +171,12 @@ def _correction_bytes(scheme: Scheme, *, num_steps: int) -> int:
         return 0
     channels = scheme.correction.feature_channels + sum(layer.channels for layer in scheme.correction.layers)
     return 2 * _FLOAT_BYTES * num_steps * channels
+
+
+def _output_bytes(scheme: Scheme, *, num_steps: int) -> int:
+    """Return the bytes of a matrix and a bias for each step."""
+    channels = 0 if scheme.output is None else scheme.output.channels
+    return _FLOAT_BYTES * num_steps * channels * (channels + 1)
 
 
 def _schedule(preparation: Preparation, num_steps: int, calls_per_step: int) -> CacheSchedule | None:

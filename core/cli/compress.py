@@ -140,7 +140,7 @@ def _compress(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Re
 def _summary(
     args: argparse.Namespace, compressed: "CompressedPipeline", blocks: "list[BlockReport]", seconds: float
 ) -> dict[str, Any]:
-    schedule = compressed.schedule
+    schedule, measured = compressed.schedule, compressed.compression.calibrated_output
     payload = {
         "compressed": str(args.out),
         "recipe": compressed.compression.recipe.name,
@@ -148,6 +148,8 @@ def _summary(
         "full_steps": list(schedule.full_steps),
         "num_steps": schedule.num_steps,
         "branch": schedule.branch,
+        "choices": dict(compressed.compression.choices),
+        "calibrated_output": None if measured is None else measured.to_json(),
         "seconds": round(seconds, 3),
         "peak_memory_bytes": peak_memory(),
     }
@@ -157,6 +159,7 @@ def _summary(
 
 def _summary_text(out: Path, compressed: "CompressedPipeline", payload: dict[str, Any]) -> str:
     from errata.durations import duration
+    from errata.runtime.output_map import output_map_text
 
     memory = f"peak memory {megabytes(payload['peak_memory_bytes'])}"
     if "peak_cuda_memory_bytes" in payload:
@@ -165,6 +168,9 @@ def _summary_text(out: Path, compressed: "CompressedPipeline", payload: dict[str
     lines = [f"compressed with {name}: {out}"]
     if compressed.schedule.has_cache:
         lines.append(f"cache: {schedule_text(compressed.schedule)}")
+    lines += [f"{subject}: {told}" for subject, told in compressed.compression.choices.items()]
+    if (scheme := compressed.compression.scheme).layers:
+        lines.append(f"output: {output_map_text(scheme, compressed.compression.calibrated_output)}")
     return "\n".join([*lines, f"{duration(payload['seconds'])}, {memory}"])
 
 
@@ -220,6 +226,7 @@ def _rounding(preview: "Preview") -> str:
         words = [f"learned, {learned.iterations} iterations per block on {learned.samples} inputs"]
     words += ["weights equalized first"] * quantization.equalization
     words += ["biases corrected"] * quantization.bias_correction
+    words += ["output calibrated where that helps"] * preview.recipe.calibrated_output
     return ", ".join(words)
 
 

@@ -216,6 +216,8 @@ def _kernels(args: argparse.Namespace) -> dict[str, dict[str, str]]:
 
 
 def _facts(artifact: Path, manifest: "Manifest") -> str:
+    from errata.runtime.output_map import output_map_text
+
     times = manifest.sampler.timesteps
     share = manifest.denoiser_bytes / manifest.float32_weight_bytes
     facts = {
@@ -230,6 +232,7 @@ def _facts(artifact: Path, manifest: "Manifest") -> str:
         "sampler": f"{manifest.sampler.scheduler_class}, {manifest.sampler.num_inference_steps} steps, "
         f"{len(times)} denoiser calls at timesteps {times[0]:g} to {times[-1]:g}",
         "cache": _cache(manifest.schedule),
+        "output": output_map_text(manifest.scheme, manifest.calibrated_output),
         "made by": ", ".join(f"{name} {version}" for name, version in manifest.made_by.items()),
         "calibration": f"\n{INDENT}".join(f"{name} {value}" for name, value in manifest.calibration.items()),
     }

@@ -32,8 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from errata.correct.network_method import NetworkMethod
 from errata.correct.registry import register_method
-from errata.correct.sheets.fitted_maps import CallLevels, FittedMaps
-from errata.correct.sheets.mapped_denoiser import MappedDenoiser
+from errata.correct.sheets.fitted_maps import CallLevels, FittedMaps, MappedDenoiser
 from errata.correct.sheets.sheet_file import LARGEST_SHEET, SheetFacts, from_bytes, to_bytes
 from errata.correct.steps import spelled
 from errata.correct.traits import acts_between

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -34,6 +33,7 @@ from errata.correct.planner.halving import (
 from errata.correct.planner.metrics import AgreementMetric, FrechetMetric, Metric
 from errata.correct.plans import Plan
 from errata.correct.sampling import Inputs, PlanSampler, batches_of, default_inputs
+from errata.correct.validation import check_plan_arguments
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError
 from errata.quality.intervals import CONFIDENCE
@@ -46,9 +46,6 @@ _ROUNDING = 1e-9
 
 # Images that the best candidate is measured on, at least; as many as `samples`, if that is fewer.
 _LEAST_MEASURED = 64
-
-# 500 %. More is a percentage taken for a fraction; the dearest useful plan runs each step a few times.
-_LARGEST_BUDGET = 5.0
 
 CACHE_FREE = "a cache-free run of the same artifact at its recorded steps"
 
@@ -103,7 +100,9 @@ def plan(
     Raises:
         PlanError: an argument is out of range, or there is nothing to compare with.
     """
-    _check(deployed, max_overhead=max_overhead, samples=samples, batch_size=batch_size, seed=seed)
+    check_plan_arguments(
+        deployed, max_overhead=max_overhead, samples=samples, batch_size=batch_size, seed=seed
+    )
     for sheet in sheets:
         sheet.check_artifact(deployed)
     # What is made small, and what calls cost here.
@@ -288,24 +287,3 @@ def _usable(candidates: Sequence[Candidate], deployed: DeployedPipeline) -> list
         else:
             usable.append(candidate)
     return usable
-
-
-def _check(deployed: object, *, max_overhead: float, samples: int, batch_size: int, seed: int) -> None:
-    if not isinstance(deployed, DeployedPipeline):
-        raise TypeError(
-            f"plan() takes a loaded artifact, not a {type(deployed).__name__}: pass what deploy.load(path) "
-            "returns"
-        )
-    is_budget = isinstance(max_overhead, int | float) and math.isfinite(max_overhead) and max_overhead >= 0
-    if not is_budget:
-        raise PlanError(
-            f"max_overhead={max_overhead!r}: it must be a fraction of 0 or more, such as 0.15 for 15 %"
-        )
-    if max_overhead > _LARGEST_BUDGET:
-        raise PlanError(
-            f"max_overhead={max_overhead!r} would allow {max_overhead:.0%} more compute, and at most "
-            f"{_LARGEST_BUDGET:.0%} makes sense; it is a fraction: write 0.15 for 15 %"
-        )
-    for name, value, least in (("samples", samples, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-        if value < least:
-            raise PlanError(f"{name}={value!r}: it must be at least {least}")

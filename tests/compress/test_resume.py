@@ -92,7 +92,7 @@ def interrupted(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch, recipe
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("errata.compress.workflow.observe_ranges", stop)
+        patch.setattr("errata.compress.jobs.work.observe_ranges", stop)
         with pytest.raises(KeyboardInterrupt):
             compress.apply(pipe, recording, recipe, out)
     assert [path.name for path in (work_directory(out) / "stages").iterdir()] == ["weights.safetensors"]
@@ -174,7 +174,7 @@ def test_ctrl_c_says_how_to_go_on(
     command = ["compress", f"{folder}/pipeline", "--calibration", f"{folder}/calibration"]
     command += ["--recipe", "w8a8", "--out", f"{tmp_path}/out"]
     with monkeypatch.context() as patch:
-        patch.setattr("errata.compress.workflow.observe_ranges", stop)
+        patch.setattr("errata.compress.jobs.work.observe_ranges", stop)
         assert cli.main(command) == 130
     assert capsys.readouterr().err.endswith(
         f"errata: error: interrupted; 1 finished stages are kept in `{tmp_path}/out.partial`; "

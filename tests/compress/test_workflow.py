@@ -165,7 +165,7 @@ def test_a_failure_before_the_first_finished_stage_leaves_nothing_behind(
     def fail(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("errata.compress.workflow.quantize_weights", fail)
+    monkeypatch.setattr("errata.compress.jobs.work.quantize_weights", fail)
     with pytest.raises(KeyboardInterrupt):
         compress.apply(tiny_pipeline, tiny_calibration, "w8a8", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

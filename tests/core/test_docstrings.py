@@ -16,7 +16,7 @@ QUOTED = re.compile(r"`([A-Za-z_]\w*)\.([A-Za-z_]\w*)(?:\([^`]*\))?`")
 FILE = re.compile(rf"(?<![\w/])((?:{'|'.join(('core', 'docs', *STAGES))})/[\w/.-]+\.(?:py|md|c))\b")
 # Names of files, and of tensors and options in files, look the same.
 SUFFIXES = {"html", "json", "md", "png", "safetensors", "sig"}
-KEYS = {"cache.gain", "cache.shift", "rounding.samples", "rounding.seed"}
+KEYS = {"cache.gain", "cache.shift", "output.matrix", "output.bias", "rounding.samples", "rounding.seed"}
 
 
 def module_files() -> dict[str, Path]:

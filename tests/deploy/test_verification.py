@@ -129,8 +129,8 @@ def test_paths_outside_the_artifact(artifact: Path, name: str) -> None:
 
 
 def test_another_version(artifact: Path) -> None:
-    rewrite(artifact, lambda value: value.update(format="errata-artifact/2"))
-    refused(artifact, ArtifactVersionError, "format 'errata-artifact/2'; this version reads")
+    rewrite(artifact, lambda value: value.update(format="errata-artifact/3"))
+    refused(artifact, ArtifactVersionError, "format 'errata-artifact/3'; this version reads")
 
 
 def test_another_denoiser_class(artifact: Path) -> None:

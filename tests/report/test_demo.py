@@ -18,25 +18,26 @@ def fill(folder: Path, text: str = "new") -> None:
 
 
 def test_the_whole_life_ends_in_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "RECIPES", ("deepcache-10", "w4a8"))
+    monkeypatch.setattr(demo, "RECIPES", ("deepcache-10", demo.OLD))
     monkeypatch.setattr(demo, "SHEET_SAMPLES", 8)
     with pytest.warns(UserWarning, match="full rank"):
         page = demo.run(tmp_path / "runs" / "demo", steps=3, samples=4, calibration_samples=2)
     assert page == tmp_path / "runs" / "demo" / "report.html"
-    names = {"artifacts", "calibration", "compressed", "sheets", "demo.json"}
+    names = {"artifacts", "calibration", "compressed", "demo.json"}
     names |= {"report.html", "report.json", "report.md"}
+    has_sheet = (page.parent / "sheet.safetensors").exists()
+    names |= {"sheet.safetensors"} if has_sheet else set()
     assert {file.name for file in page.parent.iterdir()} == names
     # A cache whose only full call is the first one leaves nothing to choose.
-    has_sheet = [file.stem for file in (page.parent / "sheets").iterdir()] == ["w4a8"]
     report = json.loads((page.parent / "report.json").read_text(encoding="utf-8"))
     asked = [row for row in report["rows"] if row["role"] != "equal compute"]
     assert [(row["artifact"], row["plan"]) for row in asked] == [
         ("float", "none"),
         ("deepcache-10", "none"),
         ("deepcache-10", "iec"),
-        ("w4a8", "none"),
-        ("w4a8", "iec"),
-        *[("w4a8", demo.RECOMMENDED)] * has_sheet,
+        (demo.OLD, "none"),
+        (demo.OLD, "iec"),
+        *[(demo.OLD, "auto + sheet")] * has_sheet,
     ]
 
 

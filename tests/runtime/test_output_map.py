@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.correct.sheets.mapped_denoiser import MappedDenoiser
+from errata.correct.sheets.fitted_maps import MappedDenoiser
 from errata.runtime.output_map import CallMaps, OutputMap
 from errata.runtime.schedule import CacheSchedule
 

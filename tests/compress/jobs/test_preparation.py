@@ -63,8 +63,8 @@ def test_nothing_is_observed_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = tiny_compressed("w8a8")
-    monkeypatch.setattr("errata.compress.workflow.observe_ranges", None)
-    monkeypatch.setattr("errata.compress.workflow.quantize_weights", None)
+    monkeypatch.setattr("errata.compress.jobs.work.observe_ranges", None)
+    monkeypatch.setattr("errata.compress.jobs.work.quantize_weights", None)
     compress.apply(tiny_pipeline, tiny_calibration, "w8a8+deepcache-2", tmp_path / "out", reuse=source)
 
 

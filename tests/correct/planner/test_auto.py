@@ -68,8 +68,9 @@ def test_a_share_of_hindsight_is_chosen(artifact: DeployedPipeline) -> None:
 
 
 def test_a_sheet_joins_the_plan_that_it_was_fitted_under(
-    artifact: DeployedPipeline, digits: DDIMPipeline, tiny_artifact: Callable[[str], Path]
+    digits_artifact: Callable[..., Path], digits: DDIMPipeline, tiny_artifact: Callable[[str], Path]
 ) -> None:
+    artifact = deploy.load(digits_artifact("w4a8+deepcache-3:branch=1", steps=9))
     free = Plan.auto(artifact, samples=8)
     under = Plan(free.method, free.steps, free.also)
     sheet = fit_sheet(artifact, digits, plan=under, samples=16, held_out=16, progress=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from artifact_files import change_tensors
 from tiny import compressed_by_name, exported_by_name, tiny_ddim
 from torch import Tensor
 
@@ -309,3 +310,26 @@ def test_the_command_line_exports_verifies_inspects_and_generates(
     assert (tmp_path / "images" / "00001.png").exists()
     assert cli.main(["export", str(engine), "--out", str(tmp_path / "again")]) == 1
     assert "errata.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["gathered", "qdq"])
+def test_a_calibrated_output_is_part_of_the_graphs(
+    form: str, small_artifact: Artifact, tmp_path: Path
+) -> None:
+    """An engine without it would be refused at the export: it is compared with the artifact there."""
+    path = Path(shutil.copytree(small_artifact("w8a8+cachequant-2"), tmp_path / "artifact"))
+    matrix, bias = 1 + 0.1 * torch.arange(STEPS).view(-1, 1, 1), 0.1 * torch.arange(STEPS).view(-1, 1)
+    change_tensors(path, lambda tensors: tensors.update({"output.matrix": matrix, "output.bias": bias}))
+    artifact = deploy.load(path, backend="reference").denoiser
+    engine = deploy.load(engines.export_onnx(path, tmp_path / "engine", form=form)).denoiser
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    for step in (0, 3, STEPS - 1):
+        expected, feature = artifact.full(x, step, {})
+        found, _ = engine.full(x, step, {})
+        assert feature is not None
+        pairs = [(found, expected)]
+        if step:
+            pairs.append((engine.cached(x, step, {}, feature), artifact.cached(x, step, {}, feature)))
+        for ours, theirs in pairs:
+            error = (ours - theirs).flatten(1).norm(dim=1) / theirs.flatten(1).norm(dim=1)
+            assert float(error.quantile(0.25)) < BOUND

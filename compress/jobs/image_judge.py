@@ -1,9 +1,12 @@
-"""Whether a choice of the compression helps: PSNR of whole images to the float model's, from fresh noise."""
+"""Choices of a compression that whole images decide, from noise that nothing was fitted to."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,15 +16,88 @@ from torch import Tensor
 
 from errata.calibration import CalibrationSet
 from errata.calibration.pipelines import check_pipeline, run_batch, untouched
+from errata.compress.compressed import CompressedPipeline, Compression
 from errata.errors import CalibrationError
 from errata.journal import Stage
 from errata.quality.paired import psnr
+from errata.quality.paired_change import PairedChange
 from errata.runtime.pipeline import SteppedPipeline
+
+logger = logging.getLogger(__name__)
 
 IMAGES = 16
 # Far from the seeds of calibration sets, of sheets and of images that people draw.
 _FIRST_SEED = 3_000_000_000
 _BATCH_SIZE = 16
+_FEWEST_IMAGES = 4
+
+Candidate = tuple[str, Compression]
+"""A compression, and its name in the journal."""
+
+
+class ImageJudge:
+    """Compares compressions of a pipeline by the PSNR of their images to the float model's.
+
+    Args:
+        pipe: the float pipeline; it is left as it was.
+        calibration_set: how it is sampled.
+        stage: where finished images are kept.
+
+    Attributes:
+        choices: what was decided, in words, by subject.
+    """
+
+    def __init__(self, pipe: DiffusionPipeline, calibration_set: CalibrationSet, *, stage: Stage) -> None:
+        self._pipe, self._set, self._stage = pipe, calibration_set, stage
+        self._known: dict[str, Tensor] = {}
+        self.choices: dict[str, str] = {}
+
+    @cached_property
+    def can_judge(self) -> bool:
+        """Whether the pipeline can be sampled as it was recorded; if not, a warning says why."""
+        try:
+            self._images  # noqa: B018 (samples the float model)
+        except CalibrationError as problem:
+            logger.warning("%s", _without_images(problem))
+            return False
+        return True
+
+    @cached_property
+    def _images(self) -> HeldOutImages:
+        return HeldOutImages(self._pipe, self._set, stage=self._stage)
+
+    def remember(self, choices: Mapping[str, str], *, subject: str) -> None:
+        """Take over what an earlier compression decided on a subject, if it did."""
+        if subject in choices:
+            self.choices[subject] = choices[subject]
+
+    def change(self, before: Candidate, after: Candidate) -> PairedChange:
+        """Return what the second does to the PSNR of the first."""
+        return PairedChange.of(self._psnr(before), self._psnr(after))
+
+    def keeps(self, subject: str, chosen: Candidate, simple: Candidate) -> bool:
+        """Return whether what the recipe asks for stays: unless the simple choice is better beyond noise."""
+        change = self.change(chosen, simple)
+        kept = simple if change.helps else chosen
+        self.choices[subject] = (
+            f"{kept[0]}; with {simple[0]} in place of {chosen[0]}, PSNR to the float model goes from "
+            f"{change.text()}"
+        )
+        (logger.warning if change.helps else logger.info)("%s: %s", subject, self.choices[subject])
+        return not change.helps
+
+    def _psnr(self, candidate: Candidate) -> Tensor:
+        name, compression = candidate
+        if name not in self._known:
+            self._known[name] = self._images.psnr(name, CompressedPipeline(self._pipe, compression, Path()))
+        return self._known[name]
+
+
+def _without_images(problem: CalibrationError) -> str:
+    return (
+        f"no images to judge by: {problem}; the output is not calibrated, and learned rounding and searched "
+        "schedules are kept as they are; an artifact can get an errata sheet later, see `errata sheet`"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +127,11 @@ class HeldOutImages:
         self._right = [self._kept("float", number, pipe) for number in range(len(self._batches))]
 
     def psnr(self, name: str, compressed: SteppedPipeline) -> Tensor:
-        """Return PSNR of each image to the float model's, `(N,)`, float64, in dB; kept under that name."""
+        """Return PSNR of each image to the float model's, `(N,)`, float64, in dB; kept under that name.
+
+        `compressed` is made for this: its progress bar is turned off.
+        """
+        compressed.pipe.set_progress_bar_config(disable=True)
         batches = enumerate(self._right)
         return torch.cat([psnr(self._kept(name, number, compressed), right) for number, right in batches])
 
@@ -96,7 +176,12 @@ def _batches(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> Iterat
         guidance_scale=calibration_set.guidance_scale,
     )
     total = calibration_set.num_samples
-    size = _BATCH_SIZE if arguments.inputs is None else calibration_set.batch_size
+    if total < _FEWEST_IMAGES:
+        raise CalibrationError(
+            f"`{calibration_set.path}` has {total} trajectories; a comparison takes {_FEWEST_IMAGES} or more"
+        )
+    # No more at once than the recording took: the user chose that number for the memory that there is.
+    size = calibration_set.batch_size if arguments.inputs else min(_BATCH_SIZE, calibration_set.batch_size)
     for number, first in enumerate(range(0, min(IMAGES, total), size)):
         count = min(size, total - first) if arguments.inputs else min(size, IMAGES - first, total - first)
         samples = range(first, first + count)

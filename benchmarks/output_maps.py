@@ -1,0 +1,195 @@
+"""Compare maps of the prediction: a bias, a matrix, a 3x3 convolution; and one of their own for cached calls.
+
+    python benchmarks/output_maps.py --work runs/output_maps --steps 25
+    python benchmarks/output_maps.py --work runs/output_maps --steps 50 --pipeline runs/horses
+
+All are fitted to the same recorded trajectories, as `errata compress` fits a calibrated output, and judged by
+PSNR to the float model's images from other noise, in pairs: the mean of the differences to the artifact
+without a map, with its 95 % interval. This is what the choice of one matrix a call, for full and cached calls
+alike, rests on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from sheets import MEASURED, artifact_for, sampled, uncalibrated
+from torch import Tensor
+from torch.nn import functional
+
+from errata import calibration
+from errata.calibration import CalibrationSet
+from errata.correct import Forecast, Plan
+from errata.correct.sampling import FloatSampler, PlanSampler, default_inputs
+from errata.deploy import DeployedPipeline
+from errata.embedded import PIPELINE
+from errata.machine import describe_machine
+from errata.quality.intervals import mean_estimate
+from errata.quality.paired import psnr
+from errata.runtime.denoiser import Conditioning, Denoiser, WrappedDenoiser
+from errata.runtime.output_map import mapped
+from errata.runtime.output_moments import OutputMoments
+from errata.runtime.schedule import StepKind
+
+RECIPES = ("w8a8", "w4a8", "w8a8+deepcache-10", "w8a8+deepcache-10:branch=1", "w8a8+cachequant-10")
+# Of the 3x3 convolution, relative to the mean of the diagonal: the best of 1e-4 to 1e-1 on the digits model.
+RIDGE = 1e-3
+Correction = Callable[[Tensor, int, StepKind], Tensor]
+
+
+@dataclass
+class Convolution:
+    """Weighted least squares for a 3x3 convolution of the prediction, with a bias, for each call."""
+
+    channels: int
+    _sums: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def add(self, call: int, prediction: Tensor, target: Tensor) -> None:
+        """Add pairs `(B, C, H, W)`, weighted as `OutputMoments` weighs them."""
+        delta = (target - prediction).double().flatten(2)
+        error = delta.square().mean(dim=(1, 2))
+        patches = functional.unfold(prediction.double(), 3, padding=1)
+        z = torch.cat([patches, torch.ones_like(patches[:, :1])], dim=1)
+        weighted = z / (error + error.median()).clamp(min=1e-20)[:, None, None]
+        gram, cross = (weighted @ z.mT).sum(0), (weighted @ delta.mT).sum(0)
+        before = self._sums.get(call, (torch.zeros_like(gram), torch.zeros_like(cross)))
+        self._sums[call] = (before[0] + gram, before[1] + cross)
+
+    def correction(self) -> Correction:
+        """Return what applies it."""
+        solved = {}
+        for call, (gram, cross) in self._sums.items():
+            ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+            theta = torch.linalg.solve(gram + ridge, cross).float()
+            solved[call] = (theta[:-1].T.reshape(self.channels, self.channels, 3, 3), theta[-1])
+
+        def apply(prediction: Tensor, step: int, kind: StepKind) -> Tensor:
+            weight, bias = solved[step]
+            return prediction + functional.conv2d(prediction, weight, bias, padding=1)
+
+        return apply
+
+
+class Corrected(WrappedDenoiser):
+    """A denoiser whose predictions are corrected."""
+
+    def __init__(self, denoiser: Denoiser, correction: Correction) -> None:
+        super().__init__(denoiser)
+        self._correction = correction
+
+    def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
+        """See `Denoiser.full`."""
+        prediction, feature = super().full(x, step, cond)
+        return self._correction(prediction, step, "full"), feature
+
+    def cached(
+        self, x: Tensor, step: int, cond: Conditioning, feature: Tensor, *, is_extrapolated: bool = False
+    ) -> Tensor:
+        """See `Denoiser.cached`."""
+        prediction = super().cached(x, step, cond, feature, is_extrapolated=is_extrapolated)
+        return self._correction(prediction, step, "cached")
+
+
+@torch.no_grad()
+def fitted(deployed: DeployedPipeline, unet: torch.nn.Module, given: CalibrationSet) -> dict[str, Correction]:
+    """Return the corrections to compare, by name."""
+    calls, channels = deployed.schedule.num_steps, int(unet.config.out_channels)  # type: ignore[union-attr,arg-type]
+    full, cached, convolution = (
+        OutputMoments(calls, channels),
+        OutputMoments(calls, channels),
+        Convolution(channels),
+    )
+    first = 0
+    for records in zip(*(given.batches(step) for step in range(calls)), strict=True):
+        images, feature = torch.arange(len(records[0].sample)) + first, None
+        for step, record in enumerate(records):
+            right = unet(record.sample, record.timestep).sample
+            prediction, found = deployed.denoiser.full(record.sample, step, {})
+            full.add(step, prediction, right, images)
+            convolution.add(step, prediction, right)
+            if step in deployed.schedule.full_steps:
+                feature = None if found is None else found.clone()
+            elif feature is not None:
+                reused = deployed.denoiser.cached(record.sample, step, {}, feature)
+                cached.add(step, reused, right, images)
+        first += len(images)
+    corrections = {
+        "bias": _mapping(full, full, bias_only=True),
+        "matrix": _mapping(full, full),
+        "3x3": convolution.correction(),
+    }
+    if deployed.schedule.has_cache:
+        corrections["matrix, cached calls with their own"] = _mapping(full, cached)
+    return corrections
+
+
+def _mapping(full: OutputMoments, cached: OutputMoments, *, bias_only: bool = False) -> Correction:
+    maps = {"full": full.maps(bias_only=bias_only), "cached": cached.maps(bias_only=bias_only)}
+
+    def apply(prediction: Tensor, step: int, kind: StepKind) -> Tensor:
+        return mapped(prediction, maps[kind].matrix[step], maps[kind].bias[step])
+
+    return apply
+
+
+def measure(
+    pipe: DiffusionPipeline, deployed: DeployedPipeline, given: CalibrationSet, floats: Tensor
+) -> None:
+    """Print all rows of an artifact."""
+    corrections = fitted(deployed, pipe.unet, given)
+    plans = {"none": Plan.none()}
+    if deployed.schedule.has_cache:
+        plans["forecast"] = Plan(Forecast())
+    for name, plan in plans.items():
+        plain = values(deployed, plan, floats)
+        label = f"{deployed.manifest.recipe.name.removesuffix(':calibrated_output=false'):28} {name:9}"
+        print(f"{label} {'without':36} {float(plain.mean()):6.2f} dB", flush=True)
+        for kind, correction in corrections.items():
+            inner = deployed.clone()
+            inner.pipe.unet.denoiser = Corrected(inner.denoiser, correction)
+            found = values(inner, plan, floats)
+            change = mean_estimate(found - plain)
+            print(
+                f"{label} {kind:36} {float(found.mean()):6.2f} dB  {change.value:+5.2f} "
+                f"({change.interval.low:+.2f} to {change.interval.high:+.2f})",
+                flush=True,
+            )
+
+
+def values(deployed: DeployedPipeline, plan: Plan, floats: Tensor) -> Tensor:
+    """Return PSNR of each image, dB."""
+    sampler = PlanSampler(deployed, plan, seed=MEASURED, inputs=default_inputs)
+    return psnr(sampled(sampler, len(floats)), floats)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder for artifacts")
+    parser.add_argument("--pipeline", type=Path, default=PIPELINE, help="the float pipeline")
+    parser.add_argument("--steps", type=int, default=25, help="sampling steps")
+    parser.add_argument("--samples", type=int, default=64, help="images whose PSNR is measured")
+    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), help="artifacts to measure")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    pipe = calibration.load_pipeline(options.pipeline)
+    pipe.set_progress_bar_config(disable=True)
+    print(f"{describe_machine()}; {options.steps} steps, {options.samples} images, seed {MEASURED}")
+    sampler = FloatSampler(pipe, num_inference_steps=options.steps, seed=MEASURED, inputs=default_inputs)
+    floats = sampled(sampler, options.samples)
+    for recipe in options.recipes:
+        deployed = artifact_for(pipe, options, uncalibrated(recipe))
+        given = calibration.load(options.work / f"steps-{options.steps}" / "calibration")
+        measure(pipe, deployed, given, floats)
+
+
+if __name__ == "__main__":
+    main()
