@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.cli.auto_plans import auto_plan, chosen_text, is_auto
 from errata.cli.conditions import check_count
 from errata.cli.input_images import IMAGES_TOLD, InputImages, add_image_options, check_size, read_images
 from errata.cli.inputs import call_arguments, rejections_as_errors
 from errata.cli.output import emit
+from errata.cli.plan_files import auto_plan, chosen_text, is_auto
 from errata.cli.plans import (
     add_plan_options,
     add_sheet_option,

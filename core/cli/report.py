@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.cli.auto_plans import auto_plan
 from errata.cli.conditions import (
     SOURCES_TOLD,
     add_condition_options,
@@ -16,6 +15,7 @@ from errata.cli.conditions import (
     read_conditions,
 )
 from errata.cli.output import emit
+from errata.cli.plan_files import auto_plan
 from errata.cli.plans import AUTO, plan_text
 from errata.cli.report_options import (
     add_grid_options,

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from errata.cli.auto_plans import auto_plan, is_auto
 from errata.cli.conditions import (
     SOURCES_TOLD,
     add_condition_options,
@@ -15,6 +14,7 @@ from errata.cli.conditions import (
     read_conditions,
 )
 from errata.cli.output import emit
+from errata.cli.plan_files import auto_plan, is_auto
 from errata.cli.plans import add_plan_options, plan_from
 from errata.cli.usage import (
     Commands,

@@ -3,9 +3,15 @@
 Each round doubles the number of samples and keeps the better half of the candidates, so that all rounds but
 the first cost about the same, and most samples go to those that may win. A `Trial` is a candidate under test.
 
+Between the rounds, and before the first one, the candidates race: at every doubling of the samples one is
+dropped that is known to be worse than the best one or than no correction, or that costs no less than the best
+one and can be better by next to nothing only. "Known" is by the paired interval, widened because there are
+many looks. A search that is decided ends.
+
 Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
 AISTATS 2016, algorithm 1. Deviations: samples of earlier rounds are kept, as the noise is the same; the
-run without correction takes part in every round and is never dropped.
+run without correction takes part in every round and is never dropped. Maron and Moore, "Hoeffding races",
+NIPS 1993. Deviation: intervals of paired differences, which are far narrower than Hoeffding's bound.
 """
 
 from __future__ import annotations
@@ -22,13 +28,14 @@ from errata.correct.planner.candidates import Candidate
 from errata.correct.planner.metrics import Metric
 from errata.correct.sampling import Sampled, Sampler
 from errata.errors import PlanError
+from errata.quality.intervals import Estimate
 from errata.runtime.schedule import CacheSchedule, StepKind
 
 # Few enough to sample completely, enough for a cheaper plan to tie with the best.
 _FINALISTS = 3
 
 # Relative to the best plan's gain. With more, plans win whose images only seem as good as without a cache.
-NEXT_TO_NOTHING = 0.02
+_NEXT_TO_NOTHING = 0.02
 
 # The first round has at most this part of all samples, or it would cost more than all others together.
 _LARGEST_FIRST = 4
@@ -36,6 +43,11 @@ _LARGEST_FIRST = 4
 
 # Counts of evaluations are means over batches, in floating point.
 _ROUNDING = 1e-6
+
+# Of a 95 % interval; makes it 99.7 %, since each of about ten candidates is looked at up to six times.
+_WIDER = 1.5
+# A mean is known well enough if its interval reaches no further than this part of it.
+_PRECISE = 0.1
 
 
 class Trial:
@@ -144,6 +156,56 @@ def cheapest_of_the_best(finalists: Sequence[Trial], none: Trial, metric: Metric
     for trial in finalists[1:]:
         if trial.overhead < leader.overhead:  # no dearer one can replace the leader
             worse_by = metric.change(trial.kept, leader.kept)
-            if not worse_by.interval.excludes_zero and worse_by.value <= NEXT_TO_NOTHING * gain:
+            if not worse_by.interval.excludes_zero and worse_by.value <= _NEXT_TO_NOTHING * gain:
                 tied.append(trial)
     return min(tied, key=lambda trial: trial.overhead)
+
+
+def looks(sizes: Sequence[int], first: int | None) -> list[int]:
+    """Return `sizes`, with halves of the smallest one before it, down to `first`; None adds none."""
+    added = list(sizes)
+    while first is not None and added[0] // 2 >= first:
+        added.insert(0, added[0] // 2)
+    return added
+
+
+def undecided(best_first: Sequence[Trial], none: Trial, metric: Metric) -> list[Trial]:
+    """Return the trials that may yet be the best choice, in the same order; none if no correction is."""
+    if not best_first:
+        return []
+    leader = best_first[0]
+    gain = _compared(none, leader, metric).value
+    alive = []
+    for trial in best_first:
+        if _low(_compared(trial, none, metric)) > 0:
+            continue
+        if trial is not leader:
+            worse_by = _low(_compared(trial, leader, metric))
+            is_no_cheaper = trial.overhead >= leader.overhead
+            if worse_by > 0 or (is_no_cheaper and gain > 0 and worse_by >= -_NEXT_TO_NOTHING * gain):
+                continue
+        alive.append(trial)
+    return alive
+
+
+def is_decided(alive: Sequence[Trial], none: Trial, metric: Metric) -> bool:
+    """Return whether nothing is left to choose between: no candidate, or one that is known to help."""
+    if len(alive) != 1:
+        return not alive
+    return _low(_compared(none, alive[0], metric)) > 0
+
+
+def is_precise(estimate: Estimate) -> bool:
+    """Return whether more images would hardly change an estimate."""
+    return estimate.interval.high - estimate.interval.low <= 2 * _PRECISE * abs(estimate.value)
+
+
+def _compared(trial: Trial, other: Trial, metric: Metric) -> Estimate:
+    """Return by how much a trial is worse than another one, on the images that both have."""
+    count = min(trial.samples, other.samples)
+    return metric.change(trial.kept[:count], other.kept[:count])
+
+
+def _low(estimate: Estimate) -> float:
+    """Return the lower end of the widened interval."""
+    return estimate.value - _WIDER * (estimate.value - estimate.interval.low)

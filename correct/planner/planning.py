@@ -21,13 +21,16 @@ from errata.correct.planner.halving import (
     Trial,
     cheapest_of_the_best,
     extend,
+    is_decided,
+    is_precise,
     kept_of,
+    looks,
     ranked,
     round_sizes,
     total_samples,
+    undecided,
 )
 from errata.correct.planner.metrics import AgreementMetric, FrechetMetric, Metric
-from errata.correct.planner.racing import is_decided, is_precise, looks, undecided
 from errata.correct.plans import Plan
 from errata.correct.sampling import Inputs, PlanSampler, batches_of, default_inputs
 from errata.correct.validation import check_plan_arguments

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.correct.planner.halving import Trial
+from errata.correct.planner.halving import Trial, is_decided, is_precise, looks, undecided
 from errata.correct.planner.metrics import AgreementMetric
-from errata.correct.planner.racing import is_decided, is_precise, looks, undecided
 from errata.quality.intervals import mean_estimate
 
 METRIC = AgreementMetric(cast(Any, None), reference="zero")
