@@ -68,9 +68,9 @@ class TrainingState:
             steps=self.step,
             images_seen=self.step * plan.batch_size,
             loss=self.mean_loss(),
-            seconds=round(self.seconds, 1),
+            seconds=round(self.seconds, 3),
             is_final=plan.progress(self.step, self.seconds) >= 1.0,
-            cpu_seconds=round(self.cpu_seconds, 1),
+            cpu_seconds=round(self.cpu_seconds, 3),
             evaluations=tuple(self.evaluations),
         )
 

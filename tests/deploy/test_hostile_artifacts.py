@@ -90,7 +90,7 @@ JSON = {
     "an index that is none": (harm.file(INDEX, b"null"), "model_index.json holds a NoneType"),
 }  # fmt: skip
 LIES: dict[str, Any] = {
-    "another format": (harm.put("format", value="errata-artifact/2"), "format 'errata-artifact/2'; this ver"),
+    "another format": (harm.put("format", value="errata-artifact/3"), "format 'errata-artifact/3'; this ver"),
     "a format that is a number": (harm.put("format", value=1), "has format '1'; this version reads"),
     "no format": (harm.without("format"), "has format 'None'; this version"),
     "an unknown key": (harm.put("comment", value="x"), r"has unknown keys: \['comment'\]"),
