@@ -1,7 +1,8 @@
 """A finished calibration set: what was recorded, read step by step without loading the rest."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -152,25 +153,42 @@ class CalibrationSet:
         """Samples of a sample-batch; the last one may have fewer."""
         return self._request.batch_size
 
-    def arguments(self) -> PipelineArguments | None:
+    def arguments(self, inputs: Iterable[Mapping[str, Any]] | None = None) -> PipelineArguments | None:
         """Return the prompts and other arguments that the pipeline was called with.
 
         None where the set does not hold all of them: images and tensors are not kept, and earlier releases
-        kept nothing.
+        kept nothing. `inputs` are those that `calibrate` was given, to be taken in place of what is kept.
 
         Raises:
-            CalibrationError: they were altered.
+            CalibrationError: they were altered, or `inputs` are others.
         """
         kept = PipelineArguments.read(self._path) or PipelineArguments()
+        if inputs is not None:
+            kept = replace(kept, inputs=self.checked_inputs(inputs))
         prompts = None if kept.prompts is None else value_digest(kept.prompts, name="prompts")
-        inputs = [value_digest(mapping, name="inputs") for mapping in kept.inputs or ()]
+        digests = [value_digest(mapping, name="inputs") for mapping in kept.inputs or ()]
         recorded = [shard.inputs for shard in self._shards if shard.inputs is not None]
-        if prompts not in (None, self._request.prompts) or inputs not in ([], recorded):
+        if prompts not in (None, self._request.prompts) or digests not in ([], recorded):
             raise CalibrationError(
                 f"`{self._path / ARGUMENTS}` was altered: its digest is not the recorded one; {_AGAIN}"
             )
-        is_complete = prompts == self._request.prompts and inputs == recorded
+        is_complete = prompts == self._request.prompts and digests == recorded
         return kept if is_complete else None
+
+    def checked_inputs(self, inputs: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+        """Return the mappings, one per sample-batch, after checking that the set was recorded with them.
+
+        Raises:
+            CalibrationError: it was not.
+        """
+        given = tuple(islice(inputs, len(self._shards)))
+        digests = [value_digest(mapping, name="inputs") for mapping in given]
+        if digests != [shard.inputs for shard in self._shards]:
+            raise CalibrationError(
+                f"`inputs` are not those that `{self._path}` was recorded with; give what `calibrate` was "
+                "given, one mapping per sample-batch"
+            )
+        return given
 
     @property
     def versions(self) -> dict[str, str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from diffusers import DiffusionPipeline
 from torch import nn
@@ -35,6 +37,7 @@ def compress(
     out: str | Path,
     *,
     samples_per_step: int = SAMPLES_PER_STEP,
+    inputs: Iterable[Mapping[str, Any]] | None = None,
     reuse: CompressedPipeline | None = None,
     report: BlockListener | None = None,
 ) -> CompressedPipeline:
@@ -54,6 +57,9 @@ def compress(
         out: a directory that does not exist yet; its parent does.
         samples_per_step: trajectories that activation ranges are chosen on, at most; its default is that of
             the source.
+        inputs: what `calibrate` was given under that name, where the calibration set does not hold it: images
+            and tensors. Without them the images of such a pipeline cannot be judged, and its output is not
+            calibrated.
         reuse: an earlier result with the same quantization, model and trajectories, whose codes and ranges
             are reused instead of being computed again; the result is the same.
         report: called after each block that is reconstructed or corrected, resumed ones included.
@@ -78,13 +84,15 @@ def compress(
     recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
     preparation = Preparation.of(pipe, recipe)
     check_origin(pipe, calibration_set)
+    if inputs is not None:
+        inputs = calibration_set.checked_inputs(inputs)
     if recipe.cache is not None:
         check_regular_guidance(calibration_set)
     origin = origin_of(calibration_set, samples_per_step=samples_per_step)
     taken = None if reuse is None else taken_table(reuse, recipe, origin)
     request = request_of(pipe.unet, origin, recipe, samples_per_step=samples_per_step)
     with open_journal(out, request) as journal:
-        judge = ImageJudge(pipe, calibration_set, stage=journal.stage)
+        judge = ImageJudge(pipe, calibration_set, inputs, stage=journal.stage)
         if reuse is not None:
             judge.remember(reuse.compression.choices, subject=ROUNDING)
         work = Work(

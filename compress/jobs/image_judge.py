@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,14 +41,22 @@ class ImageJudge:
     Args:
         pipe: the float pipeline; it is left as it was.
         calibration_set: how it is sampled.
+        inputs: further arguments of the pipeline, where the set does not hold them.
         stage: where finished images are kept.
 
     Attributes:
         choices: what was decided, in words, by subject.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, calibration_set: CalibrationSet, *, stage: Stage) -> None:
-        self._pipe, self._set, self._stage = pipe, calibration_set, stage
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        calibration_set: CalibrationSet,
+        inputs: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        stage: Stage,
+    ) -> None:
+        self._pipe, self._set, self._inputs, self._stage = pipe, calibration_set, inputs, stage
         self._known: dict[str, Tensor] = {}
         self.choices: dict[str, str] = {}
 
@@ -64,7 +72,7 @@ class ImageJudge:
 
     @cached_property
     def _images(self) -> HeldOutImages:
-        return HeldOutImages(self._pipe, self._set, stage=self._stage)
+        return HeldOutImages(self._pipe, self._set, self._inputs, stage=self._stage)
 
     def remember(self, choices: Mapping[str, str], *, subject: str) -> None:
         """Take over what an earlier compression decided on a subject, if it did."""
@@ -115,15 +123,23 @@ class HeldOutImages:
     Args:
         pipe: the float pipeline; it is left as it was.
         calibration_set: whose steps, guidance, prompts and other arguments are used.
+        inputs: further arguments, where the set does not hold them.
         stage: where finished images are kept.
 
     Raises:
         CalibrationError: the pipeline needs arguments that the set does not hold, or makes no images.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, calibration_set: CalibrationSet, *, stage: Stage) -> None:
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        calibration_set: CalibrationSet,
+        inputs: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        stage: Stage,
+    ) -> None:
         self._pipe, self._set, self._stage = pipe, calibration_set, stage
-        self._batches = list(_batches(pipe, calibration_set))
+        self._batches = list(_batches(pipe, calibration_set, inputs))
         self._right = [self._kept("float", number, pipe) for number in range(len(self._batches))]
 
     def psnr(self, name: str, compressed: SteppedPipeline) -> Tensor:
@@ -159,15 +175,18 @@ class HeldOutImages:
         return torch.from_numpy(images).permute(0, 3, 1, 2).float().clamp(0, 1).contiguous()
 
 
-def _batches(pipe: DiffusionPipeline, calibration_set: CalibrationSet) -> Iterator[HeldOutBatch]:
+def _batches(
+    pipe: DiffusionPipeline, calibration_set: CalibrationSet, inputs: Sequence[Mapping[str, Any]] | None
+) -> Iterator[HeldOutBatch]:
     """Yield batches of `IMAGES` samples in all, or of as many as were recorded.
 
     Mappings of arguments describe whole sample-batches, which are therefore kept as they are.
     """
-    arguments = calibration_set.arguments()
+    arguments = calibration_set.arguments(inputs)
     if arguments is None:
         raise CalibrationError(
-            f"`{calibration_set.path}` does not hold the arguments that {type(pipe).__name__} was called with"
+            f"`{calibration_set.path}` does not hold the arguments that {type(pipe).__name__} was called "
+            "with (in Python, compress takes them as `inputs`)"
         )
     check_pipeline(
         pipe,

@@ -19,6 +19,7 @@ from errata import compress, correct, deploy
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline
 from errata.deploy import DeployedPipeline
+from errata.errors import CalibrationError
 
 Build = Callable[[str], Any]
 Half = Callable[[str, torch.dtype], tuple[Any, DeployedPipeline]]
@@ -172,3 +173,23 @@ def test_correction_in_half_precision(method: Any, half: Half) -> None:
     assert error < 4 * of_plain
     assert error < 0.5 * moved
     assert corrected.stats.extra == reference.stats.extra
+
+
+def test_a_pipeline_that_takes_images_is_judged_with_those_of_its_recording(
+    small_pipeline: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The calibration set does not keep them."""
+    small = small_pipeline("sd inpaint")
+    recorded = small.collect(tmp_path / "set", steps=STEPS, batches=2)
+    assert recorded.arguments() is None
+    left_out = ("batch_size", "guidance_scale")
+    inputs = [{name: value for name, value in small.inputs.items() if name not in left_out}] * 2
+    told = compress.compress(small.pipe, recorded, "w8a8", tmp_path / "with", inputs=inputs).compression
+    assert told.calibrated_output is not None
+    assert told.calibrated_output.images == 4
+    assert "no images to judge by" not in caplog.text
+    unjudged = compress.compress(small.pipe, recorded, "w8a8", tmp_path / "without").compression
+    assert unjudged.calibrated_output is None
+    assert "no images to judge by" in caplog.text
+    with pytest.raises(CalibrationError, match="`inputs` are not those"):
+        compress.compress(small.pipe, recorded, "w8a8", tmp_path / "other", inputs=[{}, {}])

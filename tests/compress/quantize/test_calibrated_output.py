@@ -140,7 +140,7 @@ def test_without_arguments_to_sample_with_nothing_is_changed_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(CalibrationSet, "arguments", lambda self: None)
+    monkeypatch.setattr(CalibrationSet, "arguments", lambda self, inputs: None)
     compressed = compress.compress(digits, recorded, "w8a8", tmp_path / "out")
     assert compressed.compression.calibrated_output is None
     for name, value in identity_map(STEPS, 1).items():
@@ -188,7 +188,7 @@ def test_prompts_of_the_recording_are_used(
     """Sixteen at most, in batches, each with its own."""
     told: list[dict[str, Any]] = []
     prompts = tuple(f"text {number}" for number in range(16))
-    monkeypatch.setattr(CalibrationSet, "arguments", lambda self: PipelineArguments(prompts=prompts))
+    monkeypatch.setattr(CalibrationSet, "arguments", lambda self, inputs: PipelineArguments(prompts=prompts))
     monkeypatch.setattr("errata.compress.jobs.image_judge.check_pipeline", lambda *a, **k: None)
 
     def note(pipe: Any, **given: Any) -> Any:
