@@ -82,17 +82,11 @@ class Corrected(WrappedDenoiser):
         super().__init__(denoiser)
         self._correction = correction
 
-    def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
-        """See `Denoiser.full`."""
-        prediction, feature = super().full(x, step, cond)
-        return self._correction(prediction, step, "full"), feature
-
-    def cached(
-        self, x: Tensor, step: int, cond: Conditioning, feature: Tensor, *, is_extrapolated: bool = False
+    def corrected(
+        self, prediction: Tensor, x: Tensor, step: int, kind: StepKind, cond: Conditioning
     ) -> Tensor:
-        """See `Denoiser.cached`."""
-        prediction = super().cached(x, step, cond, feature, is_extrapolated=is_extrapolated)
-        return self._correction(prediction, step, "cached")
+        """Return the corrected prediction."""
+        return self._correction(prediction, step, kind)
 
 
 @torch.no_grad()

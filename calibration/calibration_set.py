@@ -164,31 +164,21 @@ class CalibrationSet:
         """
         kept = PipelineArguments.read(self._path) or PipelineArguments()
         if inputs is not None:
-            kept = replace(kept, inputs=self.checked_inputs(inputs))
+            kept = replace(kept, inputs=tuple(islice(inputs, len(self._shards))))
         prompts = None if kept.prompts is None else value_digest(kept.prompts, name="prompts")
         digests = [value_digest(mapping, name="inputs") for mapping in kept.inputs or ()]
         recorded = [shard.inputs for shard in self._shards if shard.inputs is not None]
+        if inputs is not None and digests != recorded:
+            raise CalibrationError(
+                f"`inputs` are not those that `{self._path}` was recorded with; give what `calibrate` was "
+                "given, one mapping per sample-batch"
+            )
         if prompts not in (None, self._request.prompts) or digests not in ([], recorded):
             raise CalibrationError(
                 f"`{self._path / ARGUMENTS}` was altered: its digest is not the recorded one; {_AGAIN}"
             )
         is_complete = prompts == self._request.prompts and digests == recorded
         return kept if is_complete else None
-
-    def checked_inputs(self, inputs: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
-        """Return the mappings, one per sample-batch, after checking that the set was recorded with them.
-
-        Raises:
-            CalibrationError: it was not.
-        """
-        given = tuple(islice(inputs, len(self._shards)))
-        digests = [value_digest(mapping, name="inputs") for mapping in given]
-        if digests != [shard.inputs for shard in self._shards]:
-            raise CalibrationError(
-                f"`inputs` are not those that `{self._path}` was recorded with; give what `calibrate` was "
-                "given, one mapping per sample-batch"
-            )
-        return given
 
     @property
     def versions(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ from torch import nn
 from errata.calibration import CalibrationSet
 from errata.compress.cache.cache_features import check_regular_guidance
 from errata.compress.compressed import CompressedPipeline, write
-from errata.compress.jobs.image_judge import ImageJudge
+from errata.compress.jobs.image_judge import HeldOutImages, ImageJudge
 from errata.compress.jobs.preparation import (
     Preparation,
     check_origin,
@@ -84,15 +84,14 @@ def compress(
     recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe
     preparation = Preparation.of(pipe, recipe)
     check_origin(pipe, calibration_set)
-    if inputs is not None:
-        inputs = calibration_set.checked_inputs(inputs)
+    arguments = calibration_set.arguments(inputs)
     if recipe.cache is not None:
         check_regular_guidance(calibration_set)
     origin = origin_of(calibration_set, samples_per_step=samples_per_step)
     taken = None if reuse is None else taken_table(reuse, recipe, origin)
     request = request_of(pipe.unet, origin, recipe, samples_per_step=samples_per_step)
     with open_journal(out, request) as journal:
-        judge = ImageJudge(pipe, calibration_set, inputs, stage=journal.stage)
+        judge = ImageJudge(HeldOutImages(pipe, calibration_set, arguments, stage=journal.stage))
         if reuse is not None:
             judge.remember(reuse.compression.choices, subject=ROUNDING)
         work = Work(

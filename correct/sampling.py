@@ -17,6 +17,7 @@ from errata.correct.call_timer import CallTimer
 from errata.correct.pipeline import CorrectedPipeline, wrap
 from errata.correct.plans import Plan
 from errata.deploy import DeployedPipeline
+from errata.quality.pixels import from_array
 from errata.runtime.schedule import StepKind
 
 Inputs = Callable[[range], Mapping[str, Any]]
@@ -124,8 +125,7 @@ def _timed(
     start = time.perf_counter()
     output = pipeline(**arguments, generator=generators, output_type="np")
     seconds = time.perf_counter() - start
-    images = torch.from_numpy(output.images).permute(0, 3, 1, 2).contiguous().float()
-    return images.clamp(0, 1), seconds
+    return from_array(output.images), seconds
 
 
 @contextmanager

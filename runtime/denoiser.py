@@ -78,15 +78,23 @@ class WrappedDenoiser:
         """See `Denoiser.timesteps`."""
         return self.denoiser.timesteps
 
+    def corrected(
+        self, prediction: Tensor, x: Tensor, step: int, kind: StepKind, cond: Conditioning
+    ) -> Tensor:
+        """Return what becomes of a prediction, `(B, C, H, W)`; here the prediction itself."""
+        return prediction
+
     def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
         """See `Denoiser.full`."""
-        return self.denoiser.full(x, step, cond)
+        prediction, feature = self.denoiser.full(x, step, cond)
+        return self.corrected(prediction, x, step, "full", cond), feature
 
     def cached(
         self, x: Tensor, step: int, cond: Conditioning, feature: Tensor, *, is_extrapolated: bool = False
     ) -> Tensor:
         """See `Denoiser.cached`."""
-        return self.denoiser.cached(x, step, cond, feature, is_extrapolated=is_extrapolated)
+        prediction = self.denoiser.cached(x, step, cond, feature, is_extrapolated=is_extrapolated)
+        return self.corrected(prediction, x, step, "cached", cond)
 
     def cost(self, kind: StepKind, *, batch_size: int | None = None) -> float:
         """See `Denoiser.cost`."""

@@ -29,6 +29,7 @@ from errata import calibration
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline
 from errata.compress.quantize import simulation
+from errata.embedded import PIPELINE
 from errata.fingerprint import value_digest
 
 torch.set_num_threads(1)
@@ -159,3 +160,11 @@ def tiny_artifact(
 ) -> Callable[[str], Path]:
     """`tiny_artifact("w4a8")`: path of the exported artifact, once a session; never write into it."""
     return exported_by_name(tiny_compressed, tmp_path_factory.mktemp("artifacts"))
+
+
+@pytest.fixture(scope="session")
+def digits() -> DDIMPipeline:
+    """A trained network: of a random one, many pixels are clipped, and a PSNR says nothing."""
+    pipe = DDIMPipeline.from_pretrained(PIPELINE)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

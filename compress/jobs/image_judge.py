@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +15,14 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from errata.calibration import CalibrationSet
+from errata.calibration.arguments import PipelineArguments
 from errata.calibration.pipelines import check_pipeline, run_batch, untouched
 from errata.compress.compressed import CompressedPipeline, Compression
 from errata.errors import CalibrationError
 from errata.journal import Stage
 from errata.quality.paired import psnr
 from errata.quality.paired_change import PairedChange
-from errata.runtime.pipeline import SteppedPipeline
+from errata.quality.pixels import from_array
 
 logger = logging.getLogger(__name__)
 
@@ -38,25 +39,12 @@ Candidate = tuple[str, Compression]
 class ImageJudge:
     """Compares compressions of a pipeline by the PSNR of their images to the float model's.
 
-    Args:
-        pipe: the float pipeline; it is left as it was.
-        calibration_set: how it is sampled.
-        inputs: further arguments of the pipeline, where the set does not hold them.
-        stage: where finished images are kept.
-
     Attributes:
         choices: what was decided, in words, by subject.
     """
 
-    def __init__(
-        self,
-        pipe: DiffusionPipeline,
-        calibration_set: CalibrationSet,
-        inputs: Sequence[Mapping[str, Any]] | None = None,
-        *,
-        stage: Stage,
-    ) -> None:
-        self._pipe, self._set, self._inputs, self._stage = pipe, calibration_set, inputs, stage
+    def __init__(self, images: HeldOutImages) -> None:
+        self._images = images
         self._known: dict[str, Tensor] = {}
         self.choices: dict[str, str] = {}
 
@@ -64,15 +52,10 @@ class ImageJudge:
     def can_judge(self) -> bool:
         """Whether the pipeline can be sampled as it was recorded; if not, a warning says why."""
         try:
-            self._images  # noqa: B018 (samples the float model)
+            return bool(self._images.right)
         except CalibrationError as problem:
             logger.warning("%s", _without_images(problem))
             return False
-        return True
-
-    @cached_property
-    def _images(self) -> HeldOutImages:
-        return HeldOutImages(self._pipe, self._set, self._inputs, stage=self._stage)
 
     def remember(self, choices: Mapping[str, str], *, subject: str) -> None:
         """Take over what an earlier compression decided on a subject, if it did."""
@@ -97,7 +80,7 @@ class ImageJudge:
     def _psnr(self, candidate: Candidate) -> Tensor:
         name, compression = candidate
         if name not in self._known:
-            self._known[name] = self._images.psnr(name, CompressedPipeline(self._pipe, compression, Path()))
+            self._known[name] = self._images.psnr(name, compression)
         return self._known[name]
 
 
@@ -122,34 +105,45 @@ class HeldOutImages:
 
     Args:
         pipe: the float pipeline; it is left as it was.
-        calibration_set: whose steps, guidance, prompts and other arguments are used.
-        inputs: further arguments, where the set does not hold them.
+        calibration_set: whose steps and guidance are used.
+        arguments: what else the pipeline was called with there; None if that is not known.
         stage: where finished images are kept.
-
-    Raises:
-        CalibrationError: the pipeline needs arguments that the set does not hold, or makes no images.
     """
 
     def __init__(
         self,
         pipe: DiffusionPipeline,
         calibration_set: CalibrationSet,
-        inputs: Sequence[Mapping[str, Any]] | None = None,
+        arguments: PipelineArguments | None,
         *,
         stage: Stage,
     ) -> None:
-        self._pipe, self._set, self._stage = pipe, calibration_set, stage
-        self._batches = list(_batches(pipe, calibration_set, inputs))
-        self._right = [self._kept("float", number, pipe) for number in range(len(self._batches))]
+        self._pipe, self._set, self._arguments, self._stage = pipe, calibration_set, arguments, stage
 
-    def psnr(self, name: str, compressed: SteppedPipeline) -> Tensor:
+    def psnr(self, name: str, compression: Compression) -> Tensor:
         """Return PSNR of each image to the float model's, `(N,)`, float64, in dB; kept under that name.
 
-        `compressed` is made for this: its progress bar is turned off.
+        Raises:
+            CalibrationError: as `right`.
         """
+        compressed = CompressedPipeline(self._pipe, compression, Path())
         compressed.pipe.set_progress_bar_config(disable=True)
-        batches = enumerate(self._right)
+        batches = enumerate(self.right)
         return torch.cat([psnr(self._kept(name, number, compressed), right) for number, right in batches])
+
+    @cached_property
+    def _batches(self) -> list[HeldOutBatch]:
+        return list(_batches(self._pipe, self._set, self._arguments))
+
+    @cached_property
+    def right(self) -> list[Tensor]:
+        """The float model's images, one `(N, C, H, W)` for each batch.
+
+        Raises:
+            CalibrationError: the arguments are not known, there are too few trajectories, or the pipeline
+                makes no images.
+        """
+        return [self._kept("float", number, self._pipe) for number in range(len(self._batches))]
 
     def _kept(self, name: str, number: int, call: Callable[..., Any]) -> Tensor:
         made = self._stage(f"held_out.{name}.{number:03d}", lambda: {"images": self._images(number, call)})
@@ -172,17 +166,16 @@ class HeldOutImages:
         images = getattr(output, "images", None)
         if not isinstance(images, np.ndarray) or images.ndim != 4:
             raise CalibrationError(f"{type(self._pipe).__name__} makes no images that could be compared")
-        return torch.from_numpy(images).permute(0, 3, 1, 2).float().clamp(0, 1).contiguous()
+        return from_array(images)
 
 
 def _batches(
-    pipe: DiffusionPipeline, calibration_set: CalibrationSet, inputs: Sequence[Mapping[str, Any]] | None
+    pipe: DiffusionPipeline, calibration_set: CalibrationSet, arguments: PipelineArguments | None
 ) -> Iterator[HeldOutBatch]:
     """Yield batches of `IMAGES` samples in all, or of as many as were recorded.
 
     Mappings of arguments describe whole sample-batches, which are therefore kept as they are.
     """
-    arguments = calibration_set.arguments(inputs)
     if arguments is None:
         raise CalibrationError(
             f"`{calibration_set.path}` does not hold the arguments that {type(pipe).__name__} was called "

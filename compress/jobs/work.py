@@ -15,9 +15,7 @@ from errata.compress.cache.cache_correction import fit_cache_correction
 from errata.compress.cache.dps import search_schedule
 from errata.compress.compressed import Compression
 from errata.compress.jobs.image_judge import ImageJudge
-from errata.compress.jobs.preparation import (
-    Preparation,
-)
+from errata.compress.jobs.preparation import Preparation
 from errata.compress.jobs.progress import BlockListener, BlockProgress
 from errata.compress.quantize.bias_correction import correct_biases
 from errata.compress.quantize.calibrated_output import changes_nothing, fit_output_map, identity_map
@@ -41,6 +39,7 @@ ROUNDING, SCHEDULE = "rounding", "cache schedule"
 @dataclass(kw_only=True)
 class Work:
     """One run: what it works on, and the table as far as it is filled.
+
     `unet` is a float32 copy, in evaluation mode, which equalization changes.
     """
 
@@ -100,12 +99,14 @@ class Work:
         output = self._scheme.output
         if output is None:
             return self._compression(schedule)
+        idle = identity_map(self.calibration_set.num_steps, output.channels)
+        if not self.judge.can_judge:
+            return self._compression(schedule, table=idle)
         numbers = fit_output_map(
             self.unet, self.calibration_set, self._scheme, self.table, stage=self.journal.stage
         )
-        idle = identity_map(self.calibration_set.num_steps, output.channels)
         plain, mapped = (self._compression(schedule, table=table) for table in (idle, numbers))
-        if changes_nothing(numbers) or not self.judge.can_judge:
+        if changes_nothing(numbers):
             return plain
         change = self.judge.change(("plain", plain), ("mapped", mapped))
         logger.info("calibrated output: PSNR to the float model from %s", change.text())

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from errata.errors import ReportError
+
+
+def from_array(images: np.ndarray[Any, Any]) -> Tensor:
+    """Return what a pipeline makes with output type "np", (N, H, W, C), as (N, C, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float().clamp(0, 1)
 
 
 def to_bytes(images: Tensor) -> Tensor:

@@ -144,14 +144,8 @@ class MappedDenoiser(WrappedDenoiser):
         """Whether features, and predictions that are not mapped, are overwritten by the next call."""
         return getattr(self.denoiser, "reuses_outputs", False)
 
-    def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
-        """See `Denoiser.full`."""
-        prediction, feature = super().full(x, step, cond)
-        return self._map(prediction, step, "full"), feature
-
-    def cached(
-        self, x: Tensor, step: int, cond: Conditioning, feature: Tensor, *, is_extrapolated: bool = False
+    def corrected(
+        self, prediction: Tensor, x: Tensor, step: int, kind: StepKind, cond: Conditioning
     ) -> Tensor:
-        """See `Denoiser.cached`."""
-        prediction = super().cached(x, step, cond, feature, is_extrapolated=is_extrapolated)
-        return self._map(prediction, step, "cached")
+        """Return the mapped prediction."""
+        return self._map(prediction, step, kind)

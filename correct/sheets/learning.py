@@ -77,14 +77,8 @@ class _LearningDenoiser(WrappedDenoiser):
         super().__init__(denoiser)
         self._learning = learning
 
-    def full(self, x: Tensor, step: int, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
-        """See `Denoiser.full`."""
-        prediction, feature = super().full(x, step, cond)
-        return self._learning.corrected(prediction, x, step, "full", cond), feature
-
-    def cached(
-        self, x: Tensor, step: int, cond: Conditioning, feature: Tensor, *, is_extrapolated: bool = False
+    def corrected(
+        self, prediction: Tensor, x: Tensor, step: int, kind: StepKind, cond: Conditioning
     ) -> Tensor:
-        """See `Denoiser.cached`."""
-        prediction = super().cached(x, step, cond, feature, is_extrapolated=is_extrapolated)
-        return self._learning.corrected(prediction, x, step, "cached", cond)
+        """Return what `Learning` makes of a prediction."""
+        return self._learning.corrected(prediction, x, step, kind, cond)

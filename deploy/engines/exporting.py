@@ -37,7 +37,6 @@ from errata.directories import check_is_vacant, staged_directory
 from errata.errors import ArtifactError, first_line
 from errata.runtime.denoiser import Conditioning
 from errata.runtime.feature_correction import FEATURE as FEATURE_TABLES
-from errata.runtime.output_map import OUTPUT_MAP
 from errata.runtime.schedule import CacheSchedule, StepKind
 from errata.runtime.step_context import StepContext
 from errata.runtime.unet import BranchedUNet
@@ -114,13 +113,6 @@ def _write_feature_tables(manifest: Manifest, tensors: Mapping[str, Tensor], sta
         save_file({name: tensors[name] for name in FEATURE_TABLES}, staging / FEATURE_FILE)
 
 
-def _output_map(manifest: Manifest, tensors: Mapping[str, Tensor]) -> EngineOutputMap | None:
-    if manifest.scheme.output is None:
-        return None
-    matrix, bias = (tensors[name] for name in OUTPUT_MAP)
-    return EngineOutputMap(matrix, bias)
-
-
 def _write_graphs(
     root: Path,
     manifest: Manifest,
@@ -143,7 +135,8 @@ def _write_graphs(
         )
     network = BranchedUNet(unet.eval().requires_grad_(False))
     try:
-        write_graphs(network, context, manifest, sample, cond, staging, output=_output_map(manifest, tensors))
+        output = EngineOutputMap.of(manifest.scheme, tensors)
+        write_graphs(network, context, manifest, sample, cond, staging, output=output)
     except (RuntimeError, TypeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
         first = first_line(error)
         raise ArtifactError(

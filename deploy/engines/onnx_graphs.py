@@ -31,6 +31,7 @@ from errata.deploy.tensors import read_codes
 from errata.runtime.attention import QuantizedAttention
 from errata.runtime.feature_correction import correct_outputs
 from errata.runtime.layers import Geometry, replace_module
+from errata.runtime.output_map import OUTPUT_MAP
 from errata.runtime.replacement import replace_layers
 from errata.runtime.scheme import AttentionScheme, LayerScheme, Scheme
 from errata.runtime.step_context import StepContext
@@ -115,6 +116,11 @@ class EngineOutputMap(nn.Module):
         self.bias: Tensor
         self.register_buffer("matrix", matrix.contiguous())
         self.register_buffer("bias", bias[:, :, None].contiguous())
+
+    @classmethod
+    def of(cls, scheme: Scheme, tensors: Mapping[str, Tensor]) -> EngineOutputMap | None:
+        """Return the map that a scheme asks for, with numbers of the artifact; None without one."""
+        return None if scheme.output is None else cls(*(tensors[name] for name in OUTPUT_MAP))
 
     def forward(self, prediction: Tensor, step: Tensor) -> Tensor:
         """Return M ε̃ + b of that step, `(B, C, H, W)`."""

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from errata import calibration, compress, deploy
 from errata.deploy import DeployedPipeline
-from errata.embedded import PIPELINE
 from errata.runtime.denoiser import Denoiser, UNetDenoiser
 from errata.runtime.schedule import CacheSchedule, StepKind
 from errata.runtime.step_context import StepContext
@@ -177,14 +176,6 @@ def _deployed(pipe: DiffusionPipeline, num_inference_steps: int) -> DeployedPipe
     pipe.set_progress_bar_config(disable=True)
     no_manifest = cast(Any, None)  # correction reads none of it
     return DeployedPipeline(pipe, num_inference_steps=num_inference_steps, manifest=no_manifest, report=[])
-
-
-@pytest.fixture(scope="session")
-def digits() -> DDIMPipeline:
-    """A trained network: of a random one, many pixels are clipped, and a PSNR says nothing."""
-    pipe = DDIMPipeline.from_pretrained(PIPELINE)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture(scope="session")

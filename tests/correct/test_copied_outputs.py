@@ -1,13 +1,15 @@
 """A denoiser that writes every answer into the same memory, as CUDA graphs do, corrects as any other."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, PNDMScheduler
+from diffusers import DDIMPipeline, DDIMScheduler, PNDMScheduler
 from torch import Tensor
 
+from errata import deploy
 from errata.correct import (
     IEC,
     DiffIER,
@@ -16,10 +18,12 @@ from errata.correct import (
     Hindsight,
     Langevin,
     Lookahead,
+    NoGainError,
     Plan,
     Refresh,
     SecondOrder,
     attach,
+    fit_sheet,
     wrap,
 )
 from errata.deploy import DeployedPipeline
@@ -174,3 +178,24 @@ def test_a_network_that_was_captured_says_so_on_its_denoiser(
     assert isinstance(corrected.deployed.start().denoiser, CopyingDenoiser)
     inner.reuses_outputs = False
     assert deployed.denoiser is inner
+
+
+@pytest.mark.parametrize("taught_by", ["float", "self"])
+def test_a_sheet_is_fitted_to_what_was_said(
+    taught_by: str, digits_artifact: Callable[..., Path], digits: DDIMPipeline
+) -> None:
+    """A teacher evaluates the artifact between two calls of the run, and spoils what they said."""
+    deployed = deploy.load(digits_artifact("w4a8+deepcache-3:branch=1", steps=6)).clone()
+    teacher = digits if taught_by == "float" else taught_by
+    given: dict[str, Any] = {"samples": 8, "held_out": 8, "batch_size": 8, "progress": False}
+    found = []
+    for denoiser in (deployed.denoiser, Replayed(deployed.denoiser)):
+        deployed.pipe.unet.denoiser = denoiser
+        try:
+            found.append(fit_sheet(deployed, teacher, **given).maps.matrix)  # type: ignore[arg-type]
+        except NoGainError as problem:
+            found.append(torch.tensor([problem.measured.psnr, problem.measured.corrected_psnr]))
+    assert torch.equal(*found)
+    deployed.pipe.unet.denoiser = Replayed(deployed.denoiser, reuses_outputs=False)
+    with pytest.raises(ErrataError, match="not finite"):
+        fit_sheet(deployed, teacher, **given)  # type: ignore[arg-type]

@@ -13,18 +13,9 @@ from errata.calibration import CalibrationSet
 from errata.compress.cache.dps import search_schedule
 from errata.compress.jobs import work
 from errata.compress.quantize.simulation import quantize_weights
-from errata.embedded import PIPELINE
 from errata.runtime.schedule import CacheSchedule
 
 STEPS = 8
-
-
-@pytest.fixture(scope="module")
-def digits() -> DDIMPipeline:
-    """A trained network: of a random one, many pixels are clipped, and a PSNR says nothing."""
-    pipe = calibration.load_pipeline(PIPELINE)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from errata.compress import CompressedPipeline
 from errata.compress.jobs import work
 from errata.compress.jobs.image_judge import HeldOutImages
 from errata.compress.quantize.calibrated_output import fit_output_map, identity_map
-from errata.embedded import PIPELINE
 from errata.errors import RecipeError
 from errata.journal import without_journal
 from errata.quality.paired import psnr
@@ -26,14 +25,6 @@ from errata.runtime.output_moments import OutputMoments
 Make = Callable[[str], CompressedPipeline]
 MATRIX, BIAS = OUTPUT_MAP
 STEPS = 5
-
-
-@pytest.fixture(scope="module")
-def digits() -> DDIMPipeline:
-    """A trained network: of a random one, many pixels are clipped, and a PSNR says nothing."""
-    pipe = calibration.load_pipeline(PIPELINE)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +163,7 @@ def test_held_out_noise_is_not_that_of_the_recording(
         lambda module, arguments, named: seen.append(named.get("sample", arguments[0])), with_kwargs=True
     )
     try:
-        HeldOutImages(digits, recorded, stage=without_journal)
+        assert HeldOutImages(digits, recorded, recorded.arguments(), stage=without_journal).right
     finally:
         handle.remove()
     assert len(seen) == STEPS
@@ -188,7 +179,6 @@ def test_prompts_of_the_recording_are_used(
     """Sixteen at most, in batches, each with its own."""
     told: list[dict[str, Any]] = []
     prompts = tuple(f"text {number}" for number in range(16))
-    monkeypatch.setattr(CalibrationSet, "arguments", lambda self, inputs: PipelineArguments(prompts=prompts))
     monkeypatch.setattr("errata.compress.jobs.image_judge.check_pipeline", lambda *a, **k: None)
 
     def note(pipe: Any, **given: Any) -> Any:
@@ -197,7 +187,9 @@ def test_prompts_of_the_recording_are_used(
 
     monkeypatch.setattr("errata.compress.jobs.image_judge.run_batch", note)
     with pytest.raises(RecipeError, match="enough"):
-        HeldOutImages(digits, recorded, stage=without_journal)
+        assert HeldOutImages(
+            digits, recorded, PipelineArguments(prompts=prompts), stage=without_journal
+        ).right
     assert told[0]["prompts"] == list(prompts)
     assert len(told[0]["seeds"]) == 16
     assert told[0]["guidance_scale"] is recorded.guidance_scale
