@@ -11,14 +11,12 @@ alike, rests on.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from sheets import MEASURED, artifact_for, sampled, uncalibrated
+from sheets import MEASURED, artifact_for, common_parser, sampled, uncalibrated
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,7 +25,6 @@ from errata.calibration import CalibrationSet
 from errata.correct import Forecast, Plan
 from errata.correct.sampling import FloatSampler, PlanSampler, default_inputs
 from errata.deploy import DeployedPipeline
-from errata.embedded import PIPELINE
 from errata.machine import describe_machine
 from errata.quality.intervals import mean_estimate
 from errata.quality.paired import psnr
@@ -163,16 +160,7 @@ def values(deployed: DeployedPipeline, plan: Plan, floats: Tensor) -> Tensor:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, required=True, help="folder for artifacts")
-    parser.add_argument("--pipeline", type=Path, default=PIPELINE, help="the float pipeline")
-    parser.add_argument("--steps", type=int, default=25, help="sampling steps")
-    parser.add_argument("--samples", type=int, default=64, help="images whose PSNR is measured")
-    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), help="artifacts to measure")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    options = parser.parse_args()
+    options = common_parser(__doc__, steps=25, recipes=RECIPES).parse_args()
     torch.set_num_threads(options.threads)
     pipe = calibration.load_pipeline(options.pipeline)
     pipe.set_progress_bar_config(disable=True)

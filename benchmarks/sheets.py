@@ -190,22 +190,28 @@ def measure(pipe: DiffusionPipeline, recipe: str, options: argparse.Namespace, f
                 table.row(f"{name}, sheet {taught}", deployed, Plan(sheet) + plan, plain)
 
 
-def parsed() -> argparse.Namespace:
-    """Return the options of the command line."""
+def common_parser(description: str | None, *, steps: int, recipes: Sequence[str]) -> argparse.ArgumentParser:
+    """Return a parser with the options of every benchmark of artifacts against the float model."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for artifacts and sheets")
     parser.add_argument("--pipeline", type=Path, default=PIPELINE, help="the float pipeline")
-    parser.add_argument("--steps", type=int, default=50, help="sampling steps")
+    parser.add_argument("--steps", type=int, default=steps, help="sampling steps")
     parser.add_argument("--samples", type=int, default=64, help="images whose PSNR is measured")
+    parser.add_argument("--recipes", nargs="*", default=list(recipes), help="artifacts to measure")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    return parser
+
+
+def parsed() -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = common_parser(__doc__, steps=50, recipes=RECIPES)
     parser.add_argument("--distances", type=int, default=0, help="images of a Fréchet distance; 0: none")
-    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), help="artifacts to measure")
     parser.add_argument("--plans", nargs="+", default=None, help="plans to measure, by name (default: all)")
     parser.add_argument(
         "--teachers", nargs="*", choices=("float", "self"), default=("float", "self"), help="of the sheets"
     )
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     return parser.parse_args()
 
 
