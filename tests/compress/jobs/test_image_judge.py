@@ -1,5 +1,6 @@
 """What whole images decide: the rounding of the weights, and the schedule of a cache."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from errata import calibration, compress
 from errata.calibration import CalibrationSet
+from errata.calibration.arguments import ARGUMENTS
 from errata.compress.cache.dps import search_schedule
 from errata.compress.jobs import work
 from errata.compress.quantize.simulation import quantize_weights
+from errata.errors import CalibrationError
 from errata.runtime.schedule import CacheSchedule
 
 STEPS = 8
@@ -99,3 +102,13 @@ def test_too_few_trajectories_judge_nothing(
     assert ("has 1 trajectories; a comparison takes 4 or more" in caplog.text) is (
         compression.schedule.full_steps != (0, 2)
     )
+
+
+def test_altered_arguments_are_refused_before_any_work(
+    digits: DDIMPipeline, recorded: CalibrationSet, tmp_path: Path
+) -> None:
+    copied = Path(shutil.copytree(recorded.path, tmp_path / "set"))
+    (copied / ARGUMENTS).write_text('{"inputs":null,"prompts":["a house"]}\n')
+    with pytest.raises(CalibrationError, match="was altered"):
+        compress.compress(digits, calibration.load(copied), "w8a8", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
