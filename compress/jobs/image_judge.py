@@ -179,7 +179,7 @@ def _batches(
     if arguments is None:
         raise CalibrationError(
             f"`{calibration_set.path}` does not hold the arguments that {type(pipe).__name__} was called "
-            "with (in Python, compress takes them as `inputs`)"
+            "with; give compress the input images once more"
         )
     check_pipeline(
         pipe,

@@ -1,17 +1,13 @@
 """`errata calibrate`: record the denoiser calls of a float pipeline."""
 
 import argparse
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from errata.cli.conditions import (
     SOURCES_TOLD,
-    Conditions,
     add_condition_options,
-    arguments_of_each,
     check_conditions,
+    inputs_of_batches,
     read_conditions,
 )
 from errata.cli.output import emit
@@ -91,20 +87,10 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         seed=args.seed,
         prompts=conditions.prompts,
-        inputs=_inputs(args, conditions),
+        inputs=inputs_of_batches(args, conditions, samples=args.samples, batch_size=args.batch_size),
         guidance_scale=args.guidance_scale,
         device=args.device or usual_device(),
     )
     payload = {"calibration": str(args.out), "samples": args.samples, "steps": args.steps}
     emit(args, payload, f"calibration: {args.out}, {args.samples} trajectories of {args.steps} steps")
     return 0
-
-
-def _inputs(args: argparse.Namespace, conditions: Conditions) -> Iterator[dict[str, Any]] | None:
-    """Return the keyword arguments of each batch besides prompts; None if there are none."""
-    others = replace(conditions, prompts=None)
-    if not arguments_of_each(args, others, range(1)):
-        return None
-    starts = range(0, args.samples, args.batch_size)
-    batches = (range(start, min(start + args.batch_size, args.samples)) for start in starts)
-    return (arguments_of_each(args, others, batch) for batch in batches)

@@ -10,7 +10,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.cli.compress_options import add_modes, add_recipe_options, check_options, recipe_from
+from errata.cli.compress_options import (
+    add_inputs,
+    add_modes,
+    add_recipe_options,
+    check_options,
+    recipe_from,
+)
+from errata.cli.conditions import (
+    SOURCES_TOLD,
+    check_given,
+    inputs_of_batches,
+    read_conditions,
+)
 from errata.cli.output import emit, exceptions_text, megabytes, schedule_text, table
 from errata.cli.usage import Commands, UsageError, add_command, positive
 from errata.memory import peak_cuda_memory, peak_memory
@@ -22,7 +34,7 @@ if TYPE_CHECKING:
     from errata.compress.jobs.progress import BlockReport
     from errata.compress.quantize.sensitivity_table import SensitivityTable
 
-DETAILS = """\
+DETAILS = f"""\
 Recipes:
   w8a8, w4a8             bits of weights and activations; weights are rounded to nearest
   w8a8-learned,
@@ -39,6 +51,8 @@ command again. DIR must be new or empty.
   errata compress google/ddpm-cifar10-32 --calibration runs/cifar/calibration \\
       --recipe w4a8-learned+cachequant-5 --out runs/cifar/compressed
   errata compress google/ddpm-cifar10-32 --calibration runs/cifar/calibration --recipe w4a8 --dry-run
+
+{SOURCES_TOLD}
 """
 SENSITIVITY_SAMPLES = 16
 
@@ -80,6 +94,7 @@ def add_parser(commands: Commands) -> None:
         help="reuse codes and ranges of an earlier result with the same model, calibration and quantizer",
     )
     add_recipe_options(parser)
+    add_inputs(parser)
     add_modes(parser)
     parser.set_defaults(run=run)
 
@@ -119,9 +134,12 @@ def _compress(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Re
             f"--range-samples has no effect with the recipe {recipe.name}, which quantizes nothing; "
             "leave it out"
         )
+    samples = recording.num_samples
+    conditions = read_conditions(args, samples, told=f"the calibration set `{args.calibration}`")
     blocks: list[BlockReport] = []
     start = time.monotonic()
     pipe = calibration.load_pipeline(args.pipeline)
+    check_given(pipe, args, conditions)
     with _progress_shown(), _resumable(args.out):
         compressed = compress.compress(
             pipe,
@@ -129,6 +147,7 @@ def _compress(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Re
             recipe,
             args.out,
             samples_per_step=args.range_samples or SAMPLES_PER_STEP,
+            inputs=inputs_of_batches(args, conditions, samples=samples, batch_size=recording.batch_size),
             reuse=None if args.reuse is None else compress.load(args.reuse),
             report=blocks.append,
         )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from errata.cli.conditions import add_input_options
 from errata.cli.usage import UsageError, misuse, positive, read_text, seed
 from errata.errors import RecipeError
 
@@ -20,6 +21,8 @@ ROUNDING_OPTIONS = {
     "rounding_batch_size": "batch_size",
     "rounding_seed": "seed",
 }
+
+INPUTS = ("labels", "negative_prompt", "input_images", "masks")
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +78,17 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Declare what `errata calibrate` was given and a calibration set does not hold."""
+    add_input_options(
+        parser.add_argument_group(
+            "input images",
+            "For pipelines that take images: give what `errata calibrate` was given. A calibration set\n"
+            "holds prompts and labels but no images, and without them nothing can judge the result.",
+        )
+    )
+
+
 def add_modes(parser: argparse.ArgumentParser) -> None:
     """Declare the options that do something else than compress."""
     modes = parser.add_argument_group("instead of compressing")
@@ -113,11 +127,11 @@ def check_options(args: argparse.Namespace) -> None:
     if not args.sensitivity:
         idle += ["sensitivity_samples", "sensitivity_steps"]
     if args.sensitivity or args.dry_run:
-        idle += ["range_samples", "reuse"]
+        idle += ["range_samples", "reuse", *INPUTS]
     for name in idle:
         if getattr(args, name) is not None:
             mode = "--dry-run" if args.dry_run else "--sensitivity"
-            rule = f"with {mode}" if name in ("range_samples", "reuse") else "without --sensitivity"
+            rule = "without --sensitivity" if name.startswith("sensitivity") else f"with {mode}"
             raise UsageError(f"--{name.replace('_', '-')} has no effect {rule}; leave it out")
 
 

@@ -1,8 +1,8 @@
 """Prompts, class labels, input images and guidance: options, and where their values are read from."""
 
 import argparse
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from errata.cli.input_images import (
     IMAGES_TOLD,
     InputImages,
+    Parser,
     add_image_options,
     check_size,
     read_images,
@@ -40,12 +41,17 @@ _ALLOWED = "a text file, FILE:COLUMN of a .parquet, .csv, .json or .jsonl file, 
 def add_condition_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--prompts", metavar="SOURCE", help="one prompt per image, see below")
+    add_input_options(parser)
+    parser.add_argument(
+        "--guidance-scale", type=finite, metavar="X", help="guidance scale (default: the pipeline's)"
+    )
+
+
+def add_input_options(parser: Parser) -> None:
+    """Declare the options of `inputs_of_batches`."""
     parser.add_argument("--labels", metavar="SOURCE", help="one class label per image, see below")
     parser.add_argument(
         "--negative-prompt", metavar="TEXT", help="what the images should not show; the same for all"
-    )
-    parser.add_argument(
-        "--guidance-scale", type=finite, metavar="X", help="guidance scale (default: the pipeline's)"
     )
     add_image_options(parser)
 
@@ -62,34 +68,36 @@ class Conditions:
 def read_conditions(args: argparse.Namespace, count: int, *, told: str | None = None) -> Conditions:
     """Return the prompts, labels and input images of `count` images.
 
-    `told` says in an error which options need so many; None is `--samples`.
+    `told` says in an error what needs so many; None is `--samples`.
 
     Raises:
         UsageError: a source has too few entries, or entries of the wrong kind.
     """
-    prompts = None if args.prompts is None else read_prompts(args.prompts, limit=count)
+    source = getattr(args, "prompts", None)
+    prompts = None if source is None else read_prompts(source, limit=count)
     labels = None if args.labels is None else read_labels(args.labels, limit=count)
     images = read_images(args, count)
-    for what, source, values in (
-        ("prompts", args.prompts, prompts),
+    for what, given, values in (
+        ("prompts", source, prompts),
         ("labels", args.labels, labels),
         ("input images", args.input_images, None if images is None else images.images),
     ):
         if values is not None:
-            check_count(source, what, len(values), count, told=told or f"--samples {count}")
+            check_count(given, what, len(values), count, told=told or f"--samples {count}")
     return Conditions(prompts, labels, images)
 
 
 def check_count(source: object, what: str, found: int, count: int, *, told: str) -> None:
-    """Check that a source has an entry for each image; `told` are the options that need so many.
+    """Check that a source has an entry for each image; `told` are the options, or else, that need so many.
 
     Raises:
         UsageError: it has fewer.
     """
     if found < count:
+        way_out = f", or lower {told.split()[0]}" if told.startswith("--") else ""
         raise UsageError(
-            f"`{source}` has {found} {what}, and {told} needs one for each of {count} images; add {what}, or "
-            f"lower {told.split()[0]}"
+            f"`{source}` has {found} {what}, and {told} needs one for each of {count} images; "
+            f"add {what}{way_out}"
         )
 
 
@@ -99,12 +107,27 @@ def check_conditions(pipe: Any, args: argparse.Namespace, given: Conditions) -> 
     Raises:
         UsageError: an option does not fit or is missing.
     """
+    check_given(pipe, args, given)
     for flag, argument in CONDITIONS.items():
-        is_given = getattr(args, flag.removeprefix("--").replace("-", "_")) is not None
-        check_argument(pipe, argument, flag=flag, is_given=is_given)
+        check_argument(pipe, argument, flag=flag, is_given=_is_given(args, flag))
+
+
+def check_given(pipe: Any, args: argparse.Namespace, given: Conditions) -> None:
+    """Check, before any work, that the options which were given are those that the pipeline takes.
+
+    Raises:
+        UsageError: an option does not fit.
+    """
+    for flag, argument in CONDITIONS.items():
+        if _is_given(args, flag):
+            check_argument(pipe, argument, flag=flag, is_given=True)
     check_labels(pipe, given.labels or ())
     if given.images is not None:
         check_size(pipe, given.images)
+
+
+def _is_given(args: argparse.Namespace, flag: str) -> bool:
+    return getattr(args, flag.removeprefix("--").replace("-", "_"), None) is not None
 
 
 def inputs_of(
@@ -138,6 +161,18 @@ def arguments_of_each(args: argparse.Namespace, conditions: Conditions, indices:
     if conditions.images is not None:
         given |= conditions.images.arguments(indices)
     return given
+
+
+def inputs_of_batches(
+    args: argparse.Namespace, conditions: Conditions, *, samples: int, batch_size: int
+) -> Iterator[dict[str, Any]] | None:
+    """Return the arguments of each sample-batch besides prompts, for `calibrate`; None if there are none."""
+    others = replace(conditions, prompts=None)
+    if not arguments_of_each(args, others, range(1)):
+        return None
+    starts = range(0, samples, batch_size)
+    batches = (range(start, min(start + batch_size, samples)) for start in starts)
+    return (arguments_of_each(args, others, batch) for batch in batches)
 
 
 def read_prompts(source: str, *, limit: int) -> list[str]:

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 IMAGES_TOLD = """\
 The files of --input-images are used in the order of their paths, one for each image, and have one size. Where
 the model cannot take that size, its pipeline resizes them, and the command says to what."""
+# What declares an option: a parser, or a group of its options.
+Parser = argparse._ActionsContainer
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 
 
-def add_image_options(parser: argparse.ArgumentParser) -> None:
+def add_image_options(parser: Parser) -> None:
     """Declare the options."""
     parser.add_argument(
         "--input-images",

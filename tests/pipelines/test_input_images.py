@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from errata import calibration, cli
+from errata import calibration, cli, compress
 from errata.cli.input_images import size_in_use
 
 IMAGES = 6
@@ -59,10 +59,10 @@ def conditions(folder: Path) -> list[str]:
     ]
 
 
-def complaint(capsys: pytest.CaptureFixture[str], *command: object) -> str:
+def complaint(capsys: pytest.CaptureFixture[str], *command: object, status: int = 2) -> str:
     """The one line of a command that is used badly."""
     capsys.readouterr()
-    assert cli.main([*map(str, command)]) == 2
+    assert cli.main([*map(str, command)]) == status
     return capsys.readouterr().err.splitlines()[-1]
 
 
@@ -79,6 +79,34 @@ def test_images_are_recorded_and_planned_for(
     assert found["samples"] == 2
     assert found["uncorrected"] > 0
     assert out.is_file()
+
+
+def test_compress_judges_by_images_that_are_given_once_more(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["compress", f"{folder}/pipeline", "--calibration", f"{tmp_path}/set", "--recipe", "w8a8"]
+    record = ["calibrate", f"{folder}/pipeline", "--out", f"{tmp_path}/set", "--steps", "4"]
+    assert cli.main([*record, "--samples", "4", "--batch-size", "2", *conditions(folder)]) == 0
+    places = ["--input-images", f"{folder}/images", "--masks", f"{folder}/masks"]
+    assert cli.main([*given, *places, "--out", f"{tmp_path}/judged"]) == 0
+    measured = compress.load(tmp_path / "judged").compression.calibrated_output
+    assert measured is not None
+    assert measured.images == 4
+    capsys.readouterr()
+    assert cli.main([*given, "--out", f"{tmp_path}/unjudged"]) == 0
+    assert "give compress the input images once more" in capsys.readouterr().err
+    assert compress.load(tmp_path / "unjudged").compression.calibrated_output is None
+    swapped = ["--input-images", folder / "masks", "--masks", folder / "images", "--out", tmp_path / "other"]
+    told = complaint(capsys, *given, *swapped, status=1)
+    assert "input images and other arguments are not those that" in told
+    few = ["--input-images", tmp_path / "few", "--out", tmp_path / "other"]
+    (tmp_path / "few").mkdir()
+    picture(0).save(tmp_path / "few" / "0.png")
+    assert "needs one for each of 4 images; add input images" in complaint(capsys, *given, *few)
+    labels = ["--labels", folder / "prompts.txt", "--out", tmp_path / "other"]
+    assert "is not a class label" in complaint(capsys, *given, *labels)
+    assert "has no effect with --dry-run" in complaint(capsys, *given, *places, "--dry-run")
+    assert not (tmp_path / "other").exists()
 
 
 def test_each_image_has_its_own_input(folder: Path, tmp_path: Path) -> None:
