@@ -70,7 +70,7 @@ def run(
         for file in (folder / "report").iterdir():
             file.rename(folder / file.name)
         (folder / "report").rmdir()
-    _say(f"\n{report.text_table(result)}\n")
+    _say(f"\n{report.text_table(result)}\n\n{report.free_run_text(result)}\n")
     _say(f"done in {time.monotonic() - started:.0f} s; open {path / PAGE}")
     return path / PAGE
 

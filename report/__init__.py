@@ -22,7 +22,7 @@ from errata.renamed import old_names
 from errata.report.bundled_report import read_report, recorded_digits
 from errata.report.merging import merge
 from errata.report.protocol import Protocol, Size
-from errata.report.render import text_table
+from errata.report.render import free_run_text, text_table
 from errata.report.request import ReportRequest, Scorer
 from errata.report.results import ComputeMatchedResult, Overhead, Report, Row
 from errata.report.runner import measure, run
@@ -49,6 +49,7 @@ __all__ = [
     "Verdict",
     "bootstrap_interval",
     "frechet_distance",
+    "free_run_text",
     "measure",
     "merge",
     "paired_bootstrap",

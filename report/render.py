@@ -8,6 +8,7 @@ from typing import Any
 from errata.errors import ReportError
 from errata.quality import formatting
 from errata.quality.metric import Metric
+from errata.report.free_runs import TITLE, free_run_lines
 from errata.report.growth import amplification_plot, growth_plot
 from errata.report.image_grid import Strips, groups_of, tile_of
 from errata.report.plots import overhead_plot, pareto_plot
@@ -71,6 +72,7 @@ def html(report: Report, strips: Strips, *, recorded: Report | None = None) -> s
     environment.filters["tied"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     return environment.get_template(_TEMPLATE).render(
         now=_content(report),
+        free_title=TITLE,
         pareto=pareto_plot(report),
         groups=groups_of(report, strips),
         tile=tile_of(report),
@@ -83,6 +85,7 @@ def _content(report: Report) -> dict[str, Any]:
     return {
         "report": report,
         "headline": headline_of(report),
+        "free": free_run_lines(report),
         "tally": _tally(report),
         "columns": main_columns(report),
         "metrics": metric_columns(report),
@@ -121,6 +124,8 @@ def markdown(report: Report) -> str:
     protocol = report.protocol
     parts = [
         "# Cost and quality of each correction",
+        f"{TITLE}:",
+        _table(*free_run_lines(report)),
         headline_of(report),
         _rows_table(report, main_columns(report)),
         "Verdicts, from paired 95 % intervals:",
@@ -201,14 +206,17 @@ def _items(pairs: Iterable[tuple[str, str]]) -> str:
 def text_table(report: Report) -> str:
     """Return the rows aligned for a terminal, with their verdicts and a warning; no trailing newline."""
     metrics = [metric for metric in measured_metrics(report) if metric.in_main_table]
-    lines = [(*_TEXT_HEADERS, *(metric.title for metric in metrics), "verdict")]
-    lines += [_text_cells(row, metrics) for row in report.rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    lines.insert(1, tuple("-" * width for width in widths))
-    table = "\n".join(_aligned(line, widths) for line in lines)
+    header = (*_TEXT_HEADERS, *(metric.title for metric in metrics), "verdict")
+    table = _text_table(header, [_text_cells(row, metrics) for row in report.rows])
     protocol = report.protocol
     warning = rank_warning(samples=protocol.samples, dimension=protocol.feature_dimension)
-    return f"{table}\n\nToo few samples: {warning}" if warning else table
+    warned = [f"Too few samples: {warning}"] if warning else []
+    return "\n\n".join([table, *warned])
+
+
+def free_run_text(report: Report) -> str:
+    """Return what each artifact does at no extra compute, aligned for a terminal; no trailing newline."""
+    return f"{TITLE}:\n\n{_text_table(*free_run_lines(report))}"
 
 
 def headline_of(report: Report) -> str:
@@ -235,10 +243,15 @@ def _text_cells(row: Row, metrics: Sequence[Metric]) -> tuple[str, ...]:
     )
 
 
-def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
-    """Return a line of the table, names to the left and numbers to the right."""
-    cells = [
-        cell.rjust(width) if 2 <= column < len(line) - 1 else cell.ljust(width)
-        for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-    ]
-    return "  ".join(cells).rstrip()
+def _text_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table, numbers to the right; the first two columns and a verdict are words, to the left."""
+    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+
+    def aligned(line: Sequence[str]) -> str:
+        cells = [
+            cell.ljust(width) if column < 2 or name == "verdict" else cell.rjust(width)
+            for column, (name, cell, width) in enumerate(zip(header, line, widths, strict=True))
+        ]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join(map(aligned, [header, ["-" * width for width in widths], *lines]))

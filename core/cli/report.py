@@ -224,9 +224,8 @@ def _print_report(args: argparse.Namespace, result: "Report") -> int:
 
     page = args.out / "report.html"
     if _is_first():
-        emit(
-            args, {"report": str(page), **result.to_json()}, f"{report.text_table(result)}\n\nreport: {page}"
-        )
+        tables = f"{report.text_table(result)}\n\n{report.free_run_text(result)}"
+        emit(args, {"report": str(page), **result.to_json()}, f"{tables}\n\nreport: {page}")
     return 0
 
 

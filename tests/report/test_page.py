@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from errata.errors import ReportError
-from errata.report import Estimate, Interval, Overhead, Protocol, Report, Row, Size, text_table
+from errata.report import Estimate, Interval, Overhead, Protocol, Report, Row, Size, free_run_text, text_table
 from errata.report.bundled_report import recorded_digits
+from errata.report.free_runs import free_runs
 from errata.report.image_grid import strip
 from errata.report.plots import overhead_plot, pareto_plot
 from errata.report.render import headline_of, html, markdown
@@ -57,6 +58,19 @@ def make_rows(artifact: str, *, change: float, samples: int) -> list[Row]:
         changes={"psnr": estimate(1.0)},
     )
     return [plain, corrected]
+
+
+def make_row(artifact: str, plan: str, *, change: float, psnr_change: float, overhead: float) -> Row:
+    """A corrected row whose changes are known to 0.4."""
+    corrected = make_rows(artifact, change=change, samples=256)[1]
+    return replace(
+        corrected,
+        plan=plan,
+        compute=0.02,
+        overhead=Overhead(defined=overhead, measured=overhead, spread=(overhead, overhead), batches=4),
+        changes={"psnr": estimate(psnr_change)},
+        metrics={"psnr": estimate(20.0 + psnr_change)},
+    )
 
 
 @pytest.fixture
@@ -148,7 +162,7 @@ def test_page_is_well_formed_and_has_its_parts(page: str) -> None:
     assert elements.seen.count("svg") == 3  # one an artifact, one for all; no growth without a float run
     assert elements.seen.count("img") == 6  # float, uncorrected, corrected for each of two artifacts
     assert page.count('src="data:image/png') == 5  # the float model's strip is embedded once
-    assert elements.seen.count("table") == 2
+    assert elements.seen.count("table") == 3
     text = " ".join(elements.text)
     for expected in (
         "Of 2 corrected runs",
@@ -172,7 +186,7 @@ def test_page_escapes_what_it_is_told(page: str) -> None:
 
 def test_a_recorded_report_gets_its_own_section(report: Report) -> None:
     elements = parsed(html(report, {}, recorded=report))
-    assert elements.seen.count("table") == 3
+    assert elements.seen.count("table") == 4
     assert "Recorded result: 25 steps, 256 images per row" in elements.text
     assert elements.seen.count("img") == 0
 
@@ -207,6 +221,37 @@ def test_text_table_is_aligned(report: Report) -> None:
     assert all(line[: ends.copy().pop()].strip()[-1] in "-d0123456789" for line in lines)
     assert lines[-1].endswith("worse")
     assert "+1.50 (+1.10 to +1.90)" in lines[-1]
+
+
+def test_the_first_table_has_what_helps_at_no_extra_compute(report: Report) -> None:
+    better, psnr_alone, worse, costly = (
+        make_row("w4a8", plan, change=change, psnr_change=gain, overhead=overhead)
+        for plan, change, gain, overhead in (
+            ("better", -2.0, 1.0, 0.0),
+            ("nearer", -0.1, 3.0, 0.0),
+            ("worse", 1.0, 5.0, 0.0),
+            ("costly", -5.0, 5.0, 0.02),
+        )
+    )
+    plain, other = report.of("w4a8")[0], report.of("deepcache-10")[0]
+    assert report.float_row is not None
+    float_row = replace(report.float_row, compute=0.08)
+
+    def best(*rows: Row) -> list[tuple[str, str]]:
+        shown = replace(report, rows=(float_row, replace(plain, compute=0.02), *rows, other))
+        assert [run.speed for run in free_runs(shown)] == [1.0, 4.0, None]
+        assert [run.size for run in free_runs(shown)] == [1.0, 1 / 6, None]
+        return [(run.row.artifact, run.plan) for run in free_runs(shown)]
+
+    rest = ("deepcache-10", "")
+    assert best() == [("float", ""), ("w4a8", ""), rest]
+    assert best(worse, costly) == [("float", ""), ("w4a8", ""), rest]
+    assert best(psnr_alone, worse) == [("float", ""), ("w4a8", "nearer"), rest]
+    assert best(psnr_alone, better, worse, costly) == [("float", ""), ("w4a8", "better"), rest]
+    text = free_run_text(replace(report, rows=(float_row, plain, better, other)))
+    cells = r"^w4a8 +better +0\.17 × +4\.0 × +10\.00 \(9\.60 to 10\.40\) +21\.0 dB$"
+    assert re.search(cells, text, re.MULTILINE)
+    assert "worse" not in text
 
 
 def test_markdown_holds_rows_verdicts_and_protocol(report: Report) -> None:
@@ -284,7 +329,8 @@ def test_a_narrow_page_tells_of_the_hidden_columns(page: str) -> None:
 def test_a_full_page_has_its_plots_cards_and_metrics(full_page: str) -> None:
     elements = parsed(full_page)
     assert elements.seen.count("svg") == 4  # Pareto; distance, growth and amplification of the one artifact
-    assert elements.seen.count("table") == 4  # two for all rows, one for the alternatives of each plan
+    # At no extra compute, two of all rows, one of the alternatives of each plan.
+    assert elements.seen.count("table") == 5
     text = " ".join(" ".join(elements.text).split())
     for expected in (
         "pays: a sentence about ends.",
