@@ -190,7 +190,8 @@ def _batches(
     total = calibration_set.num_samples
     if total < _FEWEST_IMAGES:
         raise CalibrationError(
-            f"`{calibration_set.path}` has {total} trajectories; a comparison takes {_FEWEST_IMAGES} or more"
+            f"`{calibration_set.path}` has {total} of the {_FEWEST_IMAGES} trajectories that a comparison "
+            "takes at least"
         )
     # No more at once than the recording took: the user chose that number for the memory that there is.
     size = calibration_set.batch_size if arguments.inputs else min(_BATCH_SIZE, calibration_set.batch_size)

@@ -99,7 +99,7 @@ def test_too_few_trajectories_judge_nothing(
     few = calibration.calibrate(digits, tmp_path / "set", num_inference_steps=4, num_samples=1, batch_size=1)
     compression = compress.compress(digits, few, "cachequant-2", tmp_path / "out").compression
     assert compression.choices == {}
-    assert ("has 1 trajectories; a comparison takes 4 or more" in caplog.text) is (
+    assert ("has 1 of the 4 trajectories that a comparison takes at least" in caplog.text) is (
         compression.schedule.full_steps != (0, 2)
     )
 
