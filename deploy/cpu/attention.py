@@ -6,6 +6,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from errata.deploy.cpu import native
 from errata.deploy.cpu.int8 import Int8Layer
 from errata.deploy.cpu.norms import normed_codes_of_each
 from errata.runtime.attention import QuantizedAttention
@@ -22,13 +23,15 @@ def multiplies_bfloat16() -> bool:
 class CPUAttention(QuantizedAttention):
     """Query, key, value and the softmax output stay in floating point.
 
-    One quantization serves all projections that read the same input. Wide heads are multiplied in bfloat16,
-    which rounds to 2^-9 of a value; the 8-bit grids of the scheme round to 2^-9 of a range.
+    One quantization serves all projections that read the same input. Where the CPU multiplies bfloat16, the
+    products round to 2^-9 of a value; the 8-bit grids of the scheme round to 2^-9 of a range. There errata's
+    own kernel computes an attention block by block, and hands its codes to the output projection.
     """
 
     def __init__(self) -> None:
         super().__init__(query=_as_it_is, key=_as_it_is, value=_as_it_is, probabilities=None)
         self._has_bfloat16 = multiplies_bfloat16()
+        self._has_kernel = self._has_bfloat16 and bool(native.attention_kinds())
 
     @torch.compiler.disable
     def forward(
@@ -40,48 +43,97 @@ class CPUAttention(QuantizedAttention):
         temb: Tensor | None = None,
     ) -> Tensor:
         """See `QuantizedAttention.forward`."""
-        if encoder_hidden_states is not None or attention_mask is not None or not _is_of_pixels(attn):
+        if encoder_hidden_states is None and attention_mask is None and _is_of_pixels(attn):
+            return self._over_pixels(attn, hidden_states)
+        if not (self._serves(attn) and _is_of_tokens(attn, hidden_states)):
             return super().forward(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        query, key, value = self._quantized_inputs(attn, hidden_states, encoder_hidden_states)
+        if attention_mask is not None:
+            attention_mask = attn.prepare_attention_mask(attention_mask, key.shape[1], key.shape[0])
+        residual = hidden_states if attn.residual_connection else None
+        return _rescaled(attn, self._attended(attn, query, key, value, attention_mask, residual))
+
+    def _over_pixels(self, attn: Attention, hidden_states: Tensor) -> Tensor:
+        """Attend over an image `(B, C, H, W)` to itself, normalized by groups."""
         layers = (attn.to_q, attn.to_k, attn.to_v)
         codes = normed_codes_of_each(hidden_states, attn.group_norm, layers)
-        dtype = torch.bfloat16 if self._rounds(attn.inner_dim // attn.heads) else torch.float32
         query, key, value = (
-            layer.product([read.permute(0, 2, 3, 1).flatten(1, 2)], layer.bias, dtype=dtype)
+            layer.product([read.permute(0, 2, 3, 1).flatten(1, 2)], layer.bias, dtype=self._dtype(attn))
             for layer, read in zip(layers, codes, strict=True)
         )
-        output = self._attend(attn, query, key, value, None)
         residual = hidden_states.permute(0, 2, 3, 1).flatten(1, 2) if attn.residual_connection else None
-        output = _plus(attn.to_out[0], output, residual)
-        output = output.transpose(1, 2).unflatten(2, hidden_states.shape[2:])
-        return output if attn.rescale_output_factor == 1 else output.div_(attn.rescale_output_factor)
+        output = self._attended(attn, query, key, value, None, residual)
+        return _rescaled(attn, output.transpose(1, 2).unflatten(2, hidden_states.shape[2:]))
 
-    def _rounds(self, width: int) -> bool:
-        """Return whether heads of that width are multiplied in bfloat16."""
-        return self._has_bfloat16 and width >= _WIDE_HEAD
+    def _serves(self, attn: Attention) -> bool:
+        """Return whether the kernel has room for heads of that width."""
+        return self._has_kernel and attn.inner_dim // attn.heads <= native.WIDEST_HEAD
+
+    def _dtype(self, attn: Attention) -> torch.dtype:
+        """Return what projections write: rounded here, what is multiplied in bfloat16 is written once."""
+        is_wide = self._has_bfloat16 and attn.inner_dim // attn.heads >= _WIDE_HEAD
+        return torch.bfloat16 if is_wide or self._serves(attn) else torch.float32
 
     def _quantized_inputs(
         self, attn: Attention, hidden_states: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         if attn.norm_cross or attn.norm_q is not None or attn.norm_k is not None:
             return super()._quantized_inputs(attn, hidden_states, context)
+        dtype = self._dtype(attn)
         if context is None:
-            query, key, value = _projected(hidden_states, attn.to_q, attn.to_k, attn.to_v)
+            query, key, value = _projected(hidden_states, attn.to_q, attn.to_k, attn.to_v, dtype=dtype)
         else:
-            (query,) = _projected(hidden_states, attn.to_q)
-            key, value = _projected(context, attn.to_k, attn.to_v)
+            (query,) = _projected(hidden_states, attn.to_q, dtype=dtype)
+            key, value = _projected(context, attn.to_k, attn.to_v, dtype=dtype)
         return query, key, value
+
+    def _attended(
+        self,
+        attn: Attention,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        residual: Tensor | None,
+    ) -> Tensor:
+        """Return the output projection of an attention, plus the residual; free to be changed."""
+        layer = attn.to_out[0]
+        if not (self._serves(attn) and isinstance(layer, Int8Layer) and len(layer.tables) == 1):
+            return _plus(layer, self._attend(attn, query, key, value, mask), residual)
+        (quantizer,) = layer.quantizers()
+        codes = native.attention(
+            query, key, value, heads=attn.heads, scale=attn.scale, mask=mask, codes=quantizer
+        )
+        return layer.product([codes], layer.bias, residual)
 
     def _attend(
         self, attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> Tensor:
-        if mask is not None or not self._rounds(query.shape[-1] // attn.heads):
-            return super()._attend(attn, query, key, value, mask)
+        if self._serves(attn):
+            return native.attention(query, key, value, heads=attn.heads, scale=attn.scale, mask=mask)
+        if mask is not None or self._dtype(attn) is torch.float32:
+            return super()._attend(attn, query.float(), key.float(), value.float(), mask)
         query, key, value = (
             attn.head_to_batch_dim(x) for x in (query.bfloat16(), key.bfloat16(), value.bfloat16())
         )
         scores = torch.baddbmm(query.new_empty(1), query, key.transpose(1, 2), beta=0, alpha=attn.scale)
         output = torch.bmm(scores.softmax(dim=-1), value)
         return attn.batch_to_head_dim(output).float()
+
+
+def _rescaled(attn: Attention, output: Tensor) -> Tensor:
+    """Return an output that may be changed, rescaled as the attention says."""
+    return output if attn.rescale_output_factor == 1 else output.div_(attn.rescale_output_factor)
+
+
+def _is_of_tokens(attn: Attention, hidden_states: Tensor) -> bool:
+    """Return whether it attends over a sequence as it is."""
+    return (
+        hidden_states.ndim == 3
+        and attn.added_kv_proj_dim is None
+        and attn.group_norm is None
+        and attn.spatial_norm is None
+    )
 
 
 def _is_of_pixels(attn: Attention) -> bool:
@@ -98,13 +150,13 @@ def _is_of_pixels(attn: Attention) -> bool:
     )
 
 
-def _projected(x: Tensor, *layers: nn.Module) -> list[Tensor]:
-    """Return `x` through each of the layers, quantized once where they quantize alike."""
+def _projected(x: Tensor, *layers: nn.Module, dtype: torch.dtype) -> list[Tensor]:
+    """Return `x` through each of the layers, quantized once where they quantize alike; then in that type."""
     first = layers[0]
     if not isinstance(first, Int8Layer) or not _share_an_input(*layers):
         return [layer(x) for layer in layers]
     codes = first.quantized([x])
-    return [layer.product(codes, layer.bias) for layer in layers if isinstance(layer, Int8Layer)]
+    return [layer.product(codes, layer.bias, dtype=dtype) for layer in layers if isinstance(layer, Int8Layer)]
 
 
 def _plus(layer: nn.Module, x: Tensor, added: Tensor | None) -> Tensor:

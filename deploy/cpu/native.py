@@ -9,6 +9,7 @@ take their place, and `obstacle` says why.
 from __future__ import annotations
 
 import ctypes
+import enum
 import functools
 import hashlib
 import itertools
@@ -26,7 +27,11 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("norm_quantize.c", "int8_product.c"))
+_SOURCES = tuple(
+    Path(__file__).with_name(name)
+    for name in ("norm_quantize.c", "int8_product.c", "int8_tiles.c", "attention.c")
+)
+_HEADERS = (Path(__file__).with_name("int8_product.h"),)
 # OpenMP's functions are those of the runtime that torch has loaded; one of its own would have other threads.
 _COMPILE = ("-std=c11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-ffast-math", "-fno-finite-math-only",
             "-fno-associative-math")  # fmt: skip
@@ -49,6 +54,11 @@ def product_obstacle() -> str:
     if reason := obstacle():
         return reason
     return "" if hasattr(_library(), "errata_int8_product") else "this CPU has no AVX512-VNNI"
+
+
+def has_tiles() -> bool:
+    """Return whether this CPU has AMX, and the system lets this process use it."""
+    return not obstacle() and bool(_library().errata_has_tiles())
 
 
 def norm_quantize(
@@ -104,6 +114,7 @@ class Product(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("zero_point", ctypes.c_int32),
         ("is_bfloat16", ctypes.c_int32),
+        ("has_tiles", ctypes.c_int32),
     ]
 
 
@@ -117,6 +128,89 @@ def int8_product(product: Product) -> None:
         failed = _library().errata_int8_product(ctypes.byref(product))
     if failed:
         raise MemoryError("no memory for one pixel of codes")
+
+
+class AttentionKind(enum.IntEnum):
+    """How `attention` multiplies, as in the C source."""
+
+    VECTORS = 0
+    TILES = 1
+
+
+def attention_kinds() -> tuple[AttentionKind, ...]:
+    """Return the ways that this CPU has, the fastest first; none where it has no bfloat16."""
+    if obstacle():
+        return ()
+    there = {kind: bool(_library().errata_has_attention(kind)) for kind in AttentionKind}
+    there[AttentionKind.TILES] &= has_tiles()
+    return tuple(kind for kind in reversed(AttentionKind) if there[kind])
+
+
+class _Attention(ctypes.Structure):
+    """As in the C source, which describes the fields."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "mask", "out")),
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "queries", "keys", "width")),
+        *((name, ctypes.c_int64) for name in ("mask_head", "mask_query")),
+        *((name, ctypes.c_float) for name in ("scale", "out_scale")),
+        *((name, ctypes.c_int32) for name in ("out_zero_point", "has_codes", "is_bfloat16", "kind")),
+    ]
+
+
+WIDEST_HEAD = 256
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    heads: int,
+    scale: float,
+    mask: Tensor | None = None,
+    codes: tuple[float, int] | None = None,
+    kind: AttentionKind | None = None,
+) -> Tensor:
+    """Return attention over packed heads.
+
+    Args:
+        query: `(B, L, heads x width)`, float32 or bfloat16; width at most `WIDEST_HEAD`.
+        key: `(B, K, heads x width)`.
+        value: likewise.
+        heads: their number.
+        scale: of the scores.
+        mask: added to the scores, `(B x heads, 1 or L, K)`, float32.
+        codes: scale and zero point of the codes to return in place of numbers.
+        kind: how to multiply; None is the fastest.
+
+    Returns:
+        `(B, L, heads x width)`, float32, or uint8 codes.
+    """
+    dtype = torch.bfloat16 if query.dtype is key.dtype is value.dtype is torch.bfloat16 else torch.float32
+    query, key, value = (x.to(dtype).contiguous() for x in (query, key, value))
+    (batch, queries, channels), keys = query.shape, key.shape[1]
+    mask = None if mask is None else mask.float().expand(batch * heads, -1, keys)
+    if mask is not None and mask.stride(2) != 1:
+        mask = mask.contiguous()
+    kind = attention_kinds()[0] if kind is None else kind
+    out = torch.empty(query.shape, dtype=torch.float32 if codes is None else torch.uint8)
+    out_scale, zero_point = codes or (1.0, 0)
+    of = _Attention(
+        query.data_ptr(), key.data_ptr(), value.data_ptr(), None if mask is None else mask.data_ptr(),
+        out.data_ptr(), batch, heads, queries, keys, channels // heads, *_steps(mask), scale, out_scale,
+        zero_point, codes is not None, dtype is torch.bfloat16, kind,
+    )  # fmt: skip
+    with _told_to_profiler("errata::attention"):
+        failed = _library().errata_attention(ctypes.byref(of))
+    if failed:
+        raise MemoryError(f"no memory for the keys and values of an attention of {tuple(key.shape)}")
+    return out
+
+
+def _steps(mask: Tensor | None) -> tuple[int, int]:
+    """Return the steps from one head and from one query of a mask to the next, 0 where all share it."""
+    return (0, 0) if mask is None else (mask.stride(0), mask.stride(1) if mask.shape[1] > 1 else 0)
 
 
 def _told_to_profiler(name: str) -> AbstractContextManager[object]:
@@ -209,7 +303,7 @@ def _identity(compiler: str) -> str:
         [compiler, "--version"], capture_output=True, text=True, timeout=_PATIENCE, check=True
     ).stdout
     parts = (
-        *(source.read_text() for source in _SOURCES),
+        *(source.read_text() for source in (*_SOURCES, *_HEADERS)),
         *_COMPILE,
         *_LINK,
         version,

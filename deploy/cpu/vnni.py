@@ -54,6 +54,7 @@ class VNNIProduct:
         self._packed = _packed(kernels)
         self._scale = scale.float().contiguous()
         self._sums = kernels.sum(dim=(1, 2, 3), dtype=torch.int32)
+        self.uses_tiles = native.has_tiles()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VNNIProduct:
         """Return itself: nothing of it ever changes, and clones of an artifact share weights."""
@@ -92,6 +93,7 @@ class VNNIProduct:
                 None if bias is None else bias.data_ptr(), None if added is None else added.data_ptr(),
                 output.data_ptr(), *sizes, *out_size, self._outputs, *self._kernel, *self._padding,
                 *self._stride, *self._dilation, scale, zero_point, dtype is torch.bfloat16,
+                self.uses_tiles,
             )
         )  # fmt: skip
         return output

@@ -16,13 +16,22 @@ pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this CPU has no
 
 SCALES = torch.tensor([0.004, 0.02, 0.1])  # differ 25-fold between steps
 ZERO_POINTS = torch.tensor([0, 90, 255], dtype=torch.uint8)
-PRODUCTS: dict[str, type[VNNIProduct | OneDNNProduct]] = {"vnni": VNNIProduct, "onednn": OneDNNProduct}
+PRODUCTS: dict[str, type[VNNIProduct | OneDNNProduct]] = {
+    "vnni": VNNIProduct,
+    "tiles": VNNIProduct,
+    "onednn": OneDNNProduct,
+}
 
 
-@pytest.fixture(params=["vnni", "onednn"])
-def kernel(request: pytest.FixtureRequest) -> str:
-    if request.param == "vnni" and native.product_obstacle():
+@pytest.fixture(params=list(PRODUCTS))
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Names a product; of errata's own, each way that this CPU has, the slower one as well."""
+    if request.param != "onednn" and native.product_obstacle():
         pytest.skip(native.product_obstacle())
+    if request.param == "tiles" and not native.has_tiles():
+        pytest.skip("this CPU has no AMX")
+    if request.param == "vnni":
+        monkeypatch.setattr(native, "has_tiles", lambda: False)
     return str(request.param)
 
 
@@ -58,6 +67,18 @@ CASES = [
     (nn.Conv2d(12, 39, 5, padding=4, dilation=2, stride=(1, 2)), (12,), (2, 12, 11, 9)),
     (nn.Conv2d(8, 130, 3), (8,), (2, 8, 6, 5)),
     (nn.Linear(64, 64), (64,), (1, 64)),
+    # Rows of 64, 48 and 32 bytes for a CPU with tiles; tiles that are whole or not, on lines or across them.
+    (nn.Conv2d(64, 80, 3, padding=1), (64,), (2, 64, 5, 16)),
+    (nn.Conv2d(128, 33, 3, padding=1), (64, 64), (2, 128, 9, 9)),
+    (nn.Conv2d(64, 16, 3, padding=1), (64,), (3, 64, 4, 35)),
+    (nn.Conv2d(96, 48, 3, stride=2, padding=1), (96,), (2, 96, 9, 34)),
+    (nn.Conv2d(32, 20, (2, 3), padding=(2, 1), dilation=(1, 3)), (32,), (2, 32, 7, 12)),
+    (nn.Conv2d(64, 24, 3, padding=1, stride=(1, 2)), (64,), (1, 64, 3, 3)),
+    (nn.Conv2d(32, 24, 1, padding=1), (32,), (2, 32, 5, 6)),
+    (nn.Conv2d(32, 24, 1, stride=2), (32,), (2, 32, 5, 6)),
+    (nn.Conv2d(192, 70, 1), (64, 128), (2, 192, 6, 7)),
+    (nn.Linear(320, 100), (320,), (2, 37, 320)),
+    (nn.Linear(224, 64), (224,), (16, 224)),
 ]
 
 

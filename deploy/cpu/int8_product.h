@@ -1,0 +1,97 @@
+/* What the products on 8-bit codes share: their arguments, and how a sum becomes an output.
+ *
+ *   symbol     here              meaning
+ *   q          codes             (batch, height, width, channels), uint8; a product of matrices has one line of pixels
+ *   w          weight            int8, packed as told below; sums has each output's sum over w
+ *   s_x, z     scale, zero_point of the codes
+ *   s_w        scales            of each output channel
+ *   y          out               s_x s_w (sum q w - z sum w) + bias + added; (batch, out_height, out_width, outputs),
+ *                                float32, or rounded to bfloat16
+ *
+ * The sums are exact. Weights are packed in panels of four vectors of sixteen outputs, the last one narrower: for
+ * kernel row, kernel column and each four channels, 4 x 16 outputs x 4 channels. Where an instruction multiplies
+ * more than four channels, it reads several such rows.
+ */
+
+#ifndef ERRATA_INT8_PRODUCT_H
+#define ERRATA_INT8_PRODUCT_H
+
+#include <immintrin.h>
+#include <omp.h>
+#include <stdint.h>
+
+#define LANES 16
+#define VECTORS 4
+
+typedef struct {
+    const uint8_t *codes;
+    const int8_t *weight; /* aligned to 64 bytes, as its panels are */
+    const float *scales;
+    const int32_t *sums;
+    const float *bias;  /* or NULL */
+    const float *added; /* or NULL; of the shape of out */
+    void *out;
+    int64_t batch, height, width, channels; /* channels: a multiple of four */
+    int64_t out_height, out_width, outputs;
+    int64_t kernel_height, kernel_width; /* at most MOST_TAPS together */
+    int64_t top, left, down, right;      /* padding and stride */
+    int64_t spread_y, spread_x;          /* dilation */
+    float scale;
+    int32_t zero_point;
+    int32_t is_bfloat16; /* of out */
+    int32_t has_tiles;   /* whether AMX may be used */
+} Product;
+
+/* What turns the sums of sixteen outputs into y. */
+typedef struct {
+    __mmask16 mask; /* of the outputs that there are */
+    __m512i shift;  /* z sum w */
+    __m512 gain;    /* s_x s_w */
+    __m512 bias;
+} Outputs;
+
+static inline Outputs outputs_from(const Product *product, int64_t output)
+{
+    Outputs of;
+    int64_t left = product->outputs - output;
+    of.mask = left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
+    of.shift = _mm512_mullo_epi32(_mm512_maskz_loadu_epi32(of.mask, product->sums + output),
+                                  _mm512_set1_epi32(product->zero_point));
+    of.gain = _mm512_mul_ps(_mm512_maskz_loadu_ps(of.mask, product->scales + output),
+                            _mm512_set1_ps(product->scale));
+    of.bias = product->bias == NULL ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(of.mask, product->bias + output);
+    return of;
+}
+
+/* The upper halves, rounded to nearest even; for finite numbers. */
+static inline __m256i bfloat16_of(__m512 y)
+{
+    __m512i bits = _mm512_castps_si512(y);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
+}
+
+/* y of one pixel, for the sixteen outputs whose first is at `at` in out. */
+static inline void write_outputs(const Product *product, Outputs of, __m512i sums, int64_t at)
+{
+    __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sums, of.shift)), of.gain, of.bias);
+    if (product->added != NULL)
+        y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(of.mask, product->added + at));
+    if (product->is_bfloat16)
+        _mm256_mask_storeu_epi16((uint16_t *)product->out + at, of.mask, bfloat16_of(y));
+    else
+        _mm512_mask_storeu_ps((float *)product->out + at, of.mask, y);
+}
+
+/* How many panels a block of pixels is multiplied by before the next one: their weights stay in the second cache, in
+ * `cached` bytes of it. One, where there are few blocks, so that every thread has work. */
+static inline int64_t panels_at_once(int64_t panels, int64_t blocks, int64_t depth, int64_t cached)
+{
+    int64_t fitting = cached / (VECTORS * LANES * depth);
+    if (fitting < 1 || blocks < 4 * (int64_t)omp_get_max_threads())
+        return 1;
+    return fitting < panels ? fitting : panels;
+}
+
+#endif

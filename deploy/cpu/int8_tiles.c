@@ -1,0 +1,317 @@
+/* The same products as int8_product.c, for CPUs with AMX: one instruction multiplies sixteen pixels, up to sixteen
+ * groups of four channels and sixteen outputs. See int8_product.h for what is computed.
+ *
+ * A tile of the CPU has rows of at most 64 bytes at equal distances in memory. Sixteen output pixels in a row read
+ * pixels at equal distances for each tap of the kernel, if the image has a border of zero points; so it is copied
+ * into one where the kernel reaches beyond it. Two kinds of tiles:
+ *
+ *   lines   sixteen pixels of an output line, the last tile of a line with fewer. Any stride.
+ *   spans   sixteen places of the bordered image, line after line: the places of the border are computed in vain,
+ *           but tiles go on across lines. Stride 1; better for narrow images.
+ *
+ * A block is two tiles of pixels by two vectors of outputs: four tiles of sums, and each tile that is loaded
+ * serves two products.
+ */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AMX_INT8__) && defined(__AMX_TILE__) && defined(__AVX512VNNI__) && defined(__linux__)
+#include "int8_product.h"
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define ROWS 16         /* of a tile */
+#define ROW_BYTES 64    /* of a tile, at most */
+#define FEWEST_BYTES 32 /* of a row: with fewer the other kernel is as fast */
+#define CACHED (1280 * 1024) /* bytes of the second cache, which has 2 MiB on such CPUs, for weights */
+#define REQUEST_PERMISSION 0x1023 /* ARCH_REQ_XCOMP_PERM */
+#define TILE_DATA 18              /* the component of the state that it is asked for */
+
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} __attribute__((packed)) Configuration;
+
+/* Where tiles of pixels are found. */
+typedef struct {
+    const uint8_t *image;    /* codes, or the bordered copy */
+    int64_t width, height;   /* of it, in pixels */
+    int64_t distance;        /* of the pixels of a tile's rows, bytes */
+    int64_t step;            /* bytes of a row */
+    int64_t each, tiles;     /* tiles of a line, or of a sample; and of all */
+    int is_span;
+    const uint8_t *last;     /* a copy of the last tile, where its rows would reach beyond the image; or NULL */
+} Pixels;
+
+/* Whether the system lets this process use tiles; asked for once. */
+int errata_has_tiles(void)
+{
+    static _Atomic int known; /* 0: not yet; two threads that ask at once get the same answer */
+    if (known == 0)
+        known = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 ? 1 : -1;
+    return known > 0;
+}
+
+/* The largest multiple of four bytes, at most a row of a tile, that divides the channels. */
+static int64_t step_of(int64_t channels)
+{
+    int64_t step = channels < ROW_BYTES ? channels : ROW_BYTES;
+    while (channels % step != 0 || step % 4 != 0)
+        step--;
+    return step;
+}
+
+/* The image with its border, and room for tiles that reach beyond its end; NULL where memory is missing. */
+static uint8_t *bordered(const Product *product, const Pixels *pixels, int64_t slack)
+{
+    int64_t line = pixels->width * product->channels, inner = product->width * product->channels;
+    int64_t lines = product->batch * pixels->height;
+    uint8_t *copy = malloc((size_t)(lines * line + slack));
+    if (copy == NULL)
+        return NULL;
+#pragma omp parallel for schedule(static)
+    for (int64_t at = 0; at < lines; at++) {
+        uint8_t *to = copy + at * line;
+        int64_t sample = at / pixels->height, y = at % pixels->height - product->top;
+        if (y < 0 || y >= product->height) {
+            memset(to, product->zero_point, (size_t)line);
+            continue;
+        }
+        int64_t before = product->left * product->channels, taken = line - before < inner ? line - before : inner;
+        memset(to, product->zero_point, (size_t)before);
+        memcpy(to + before, product->codes + (sample * product->height + y) * inner, (size_t)taken);
+        memset(to + before + taken, product->zero_point, (size_t)(line - before - taken));
+    }
+    memset(copy + lines * line, 0, (size_t)slack);
+    return copy;
+}
+
+/* Decides between lines and spans, and says how large the image is that tiles read. */
+static Pixels pixels_of(const Product *product)
+{
+    Pixels pixels = { product->codes, product->width, product->height, 0, step_of(product->channels), 0, 0, 0, NULL };
+    int64_t reach_x = (product->kernel_width - 1) * product->spread_x + 1;
+    int64_t reach_y = (product->kernel_height - 1) * product->spread_y + 1;
+    pixels.distance = product->right * product->channels;
+    pixels.width = (product->out_width - 1) * product->right + reach_x;
+    pixels.height = (product->out_height - 1) * product->down + reach_y;
+    int64_t span = (product->out_height - 1) * pixels.width + product->out_width;
+    int64_t by_line = (product->out_width + ROWS - 1) / ROWS, by_span = (span + ROWS - 1) / ROWS;
+    pixels.is_span = product->right == 1 && product->down == 1 && by_span < by_line * product->out_height;
+    pixels.each = pixels.is_span ? by_span : by_line;
+    pixels.tiles = pixels.each * product->batch * (pixels.is_span ? 1 : product->out_height);
+    return pixels;
+}
+
+/* A product that reads each pixel once, where it lies: all pixels are one line. */
+static int is_plain(const Product *product)
+{
+    return product->kernel_height == 1 && product->kernel_width == 1 && product->down == 1 && product->right == 1 &&
+           product->top == 0 && product->left == 0 && product->out_height == product->height &&
+           product->out_width == product->width;
+}
+
+/* The first pixel of a tile. */
+static const uint8_t *rows_of(const Product *product, const Pixels *pixels, int64_t tile)
+{
+    if (pixels->last != NULL && tile == pixels->tiles - 1)
+        return pixels->last;
+    int64_t place;
+    if (pixels->is_span)
+        place = tile / pixels->each * pixels->height * pixels->width + tile % pixels->each * ROWS;
+    else {
+        int64_t line = tile / pixels->each, sample = line / product->out_height, y = line % product->out_height;
+        place = (sample * pixels->height + y * product->down) * pixels->width +
+                tile % pixels->each * ROWS * product->right;
+    }
+    return pixels->image + place * product->channels;
+}
+
+/* y of a tile, from its sums for sixteen outputs. */
+static void write_tile(const Product *product, const Pixels *pixels, int64_t tile, int64_t output,
+                       const int32_t *sums)
+{
+    Outputs of = outputs_from(product, output);
+    int64_t own = tile % pixels->each * ROWS, group = tile / pixels->each;
+    if (!pixels->is_span) {
+        int64_t left = product->out_width - own, count = left < ROWS ? left : ROWS;
+        int64_t at = (group * product->out_width + own) * product->outputs + output;
+        for (int64_t row = 0; row < count; row++, at += product->outputs)
+            write_outputs(product, of, _mm512_load_si512(sums + row * LANES), at);
+        return;
+    }
+    int64_t y = own / pixels->width, x = own % pixels->width;
+    for (int64_t row = 0; row < ROWS && y < product->out_height; row++) {
+        if (x < product->out_width) {
+            int64_t pixel = (group * product->out_height + y) * product->out_width + x;
+            write_outputs(product, of, _mm512_load_si512(sums + row * LANES), pixel * product->outputs + output);
+        }
+        if (++x == pixels->width) {
+            x = 0;
+            y++;
+        }
+    }
+}
+
+/* What `write_tile` will touch is fetched while the sums are computed. */
+static inline void fetch_tile(const Product *product, const Pixels *pixels, int64_t tile, int64_t output)
+{
+    if (pixels->is_span)
+        return;
+    size_t each = product->is_bfloat16 ? sizeof(uint16_t) : sizeof(float);
+    int64_t own = tile % pixels->each * ROWS, left = product->out_width - own, count = left < ROWS ? left : ROWS;
+    int64_t at = (tile / pixels->each * product->out_width + own) * product->outputs + output;
+    for (int64_t row = 0; row < count; row++, at += product->outputs) {
+        __builtin_prefetch((const char *)product->out + at * each, 1);
+        if (product->added != NULL)
+            __builtin_prefetch(product->added + at, 0);
+    }
+}
+
+/* The sums of one or two tiles of pixels by one or two vectors of a panel of `wide`; inlined once for each. */
+static inline __attribute__((always_inline)) void multiply(const Product *product, const Pixels *pixels,
+                                                           const uint8_t *first, const uint8_t *second,
+                                                           const int8_t *weight, int64_t wide, int32_t *sums,
+                                                           const int tiles, const int vectors)
+{
+    const int64_t channels = product->channels, step = pixels->step, line = pixels->width * channels;
+    const int64_t weight_row = wide * LANES * 4, distance = pixels->distance;
+    _tile_zero(0);
+    if (vectors > 1)
+        _tile_zero(1);
+    if (tiles > 1)
+        _tile_zero(2);
+    if (tiles > 1 && vectors > 1)
+        _tile_zero(3);
+    for (int64_t ky = 0; ky < product->kernel_height; ky++)
+        for (int64_t kx = 0; kx < product->kernel_width; kx++) {
+            int64_t place = ky * product->spread_y * line + kx * product->spread_x * channels;
+            for (int64_t c = 0; c < channels; c += step, weight += step / 4 * weight_row) {
+                _tile_loadd(6, weight, weight_row);
+                _tile_loadd(4, first + place + c, distance);
+                _tile_dpbusd(0, 4, 6);
+                if (vectors > 1) {
+                    _tile_loadd(7, weight + LANES * 4, weight_row);
+                    _tile_dpbusd(1, 4, 7);
+                }
+                if (tiles > 1) {
+                    _tile_loadd(5, second + place + c, distance);
+                    _tile_dpbusd(2, 5, 6);
+                }
+                if (tiles > 1 && vectors > 1)
+                    _tile_dpbusd(3, 5, 7);
+            }
+        }
+    _tile_stored(0, sums, LANES * 4);
+    if (vectors > 1)
+        _tile_stored(1, sums + ROWS * LANES, LANES * 4);
+    if (tiles > 1)
+        _tile_stored(2, sums + 2 * ROWS * LANES, LANES * 4);
+    if (tiles > 1 && vectors > 1)
+        _tile_stored(3, sums + 3 * ROWS * LANES, LANES * 4);
+}
+
+/* A block of one or two tiles, by the vectors of a panel. */
+static void multiply_panel(const Product *product, const Pixels *pixels, int64_t tile, int64_t panel, int64_t depth)
+{
+    int64_t vectors = (product->outputs + LANES - 1) / LANES, from = panel * VECTORS;
+    int64_t wide = vectors - from < VECTORS ? vectors - from : VECTORS;
+    const int8_t *weight = product->weight + from * LANES * depth;
+    int has_second = tile + 1 < pixels->tiles;
+    const uint8_t *first = rows_of(product, pixels, tile);
+    const uint8_t *second = has_second ? rows_of(product, pixels, tile + 1) : first;
+    int32_t sums[4 * ROWS * LANES] __attribute__((aligned(64)));
+    for (int64_t v = 0; v < wide; v += 2) {
+        int has_pair = v + 1 < wide;
+        const int8_t *own = weight + v * LANES * 4;
+        for (int t = 0; t <= has_second; t++)
+            for (int pair = 0; pair <= has_pair; pair++)
+                fetch_tile(product, pixels, tile + t, (from + v + pair) * LANES);
+        if (has_second && has_pair)
+            multiply(product, pixels, first, second, own, wide, sums, 2, 2);
+        else if (has_second)
+            multiply(product, pixels, first, second, own, wide, sums, 2, 1);
+        else if (has_pair)
+            multiply(product, pixels, first, second, own, wide, sums, 1, 2);
+        else
+            multiply(product, pixels, first, second, own, wide, sums, 1, 1);
+        for (int t = 0; t <= has_second; t++)
+            for (int pair = 0; pair <= has_pair; pair++)
+                write_tile(product, pixels, tile + t, (from + v + pair) * LANES, sums + (2 * t + pair) * ROWS * LANES);
+    }
+}
+
+static void configure(int64_t step)
+{
+    Configuration tiles = { .palette = 1 };
+    for (int tile = 0; tile < 8; tile++) {
+        tiles.rows[tile] = ROWS;
+        tiles.row_bytes[tile] = ROW_BYTES;
+    }
+    for (int tile = 4; tile < 6; tile++)
+        tiles.row_bytes[tile] = (uint16_t)step;
+    for (int tile = 6; tile < 8; tile++)
+        tiles.rows[tile] = (uint8_t)(step / 4);
+    _tile_loadconfig(&tiles);
+}
+
+/* Returns 0, 1 where memory is missing, or -1 where it does not serve this product. `added` may be `out`. */
+int errata_int8_tiles(const Product *given)
+{
+    Product whole = *given;
+    const Product *product = &whole;
+    if (step_of(given->channels) < FEWEST_BYTES)
+        return -1;
+    uint8_t *copy;
+    int plain = is_plain(given);
+    if (plain) {
+        whole.out_width = whole.width = whole.batch * whole.height * whole.width;
+        whole.batch = whole.height = whole.out_height = 1;
+    }
+    Pixels pixels = pixels_of(product);
+    int64_t row = product->channels, left = product->out_width % ROWS;
+    if (plain) {
+        copy = calloc(ROWS, (size_t)row);
+        if (copy == NULL)
+            return 1;
+        if (left != 0) {
+            memcpy(copy, product->codes + (product->out_width - left) * row, (size_t)(left * row));
+            pixels.last = copy;
+        }
+    } else {
+        copy = bordered(product, &pixels, ROWS * pixels.distance + ROW_BYTES);
+        if (copy == NULL)
+            return 1;
+        pixels.image = copy;
+    }
+    int64_t depth = product->kernel_height * product->kernel_width * product->channels;
+    int64_t panels = (product->outputs + VECTORS * LANES - 1) / (VECTORS * LANES), blocks = (pixels.tiles + 1) / 2;
+    int64_t together = panels_at_once(panels, blocks, depth, CACHED);
+#pragma omp parallel
+    {
+        configure(pixels.step);
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t start = 0; start < panels; start += together)
+            for (int64_t block = 0; block < blocks; block++)
+                for (int64_t panel = start; panel < panels && panel < start + together; panel++)
+                    multiply_panel(product, &pixels, 2 * block, panel, depth);
+        _tile_release();
+    }
+    free(copy);
+    return 0;
+}
+#else
+int errata_has_tiles(void)
+{
+    return 0;
+}
+
+int errata_int8_tiles(const void *product)
+{
+    (void)product;
+    return -1;
+}
+#endif
