@@ -32,7 +32,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__AVX512BF16__) && defined(__AVX512F__) && defined(__AVX512DQ__)
+#if defined(__AVX512BF16__) && defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512BW__) && \
+    defined(__AVX512VL__)
 #include <immintrin.h>
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__)
 #define HAS_TILES 1
@@ -89,38 +90,23 @@ typedef struct {
     int is_bounded; /* whether m stays 0 */
 } Work;
 
-static inline uint16_t rounded(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    uint32_t nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : nearest); /* NaN stays */
-}
-
-static inline float widened(uint16_t x)
-{
-    uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
 /* Channels of a token and a head, times `factor`, rounded; returns their squared length. */
 static float take(const Attention *of, const void *from, int64_t at, float factor, uint16_t *to)
 {
-    float values[MOST_WIDTH], length = 0;
-    if (of->is_bfloat16)
-        for (int64_t c = 0; c < of->width; c++)
-            values[c] = widened(((const uint16_t *)from)[at + c]) * factor;
-    else
-        for (int64_t c = 0; c < of->width; c++)
-            values[c] = ((const float *)from)[at + c] * factor;
-    for (int64_t c = 0; c < of->width; c++)
-        to[c] = rounded(values[c]);
-#pragma omp simd reduction(+ : length)
-    for (int64_t c = 0; c < of->width; c++)
-        length += values[c] * values[c];
-    return length;
+    __m512 lengths = _mm512_setzero_ps(), by = _mm512_set1_ps(factor);
+    for (int64_t c = 0; c < of->width; c += 16) {
+        __mmask16 mask = of->width - c >= 16 ? 0xffff : (__mmask16)((1u << (of->width - c)) - 1);
+        __m512 x;
+        if (of->is_bfloat16) {
+            __m256i halves = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)from + at + c);
+            x = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+        } else
+            x = _mm512_maskz_loadu_ps(mask, (const float *)from + at + c);
+        x = _mm512_mul_ps(x, by);
+        lengths = _mm512_fmadd_ps(x, x, lengths);
+        _mm256_mask_storeu_epi16(to + c, mask, (__m256i)_mm512_cvtneps_pbh(x));
+    }
+    return _mm512_reduce_add_ps(lengths);
 }
 
 static Sizes sizes_of(const Attention *of)
@@ -198,31 +184,15 @@ static void take_queries(const Attention *of, const Sizes *sizes, int64_t head, 
         work->most[i] = work->is_bounded ? 0 : NOTHING;
 }
 
-/* 2^u for u <= SMALL, relative error below 1e-5. */
-static inline float power_of_two(float u)
-{
-    if (u < -126.0f)
-        return 0;
-    float n = floorf(u), f = u - n;
-    float p = 1.35341654e-2f;
-    p = p * f + 5.20114654e-2f;
-    p = p * f + 2.41442754e-1f;
-    p = p * f + 6.93003835e-1f;
-    p = p * f + 1.00000259f;
-    union { float value; int32_t bits; } power = { p };
-    power.bits += (int32_t)n * (1 << 23);
-    return power.value;
-}
-
 #define DOWN (_MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)
 
+/* 2^u, with a relative error below 1e-4: a twentieth of what rounding to bfloat16 adds. */
 static inline __m512 powers_of_two(__m512 u)
 {
-    __m512 f = _mm512_reduce_ps(u, DOWN), p = _mm512_set1_ps(1.35341654e-2f); /* f = u - floor(u) */
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.20114654e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.41442754e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.93003835e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.00000259f));
+    __m512 f = _mm512_reduce_ps(u, DOWN), p = _mm512_set1_ps(7.80245012e-2f); /* f = u - floor(u) */
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.26067186e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9583353e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.99925219e-1f));
     return _mm512_scalef_ps(p, u); /* by 2^floor(u) */
 }
 
@@ -287,6 +257,9 @@ static void add_group(const Sizes *sizes, const uint16_t *weights, const uint16_
 }
 
 #if HAS_TILES
+/* Makes the compiler finish what was written before: to gcc 12, instructions that load tiles read no memory. */
+#define WRITTEN(address) __asm__ volatile("" : : "r"(address) : "memory")
+
 typedef struct {
     uint8_t palette, start_row, reserved[14];
     uint16_t row_bytes[16];
@@ -300,32 +273,49 @@ static void configure(void)
         tiles.rows[tile] = ROWS;
         tiles.row_bytes[tile] = 64;
     }
+    WRITTEN(&tiles);
     _tile_loadconfig(&tiles);
 }
 
-/* S of two tiles of queries and two of keys; its rows are `distance` apart. */
-static void score_tiles(const Sizes *sizes, const uint16_t *query, const uint16_t *key, float *scores,
-                        int64_t distance)
+static inline void begin_scores(const uint16_t *query)
 {
-    const int64_t row = sizes->channels * 2, panel = PANEL * 4, out = distance * 4;
+    WRITTEN(query);
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (int64_t c = 0; c < sizes->channels; c += 32, key += 16 * 2 * PANEL) {
-        _tile_loadd(6, key, panel);
-        _tile_loadd(4, query + c, row);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, key + 32, panel);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, query + ROWS * sizes->channels + c, row);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
+}
+
+/* Adds what thirty-two channels, from the c-th, give to S of two tiles of queries and two of keys. */
+static inline void add_scores(const Sizes *sizes, const uint16_t *query, const uint16_t *key, int64_t c)
+{
+    const int64_t row = sizes->channels * 2, panel = PANEL * 4;
+    _tile_loadd(6, key + c * PANEL, panel);
+    _tile_loadd(4, query + c, row);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, key + c * PANEL + 32, panel);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, query + ROWS * sizes->channels + c, row);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+}
+
+/* Writes S; its rows are `distance` apart. */
+static inline void end_scores(float *scores, int64_t distance)
+{
+    const int64_t out = distance * 4;
     _tile_stored(0, scores, out);
     _tile_stored(1, scores + 16, out);
     _tile_stored(2, scores + ROWS * distance, out);
     _tile_stored(3, scores + ROWS * distance + 16, out);
+}
+
+static void score_tiles(const Sizes *sizes, const uint16_t *query, const uint16_t *key, float *scores)
+{
+    begin_scores(query);
+    for (int64_t c = 0; c < sizes->channels; c += 32)
+        add_scores(sizes, query, key, c);
+    end_scores(scores, KEYS);
 }
 
 /* Adds P V of two tiles of queries to one or two tiles of columns of O. */
@@ -335,6 +325,7 @@ static inline __attribute__((always_inline)) void add_columns(const Sizes *sizes
 {
     const int64_t row = KEYS * 2, step = sizes->columns * 4;
     float *below = sums + ROWS * sizes->columns;
+    WRITTEN(weights);
     _tile_loadd(0, sums, step);
     _tile_loadd(2, below, step);
     if (wide > 1) {
@@ -381,7 +372,7 @@ static void score(const Attention *of, const Sizes *sizes, const uint16_t *key, 
             for (int64_t half = 0; half < PANEL && j + half < keys; half += 32)
                 for (int64_t i = 0; i < rows; i += 2 * ROWS)
                     score_tiles(sizes, work->query + i * sizes->channels, panel + 2 * half,
-                                work->scores + i * KEYS + j + half, KEYS);
+                                work->scores + i * KEYS + j + half);
             continue;
         }
 #endif
@@ -454,7 +445,7 @@ static void normalize(const Sizes *sizes, int64_t i, const float *mask, int64_t 
         add_mask(mask, known, scores);
     float before = work->most[i], most = largest(scores, keys, before);
     if (most > before) {
-        float shrink = before == NOTHING ? 0 : power_of_two(before - most), *sums = work->sums + i * sizes->columns;
+        float shrink = before == NOTHING ? 0 : exp2f(before - most), *sums = work->sums + i * sizes->columns;
         work->most[i] = most;
         for (int64_t part = 0; part < 16; part++)
             totals[part] *= shrink;
@@ -465,24 +456,36 @@ static void normalize(const Sizes *sizes, int64_t i, const float *mask, int64_t 
 }
 
 #if HAS_TILES
-/* P of two tiles of queries whose scores are bounded, 32 keys at a time: tiles multiply while vectors take powers. */
-static void weigh_bounded(const Sizes *sizes, const uint16_t *key, int64_t known, int64_t keys,
-                          int64_t first, Work *work)
+/* P of two tiles of queries whose scores are bounded, 32 keys at a time. While tiles multiply for the next ones,
+ * vectors take the powers of these: after each instruction of tiles, those of as many rows as are its share. */
+static void weigh_bounded(const Sizes *sizes, const uint16_t *key, int64_t known, int64_t keys, int64_t first,
+                          Work *work)
 {
     const uint16_t *query = work->query + first * sizes->channels;
     float *chunks[2] = { work->scores, work->scores + 2 * ROWS * 32 };
-    score_tiles(sizes, query, key, chunks[0], 32);
+    int64_t share = 2 * ROWS * 32 / sizes->channels;
+    begin_scores(query);
+    for (int64_t c = 0; c < sizes->channels; c += 32)
+        add_scores(sizes, query, key, c);
+    end_scores(chunks[0], 32);
     for (int64_t j = 0; j < keys; j += 32) {
         float *scores = chunks[j / 32 % 2];
         int64_t next = j + 32;
-        if (next < keys)
-            score_tiles(sizes, query, key + next / PANEL * PANEL * sizes->channels + next % PANEL * 2,
-                        chunks[next / 32 % 2], 32);
-        for (int64_t i = 0; i < 2 * ROWS; i++) {
+        const uint16_t *following = key + next / PANEL * PANEL * sizes->channels + next % PANEL * 2;
+        for (int64_t i = 0; i < 2 * ROWS; i++)
             for (int64_t missing = known - j; missing < 32; missing++)
                 scores[i * 32 + missing] = NOTHING;
-            weigh(scores + i * 32, 32, 0, 1, work->totals + (first + i) * 16, work->weights + (first + i) * KEYS + j);
+        begin_scores(query);
+        for (int64_t c = 0, i = 0; i < 2 * ROWS; c += 32) {
+            if (next < keys && c < sizes->channels)
+                add_scores(sizes, query, following, c);
+            int64_t until = c + 32 < sizes->channels ? i + share : 2 * ROWS;
+            for (; i < until; i++)
+                weigh(scores + i * 32, 32, 0, 1, work->totals + (first + i) * 16,
+                      work->weights + (first + i) * KEYS + j);
         }
+        if (next < keys)
+            end_scores(chunks[next / 32 % 2], 32);
     }
 }
 #endif

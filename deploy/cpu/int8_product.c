@@ -16,10 +16,11 @@
 #include "int8_product.h"
 
 #define PIXELS 6
+#define VECTORS 4
 #define MOST_TAPS 64
 #define CACHED (640 * 1024) /* bytes of the second cache, which has 1 MiB or more on such CPUs, for weights */
 
-/* In int8_tiles.c. Returns 0, 1 where memory is missing, or -1 where it does not serve this product. */
+/* In int8_tiles.c. */
 int errata_int8_tiles(const Product *product);
 
 typedef struct {
@@ -114,11 +115,8 @@ static void write(const Product *product, const Tile *tile, int64_t first, int64
 /* Returns 0, or 1 where memory is missing. `added` may be `out`. */
 int errata_int8_product(const Product *product)
 {
-    if (product->has_tiles) {
-        int failed = errata_int8_tiles(product);
-        if (failed >= 0)
-            return failed;
-    }
+    if (product->is_tiled)
+        return errata_int8_tiles(product);
     uint8_t *outside = malloc((size_t)product->channels);
     if (outside == NULL)
         return 1;
@@ -127,7 +125,7 @@ int errata_int8_product(const Product *product)
     int64_t pixels = product->batch * product->out_height * product->out_width;
     int64_t vectors = (product->outputs + LANES - 1) / LANES;
     int64_t panels = (vectors + VECTORS - 1) / VECTORS, tiles = (pixels + PIXELS - 1) / PIXELS;
-    int64_t together = panels_at_once(panels, tiles, depth, CACHED);
+    int64_t together = panels_at_once(panels, tiles, VECTORS * LANES * depth, CACHED);
 
 #pragma omp parallel for collapse(2) schedule(static)
     for (int64_t start = 0; start < panels; start += together)

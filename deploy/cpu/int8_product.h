@@ -8,9 +8,8 @@
  *   y          out               s_x s_w (sum q w - z sum w) + bias + added; (batch, out_height, out_width, outputs),
  *                                float32, or rounded to bfloat16
  *
- * The sums are exact. Weights are packed in panels of four vectors of sixteen outputs, the last one narrower: for
- * kernel row, kernel column and each four channels, 4 x 16 outputs x 4 channels. Where an instruction multiplies
- * more than four channels, it reads several such rows.
+ * The sums are exact. Weights are packed in panels of V vectors of sixteen outputs, the last one narrower: for
+ * kernel row, kernel column and each four channels, V x 16 outputs x 4 channels. V is 4, or 2 for tiles.
  */
 
 #ifndef ERRATA_INT8_PRODUCT_H
@@ -21,7 +20,6 @@
 #include <stdint.h>
 
 #define LANES 16
-#define VECTORS 4
 
 typedef struct {
     const uint8_t *codes;
@@ -39,7 +37,7 @@ typedef struct {
     float scale;
     int32_t zero_point;
     int32_t is_bfloat16; /* of out */
-    int32_t has_tiles;   /* whether AMX may be used */
+    int32_t is_tiled;    /* whether the weight is packed for tiles, and AMX is to multiply */
 } Product;
 
 /* What turns the sums of sixteen outputs into y. */
@@ -86,9 +84,9 @@ static inline void write_outputs(const Product *product, Outputs of, __m512i sum
 
 /* How many panels a block of pixels is multiplied by before the next one: their weights stay in the second cache, in
  * `cached` bytes of it. One, where there are few blocks, so that every thread has work. */
-static inline int64_t panels_at_once(int64_t panels, int64_t blocks, int64_t depth, int64_t cached)
+static inline int64_t panels_at_once(int64_t panels, int64_t blocks, int64_t panel_bytes, int64_t cached)
 {
-    int64_t fitting = cached / (VECTORS * LANES * depth);
+    int64_t fitting = cached / panel_bytes;
     if (fitting < 1 || blocks < 4 * (int64_t)omp_get_max_threads())
         return 1;
     return fitting < panels ? fitting : panels;

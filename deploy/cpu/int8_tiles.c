@@ -22,12 +22,16 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#define VECTORS 2
 #define ROWS 16         /* of a tile */
 #define ROW_BYTES 64    /* of a tile, at most */
 #define FEWEST_BYTES 32 /* of a row: with fewer the other kernel is as fast */
 #define CACHED (1280 * 1024) /* bytes of the second cache, which has 2 MiB on such CPUs, for weights */
 #define REQUEST_PERMISSION 0x1023 /* ARCH_REQ_XCOMP_PERM */
 #define TILE_DATA 18              /* the component of the state that it is asked for */
+
+/* Makes the compiler finish what was written before: to gcc 12, instructions that load tiles read no memory. */
+#define WRITTEN(address) __asm__ volatile("" : : "r"(address) : "memory")
 
 typedef struct {
     uint8_t palette, start_row, reserved[14];
@@ -62,6 +66,12 @@ static int64_t step_of(int64_t channels)
     while (channels % step != 0 || step % 4 != 0)
         step--;
     return step;
+}
+
+/* Whether tiles serve a product with so many channels. */
+int errata_tiles_serve(int64_t channels)
+{
+    return step_of(channels) >= FEWEST_BYTES;
 }
 
 /* The image with its border, and room for tiles that reach beyond its end; NULL where memory is missing. */
@@ -171,14 +181,15 @@ static inline void fetch_tile(const Product *product, const Pixels *pixels, int6
     }
 }
 
-/* The sums of one or two tiles of pixels by one or two vectors of a panel of `wide`; inlined once for each. */
+/* The sums of one or two tiles of pixels by a panel of one or two vectors; inlined once for each. */
 static inline __attribute__((always_inline)) void multiply(const Product *product, const Pixels *pixels,
                                                            const uint8_t *first, const uint8_t *second,
-                                                           const int8_t *weight, int64_t wide, int32_t *sums,
+                                                           const int8_t *weight, int32_t *sums,
                                                            const int tiles, const int vectors)
 {
     const int64_t channels = product->channels, step = pixels->step, line = pixels->width * channels;
-    const int64_t weight_row = wide * LANES * 4, distance = pixels->distance;
+    const int64_t weight_row = vectors * LANES * 4, distance = pixels->distance;
+    WRITTEN(first);
     _tile_zero(0);
     if (vectors > 1)
         _tile_zero(1);
@@ -214,34 +225,29 @@ static inline __attribute__((always_inline)) void multiply(const Product *produc
         _tile_stored(3, sums + 3 * ROWS * LANES, LANES * 4);
 }
 
-/* A block of one or two tiles, by the vectors of a panel. */
+/* A block of one or two tiles, by a panel of one or two vectors. */
 static void multiply_panel(const Product *product, const Pixels *pixels, int64_t tile, int64_t panel, int64_t depth)
 {
-    int64_t vectors = (product->outputs + LANES - 1) / LANES, from = panel * VECTORS;
-    int64_t wide = vectors - from < VECTORS ? vectors - from : VECTORS;
-    const int8_t *weight = product->weight + from * LANES * depth;
-    int has_second = tile + 1 < pixels->tiles;
+    int64_t from = panel * VECTORS * LANES;
+    const int8_t *weight = product->weight + from * depth;
+    int tiles = tile + 1 < pixels->tiles ? 2 : 1, vectors = from + LANES < product->outputs ? 2 : 1;
     const uint8_t *first = rows_of(product, pixels, tile);
-    const uint8_t *second = has_second ? rows_of(product, pixels, tile + 1) : first;
+    const uint8_t *second = tiles > 1 ? rows_of(product, pixels, tile + 1) : first;
     int32_t sums[4 * ROWS * LANES] __attribute__((aligned(64)));
-    for (int64_t v = 0; v < wide; v += 2) {
-        int has_pair = v + 1 < wide;
-        const int8_t *own = weight + v * LANES * 4;
-        for (int t = 0; t <= has_second; t++)
-            for (int pair = 0; pair <= has_pair; pair++)
-                fetch_tile(product, pixels, tile + t, (from + v + pair) * LANES);
-        if (has_second && has_pair)
-            multiply(product, pixels, first, second, own, wide, sums, 2, 2);
-        else if (has_second)
-            multiply(product, pixels, first, second, own, wide, sums, 2, 1);
-        else if (has_pair)
-            multiply(product, pixels, first, second, own, wide, sums, 1, 2);
-        else
-            multiply(product, pixels, first, second, own, wide, sums, 1, 1);
-        for (int t = 0; t <= has_second; t++)
-            for (int pair = 0; pair <= has_pair; pair++)
-                write_tile(product, pixels, tile + t, (from + v + pair) * LANES, sums + (2 * t + pair) * ROWS * LANES);
-    }
+    for (int t = 0; t < tiles; t++)
+        for (int v = 0; v < vectors; v++)
+            fetch_tile(product, pixels, tile + t, from + v * LANES);
+    if (tiles == 2 && vectors == 2)
+        multiply(product, pixels, first, second, weight, sums, 2, 2);
+    else if (tiles == 2)
+        multiply(product, pixels, first, second, weight, sums, 2, 1);
+    else if (vectors == 2)
+        multiply(product, pixels, first, second, weight, sums, 1, 2);
+    else
+        multiply(product, pixels, first, second, weight, sums, 1, 1);
+    for (int t = 0; t < tiles; t++)
+        for (int v = 0; v < vectors; v++)
+            write_tile(product, pixels, tile + t, from + v * LANES, sums + (2 * t + v) * ROWS * LANES);
 }
 
 static void configure(int64_t step)
@@ -255,16 +261,15 @@ static void configure(int64_t step)
         tiles.row_bytes[tile] = (uint16_t)step;
     for (int tile = 6; tile < 8; tile++)
         tiles.rows[tile] = (uint8_t)(step / 4);
+    WRITTEN(&tiles);
     _tile_loadconfig(&tiles);
 }
 
-/* Returns 0, 1 where memory is missing, or -1 where it does not serve this product. `added` may be `out`. */
+/* Returns 0, or 1 where memory is missing. `added` may be `out`. */
 int errata_int8_tiles(const Product *given)
 {
     Product whole = *given;
     const Product *product = &whole;
-    if (step_of(given->channels) < FEWEST_BYTES)
-        return -1;
     uint8_t *copy;
     int plain = is_plain(given);
     if (plain) {
@@ -289,7 +294,7 @@ int errata_int8_tiles(const Product *given)
     }
     int64_t depth = product->kernel_height * product->kernel_width * product->channels;
     int64_t panels = (product->outputs + VECTORS * LANES - 1) / (VECTORS * LANES), blocks = (pixels.tiles + 1) / 2;
-    int64_t together = panels_at_once(panels, blocks, depth, CACHED);
+    int64_t together = panels_at_once(panels, blocks, VECTORS * LANES * depth, CACHED);
 #pragma omp parallel
     {
         configure(pixels.step);
@@ -309,9 +314,15 @@ int errata_has_tiles(void)
     return 0;
 }
 
+int errata_tiles_serve(int64_t channels)
+{
+    (void)channels;
+    return 0;
+}
+
 int errata_int8_tiles(const void *product)
 {
     (void)product;
-    return -1;
+    return 1;
 }
 #endif

@@ -36,6 +36,7 @@ _HEADERS = (Path(__file__).with_name("int8_product.h"),)
 _COMPILE = ("-std=c11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-ffast-math", "-fno-finite-math-only",
             "-fno-associative-math")  # fmt: skip
 _LINK = ("-shared",)
+_LIBRARIES = ("-lm",)
 _PATIENCE = 60  # seconds
 
 
@@ -59,6 +60,11 @@ def product_obstacle() -> str:
 def has_tiles() -> bool:
     """Return whether this CPU has AMX, and the system lets this process use it."""
     return not obstacle() and bool(_library().errata_has_tiles())
+
+
+def tiles_serve(channels: int) -> bool:
+    """Return whether tiles multiply so many channels faster than vectors."""
+    return bool(_library().errata_tiles_serve(channels))
 
 
 def norm_quantize(
@@ -114,7 +120,7 @@ class Product(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("zero_point", ctypes.c_int32),
         ("is_bfloat16", ctypes.c_int32),
-        ("has_tiles", ctypes.c_int32),
+        ("is_tiled", ctypes.c_int32),
     ]
 
 
@@ -274,6 +280,7 @@ def _library() -> Any:
     library.errata_norm_quantize.argtypes = [
         pointer, *[integer] * 4, pointer, pointer, ctypes.c_float, ctypes.c_int, integer, *[pointer] * 4
     ]  # fmt: skip
+    library.errata_tiles_serve.argtypes = [integer]
     return library
 
 
@@ -288,7 +295,7 @@ def _compile(compiler: str, file: Path) -> None:
                 [compiler, *_COMPILE, "-c", str(source), "-o", out]
                 for source, out in zip(_SOURCES, compiled, strict=True)
             ),
-            [compiler, *_LINK, *compiled, "-o", str(linked)],
+            [compiler, *_LINK, *compiled, *_LIBRARIES, "-o", str(linked)],
         ):
             done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
             if done.returncode != 0:
@@ -306,6 +313,7 @@ def _identity(compiler: str) -> str:
         *(source.read_text() for source in (*_SOURCES, *_HEADERS)),
         *_COMPILE,
         *_LINK,
+        *_LIBRARIES,
         version,
         platform.machine(),
         _cpu(),

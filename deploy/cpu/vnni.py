@@ -17,7 +17,7 @@ from errata.deploy.cpu import native
 from errata.runtime.layers import Geometry
 
 _LANES = 16  # outputs of a vector, in int32
-_VECTORS = 4  # of a panel
+_VECTORS, _TILED_VECTORS = 4, 2  # of a panel
 _ALIGNMENT = 64  # bytes
 # Input channels that one instruction multiplies.
 CHANNELS_AT_ONCE = 4
@@ -51,10 +51,10 @@ class VNNIProduct:
             )
         )
         self._outputs = len(weight)
-        self._packed = _packed(kernels)
+        self._is_tiled = native.has_tiles() and native.tiles_serve(kernels.shape[1])
+        self._packed = _packed(kernels, vectors=_TILED_VECTORS if self._is_tiled else _VECTORS)
         self._scale = scale.float().contiguous()
         self._sums = kernels.sum(dim=(1, 2, 3), dtype=torch.int32)
-        self.uses_tiles = native.has_tiles()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VNNIProduct:
         """Return itself: nothing of it ever changes, and clones of an artifact share weights."""
@@ -93,7 +93,7 @@ class VNNIProduct:
                 None if bias is None else bias.data_ptr(), None if added is None else added.data_ptr(),
                 output.data_ptr(), *sizes, *out_size, self._outputs, *self._kernel, *self._padding,
                 *self._stride, *self._dilation, scale, zero_point, dtype is torch.bfloat16,
-                self.uses_tiles,
+                self._is_tiled,
             )
         )  # fmt: skip
         return output
@@ -108,14 +108,14 @@ class VNNIProduct:
         return height, width
 
 
-def _packed(kernels: Tensor) -> Tensor:
-    """Return a weight `(O, I, kh, kw)` in the panels that `int8_product.c` describes, aligned."""
+def _packed(kernels: Tensor, *, vectors: int) -> Tensor:
+    """Return a weight `(O, I, kh, kw)` in the panels that `int8_product.h` describes, aligned."""
     outputs = len(kernels)
     padded = functional.pad(kernels, (0, 0, 0, 0, 0, 0, 0, -outputs % _LANES))
     rows = padded.permute(0, 2, 3, 1).flatten(1)
     panels = [
         panel.unflatten(1, (-1, CHANNELS_AT_ONCE)).transpose(0, 1).flatten()
-        for panel in rows.split(_VECTORS * _LANES)
+        for panel in rows.split(vectors * _LANES)
     ]
     size = sum(len(panel) for panel in panels)
     memory = torch.empty(size + _ALIGNMENT, dtype=torch.int8)
