@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from errata.deploy.cpu import native
+from errata.deploy.cpu.feed_forward import FusedFeedForward
 from errata.deploy.cpu.int8 import Int8Layer
 from errata.deploy.cpu.norms import normed_codes
 from errata.runtime.feature_correction import CorrectedOutput
@@ -54,6 +55,12 @@ def fuse(unet: nn.Module, context: StepContext) -> dict[str, str]:
         elif FusedDownsample.is_fusible(module):
             replace_module(unet, name, FusedDownsample(module))
             told[f"{name}.conv"] = "padded as codes"
+        elif FusedFeedForward.is_fusible(module):
+            replace_module(unet, name, FusedFeedForward(module))
+            told |= {
+                f"{name}.net.0.proj": "gated as it is written",
+                f"{name}.net.2": "input written as codes",
+            }
     if keeps_biases and OneTimeEmbedding.is_fusible(unet.time_embedding):  # type: ignore[arg-type]
         unet.time_embedding = OneTimeEmbedding(unet.time_embedding, context)
     if FusedOutput.is_fusible(unet):

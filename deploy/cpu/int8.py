@@ -95,6 +95,7 @@ class Int8Layer(nn.Module):
     Attributes:
         bias: float32 `(O,)`, or None.
         tables: scale and zero point by step, of each part of the input.
+        products: what multiplies each part.
 
     Args:
         product: what multiplies each part, `VNNIProduct` or `OneDNNProduct`.
@@ -117,7 +118,7 @@ class Int8Layer(nn.Module):
         self.tables = tables
         self.bias = bias if bias is None else bias.contiguous()
         parts = codes.split(list(scheme.input_widths), dim=1)
-        self._products = [
+        self.products = [
             product(geometry, part, scale.contiguous())
             for part, scale in zip(parts, weight_scale, strict=True)
         ]
@@ -156,7 +157,7 @@ class Int8Layer(nn.Module):
 
         `dtype` is that of the result, float32 or bfloat16.
         """
-        *firsts, last = zip(self._products, codes, self.quantizers(), strict=True)
+        *firsts, last = zip(self.products, codes, self.quantizers(), strict=True)
         for product, part, quantizer in firsts:
             added, bias = product(part, *quantizer, bias, added, torch.float32), None
         product, part, quantizer = last

@@ -105,6 +105,15 @@ static inline void fetch(const Product *product, int64_t first, int64_t count, i
 /* y of a tile's `count` pixels, for the outputs from `output`. */
 static void write(const Product *product, const Tile *tile, int64_t first, int64_t count, int64_t output, int wide)
 {
+    if (product->is_gated) {
+        for (int v = 0; v < wide; v += 2, output += 2 * LANES) {
+            Outputs of = outputs_from(product, output), gate = outputs_from(product, output + LANES);
+            for (int64_t p = 0; p < count; p++)
+                write_gated(product, of, tile->sums[p][v], gate, tile->sums[p][v + 1],
+                            ((first + p) * product->outputs + output) / 2);
+        }
+        return;
+    }
     for (int v = 0; v < wide; v++, output += LANES) {
         Outputs of = outputs_from(product, output);
         for (int64_t p = 0; p < count; p++)
@@ -136,7 +145,8 @@ int errata_int8_product(const Product *product)
             for (int64_t panel = start; panel < panels && panel < start + together; panel++) {
                 int wide = vectors - panel * VECTORS < VECTORS ? (int)(vectors - panel * VECTORS) : VECTORS;
                 const int8_t *weight = product->weight + panel * VECTORS * LANES * depth;
-                fetch(product, first, count, panel * VECTORS * LANES, wide);
+                if (!product->is_gated)
+                    fetch(product, first, count, panel * VECTORS * LANES, wide);
                 switch (wide) {
                 case 1: multiply(&tile, taps, product->channels, weight, 1); break;
                 case 2: multiply(&tile, taps, product->channels, weight, 2); break;

@@ -7,6 +7,10 @@
  *   s_w        scales            of each output channel
  *   y          out               s_x s_w (sum q w - z sum w) + bias + added; (batch, out_height, out_width, outputs),
  *                                float32, or rounded to bfloat16
+ *   v, g                         y of two vectors of outputs that lie side by side, if `is_gated`: then `out` gets
+ *                                the codes clamp(round(v g Phi(g) / s) + t, 0, 255) of half as many outputs, where
+ *                                Phi is the normal distribution (GEGLU: Shazeer 2020, "GLU variants")
+ *   s, t       out_scale, out_zero_point
  *
  * The sums are exact. Weights are packed in panels of V vectors of sixteen outputs, the last one narrower: for
  * kernel row, kernel column and each four channels, V x 16 outputs x 4 channels. V is 4, or 2 for tiles.
@@ -37,7 +41,10 @@ typedef struct {
     float scale;
     int32_t zero_point;
     int32_t is_bfloat16; /* of out */
-    int32_t is_tiled;    /* whether the weight is packed for tiles, and AMX is to multiply */
+    int32_t is_gated;
+    float out_scale;
+    int32_t out_zero_point;
+    int32_t is_tiled; /* whether the weight is packed for tiles, and AMX is to multiply */
 } Product;
 
 /* What turns the sums of sixteen outputs into y. */
@@ -70,10 +77,51 @@ static inline __m256i bfloat16_of(__m512 y)
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
 }
 
+static inline __m512 output_of(Outputs of, __m512i sums)
+{
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sums, of.shift)), of.gain, of.bias);
+}
+
+/* 1 - Phi(|x|), to 1e-6: Abramowitz and Stegun 1964, 7.1.26, and 2^u as 2^floor(u) times a polynomial. */
+static inline __m512 tail_of(__m512 x)
+{
+    __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f));
+    __m512 t = _mm512_div_ps(_mm512_set1_ps(1), _mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), _mm512_set1_ps(1)));
+    __m512 sum = _mm512_set1_ps(1.061405429f);
+    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(-1.453152027f));
+    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(1.421413741f));
+    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(-0.284496736f));
+    sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(0.254829592f));
+    __m512 u = _mm512_mul_ps(_mm512_mul_ps(z, z), _mm512_set1_ps(-1.44269504f));
+    __m512 f = _mm512_reduce_ps(u, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC), p = _mm512_set1_ps(1.35341654e-2f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.20114654e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.41442754e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.93003835e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.00000259f));
+    p = _mm512_scalef_ps(p, u);
+    return _mm512_mul_ps(_mm512_set1_ps(0.5f), _mm512_mul_ps(_mm512_mul_ps(sum, t), p));
+}
+
+/* The codes of one pixel, for sixteen gated outputs whose first is at `at` in out. */
+static inline void write_gated(const Product *product, Outputs of, __m512i sums, Outputs of_gate, __m512i gate_sums,
+                               int64_t at)
+{
+    __m512 gate = output_of(of_gate, gate_sums), tail = tail_of(gate);
+    __mmask16 is_positive = _mm512_cmp_ps_mask(gate, _mm512_setzero_ps(), _CMP_GT_OQ);
+    __m512 share = _mm512_mask_sub_ps(tail, is_positive, _mm512_set1_ps(1), tail);
+    __m512 y = _mm512_mul_ps(output_of(of, sums), _mm512_mul_ps(gate, share));
+    __m512 q = _mm512_mul_ps(y, _mm512_set1_ps(1 / product->out_scale));
+    q = _mm512_max_ps(q, _mm512_set1_ps(-256)); /* NaN too becomes this, and then 0 */
+    q = _mm512_min_ps(q, _mm512_set1_ps(256));
+    __m512i codes = _mm512_add_epi32(_mm512_cvtps_epi32(q), _mm512_set1_epi32(product->out_zero_point));
+    codes = _mm512_max_epi32(codes, _mm512_setzero_si512());
+    _mm_storeu_si128((__m128i *)((uint8_t *)product->out + at), _mm512_cvtusepi32_epi8(codes));
+}
+
 /* y of one pixel, for the sixteen outputs whose first is at `at` in out. */
 static inline void write_outputs(const Product *product, Outputs of, __m512i sums, int64_t at)
 {
-    __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sums, of.shift)), of.gain, of.bias);
+    __m512 y = output_of(of, sums);
     if (product->added != NULL)
         y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(of.mask, product->added + at));
     if (product->is_bfloat16)

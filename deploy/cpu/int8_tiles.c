@@ -166,10 +166,22 @@ static void write_tile(const Product *product, const Pixels *pixels, int64_t til
     }
 }
 
+/* Codes of a tile of a plain product, from its sums for sixteen outputs and for their gates. */
+static void write_gated_tile(const Product *product, const Pixels *pixels, int64_t tile, int64_t output,
+                             const int32_t *sums)
+{
+    Outputs of = outputs_from(product, output), gate = outputs_from(product, output + LANES);
+    int64_t own = tile % pixels->each * ROWS, left = product->out_width - own, count = left < ROWS ? left : ROWS;
+    int64_t at = (own * product->outputs + output) / 2;
+    for (int64_t row = 0; row < count; row++, at += product->outputs / 2)
+        write_gated(product, of, _mm512_load_si512(sums + row * LANES), gate,
+                    _mm512_load_si512(sums + (ROWS + row) * LANES), at);
+}
+
 /* What `write_tile` will touch is fetched while the sums are computed. */
 static inline void fetch_tile(const Product *product, const Pixels *pixels, int64_t tile, int64_t output)
 {
-    if (pixels->is_span)
+    if (pixels->is_span || product->is_gated)
         return;
     size_t each = product->is_bfloat16 ? sizeof(uint16_t) : sizeof(float);
     int64_t own = tile % pixels->each * ROWS, left = product->out_width - own, count = left < ROWS ? left : ROWS;
@@ -246,6 +258,9 @@ static void multiply_panel(const Product *product, const Pixels *pixels, int64_t
     else
         multiply(product, pixels, first, second, weight, sums, 1, 1);
     for (int t = 0; t < tiles; t++)
+        if (product->is_gated)
+            write_gated_tile(product, pixels, tile + t, from, sums + 2 * t * ROWS * LANES);
+    for (int t = 0; t < tiles && !product->is_gated; t++)
         for (int v = 0; v < vectors; v++)
             write_tile(product, pixels, tile + t, from + v * LANES, sums + (2 * t + v) * ROWS * LANES);
 }

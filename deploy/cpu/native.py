@@ -120,6 +120,9 @@ class Product(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("zero_point", ctypes.c_int32),
         ("is_bfloat16", ctypes.c_int32),
+        ("is_gated", ctypes.c_int32),
+        ("out_scale", ctypes.c_float),
+        ("out_zero_point", ctypes.c_int32),
         ("is_tiled", ctypes.c_int32),
     ]
 

@@ -6,6 +6,7 @@ residual block adds while it writes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,11 @@ def obstacle(geometry: Geometry, weight_shape: Sequence[int], widths: Sequence[i
 
 
 class VNNIProduct:
-    """Product with the weight of one part, int8 `(O, I)` or `(O, I, kh, kw)`, a scale for each output."""
+    """Product with the weight of one part, int8 `(O, I)` or `(O, I, kh, kw)`, a scale for each output.
+
+    Attributes:
+        outputs: their number, O.
+    """
 
     def __init__(self, geometry: Geometry, weight: Tensor, scale: Tensor) -> None:
         self._is_conv = geometry.is_conv
@@ -50,9 +55,10 @@ class VNNIProduct:
                 (geometry.dilation, (1, 1)),
             )
         )
-        self._outputs = len(weight)
+        self.outputs = len(weight)
         self._is_tiled = native.has_tiles() and native.tiles_serve(kernels.shape[1])
-        self._packed = _packed(kernels, vectors=_TILED_VECTORS if self._is_tiled else _VECTORS)
+        self._vectors = _TILED_VECTORS if self._is_tiled else _VECTORS
+        self._packed = _packed(kernels, vectors=self._vectors)
         self._scale = scale.float().contiguous()
         self._sums = kernels.sum(dim=(1, 2, 3), dtype=torch.int32)
 
@@ -75,28 +81,79 @@ class VNNIProduct:
         """
         if not self._is_conv:
             rows = codes.contiguous()
-            output = torch.empty((*rows.shape[:-1], self._outputs), dtype=dtype)
+            output = torch.empty((*rows.shape[:-1], self.outputs), dtype=dtype)
             added = None if added is None else added.contiguous()
-            sizes = (1, 1, rows.numel() // rows.shape[-1], rows.shape[-1])
+            sizes = _sizes_of(rows)
         else:
             rows = codes.contiguous(memory_format=torch.channels_last)
             batch, channels, height, width = rows.shape
-            shape = (batch, self._outputs, *self._output_size((height, width)))
+            shape = (batch, self.outputs, *self._output_size((height, width)))
             output = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
             added = None if added is None else added.contiguous(memory_format=torch.channels_last)
             sizes = (batch, height, width, channels)
         assert added is None or (added.shape == output.shape and added.dtype is torch.float32)
         out_size = output.shape[2:] if self._is_conv else sizes[1:3]
+        self._multiply(rows, (scale, zero_point), bias, added, output, (*sizes, *out_size))
+        return output
+
+    def gated(
+        self, codes: Tensor, quantizer: tuple[float, int], bias: Tensor | None, wanted: tuple[float, int]
+    ) -> Tensor:
+        """Return codes of a product of matrices whose outputs are `interleaved`, gated by GELU.
+
+        Args:
+            codes: `(…, I)`, with scale and zero point `quantizer`.
+            quantizer: of the codes.
+            bias: interleaved as the outputs, or None.
+            wanted: scale and zero point of the result.
+
+        Returns:
+            `(…, O / 2)`, uint8.
+        """
+        rows = codes.contiguous()
+        output = torch.empty((*rows.shape[:-1], self.outputs // 2), dtype=torch.uint8)
+        sizes = _sizes_of(rows)
+        self._multiply(rows, quantizer, bias, None, output, (*sizes, *sizes[1:3]), gate=wanted)
+        return output
+
+    def interleaved(self) -> VNNIProduct:
+        """Return the same product of matrices with its outputs in the `interleaving` order, for `gated`."""
+        order = interleaving(self.outputs)
+        copied = copy.copy(self)
+        copied._packed = _packed(self._unpacked()[order, :, None, None], vectors=self._vectors)
+        copied._scale, copied._sums = self._scale[order].contiguous(), self._sums[order].contiguous()
+        return copied
+
+    def _multiply(
+        self,
+        rows: Tensor,
+        quantizer: tuple[float, int],
+        bias: Tensor | None,
+        added: Tensor | None,
+        output: Tensor,
+        sizes: tuple[int, ...],
+        *,
+        gate: tuple[float, int] | None = None,
+    ) -> None:
         native.int8_product(
             native.Product(
                 rows.data_ptr(), self._packed.data_ptr(), self._scale.data_ptr(), self._sums.data_ptr(),
                 None if bias is None else bias.data_ptr(), None if added is None else added.data_ptr(),
-                output.data_ptr(), *sizes, *out_size, self._outputs, *self._kernel, *self._padding,
-                *self._stride, *self._dilation, scale, zero_point, dtype is torch.bfloat16,
-                self._is_tiled,
+                output.data_ptr(), *sizes, self.outputs, *self._kernel, *self._padding,
+                *self._stride, *self._dilation, *quantizer, output.dtype is torch.bfloat16,
+                gate is not None, *(gate or (1.0, 0)), self._is_tiled,
             )
         )  # fmt: skip
-        return output
+
+    def _unpacked(self) -> Tensor:
+        """Return the weight of a product of matrices, `(O, I)`."""
+        depth = len(self._packed) // (-(-self.outputs // _LANES) * _LANES)
+        panels = self._packed.split(self._vectors * _LANES * depth)
+        rows = [
+            panel.reshape(depth // CHANNELS_AT_ONCE, -1, CHANNELS_AT_ONCE).transpose(0, 1).flatten(1)
+            for panel in panels
+        ]
+        return torch.cat(rows)[: self.outputs]
 
     def _output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         height, width = (
@@ -106,6 +163,19 @@ class VNNIProduct:
             for axis in (0, 1)
         )
         return height, width
+
+
+def interleaving(outputs: int) -> Tensor:
+    """Return the order of outputs in which sixteen values and their sixteen gates lie side by side.
+
+    outputs: values, then as many gates; a multiple of 32.
+    """
+    return torch.arange(outputs).reshape(2, -1, _LANES).transpose(0, 1).flatten()
+
+
+def _sizes_of(rows: Tensor) -> tuple[int, int, int, int]:
+    """Return batch, height, width and channels of a product of matrices, which has one line of pixels."""
+    return 1, 1, rows.numel() // rows.shape[-1], rows.shape[-1]
 
 
 def _packed(kernels: Tensor, *, vectors: int) -> Tensor:

@@ -7,6 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import TimestepEmbedding
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from errata.deploy.cpu import int8, native
 from errata.deploy.cpu.attention import CPUAttention
+from errata.deploy.cpu.feed_forward import FusedFeedForward
 from errata.deploy.cpu.fusion import (
     FusedDownsample,
     FusedOutput,
@@ -222,6 +224,40 @@ def test_downsampling_pads_with_the_zero_point() -> None:
     for step in range(STEPS):
         with step_context.at(step):
             assert torch.equal(FusedDownsample(block)(x), block(x))
+
+
+@pytest.mark.parametrize("has_tiles", [True, False])
+@pytest.mark.parametrize(("channels", "inner", "has_bias"), [(64, 96, True), (40, 64, False), (96, 16, True)])
+def test_feed_forward_gates_as_it_writes(
+    channels: int, inner: int, has_bias: bool, has_tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if native.product_obstacle():
+        pytest.skip(native.product_obstacle())
+    if has_tiles and not native.has_tiles():
+        pytest.skip("this CPU has no AMX")
+    monkeypatch.setattr(native, "has_tiles", lambda: has_tiles)
+    block = FeedForward(channels, inner_dim=inner, activation_fn="geglu", bias=has_bias).eval()
+    step_context = StepContext()
+    make_int8(block, step_context)
+    block.net[2].tables = [StepTable(SCALES * 10, ZERO_POINTS, step_context)]
+    x = 2 * torch.randn(2, 37, channels)
+    wanted = [at(step_context, block, x)(step) for step in range(STEPS)]
+    assert FusedFeedForward.is_fusible(block)
+    fused = FusedFeedForward(block)
+    compare(at(step_context, fused, x), lambda step: wanted[step])
+
+
+def test_only_gates_of_whole_vectors_are_fused() -> None:
+    if native.product_obstacle():
+        pytest.skip(native.product_obstacle())
+    for block, fits in (
+        (FeedForward(32, inner_dim=32, activation_fn="geglu"), True),
+        (FeedForward(32, inner_dim=24, activation_fn="geglu"), False),
+        (FeedForward(32, inner_dim=32, activation_fn="gelu"), False),
+        (FeedForward(32, inner_dim=32, activation_fn="geglu", final_dropout=True), False),
+    ):
+        make_int8(block, StepContext())
+        assert FusedFeedForward.is_fusible(block) is fits
 
 
 @pytest.mark.parametrize("heads", [1, 4])
