@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from errata.deploy.cpu import native
 from errata.deploy.cpu.int8 import Int8Layer
-from errata.deploy.cpu.norms import normed_codes_of_each
+from errata.deploy.cpu.norms import layer_normed_codes, normed_codes_of_each
 from errata.runtime.attention import QuantizedAttention
 
 # Width of a head from which two products in bfloat16 are faster than the fused kernel in float32.
@@ -52,6 +52,38 @@ class CPUAttention(QuantizedAttention):
             attention_mask = attn.prepare_attention_mask(attention_mask, key.shape[1], key.shape[0])
         residual = hidden_states if attn.residual_connection else None
         return _rescaled(attn, self._attended(attn, query, key, value, attention_mask, residual))
+
+    def takes_codes(self, attn: Attention) -> bool:
+        """Return whether `onto` serves an attention: its projections are int8 layers of one part."""
+        return (
+            self._serves(attn)
+            and attn.group_norm is None
+            and attn.spatial_norm is None
+            and attn.added_kv_proj_dim is None
+            and not (attn.norm_cross or attn.norm_q is not None or attn.norm_k is not None)
+            and not attn.residual_connection
+            and attn.rescale_output_factor == 1
+            and all(
+                isinstance(layer, Int8Layer) and len(layer.tables) == 1
+                for layer in (attn.to_q, attn.to_k, attn.to_v, attn.to_out[0])
+            )
+        )
+
+    @torch.compiler.disable
+    def onto(
+        self, attn: Attention, x: Tensor, norm: nn.LayerNorm, context: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        """Return `x`, `(B, L, C)`, plus the attention of `norm(x)` to itself or to the context."""
+        dtype = self._dtype(attn)
+        own = (attn.to_q,) if context is not None else (attn.to_q, attn.to_k, attn.to_v)
+        codes = layer_normed_codes(x, norm, [layer.quantizers()[0] for layer in own])
+        query, *others = (
+            layer.product([read], layer.bias, dtype=dtype) for layer, read in zip(own, codes, strict=True)
+        )
+        key, value = others if context is None else _projected(context, attn.to_k, attn.to_v, dtype=dtype)
+        if mask is not None:
+            mask = attn.prepare_attention_mask(mask, key.shape[1], key.shape[0])
+        return self._attended(attn, query, key, value, mask, x)
 
     def _over_pixels(self, attn: Attention, hidden_states: Tensor) -> Tensor:
         """Attend over an image `(B, C, H, W)` to itself, normalized by groups."""

@@ -10,6 +10,7 @@ from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
 from errata.deploy.cpu.int8 import Int8Layer, quantize_to_uint8
+from errata.deploy.cpu.norms import layer_normed_codes
 from errata.deploy.cpu.vnni import VNNIProduct, interleaving
 
 # Vectors of outputs of the kernel hold so many values, and so many gates.
@@ -44,9 +45,18 @@ class FusedFeedForward(nn.Module):
     @torch.compiler.disable
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Map `(B, L, C)` to `(B, L, C')`, as the block."""
+        quantizer = self.net[0].proj.quantizer()
+        return self._from_codes(quantize_to_uint8(hidden_states, *quantizer), None)
+
+    def onto(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Return `x + forward(norm(x))`."""
+        (codes,) = layer_normed_codes(x, norm, [self.net[0].proj.quantizer()])
+        return self._from_codes(codes, x)
+
+    def _from_codes(self, codes: Tensor, added: Tensor | None) -> Tensor:
         projection, last = self.net[0].proj, self.net[2]
         (wanted,) = last.quantizers()
-        output: Tensor = last.product([projection(hidden_states, wanted)], last.bias)
+        output: Tensor = last.product([projection(codes, wanted)], last.bias, added)
         return output
 
 
@@ -62,7 +72,10 @@ class GatedProjection(nn.Module):
         order = interleaving(product.outputs)
         self.bias = None if layer.bias is None else layer.bias[order].contiguous()
 
-    def forward(self, x: Tensor, wanted: tuple[float, int]) -> Tensor:
+    def quantizer(self) -> tuple[float, int]:
+        """Return scale and zero point of the codes that it reads at the current step."""
+        return self._table.now()
+
+    def forward(self, codes: Tensor, wanted: tuple[float, int]) -> Tensor:
         """Return the codes of `value * GELU(gate)`, `(…, O / 2)`, with scale and zero point `wanted`."""
-        quantizer = self._table.now()
-        return self._product.gated(quantize_to_uint8(x, *quantizer), quantizer, self.bias, wanted)
+        return self._product.gated(codes, self.quantizer(), self.bias, wanted)

@@ -27,6 +27,7 @@ from errata.deploy.cpu import native
 from errata.deploy.cpu.feed_forward import FusedFeedForward
 from errata.deploy.cpu.int8 import Int8Layer
 from errata.deploy.cpu.norms import normed_codes
+from errata.deploy.cpu.transformer import FusedTransformer, FusedTransformerBlock
 from errata.runtime.feature_correction import CorrectedOutput
 from errata.runtime.layers import replace_module
 from errata.runtime.step_context import StepContext
@@ -55,6 +56,11 @@ def fuse(unet: nn.Module, context: StepContext) -> dict[str, str]:
         elif FusedDownsample.is_fusible(module):
             replace_module(unet, name, FusedDownsample(module))
             told[f"{name}.conv"] = "padded as codes"
+        elif FusedTransformer.is_fusible(module):
+            replace_module(unet, name, FusedTransformer(module))
+            told[f"{name}.proj_in"] = f"input {in_one_pass}"
+        elif FusedTransformerBlock.is_fusible(module):
+            replace_module(unet, name, FusedTransformerBlock(module))
         elif FusedFeedForward.is_fusible(module):
             replace_module(unet, name, FusedFeedForward(module))
             told |= {

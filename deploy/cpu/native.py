@@ -108,6 +108,35 @@ def norm_quantize(
     return normed_codes.tensors, raw_codes.tensors
 
 
+def layer_norm_quantize(
+    x: Tensor, norm: nn.LayerNorm, quantizers: Sequence[tuple[float, int]]
+) -> list[Tensor]:
+    """Return the codes of layer-normalized rows of `x`, for each quantizer.
+
+    Args:
+        x: `(…, C)`, float32.
+        norm: over C, with weight and bias.
+        quantizers: a scale and a zero point each.
+
+    Returns:
+        uint8, of the shape of `x`, each.
+    """
+    assert x.dtype is torch.float32
+    x = x.contiguous()
+    codes = [torch.empty(x.shape, dtype=torch.uint8) for _ in quantizers]
+    addresses = (ctypes.c_void_p * len(codes))(*(each.data_ptr() for each in codes))
+    constants = _constants(tuple(quantizers))
+    pointers = _Quantizers(*(ctypes.addressof(array) for array in (*constants, addresses)))
+    with _told_to_profiler("errata::norm_quantize"):
+        failed = _library().errata_layer_norm_quantize(
+            x.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], norm.weight.data_ptr(), norm.bias.data_ptr(),
+            norm.eps, len(codes), ctypes.byref(pointers),
+        )  # fmt: skip
+    if failed:
+        raise MemoryError(f"no memory for a row of a layer normalization of {tuple(x.shape)}")
+    return codes
+
+
 class Product(ctypes.Structure):
     """Arguments of `int8_product`, as in the C source, which describes the fields."""
 
@@ -195,10 +224,18 @@ def attention(
 
     Returns:
         `(B, L, heads x width)`, float32, or uint8 codes.
+
+    Raises:
+        ValueError: shapes that do not fit each other, or heads that are too wide.
     """
+    batch, queries, channels = query.shape
+    if key.shape != value.shape or key.shape[::2] != query.shape[::2]:
+        raise ValueError(f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}")
+    if channels % heads or channels // heads > WIDEST_HEAD:
+        raise ValueError(f"{channels} channels in {heads} heads; heads have at most {WIDEST_HEAD}, all alike")
     dtype = torch.bfloat16 if query.dtype is key.dtype is value.dtype is torch.bfloat16 else torch.float32
     query, key, value = (x.to(dtype).contiguous() for x in (query, key, value))
-    (batch, queries, channels), keys = query.shape, key.shape[1]
+    keys = key.shape[1]
     mask = None if mask is None else mask.float().expand(batch * heads, -1, keys)
     if mask is not None and mask.stride(2) != 1:
         mask = mask.contiguous()
@@ -282,6 +319,9 @@ def _library() -> Any:
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     library.errata_norm_quantize.argtypes = [
         pointer, *[integer] * 4, pointer, pointer, ctypes.c_float, ctypes.c_int, integer, *[pointer] * 4
+    ]  # fmt: skip
+    library.errata_layer_norm_quantize.argtypes = [
+        pointer, integer, integer, pointer, pointer, ctypes.c_float, integer, pointer
     ]  # fmt: skip
     library.errata_tiles_serve.argtypes = [integer]
     return library

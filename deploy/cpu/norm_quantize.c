@@ -237,3 +237,48 @@ int errata_norm_quantize(const float *x, int64_t batch, int64_t pixels, int64_t 
     free(sums);
     return 0;
 }
+
+/* Mean and 1 / sqrt(variance + eps) of a row. */
+static void moments_of(const float *restrict x, int64_t width, float eps, float *mean, float *inverse)
+{
+    float sum = 0, scatter = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t c = 0; c < width; c++)
+        sum += x[c];
+    float middle = sum / (float)width;
+#pragma omp simd reduction(+ : scatter)
+    for (int64_t c = 0; c < width; c++)
+        scatter += (x[c] - middle) * (x[c] - middle);
+    *mean = middle;
+    *inverse = 1 / sqrtf(scatter / (float)width + eps);
+}
+
+/* Layer normalization: of every row by itself. The codes of each quantizer, one after the other: (rows, width).
+ * Returns 0, or 1 where memory is missing. */
+int errata_layer_norm_quantize(const float *x, int64_t rows, int64_t width, const float *gamma, const float *beta,
+                               float eps, int64_t count, const Quantizers *normed)
+{
+    int failed = 0;
+#pragma omp parallel reduction(| : failed)
+    {
+        float *gain = malloc((size_t)(2 * width) * sizeof(float)), *shift = gain + width;
+        failed = gain == NULL;
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; row++) {
+            if (failed)
+                continue;
+            const float *own = x + row * width;
+            float mean, inverse;
+            moments_of(own, width, eps, &mean, &inverse);
+            for (int64_t c = 0; c < width; c++) {
+                gain[c] = gamma[c] * inverse;
+                shift[c] = beta[c] - mean * gain[c];
+            }
+            for (int64_t q = 0; q < count; q++)
+                quantize_row(own, gain, shift, width, 0, 1 / normed->scales[q], (float)normed->zero_points[q],
+                             normed->codes[q] + row * width);
+        }
+        free(gain);
+    }
+    return failed;
+}

@@ -1,4 +1,4 @@
-"""Group normalization, activation and quantization between two int8 products."""
+"""Normalization, activation and quantization between two int8 products."""
 
 from __future__ import annotations
 
@@ -40,4 +40,17 @@ def normed_codes_of_each(x: Tensor, norm: nn.GroupNorm, layers: Sequence[Int8Lay
     else:
         widths, starts = [x.shape[1]] * len(distinct), [0] * len(distinct)
         codes, _ = native.norm_quantize(x, norm, distinct, widths, silu=False, starts=starts)
+    return [codes[distinct.index(quantizer)] for quantizer in quantizers]
+
+
+def layer_normed_codes(
+    x: Tensor, norm: nn.LayerNorm, quantizers: Sequence[tuple[float, int]]
+) -> list[Tensor]:
+    """Return the codes of layer-normalized `x`, `(…, C)`, for each quantizer, once if they are equal."""
+    distinct = list(dict.fromkeys(quantizers))
+    if native.obstacle() or norm.weight is None or norm.bias is None:
+        normed = norm(x)
+        codes = [quantize_to_uint8(normed, *quantizer) for quantizer in distinct]
+    else:
+        codes = native.layer_norm_quantize(x, norm, distinct)
     return [codes[distinct.index(quantizer)] for quantizer in quantizers]

@@ -59,6 +59,7 @@ class VNNIProduct:
         self._is_tiled = native.has_tiles() and native.tiles_serve(kernels.shape[1])
         self._vectors = _TILED_VECTORS if self._is_tiled else _VECTORS
         self._packed = _packed(kernels, vectors=self._vectors)
+        self._channels = kernels.shape[1]
         self._scale = scale.float().contiguous()
         self._sums = kernels.sum(dim=(1, 2, 3), dtype=torch.int32)
 
@@ -135,6 +136,8 @@ class VNNIProduct:
         *,
         gate: tuple[float, int] | None = None,
     ) -> None:
+        if sizes[3] != self._channels:  # the kernel would read beyond them
+            raise ValueError(f"the input has {sizes[3]} channels; the layer reads {self._channels}")
         native.int8_product(
             native.Product(
                 rows.data_ptr(), self._packed.data_ptr(), self._scale.data_ptr(), self._sums.data_ptr(),

@@ -116,6 +116,24 @@ def test_neither_threads_nor_neighbours_change_an_attention(kind: native.Attenti
     assert torch.equal(together, threaded)
 
 
+@pytest.mark.parametrize(
+    ("shapes", "heads"),
+    [
+        (((2, 5, 32), (2, 6, 32), (2, 7, 32)), 2),
+        (((2, 5, 32), (1, 6, 32), (1, 6, 32)), 2),
+        (((2, 5, 32), (2, 6, 64), (2, 6, 64)), 2),
+        (((2, 5, 32), (2, 6, 32), (2, 6, 32)), 3),
+        (((2, 5, 257), (2, 6, 257), (2, 6, 257)), 1),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(
+    shapes: tuple[tuple[int, ...], ...], heads: int, kind: native.AttentionKind
+) -> None:
+    given = [torch.randn(shape) for shape in shapes]
+    with pytest.raises(ValueError, match="channels|key"):
+        native.attention(*given, heads=heads, scale=1.0, kind=kind)
+
+
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_what_is_not_a_number_does_not_vanish(which: int, kind: native.AttentionKind) -> None:
     given = inputs(2, 40, 70, 32)

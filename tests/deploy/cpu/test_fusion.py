@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ from errata.deploy.cpu.fusion import (
     fuse,
 )
 from errata.deploy.cpu.int8 import Int8Layer, OneDNNProduct, StepTable
+from errata.deploy.cpu.transformer import FusedTransformer, FusedTransformerBlock
 from errata.deploy.cpu.vnni import VNNIProduct
 from errata.runtime.attention import QuantizedAttention
 from errata.runtime.feature_correction import CorrectedOutput
@@ -290,6 +292,87 @@ def test_attention_over_pixels(heads: int, products: str, norms: None) -> None:
         error = rms(found - wanted[step]) / rms(wanted[step] - x)
         assert error <= (2e-2 if rounds else 5e-3)
         assert min(rms(found - w) for o, w in enumerate(wanted) if o != step) > 10 * rms(found - wanted[step])
+
+
+def make_transformer(step_context: StepContext, **changes: Any) -> Transformer2DModel:
+    settings: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 32, "in_channels": 64}
+    settings |= {"cross_attention_dim": 48, "norm_num_groups": 8} | changes
+    model = Transformer2DModel(**settings).eval()
+    make_int8(model, step_context)
+    return model
+
+
+def set_processors(model: nn.Module, processor: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.set_processor(processor)
+
+
+@pytest.mark.parametrize("is_linear", [True, False])
+@pytest.mark.parametrize("has_kernel", [True, False])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"double_self_attention": True}, {"only_cross_attention": True}, {"activation_fn": "gelu"}],
+)
+def test_a_transformer_is_what_it_stands_for(
+    changes: dict[str, Any], is_linear: bool, has_kernel: bool, norms: None
+) -> None:
+    step_context, fused_attention = StepContext(), CPUAttention()
+    if has_kernel and not fused_attention._has_kernel:
+        pytest.skip("this CPU has no instructions for bfloat16")
+    fused_attention._has_kernel = has_kernel
+    model = make_transformer(step_context, use_linear_projection=is_linear, **changes)
+    set_processors(model, QuantizedAttention(query=_same, key=_same, value=_same, probabilities=None))
+    x, context, mask = channels_last(2, 64, 6, 7), torch.randn(2, 9, 48), torch.ones(2, 9)
+    mask[1, 4:] = 0
+    # Without a mask, and with one in each of the two forms.
+    arguments: dict[str, tuple[Any, ...]] = {
+        name: (x, context, None, None, None, None, None, given, False)
+        for name, given in (("none", None), ("mask", mask), ("bias", (1 - mask[:, None]) * -10000.0))
+    }
+    double = "double_self_attention" in changes
+    arguments = {"none": (x, *[None] * 7, False)} if double else arguments
+
+    def outputs(module: nn.Module) -> dict[str, list[Tensor]]:
+        return {
+            name: [at_once(step_context, module, given, step) for step in range(STEPS)]
+            for name, given in arguments.items()
+        }
+
+    wanted = outputs(model)
+    if not double:
+        assert rms(wanted["mask"][1] - wanted["none"][1]) > 10 * BOUND * rms(wanted["none"][1] - x)
+    whole = nn.Module()
+    whole.time_embedding, whole.model = nn.Identity(), model
+    fuse(whole, step_context)
+    assert type(whole.model) is FusedTransformer
+    assert type(whole.model.transformer_blocks[0]) is FusedTransformerBlock
+    set_processors(whole, fused_attention)
+    bound = 3e-2 if has_kernel else BOUND  # of several attentions, in bfloat16
+    for name, found in outputs(whole.model).items():
+        for step in range(STEPS):
+            error = rms(found[step] - wanted[name][step]) / rms(wanted[name][step] - x)
+            assert error <= bound
+            assert min(rms(found[step] - w) for o, w in enumerate(wanted[name]) if o != step) > 10 * (
+                error * rms(wanted[name][step] - x)
+            )
+
+
+@torch.no_grad()
+def at_once(step_context: StepContext, module: nn.Module, arguments: tuple[Any, ...], step: int) -> Tensor:
+    with step_context.at(step, kind="full", time=float(step)):
+        output: Tensor = module(*arguments)[0]
+    return output
+
+
+def test_options_of_attentions_are_refused_by_name() -> None:
+    step_context = StepContext()
+    whole: Any = nn.Module()
+    whole.time_embedding, whole.model = nn.Identity(), make_transformer(step_context)
+    fuse(whole, step_context)
+    x, context = channels_last(1, 64, 4, 4), torch.randn(1, 3, 48)
+    with step_context.at(1), pytest.raises(NotImplementedError, match="gligen.*backend='reference'"):
+        whole.model(x, context, cross_attention_kwargs={"gligen": {}, "scale": 1.0})
 
 
 @pytest.mark.parametrize("crosses", [True, False])

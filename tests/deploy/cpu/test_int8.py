@@ -139,6 +139,14 @@ def test_neither_threads_nor_neighbours_change_a_result(kernel: str) -> None:
     assert torch.equal(together, threaded)
 
 
+@pytest.mark.parametrize("channels", [32, 128])
+def test_an_input_of_other_channels_is_refused(channels: int, kernel: str) -> None:
+    context = StepContext()
+    layer, _ = make(nn.Linear(64, 32), (64,), context, kernel)
+    with context.at(1), pytest.raises((ValueError, RuntimeError)):
+        layer(torch.randn(2, 5, channels))
+
+
 @pytest.mark.parametrize("values", [255, 0])
 def test_the_largest_sums_are_exact(values: int, kernel: str) -> None:
     """Where a product of pairs were summed in int16, these would saturate."""

@@ -155,3 +155,22 @@ def test_a_failing_compiler_leaves_nothing_behind(
     monkeypatch.setenv("ERRATA_CACHE", str(tmp_path / "cache"))
     assert native.obstacle() == f"{compiler} failed: no such option"
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(2, 37, 320), (5, 7), (1, 1, 16), (3, 130)])
+def test_codes_of_rows_are_those_of_float64_arithmetic(shape: tuple[int, ...]) -> None:
+    norm = nn.LayerNorm(shape[-1], eps=1e-5).requires_grad_(False)
+    nn.init.uniform_(norm.weight, 0.5, 2.0)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(shape) * 3 + 20
+    y = nn.functional.layer_norm(x.double(), shape[-1:], norm.weight.double(), norm.bias.double(), norm.eps)
+    for codes, quantizer in zip(native.layer_norm_quantize(x, norm, QUANTIZERS), QUANTIZERS, strict=True):
+        assert codes.dtype is torch.uint8
+        assert codes.shape == x.shape
+        assert flips(codes, codes_of(y, quantizer)) <= 0.02
+        assert flips_of_another(codes, codes_of(y.roll(1, dims=-1), quantizer)) > 0.2
+
+
+def flips_of_another(found: Tensor, other: Tensor) -> float:
+    return float((found.double() != other).double().mean())
