@@ -13,7 +13,7 @@ SHARED := --maxprocesses 4 --dist worksteal
 
 export PYTHON TORCH_INDEX
 
-.PHONY: help demo docs test quick lint format wheel check-wheel clean
+.PHONY: help demo docs test quick lint format wheel check-wheel sanitize clean
 
 help:
 	@echo "make demo     calibrate, compress, freeze, correct and measure a small model"
@@ -21,6 +21,7 @@ help:
 	@echo "make test     lint, types, tests, and the wheel in a clean environment: what CI runs"
 	@echo "make quick    lint, types, and the tests that take no longer than a few seconds"
 	@echo "make lint     ruff and mypy only"
+	@echo "make sanitize the kernel tests on C code with address and undefined-behaviour sanitizers"
 	@echo "make format   let ruff repair what it can"
 	@echo "make clean    remove .venv/, caches and builds; runs/ stays"
 
@@ -31,13 +32,16 @@ demo: .venv/.ready-report
 docs: .venv/.ready-docs
 	@$(BIN)/python scripts/make_docs.py --out docs/api
 
-# Types and the wheel take one core each, and half a minute.
+# Types, the wheel and the sanitizers take one core each, and half a minute.
 test: .venv/.ready-dev
-	@$(MAKE) --no-print-directory -j2 --output-sync=target lint check-wheel
+	@$(MAKE) --no-print-directory -j2 --output-sync=target lint check-wheel sanitize
 	$(BIN)/pytest -q -n $(WORKERS) $(SHARED)
 
 check-wheel: .venv/.ready-dev
 	$(BIN)/python scripts/check_wheel.py
+
+sanitize: .venv/.ready-dev
+	scripts/sanitize.sh
 
 quick: lint
 	$(BIN)/pytest -q -n $(WORKERS) $(SHARED) -m "not slow"
