@@ -34,61 +34,7 @@
 
 #if defined(__AVX512BF16__) && defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512BW__) && \
     defined(__AVX512VL__)
-#include <immintrin.h>
-#if defined(__AMX_BF16__) && defined(__AMX_TILE__)
-#define HAS_TILES 1
-#else
-#define HAS_TILES 0
-#endif
-
-#define LOG2_E 1.44269504f
-#define NOTHING (-1e30f) /* a score that weighs nothing; finite, since the difference of infinities is none */
-#define SMALL 60.0f
-#define MOST_WIDTH 256   /* channels of a head */
-#define PANEL 64         /* keys that are packed together */
-#define KEYS 256         /* of a block */
-#define QUERIES 64       /* of a block, at most */
-#define GROUPED 48       /* the same for vectors */
-#define GROUP 6          /* queries that vectors multiply at once: 24 of 32 registers hold sums */
-#define ROWS 16          /* of a tile */
-
-enum { VECTORS, TILES };
-
-typedef struct {
-    const void *query, *key, *value;
-    const float *mask;
-    void *out;
-    int64_t batch, heads, queries, keys, width;
-    int64_t mask_head, mask_query; /* steps of the mask from one head of a sample, and one query, to the next */
-    float scale, out_scale;
-    int32_t out_zero_point, has_codes; /* whether `out` gets codes */
-    int32_t is_bfloat16;               /* whether Q, K and V are */
-    int32_t kind;
-} Attention;
-
-/* Sizes of the packed forms, in elements. */
-typedef struct {
-    int64_t channels; /* of Q and K: width, in thirty-twos for tiles, in twos for vectors */
-    int64_t columns;  /* of V and O */
-    int64_t keys;     /* whole panels */
-} Sizes;
-
-/* A head of K and V, packed. */
-typedef struct {
-    uint16_t *key, *value;
-    float *lengths; /* of the longest key of each panel, squared */
-} Head;
-
-/* What a thread works on. */
-typedef struct {
-    float scores[QUERIES * KEYS] __attribute__((aligned(64)));
-    float sums[QUERIES * MOST_WIDTH] __attribute__((aligned(64)));
-    uint16_t weights[QUERIES * KEYS] __attribute__((aligned(64)));
-    uint16_t query[QUERIES * MOST_WIDTH] __attribute__((aligned(64)));
-    float totals[QUERIES * 16] __attribute__((aligned(64))); /* l, as sixteen summands */
-    float most[QUERIES];
-    int is_bounded; /* whether m stays 0 */
-} Work;
+#include "attention_products.h"
 
 /* Channels of a token and a head, times `factor`, rounded; returns their squared length. */
 static float take(const Attention *of, const void *from, int64_t at, float factor, uint16_t *to)
@@ -196,205 +142,6 @@ static inline __m512 powers_of_two(__m512 u)
     return _mm512_scalef_ps(p, u); /* by 2^floor(u) */
 }
 
-static inline __m512bh pair_of(const uint16_t *two)
-{
-    int32_t both;
-    memcpy(&both, two, sizeof both);
-    return (__m512bh)_mm512_set1_epi32(both);
-}
-
-/* Adds the products of GROUP rows of pairs, `distance` apart, with `pairs` rows of `wide` vectors, `step` apart. */
-static inline __attribute__((always_inline)) void multiply_pairs(const uint16_t *rows, int64_t distance,
-                                                                    const uint16_t *columns, int64_t step,
-                                                                    int64_t pairs, float *sums, int64_t sums_distance,
-                                                                    const int wide)
-{
-    __m512 own[GROUP][4];
-#pragma GCC unroll 6
-    for (int i = 0; i < GROUP; i++)
-#pragma GCC unroll 4
-        for (int v = 0; v < wide; v++)
-            own[i][v] = _mm512_loadu_ps(sums + i * sums_distance + 16 * v);
-    for (int64_t p = 0; p < pairs; p++, columns += step) {
-        __m512bh read[4];
-#pragma GCC unroll 4
-        for (int v = 0; v < wide; v++)
-            read[v] = (__m512bh)_mm512_loadu_si512(columns + 32 * v);
-#pragma GCC unroll 6
-        for (int i = 0; i < GROUP; i++) {
-            __m512bh pair = pair_of(rows + i * distance + 2 * p);
-#pragma GCC unroll 4
-            for (int v = 0; v < wide; v++)
-                own[i][v] = _mm512_dpbf16_ps(own[i][v], pair, read[v]);
-        }
-    }
-#pragma GCC unroll 6
-    for (int i = 0; i < GROUP; i++)
-#pragma GCC unroll 4
-        for (int v = 0; v < wide; v++)
-            _mm512_storeu_ps(sums + i * sums_distance + 16 * v, own[i][v]);
-}
-
-/* S of a group of queries and a panel of keys. */
-static void score_group(const Sizes *sizes, const uint16_t *query, const uint16_t *key, float *scores)
-{
-    for (int i = 0; i < GROUP; i++)
-        memset(scores + i * KEYS, 0, PANEL * sizeof(float));
-    multiply_pairs(query, sizes->channels, key, 2 * PANEL, sizes->channels / 2, scores, KEYS, 4);
-}
-
-/* Adds P V of a group of queries and `keys` keys to O. */
-static void add_group(const Sizes *sizes, const uint16_t *weights, const uint16_t *value, int64_t keys, float *sums)
-{
-    int64_t c = 0, step = 2 * sizes->columns;
-    for (; c + 64 <= sizes->columns; c += 64)
-        multiply_pairs(weights, KEYS, value + 2 * c, step, keys / 2, sums + c, sizes->columns, 4);
-    switch ((sizes->columns - c) / 16) {
-    case 3: multiply_pairs(weights, KEYS, value + 2 * c, step, keys / 2, sums + c, sizes->columns, 3); break;
-    case 2: multiply_pairs(weights, KEYS, value + 2 * c, step, keys / 2, sums + c, sizes->columns, 2); break;
-    case 1: multiply_pairs(weights, KEYS, value + 2 * c, step, keys / 2, sums + c, sizes->columns, 1); break;
-    }
-}
-
-#if HAS_TILES
-/* Makes the compiler finish what was written before: to gcc 12, instructions that load tiles read no memory. */
-#define WRITTEN(address) __asm__ volatile("" : : "r"(address) : "memory")
-
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} __attribute__((packed)) Configuration;
-
-static void configure(void)
-{
-    Configuration tiles = { .palette = 1 };
-    for (int tile = 0; tile < 8; tile++) {
-        tiles.rows[tile] = ROWS;
-        tiles.row_bytes[tile] = 64;
-    }
-    WRITTEN(&tiles);
-    _tile_loadconfig(&tiles);
-}
-
-static inline void begin_scores(const uint16_t *query)
-{
-    WRITTEN(query);
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-}
-
-/* Adds what thirty-two channels, from the c-th, give to S of two tiles of queries and two of keys. */
-static inline void add_scores(const Sizes *sizes, const uint16_t *query, const uint16_t *key, int64_t c)
-{
-    const int64_t row = sizes->channels * 2, panel = PANEL * 4;
-    _tile_loadd(6, key + c * PANEL, panel);
-    _tile_loadd(4, query + c, row);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, key + c * PANEL + 32, panel);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, query + ROWS * sizes->channels + c, row);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-}
-
-/* Writes S; its rows are `distance` apart. */
-static inline void end_scores(float *scores, int64_t distance)
-{
-    const int64_t out = distance * 4;
-    _tile_stored(0, scores, out);
-    _tile_stored(1, scores + 16, out);
-    _tile_stored(2, scores + ROWS * distance, out);
-    _tile_stored(3, scores + ROWS * distance + 16, out);
-}
-
-static void score_tiles(const Sizes *sizes, const uint16_t *query, const uint16_t *key, float *scores)
-{
-    begin_scores(query);
-    for (int64_t c = 0; c < sizes->channels; c += 32)
-        add_scores(sizes, query, key, c);
-    end_scores(scores, KEYS);
-}
-
-/* Adds P V of two tiles of queries to one or two tiles of columns of O. */
-static inline __attribute__((always_inline)) void add_columns(const Sizes *sizes, const uint16_t *weights,
-                                                              const uint16_t *value, int64_t keys, float *sums,
-                                                              const int wide)
-{
-    const int64_t row = KEYS * 2, step = sizes->columns * 4;
-    float *below = sums + ROWS * sizes->columns;
-    WRITTEN(weights);
-    _tile_loadd(0, sums, step);
-    _tile_loadd(2, below, step);
-    if (wide > 1) {
-        _tile_loadd(1, sums + 16, step);
-        _tile_loadd(3, below + 16, step);
-    }
-    for (int64_t j = 0; j < keys; j += 32, value += 32 * sizes->columns) {
-        _tile_loadd(6, value, step);
-        _tile_loadd(4, weights + j, row);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, weights + ROWS * KEYS + j, row);
-        _tile_dpbf16ps(2, 5, 6);
-        if (wide > 1) {
-            _tile_loadd(7, value + 32, step);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-    }
-    _tile_stored(0, sums, step);
-    _tile_stored(2, below, step);
-    if (wide > 1) {
-        _tile_stored(1, sums + 16, step);
-        _tile_stored(3, below + 16, step);
-    }
-}
-
-static void add_tiles(const Sizes *sizes, const uint16_t *weights, const uint16_t *value, int64_t keys, float *sums)
-{
-    int64_t c = 0;
-    for (; c + 32 <= sizes->columns; c += 32)
-        add_columns(sizes, weights, value + 2 * c, keys, sums + c, 2);
-    if (c < sizes->columns)
-        add_columns(sizes, weights, value + 2 * c, keys, sums + c, 1);
-}
-#endif
-
-/* S of all queries of a block and `keys` keys from the first of a panel. */
-static void score(const Attention *of, const Sizes *sizes, const uint16_t *key, int64_t keys, int64_t rows, Work *work)
-{
-    for (int64_t j = 0; j < keys; j += PANEL) {
-        const uint16_t *panel = key + j * sizes->channels;
-#if HAS_TILES
-        if (of->kind == TILES) {
-            for (int64_t half = 0; half < PANEL && j + half < keys; half += 32)
-                for (int64_t i = 0; i < rows; i += 2 * ROWS)
-                    score_tiles(sizes, work->query + i * sizes->channels, panel + 2 * half,
-                                work->scores + i * KEYS + j + half);
-            continue;
-        }
-#endif
-        for (int64_t i = 0; i < rows; i += GROUP)
-            score_group(sizes, work->query + i * sizes->channels, panel, work->scores + i * KEYS + j);
-    }
-}
-
-/* Adds P V to O for all queries of a block. */
-static void add(const Attention *of, const Sizes *sizes, const uint16_t *value, int64_t keys, int64_t rows, Work *work)
-{
-#if HAS_TILES
-    if (of->kind == TILES) {
-        for (int64_t i = 0; i < rows; i += 2 * ROWS)
-            add_tiles(sizes, work->weights + i * KEYS, value, keys, work->sums + i * sizes->columns);
-        return;
-    }
-#endif
-    for (int64_t i = 0; i < rows; i += GROUP)
-        add_group(sizes, work->weights + i * KEYS, value, keys, work->sums + i * sizes->columns);
-}
-
 /* The mask, in the units of S. */
 static void add_mask(const float *mask, int64_t keys, float *scores)
 {
@@ -462,8 +209,8 @@ static void weigh_bounded(const Sizes *sizes, const uint16_t *key, int64_t known
                           Work *work)
 {
     const uint16_t *query = work->query + first * sizes->channels;
-    float *chunks[2] = { work->scores, work->scores + 2 * ROWS * 32 };
-    int64_t share = 2 * ROWS * 32 / sizes->channels;
+    float *chunks[2] = { work->scores, work->scores + TILED * 32 };
+    int64_t share = TILED * 32 / sizes->channels;
     begin_scores(query);
     for (int64_t c = 0; c < sizes->channels; c += 32)
         add_scores(sizes, query, key, c);
@@ -472,14 +219,14 @@ static void weigh_bounded(const Sizes *sizes, const uint16_t *key, int64_t known
         float *scores = chunks[j / 32 % 2];
         int64_t next = j + 32;
         const uint16_t *following = key + next / PANEL * PANEL * sizes->channels + next % PANEL * 2;
-        for (int64_t i = 0; i < 2 * ROWS; i++)
+        for (int64_t i = 0; i < TILED; i++)
             for (int64_t missing = known - j; missing < 32; missing++)
                 scores[i * 32 + missing] = NOTHING;
         begin_scores(query);
-        for (int64_t c = 0, i = 0; i < 2 * ROWS; c += 32) {
+        for (int64_t c = 0, i = 0; i < TILED; c += 32) {
             if (next < keys && c < sizes->channels)
                 add_scores(sizes, query, following, c);
-            int64_t until = c + 32 < sizes->channels ? i + share : 2 * ROWS;
+            int64_t until = c + 32 < sizes->channels ? i + share : TILED;
             for (; i < until; i++)
                 weigh(scores + i * 32, 32, 0, 1, work->totals + (first + i) * 16,
                       work->weights + (first + i) * KEYS + j);
@@ -522,7 +269,7 @@ static void attend(const Attention *of, const Sizes *sizes, int64_t head, int64_
         const uint16_t *value = packed->value + start * sizes->columns;
 #if HAS_TILES
         if (of->kind == TILES && work->is_bounded) {
-            for (int64_t i = 0; i < rows; i += 2 * ROWS)
+            for (int64_t i = 0; i < rows; i += TILED)
                 weigh_bounded(sizes, key, known, keys, i, work);
             add(of, sizes, value, keys, rows, work);
             continue;
@@ -552,7 +299,7 @@ int errata_has_attention(int kind)
 /* How many queries are a block: more read the keys less often, fewer leave less to do in vain. */
 static int64_t rows_at_once(const Attention *of)
 {
-    int64_t unit = of->kind == TILES ? 2 * ROWS : GROUP, most = of->kind == TILES ? QUERIES : GROUPED;
+    int64_t unit = of->kind == TILES ? TILED : GROUP, most = of->kind == TILES ? QUERIES : GROUPED;
     int64_t all = (of->queries + unit - 1) / unit * unit;
     return all < most ? all : most;
 }
@@ -590,7 +337,7 @@ int errata_attention(const Attention *of)
         failed = work == NULL;
 #if HAS_TILES
         if (of->kind == TILES)
-            configure();
+            configure_tiles(ROW_BYTES);
 #endif
 #pragma omp for collapse(2) schedule(dynamic)
         for (int64_t head = 0; head < heads; head++)

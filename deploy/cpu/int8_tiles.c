@@ -13,31 +13,22 @@
  * serves two products.
  */
 
+#define _DEFAULT_SOURCE /* for syscall */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #if defined(__AMX_INT8__) && defined(__AMX_TILE__) && defined(__AVX512VNNI__) && defined(__linux__)
 #include "int8_product.h"
+#include "tiles.h"
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #define VECTORS 2
-#define ROWS 16         /* of a tile */
-#define ROW_BYTES 64    /* of a tile, at most */
 #define FEWEST_BYTES 32 /* of a row: with fewer the other kernel is as fast */
 #define CACHED (1280 * 1024) /* bytes of the second cache, which has 2 MiB on such CPUs, for weights */
 #define REQUEST_PERMISSION 0x1023 /* ARCH_REQ_XCOMP_PERM */
 #define TILE_DATA 18              /* the component of the state that it is asked for */
-
-/* Makes the compiler finish what was written before: to gcc 12, instructions that load tiles read no memory. */
-#define WRITTEN(address) __asm__ volatile("" : : "r"(address) : "memory")
-
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} __attribute__((packed)) Configuration;
 
 /* Where tiles of pixels are found. */
 typedef struct {
@@ -265,21 +256,6 @@ static void multiply_panel(const Product *product, const Pixels *pixels, int64_t
             write_tile(product, pixels, tile + t, from + v * LANES, sums + (2 * t + v) * ROWS * LANES);
 }
 
-static void configure(int64_t step)
-{
-    Configuration tiles = { .palette = 1 };
-    for (int tile = 0; tile < 8; tile++) {
-        tiles.rows[tile] = ROWS;
-        tiles.row_bytes[tile] = ROW_BYTES;
-    }
-    for (int tile = 4; tile < 6; tile++)
-        tiles.row_bytes[tile] = (uint16_t)step;
-    for (int tile = 6; tile < 8; tile++)
-        tiles.rows[tile] = (uint8_t)(step / 4);
-    WRITTEN(&tiles);
-    _tile_loadconfig(&tiles);
-}
-
 /* Returns 0, or 1 where memory is missing. `added` may be `out`. */
 int errata_int8_tiles(const Product *given)
 {
@@ -312,7 +288,7 @@ int errata_int8_tiles(const Product *given)
     int64_t together = panels_at_once(panels, blocks, VECTORS * LANES * depth, CACHED);
 #pragma omp parallel
     {
-        configure(pixels.step);
+        configure_tiles(pixels.step);
 #pragma omp for collapse(2) schedule(static)
         for (int64_t start = 0; start < panels; start += together)
             for (int64_t block = 0; block < blocks; block++)

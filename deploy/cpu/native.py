@@ -31,7 +31,10 @@ _SOURCES = tuple(
     Path(__file__).with_name(name)
     for name in ("norm_quantize.c", "int8_product.c", "int8_tiles.c", "attention.c")
 )
-_HEADERS = (Path(__file__).with_name("int8_product.h"),)
+_HEADERS = tuple(
+    Path(__file__).with_name(name)
+    for name in ("int8_product.h", "tiles.h", "attention.h", "attention_products.h")
+)
 # OpenMP's functions are those of the runtime that torch has loaded; one of its own would have other threads.
 _COMPILE = ("-std=c11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-ffast-math", "-fno-finite-math-only",
             "-fno-associative-math")  # fmt: skip
