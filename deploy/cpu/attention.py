@@ -6,7 +6,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from errata.deploy.cpu import native
+from errata.deploy.cpu import attention_kernel
 from errata.deploy.cpu.int8 import Int8Layer
 from errata.deploy.cpu.norms import layer_normed_codes, normed_codes_of_each
 from errata.runtime.attention import QuantizedAttention
@@ -31,7 +31,7 @@ class CPUAttention(QuantizedAttention):
     def __init__(self) -> None:
         super().__init__(query=_as_it_is, key=_as_it_is, value=_as_it_is, probabilities=None)
         self._has_bfloat16 = multiplies_bfloat16()
-        self._has_kernel = self._has_bfloat16 and bool(native.attention_kinds())
+        self._has_kernel = self._has_bfloat16 and bool(attention_kernel.attention_kinds())
 
     @torch.compiler.disable
     def forward(
@@ -99,7 +99,7 @@ class CPUAttention(QuantizedAttention):
 
     def _serves(self, attn: Attention) -> bool:
         """Return whether the kernel has room for heads of that width."""
-        return self._has_kernel and attn.inner_dim // attn.heads <= native.WIDEST_HEAD
+        return self._has_kernel and attn.inner_dim // attn.heads <= attention_kernel.WIDEST_HEAD
 
     def _dtype(self, attn: Attention) -> torch.dtype:
         """Return what projections write: rounded here, what is multiplied in bfloat16 is written once."""
@@ -133,7 +133,7 @@ class CPUAttention(QuantizedAttention):
         if not (self._serves(attn) and isinstance(layer, Int8Layer) and len(layer.tables) == 1):
             return _plus(layer, self._attend(attn, query, key, value, mask), residual)
         (quantizer,) = layer.quantizers()
-        codes = native.attention(
+        codes = attention_kernel.attention(
             query, key, value, heads=attn.heads, scale=attn.scale, mask=mask, codes=quantizer
         )
         return layer.product([codes], layer.bias, residual)
@@ -142,7 +142,9 @@ class CPUAttention(QuantizedAttention):
         self, attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> Tensor:
         if self._serves(attn):
-            return native.attention(query, key, value, heads=attn.heads, scale=attn.scale, mask=mask)
+            return attention_kernel.attention(
+                query, key, value, heads=attn.heads, scale=attn.scale, mask=mask
+            )
         if mask is not None or self._dtype(attn) is torch.float32:
             return super()._attend(attn, query.float(), key.float(), value.float(), mask)
         query, key, value = (

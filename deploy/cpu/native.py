@@ -9,7 +9,6 @@ take their place, and `obstacle` says why.
 from __future__ import annotations
 
 import ctypes
-import enum
 import functools
 import hashlib
 import itertools
@@ -99,7 +98,7 @@ def norm_quantize(
     batch, channels, height, width = x.shape
     starts = (0, *itertools.accumulate(widths[:-1])) if starts is None else tuple(starts)
     normed_codes, raw_codes = _Codes(x, widths, quantizers), _Codes(x, widths, raw)
-    with _told_to_profiler("errata::norm_quantize"):
+    with told_to_profiler("errata::norm_quantize"):
         failed = _library().errata_norm_quantize(
             x.data_ptr(), batch, height * width, channels, norm.num_groups,
             norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps, int(silu),
@@ -130,7 +129,7 @@ def layer_norm_quantize(
     addresses = (ctypes.c_void_p * len(codes))(*(each.data_ptr() for each in codes))
     constants = _constants(tuple(quantizers))
     pointers = _Quantizers(*(ctypes.addressof(array) for array in (*constants, addresses)))
-    with _told_to_profiler("errata::norm_quantize"):
+    with told_to_profiler("errata::norm_quantize"):
         failed = _library().errata_layer_norm_quantize(
             x.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], norm.weight.data_ptr(), norm.bias.data_ptr(),
             norm.eps, len(codes), ctypes.byref(pointers),
@@ -165,104 +164,13 @@ def int8_product(product: Product) -> None:
     Raises:
         MemoryError: there is not enough for one pixel of codes.
     """
-    with _told_to_profiler("errata::int8_product"):
+    with told_to_profiler("errata::int8_product"):
         failed = _library().errata_int8_product(ctypes.byref(product))
     if failed:
         raise MemoryError("no memory for one pixel of codes")
 
 
-class AttentionKind(enum.IntEnum):
-    """How `attention` multiplies, as in the C source."""
-
-    VECTORS = 0
-    TILES = 1
-
-
-def attention_kinds() -> tuple[AttentionKind, ...]:
-    """Return the ways that this CPU has, the fastest first; none where it has no bfloat16."""
-    if obstacle():
-        return ()
-    there = {kind: bool(_library().errata_has_attention(kind)) for kind in AttentionKind}
-    there[AttentionKind.TILES] &= has_tiles()
-    return tuple(kind for kind in reversed(AttentionKind) if there[kind])
-
-
-class _Attention(ctypes.Structure):
-    """As in the C source, which describes the fields."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "mask", "out")),
-        *((name, ctypes.c_int64) for name in ("batch", "heads", "queries", "keys", "width")),
-        *((name, ctypes.c_int64) for name in ("mask_head", "mask_query")),
-        *((name, ctypes.c_float) for name in ("scale", "out_scale")),
-        *((name, ctypes.c_int32) for name in ("out_zero_point", "has_codes", "is_bfloat16", "kind")),
-    ]
-
-
-WIDEST_HEAD = 256
-
-
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    heads: int,
-    scale: float,
-    mask: Tensor | None = None,
-    codes: tuple[float, int] | None = None,
-    kind: AttentionKind | None = None,
-) -> Tensor:
-    """Return attention over packed heads.
-
-    Args:
-        query: `(B, L, heads x width)`, float32 or bfloat16; width at most `WIDEST_HEAD`.
-        key: `(B, K, heads x width)`.
-        value: likewise.
-        heads: their number.
-        scale: of the scores.
-        mask: added to the scores, `(B x heads, 1 or L, K)`, float32.
-        codes: scale and zero point of the codes to return in place of numbers.
-        kind: how to multiply; None is the fastest.
-
-    Returns:
-        `(B, L, heads x width)`, float32, or uint8 codes.
-
-    Raises:
-        ValueError: shapes that do not fit each other, or heads that are too wide.
-    """
-    batch, queries, channels = query.shape
-    if key.shape != value.shape or key.shape[::2] != query.shape[::2]:
-        raise ValueError(f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}")
-    if channels % heads or channels // heads > WIDEST_HEAD:
-        raise ValueError(f"{channels} channels in {heads} heads; heads have at most {WIDEST_HEAD}, all alike")
-    dtype = torch.bfloat16 if query.dtype is key.dtype is value.dtype is torch.bfloat16 else torch.float32
-    query, key, value = (x.to(dtype).contiguous() for x in (query, key, value))
-    keys = key.shape[1]
-    mask = None if mask is None else mask.float().expand(batch * heads, -1, keys)
-    if mask is not None and mask.stride(2) != 1:
-        mask = mask.contiguous()
-    kind = attention_kinds()[0] if kind is None else kind
-    out = torch.empty(query.shape, dtype=torch.float32 if codes is None else torch.uint8)
-    out_scale, zero_point = codes or (1.0, 0)
-    of = _Attention(
-        query.data_ptr(), key.data_ptr(), value.data_ptr(), None if mask is None else mask.data_ptr(),
-        out.data_ptr(), batch, heads, queries, keys, channels // heads, *_steps(mask), scale, out_scale,
-        zero_point, codes is not None, dtype is torch.bfloat16, kind,
-    )  # fmt: skip
-    with _told_to_profiler("errata::attention"):
-        failed = _library().errata_attention(ctypes.byref(of))
-    if failed:
-        raise MemoryError(f"no memory for the keys and values of an attention of {tuple(key.shape)}")
-    return out
-
-
-def _steps(mask: Tensor | None) -> tuple[int, int]:
-    """Return the steps from one head and from one query of a mask to the next, 0 where all share it."""
-    return (0, 0) if mask is None else (mask.stride(0), mask.stride(1) if mask.shape[1] > 1 else 0)
-
-
-def _told_to_profiler(name: str) -> AbstractContextManager[object]:
+def told_to_profiler(name: str) -> AbstractContextManager[object]:
     """Show a native call to a running profiler, which by itself sees only torch's operators."""
     return record_function(name) if torch._C._autograd._profiler_enabled() else nullcontext()
 
@@ -301,6 +209,11 @@ def _constants(quantizers: tuple[tuple[float, int], ...]) -> tuple[Any, Any]:
     count = len(quantizers)
     scales = (ctypes.c_float * count)(*(scale for scale, _ in quantizers))
     return scales, (ctypes.c_int32 * count)(*(zero for _, zero in quantizers))
+
+
+def library() -> Any:
+    """Return the compiled library, whose functions have no types yet but those used here; raises as there."""
+    return _library()
 
 
 @functools.cache

@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.deploy.cpu import native
+from errata.deploy.cpu import attention_kernel
 from errata.deploy.cpu.int8 import quantize_to_uint8
 
 # Of the size of the output: scores, weights and values are rounded to 2^-9 of themselves.
 BOUND = 1e-2
 
 
-@pytest.fixture(params=list(native.AttentionKind))
-def kind(request: pytest.FixtureRequest) -> native.AttentionKind:
-    if request.param not in native.attention_kinds():
+@pytest.fixture(params=list(attention_kernel.AttentionKind))
+def kind(request: pytest.FixtureRequest) -> attention_kernel.AttentionKind:
+    if request.param not in attention_kernel.attention_kinds():
         pytest.skip("this CPU does not multiply bfloat16 so")
-    return native.AttentionKind(request.param)
+    return attention_kernel.AttentionKind(request.param)
 
 
 def expected(
@@ -60,14 +60,14 @@ def check(found: Tensor, wanted: Tensor) -> None:
 # Scores that are bounded by lengths, and ones that are not.
 @pytest.mark.parametrize("size", [1.0, 5.0])
 def test_it_equals_float64_arithmetic(
-    heads: int, width: int, queries: int, keys: int, size: float, kind: native.AttentionKind
+    heads: int, width: int, queries: int, keys: int, size: float, kind: attention_kernel.AttentionKind
 ) -> None:
     query, key, value = inputs(2, queries, keys, heads * width, size=size)
     scale = 1.5 * size**-2 * width**-0.5 if size == 1 else 0.2
     rounded = [x.bfloat16() for x in (query, key, value)]
     wanted = expected(*(x.float() for x in rounded), heads=heads, scale=scale)
     for given in (rounded, [x.float() for x in rounded]):
-        found = native.attention(*given, heads=heads, scale=scale, kind=kind)
+        found = attention_kernel.attention(*given, heads=heads, scale=scale, kind=kind)
         assert found.dtype is torch.float32
         if size == 1 and keys > 1:
             check(found, wanted)
@@ -76,25 +76,25 @@ def test_it_equals_float64_arithmetic(
 
 
 @pytest.mark.parametrize("per_query", [True, False])
-def test_a_mask_is_added_to_the_scores(per_query: bool, kind: native.AttentionKind) -> None:
+def test_a_mask_is_added_to_the_scores(per_query: bool, kind: attention_kernel.AttentionKind) -> None:
     heads, queries, keys = 2, 37, 300
     query, key, value = inputs(3, queries, keys, heads * 24)
     mask = torch.randn(3 * heads, queries if per_query else 1, keys)
     mask[:, :, 100:290] = -10000.0
     mask[0, :, :99] = -torch.inf
     options = {"heads": heads, "scale": 24**-0.5}
-    found = native.attention(query, key, value, **options, mask=mask, kind=kind)  # type: ignore[arg-type]
+    found = attention_kernel.attention(query, key, value, **options, mask=mask, kind=kind)  # type: ignore[arg-type]
     wanted = expected(query, key, value, **options, mask=mask)  # type: ignore[arg-type]
     check(found, wanted)
-    unmasked = native.attention(query, key, value, **options, kind=kind)  # type: ignore[arg-type]
+    unmasked = attention_kernel.attention(query, key, value, **options, kind=kind)  # type: ignore[arg-type]
     assert rms(unmasked - wanted) > 10 * BOUND * rms(wanted)
 
 
-def test_codes_are_those_of_the_output(kind: native.AttentionKind) -> None:
+def test_codes_are_those_of_the_output(kind: attention_kernel.AttentionKind) -> None:
     query, key, value = inputs(2, 45, 90, 80)
     options = {"heads": 2, "scale": 0.2, "kind": kind}
-    output = native.attention(query, key, value, **options)  # type: ignore[arg-type]
-    codes = native.attention(query, key, value, **options, codes=(0.01, 90))  # type: ignore[arg-type]
+    output = attention_kernel.attention(query, key, value, **options)  # type: ignore[arg-type]
+    codes = attention_kernel.attention(query, key, value, **options, codes=(0.01, 90))  # type: ignore[arg-type]
     wanted = quantize_to_uint8(output, 0.01, 90)
     assert codes.dtype is torch.uint8
     assert {0, 255} <= set(wanted.flatten().tolist())  # some are clamped
@@ -103,14 +103,14 @@ def test_codes_are_those_of_the_output(kind: native.AttentionKind) -> None:
     assert float(difference.float().mean()) < 1e-3
 
 
-def test_neither_threads_nor_neighbours_change_an_attention(kind: native.AttentionKind) -> None:
+def test_neither_threads_nor_neighbours_change_an_attention(kind: attention_kernel.AttentionKind) -> None:
     query, key, value = inputs(3, 130, 150, 96)
-    together = native.attention(query, key, value, heads=4, scale=0.3, kind=kind)
-    alone = native.attention(query[1:2], key[1:2], value[1:2], heads=4, scale=0.3, kind=kind)
+    together = attention_kernel.attention(query, key, value, heads=4, scale=0.3, kind=kind)
+    alone = attention_kernel.attention(query[1:2], key[1:2], value[1:2], heads=4, scale=0.3, kind=kind)
     assert torch.equal(together[1:2], alone)
     torch.set_num_threads(3)
     try:
-        threaded = native.attention(query, key, value, heads=4, scale=0.3, kind=kind)
+        threaded = attention_kernel.attention(query, key, value, heads=4, scale=0.3, kind=kind)
     finally:
         torch.set_num_threads(1)
     assert torch.equal(together, threaded)
@@ -127,17 +127,17 @@ def test_neither_threads_nor_neighbours_change_an_attention(kind: native.Attenti
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(
-    shapes: tuple[tuple[int, ...], ...], heads: int, kind: native.AttentionKind
+    shapes: tuple[tuple[int, ...], ...], heads: int, kind: attention_kernel.AttentionKind
 ) -> None:
     given = [torch.randn(shape) for shape in shapes]
     with pytest.raises(ValueError, match="channels|key"):
-        native.attention(*given, heads=heads, scale=1.0, kind=kind)
+        attention_kernel.attention(*given, heads=heads, scale=1.0, kind=kind)
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_what_is_not_a_number_does_not_vanish(which: int, kind: native.AttentionKind) -> None:
+def test_what_is_not_a_number_does_not_vanish(which: int, kind: attention_kernel.AttentionKind) -> None:
     given = inputs(2, 40, 70, 32)
     given[which][1, 3, 5] = torch.nan
-    found = native.attention(*given, heads=2, scale=0.3, kind=kind)
+    found = attention_kernel.attention(*given, heads=2, scale=0.3, kind=kind)
     assert bool(found[1].isnan().any())
     assert bool(found[0].isfinite().all())

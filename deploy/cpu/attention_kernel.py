@@ -1,0 +1,102 @@
+"""Attention in errata's own kernel, `attention.c`, for CPUs that multiply bfloat16."""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+
+import torch
+from torch import Tensor
+
+from errata.deploy.cpu import native
+
+
+class AttentionKind(enum.IntEnum):
+    """How `attention` multiplies, as in the C source."""
+
+    VECTORS = 0
+    TILES = 1
+
+
+def attention_kinds() -> tuple[AttentionKind, ...]:
+    """Return the ways that this CPU has, the fastest first; none where it has no bfloat16."""
+    if native.obstacle():
+        return ()
+    there = {kind: bool(native.library().errata_has_attention(kind)) for kind in AttentionKind}
+    there[AttentionKind.TILES] &= native.has_tiles()
+    return tuple(kind for kind in reversed(AttentionKind) if there[kind])
+
+
+class _Attention(ctypes.Structure):
+    """As in the C source, which describes the fields."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "mask", "out")),
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "queries", "keys", "width")),
+        *((name, ctypes.c_int64) for name in ("mask_head", "mask_query")),
+        *((name, ctypes.c_float) for name in ("scale", "out_scale")),
+        *((name, ctypes.c_int32) for name in ("out_zero_point", "has_codes", "is_bfloat16", "kind")),
+    ]
+
+
+WIDEST_HEAD = 256
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    heads: int,
+    scale: float,
+    mask: Tensor | None = None,
+    codes: tuple[float, int] | None = None,
+    kind: AttentionKind | None = None,
+) -> Tensor:
+    """Return attention over packed heads.
+
+    Args:
+        query: `(B, L, heads x width)`, float32 or bfloat16; width at most `WIDEST_HEAD`.
+        key: `(B, K, heads x width)`.
+        value: likewise.
+        heads: their number.
+        scale: of the scores.
+        mask: added to the scores, `(B x heads, 1 or L, K)`, float32.
+        codes: scale and zero point of the codes to return in place of numbers.
+        kind: how to multiply; None is the fastest.
+
+    Returns:
+        `(B, L, heads x width)`, float32, or uint8 codes.
+
+    Raises:
+        ValueError: shapes that do not fit each other, or heads that are too wide.
+    """
+    batch, queries, channels = query.shape
+    if key.shape != value.shape or key.shape[::2] != query.shape[::2]:
+        raise ValueError(f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}")
+    if channels % heads or channels // heads > WIDEST_HEAD:
+        raise ValueError(f"{channels} channels in {heads} heads; heads have at most {WIDEST_HEAD}, all alike")
+    dtype = torch.bfloat16 if query.dtype is key.dtype is value.dtype is torch.bfloat16 else torch.float32
+    query, key, value = (x.to(dtype).contiguous() for x in (query, key, value))
+    keys = key.shape[1]
+    mask = None if mask is None else mask.float().expand(batch * heads, -1, keys)
+    if mask is not None and mask.stride(2) != 1:
+        mask = mask.contiguous()
+    kind = attention_kinds()[0] if kind is None else kind
+    out = torch.empty(query.shape, dtype=torch.float32 if codes is None else torch.uint8)
+    out_scale, zero_point = codes or (1.0, 0)
+    of = _Attention(
+        query.data_ptr(), key.data_ptr(), value.data_ptr(), None if mask is None else mask.data_ptr(),
+        out.data_ptr(), batch, heads, queries, keys, channels // heads, *_steps(mask), scale, out_scale,
+        zero_point, codes is not None, dtype is torch.bfloat16, kind,
+    )  # fmt: skip
+    with native.told_to_profiler("errata::attention"):
+        failed = native.library().errata_attention(ctypes.byref(of))
+    if failed:
+        raise MemoryError(f"no memory for the keys and values of an attention of {tuple(key.shape)}")
+    return out
+
+
+def _steps(mask: Tensor | None) -> tuple[int, int]:
+    """Return the steps from one head and from one query of a mask to the next, 0 where all share it."""
+    return (0, 0) if mask is None else (mask.stride(0), mask.stride(1) if mask.shape[1] > 1 else 0)
