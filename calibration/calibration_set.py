@@ -170,8 +170,8 @@ class CalibrationSet:
         recorded = [shard.inputs for shard in self._shards if shard.inputs is not None]
         if inputs is not None and digests != recorded:
             raise CalibrationError(
-                f"the input images and other arguments are not those that `{self._path}` was recorded with; "
-                "give exactly those that `calibrate` was given"
+                f"`inputs` are not those that `{self._path}` was recorded with; give the input images and "
+                "other arguments that `calibrate` was given"
             )
         if prompts not in (None, self._request.prompts) or digests not in ([], recorded):
             raise CalibrationError(

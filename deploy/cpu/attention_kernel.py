@@ -1,4 +1,4 @@
-"""Attention in errata's own kernel, `attention.c`, for CPUs that multiply bfloat16."""
+"""Attention in errata's own C code, for CPUs that multiply bfloat16."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from errata.deploy.cpu import int8, native, vnni
+from errata.deploy.cpu import attention_kernel, int8, native, vnni
 from errata.deploy.cpu.attention import CPUAttention
 from errata.deploy.cpu.fusion import fuse
 from errata.deploy.cpu.int8 import Int8Layer, OneDNNProduct, OneDNNQuantizer, StepTable
@@ -124,6 +124,15 @@ def _on_grid(request: AttentionRequest) -> QuantizedAttention:
     return QuantizedAttention(query=query, key=key, value=value, probabilities=probabilities)
 
 
+def _float_reason() -> str:
+    where = (
+        f", in bfloat16 by {attention_kernel.attention_kinds()[0].name.lower()}"
+        if attention_kernel.attention_kinds()
+        else ""
+    )
+    return f"query, key, value and softmax output stay in floating point, more precise than the scheme{where}"
+
+
 FUSED_ATTENTION = register_attention_kernel(
     AttentionKernel(
         name="fused float",
@@ -131,9 +140,7 @@ FUSED_ATTENTION = register_attention_kernel(
         devices=("cpu",),
         backends=("auto",),
         obstacle=_int8_obstacle,
-        reason=lambda request: (
-            "query, key, value and softmax output stay in floating point, more precise than the scheme"
-        ),
+        reason=lambda request: _float_reason(),
         build=lambda request: CPUAttention(),
     )
 )

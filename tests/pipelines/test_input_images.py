@@ -98,7 +98,7 @@ def test_compress_judges_by_images_that_are_given_once_more(
     assert compress.load(tmp_path / "unjudged").compression.calibrated_output is None
     swapped = ["--input-images", folder / "masks", "--masks", folder / "images", "--out", tmp_path / "other"]
     told = complaint(capsys, *given, *swapped, status=1)
-    assert "input images and other arguments are not those that" in told
+    assert "give the input images and other arguments that `calibrate` was given" in told
     few = ["--input-images", tmp_path / "few", "--out", tmp_path / "other"]
     (tmp_path / "few").mkdir()
     picture(0).save(tmp_path / "few" / "0.png")
