@@ -19,7 +19,7 @@ from errata.cli.compress_options import (
 )
 from errata.cli.conditions import (
     SOURCES_TOLD,
-    check_given,
+    check_conditions,
     inputs_of_batches,
     read_conditions,
 )
@@ -139,7 +139,7 @@ def _compress(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Re
     blocks: list[BlockReport] = []
     start = time.monotonic()
     pipe = calibration.load_pipeline(args.pipeline)
-    check_given(pipe, args, conditions)
+    check_conditions(pipe, args, conditions, is_complete=False)
     with _progress_shown(), _resumable(args.out):
         compressed = compress.compress(
             pipe,

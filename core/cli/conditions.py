@@ -101,33 +101,23 @@ def check_count(source: object, what: str, found: int, count: int, *, told: str)
         )
 
 
-def check_conditions(pipe: Any, args: argparse.Namespace, given: Conditions) -> None:
+def check_conditions(
+    pipe: Any, args: argparse.Namespace, given: Conditions, *, is_complete: bool = True
+) -> None:
     """Check, before any work, that the options are those that the pipeline takes and needs.
+
+    `is_complete` is whether all that it needs has to be among them.
 
     Raises:
         UsageError: an option does not fit or is missing.
     """
-    check_given(pipe, args, given)
     for flag, argument in CONDITIONS.items():
-        check_argument(pipe, argument, flag=flag, is_given=_is_given(args, flag))
-
-
-def check_given(pipe: Any, args: argparse.Namespace, given: Conditions) -> None:
-    """Check, before any work, that the options which were given are those that the pipeline takes.
-
-    Raises:
-        UsageError: an option does not fit.
-    """
-    for flag, argument in CONDITIONS.items():
-        if _is_given(args, flag):
-            check_argument(pipe, argument, flag=flag, is_given=True)
+        is_given = getattr(args, flag.removeprefix("--").replace("-", "_"), None) is not None
+        if is_given or is_complete:
+            check_argument(pipe, argument, flag=flag, is_given=is_given)
     check_labels(pipe, given.labels or ())
     if given.images is not None:
         check_size(pipe, given.images)
-
-
-def _is_given(args: argparse.Namespace, flag: str) -> bool:
-    return getattr(args, flag.removeprefix("--").replace("-", "_"), None) is not None
 
 
 def inputs_of(

@@ -133,7 +133,7 @@ static void take_queries(const Attention *of, const Sizes *sizes, int64_t head, 
 #define DOWN (_MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)
 
 /* 2^u, with a relative error below 1e-4: a twentieth of what rounding to bfloat16 adds. */
-static inline __m512 powers_of_two(__m512 u)
+static inline __m512 rough_powers_of_two(__m512 u)
 {
     __m512 f = _mm512_reduce_ps(u, DOWN), p = _mm512_set1_ps(7.80245012e-2f); /* f = u - floor(u) */
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.26067186e-1f));
@@ -167,8 +167,8 @@ static inline __attribute__((always_inline)) void weigh(const float *scores, int
     __m512 total = _mm512_load_ps(totals), other = _mm512_setzero_ps(), shift = _mm512_set1_ps(most);
     for (int64_t j = 0; j < keys; j += 32) {
         __m512 low = _mm512_load_ps(scores + j), high = _mm512_load_ps(scores + j + 16);
-        low = powers_of_two(is_bounded ? low : _mm512_sub_ps(low, shift));
-        high = powers_of_two(is_bounded ? high : _mm512_sub_ps(high, shift));
+        low = rough_powers_of_two(is_bounded ? low : _mm512_sub_ps(low, shift));
+        high = rough_powers_of_two(is_bounded ? high : _mm512_sub_ps(high, shift));
         total = _mm512_add_ps(total, low);
         other = _mm512_add_ps(other, high);
         _mm512_store_si512(weights + j, (__m512i)_mm512_cvtne2ps_pbh(high, low));
@@ -249,11 +249,8 @@ static void write_row(const Attention *of, const float *sums, const float *total
         return;
     }
     float inverse = 1 / of->out_scale, zero_point = (float)of->out_zero_point;
-    for (int64_t c = 0; c < of->width; c++) {
-        float q = rintf(sums[c] * share * inverse) + zero_point;
-        q = q > 0.0f ? q : 0.0f; /* NaN too becomes 0 */
-        ((uint8_t *)of->out)[at + c] = (uint8_t)(int32_t)(q < 255.0f ? q : 255.0f);
-    }
+    for (int64_t c = 0; c < of->width; c++)
+        ((uint8_t *)of->out)[at + c] = code(sums[c] * share, inverse, zero_point);
 }
 
 /* All of a block of queries. */

@@ -3,7 +3,7 @@
 #ifndef ERRATA_ATTENTION_H
 #define ERRATA_ATTENTION_H
 
-#include <immintrin.h>
+#include "codes.h"
 #include <stdint.h>
 
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__)
@@ -12,7 +12,6 @@
 #define HAS_TILES 0
 #endif
 
-#define LOG2_E 1.44269504f
 #define NOTHING (-1e30f) /* a score that weighs nothing; finite, since the difference of infinities is none */
 #define SMALL 60.0f
 #define MOST_WIDTH 256   /* channels of a head */

@@ -7,7 +7,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from errata.deploy.cpu import attention_kernel
-from errata.deploy.cpu.int8 import Int8Layer
+from errata.deploy.cpu.int8 import Int8Layer, is_of_one_part
 from errata.deploy.cpu.norms import layer_normed_codes, normed_codes_of_each
 from errata.runtime.attention import QuantizedAttention
 
@@ -31,7 +31,8 @@ class CPUAttention(QuantizedAttention):
     def __init__(self) -> None:
         super().__init__(query=_as_it_is, key=_as_it_is, value=_as_it_is, probabilities=None)
         self._has_bfloat16 = multiplies_bfloat16()
-        self._has_kernel = self._has_bfloat16 and bool(attention_kernel.attention_kinds())
+        kinds = attention_kernel.attention_kinds() if self._has_bfloat16 else ()
+        self._has_kernel, self._kind = bool(kinds), next(iter(kinds), None)
 
     @torch.compiler.disable
     def forward(
@@ -48,8 +49,6 @@ class CPUAttention(QuantizedAttention):
         if not (self._serves(attn) and _is_of_tokens(attn, hidden_states)):
             return super().forward(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         query, key, value = self._quantized_inputs(attn, hidden_states, encoder_hidden_states)
-        if attention_mask is not None:
-            attention_mask = attn.prepare_attention_mask(attention_mask, key.shape[1], key.shape[0])
         residual = hidden_states if attn.residual_connection else None
         return _rescaled(attn, self._attended(attn, query, key, value, attention_mask, residual))
 
@@ -57,16 +56,11 @@ class CPUAttention(QuantizedAttention):
         """Return whether `onto` serves an attention: its projections are int8 layers of one part."""
         return (
             self._serves(attn)
-            and attn.group_norm is None
-            and attn.spatial_norm is None
-            and attn.added_kv_proj_dim is None
-            and not (attn.norm_cross or attn.norm_q is not None or attn.norm_k is not None)
+            and _reads_as_it_is(attn)
+            and not _normalizes_inside(attn)
             and not attn.residual_connection
             and attn.rescale_output_factor == 1
-            and all(
-                isinstance(layer, Int8Layer) and len(layer.tables) == 1
-                for layer in (attn.to_q, attn.to_k, attn.to_v, attn.to_out[0])
-            )
+            and all(map(is_of_one_part, (attn.to_q, attn.to_k, attn.to_v, attn.to_out[0])))
         )
 
     @torch.compiler.disable
@@ -81,8 +75,6 @@ class CPUAttention(QuantizedAttention):
             layer.product([read], layer.bias, dtype=dtype) for layer, read in zip(own, codes, strict=True)
         )
         key, value = others if context is None else _projected(context, attn.to_k, attn.to_v, dtype=dtype)
-        if mask is not None:
-            mask = attn.prepare_attention_mask(mask, key.shape[1], key.shape[0])
         return self._attended(attn, query, key, value, mask, x)
 
     def _over_pixels(self, attn: Attention, hidden_states: Tensor) -> Tensor:
@@ -90,12 +82,12 @@ class CPUAttention(QuantizedAttention):
         layers = (attn.to_q, attn.to_k, attn.to_v)
         codes = normed_codes_of_each(hidden_states, attn.group_norm, layers)
         query, key, value = (
-            layer.product([read.permute(0, 2, 3, 1).flatten(1, 2)], layer.bias, dtype=self._dtype(attn))
+            layer.product([tokens_of(read)], layer.bias, dtype=self._dtype(attn))
             for layer, read in zip(layers, codes, strict=True)
         )
-        residual = hidden_states.permute(0, 2, 3, 1).flatten(1, 2) if attn.residual_connection else None
+        residual = tokens_of(hidden_states) if attn.residual_connection else None
         output = self._attended(attn, query, key, value, None, residual)
-        return _rescaled(attn, output.transpose(1, 2).unflatten(2, hidden_states.shape[2:]))
+        return _rescaled(attn, image_of(output, hidden_states.shape[2:]))
 
     def _serves(self, attn: Attention) -> bool:
         """Return whether the kernel has room for heads of that width."""
@@ -109,7 +101,7 @@ class CPUAttention(QuantizedAttention):
     def _quantized_inputs(
         self, attn: Attention, hidden_states: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if attn.norm_cross or attn.norm_q is not None or attn.norm_k is not None:
+        if _normalizes_inside(attn):
             return super()._quantized_inputs(attn, hidden_states, context)
         dtype = self._dtype(attn)
         if context is None:
@@ -128,23 +120,39 @@ class CPUAttention(QuantizedAttention):
         mask: Tensor | None,
         residual: Tensor | None,
     ) -> Tensor:
-        """Return the output projection of an attention, plus the residual; free to be changed."""
+        """Return the output projection of an attention, plus the residual; free to be changed.
+
+        `mask` is as the processor gets it.
+        """
         layer = attn.to_out[0]
-        if not (self._serves(attn) and isinstance(layer, Int8Layer) and len(layer.tables) == 1):
+        if mask is not None:
+            mask = attn.prepare_attention_mask(mask, key.shape[1], key.shape[0])
+        if not (self._serves(attn) and is_of_one_part(layer)):
             return _plus(layer, self._attend(attn, query, key, value, mask), residual)
         (quantizer,) = layer.quantizers()
-        codes = attention_kernel.attention(
-            query, key, value, heads=attn.heads, scale=attn.scale, mask=mask, codes=quantizer
-        )
+        codes = self._computed(attn, query, key, value, mask, codes=quantizer)
         return layer.product([codes], layer.bias, residual)
+
+    def _computed(
+        self,
+        attn: Attention,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        *,
+        codes: tuple[float, int] | None = None,
+    ) -> Tensor:
+        """Return what the kernel makes of them, numbers or codes."""
+        return attention_kernel.attention(
+            query, key, value, heads=attn.heads, scale=attn.scale, mask=mask, codes=codes, kind=self._kind
+        )
 
     def _attend(
         self, attn: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> Tensor:
         if self._serves(attn):
-            return attention_kernel.attention(
-                query, key, value, heads=attn.heads, scale=attn.scale, mask=mask
-            )
+            return self._computed(attn, query, key, value, mask)
         if mask is not None or self._dtype(attn) is torch.float32:
             return super()._attend(attn, query.float(), key.float(), value.float(), mask)
         query, key, value = (
@@ -155,6 +163,16 @@ class CPUAttention(QuantizedAttention):
         return attn.batch_to_head_dim(output).float()
 
 
+def tokens_of(image: Tensor) -> Tensor:
+    """Return `(B, C, H, W)` as `(B, H x W, C)`: of a channels_last tensor the same memory."""
+    return image.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def image_of(tokens: Tensor, size: torch.Size) -> Tensor:
+    """Return `(B, H x W, C)` as `(B, C, H, W)`, in the same memory."""
+    return tokens.unflatten(1, size).permute(0, 3, 1, 2)
+
+
 def _rescaled(attn: Attention, output: Tensor) -> Tensor:
     """Return an output that may be changed, rescaled as the attention says."""
     return output if attn.rescale_output_factor == 1 else output.div_(attn.rescale_output_factor)
@@ -162,12 +180,17 @@ def _rescaled(attn: Attention, output: Tensor) -> Tensor:
 
 def _is_of_tokens(attn: Attention, hidden_states: Tensor) -> bool:
     """Return whether it attends over a sequence as it is."""
-    return (
-        hidden_states.ndim == 3
-        and attn.added_kv_proj_dim is None
-        and attn.group_norm is None
-        and attn.spatial_norm is None
-    )
+    return hidden_states.ndim == 3 and _reads_as_it_is(attn)
+
+
+def _reads_as_it_is(attn: Attention) -> bool:
+    """Return whether its projections read what it gets, and nothing else."""
+    return attn.added_kv_proj_dim is None and attn.group_norm is None and attn.spatial_norm is None
+
+
+def _normalizes_inside(attn: Attention) -> bool:
+    """Return whether it normalizes the context, queries or keys."""
+    return bool(attn.norm_cross) or attn.norm_q is not None or attn.norm_k is not None
 
 
 def _is_of_pixels(attn: Attention) -> bool:
@@ -177,10 +200,7 @@ def _is_of_pixels(attn: Attention) -> bool:
         and attn.spatial_norm is None
         and attn.norm_q is None
         and attn.norm_k is None
-        and all(
-            isinstance(layer, Int8Layer) and len(layer.tables) == 1
-            for layer in (attn.to_q, attn.to_k, attn.to_v)
-        )
+        and all(map(is_of_one_part, (attn.to_q, attn.to_k, attn.to_v)))
     )
 
 
@@ -205,8 +225,7 @@ def _share_an_input(*layers: nn.Module) -> bool:
     """Return whether all are int8 layers that quantize their input, of one part, alike at every step."""
     first = layers[0]
     return isinstance(first, Int8Layer) and all(
-        isinstance(layer, Int8Layer) and len(layer.tables) == 1 and layer.tables[0].equals(first.tables[0])
-        for layer in layers
+        is_of_one_part(layer) and layer.tables[0].equals(first.tables[0]) for layer in layers
     )
 
 

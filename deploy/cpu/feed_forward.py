@@ -9,7 +9,7 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
-from errata.deploy.cpu.int8 import Int8Layer, quantize_to_uint8
+from errata.deploy.cpu.int8 import Int8Layer, is_of_one_part, quantize_to_uint8
 from errata.deploy.cpu.norms import layer_normed_codes
 from errata.deploy.cpu.vnni import VNNIProduct, interleaving
 
@@ -35,10 +35,9 @@ class FusedFeedForward(nn.Module):
             return False
         first, last = block.net[0].proj, block.net[2]
         return (
-            isinstance(first, Int8Layer)
-            and isinstance(last, Int8Layer)
+            is_of_one_part(first)
+            and is_of_one_part(last)
             and isinstance(first.products[0], VNNIProduct)
-            and len(first.tables) == len(last.tables) == 1
             and first.products[0].outputs % _TOGETHER == 0
         )
 

@@ -12,7 +12,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +162,11 @@ class Int8Layer(nn.Module):
             added, bias = product(part, *quantizer, bias, added, torch.float32), None
         product, part, quantizer = last
         return product(part, *quantizer, bias, added, dtype)
+
+
+def is_of_one_part(layer: nn.Module) -> TypeGuard[Int8Layer]:
+    """Return whether a layer is an int8 layer whose input has one part, with one scale."""
+    return isinstance(layer, Int8Layer) and len(layer.tables) == 1
 
 
 class OneDNNProduct:

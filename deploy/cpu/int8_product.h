@@ -19,11 +19,10 @@
 #ifndef ERRATA_INT8_PRODUCT_H
 #define ERRATA_INT8_PRODUCT_H
 
-#include <immintrin.h>
+#include "codes.h"
 #include <omp.h>
 #include <stdint.h>
 
-#define LANES 16
 
 typedef struct {
     const uint8_t *codes;
@@ -82,7 +81,7 @@ static inline __m512 output_of(Outputs of, __m512i sums)
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sums, of.shift)), of.gain, of.bias);
 }
 
-/* 1 - Phi(|x|), to 1e-6: Abramowitz and Stegun 1964, 7.1.26, and 2^u as 2^floor(u) times a polynomial. */
+/* 1 - Phi(|x|), to 1e-6: Abramowitz and Stegun 1964, 7.1.26. */
 static inline __m512 tail_of(__m512 x)
 {
     __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f));
@@ -92,14 +91,8 @@ static inline __m512 tail_of(__m512 x)
     sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(1.421413741f));
     sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(-0.284496736f));
     sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(0.254829592f));
-    __m512 u = _mm512_mul_ps(_mm512_mul_ps(z, z), _mm512_set1_ps(-1.44269504f));
-    __m512 f = _mm512_reduce_ps(u, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC), p = _mm512_set1_ps(1.35341654e-2f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.20114654e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.41442754e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.93003835e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.00000259f));
-    p = _mm512_scalef_ps(p, u);
-    return _mm512_mul_ps(_mm512_set1_ps(0.5f), _mm512_mul_ps(_mm512_mul_ps(sum, t), p));
+    __m512 u = _mm512_mul_ps(_mm512_mul_ps(z, z), _mm512_set1_ps(-LOG2_E));
+    return _mm512_mul_ps(_mm512_set1_ps(0.5f), _mm512_mul_ps(_mm512_mul_ps(sum, t), powers_of_two(u)));
 }
 
 /* The codes of one pixel, for sixteen gated outputs whose first is at `at` in out. */
@@ -110,12 +103,8 @@ static inline void write_gated(const Product *product, Outputs of, __m512i sums,
     __mmask16 is_positive = _mm512_cmp_ps_mask(gate, _mm512_setzero_ps(), _CMP_GT_OQ);
     __m512 share = _mm512_mask_sub_ps(tail, is_positive, _mm512_set1_ps(1), tail);
     __m512 y = _mm512_mul_ps(output_of(of, sums), _mm512_mul_ps(gate, share));
-    __m512 q = _mm512_mul_ps(y, _mm512_set1_ps(1 / product->out_scale));
-    q = _mm512_max_ps(q, _mm512_set1_ps(-256)); /* NaN too becomes this, and then 0 */
-    q = _mm512_min_ps(q, _mm512_set1_ps(256));
-    __m512i codes = _mm512_add_epi32(_mm512_cvtps_epi32(q), _mm512_set1_epi32(product->out_zero_point));
-    codes = _mm512_max_epi32(codes, _mm512_setzero_si512());
-    _mm_storeu_si128((__m128i *)((uint8_t *)product->out + at), _mm512_cvtusepi32_epi8(codes));
+    store_codes((uint8_t *)product->out + at, y, _mm512_set1_ps(1 / product->out_scale),
+                _mm512_set1_epi32(product->out_zero_point));
 }
 
 /* y of one pixel, for the sixteen outputs whose first is at `at` in out. */

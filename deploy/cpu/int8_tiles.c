@@ -261,7 +261,7 @@ int errata_int8_tiles(const Product *given)
 {
     Product whole = *given;
     const Product *product = &whole;
-    uint8_t *copy;
+    uint8_t *copy = NULL;
     int plain = is_plain(given);
     if (plain) {
         whole.out_width = whole.width = whole.batch * whole.height * whole.width;
@@ -269,19 +269,15 @@ int errata_int8_tiles(const Product *given)
     }
     Pixels pixels = pixels_of(product);
     int64_t row = product->channels, left = product->out_width % ROWS;
-    if (plain) {
-        copy = calloc(ROWS, (size_t)row);
+    if (!plain) {
+        pixels.image = copy = bordered(product, &pixels, ROWS * pixels.distance + ROW_BYTES);
         if (copy == NULL)
             return 1;
-        if (left != 0) {
-            memcpy(copy, product->codes + (product->out_width - left) * row, (size_t)(left * row));
-            pixels.last = copy;
-        }
-    } else {
-        copy = bordered(product, &pixels, ROWS * pixels.distance + ROW_BYTES);
+    } else if (left != 0) {
+        pixels.last = copy = calloc(ROWS, (size_t)row);
         if (copy == NULL)
             return 1;
-        pixels.image = copy;
+        memcpy(copy, product->codes + (product->out_width - left) * row, (size_t)(left * row));
     }
     int64_t depth = product->kernel_height * product->kernel_width * product->channels;
     int64_t panels = (product->outputs + VECTORS * LANES - 1) / (VECTORS * LANES), blocks = (pixels.tiles + 1) / 2;

@@ -124,7 +124,7 @@ def _on_grid(request: AttentionRequest) -> QuantizedAttention:
     return QuantizedAttention(query=query, key=key, value=value, probabilities=probabilities)
 
 
-def _float_reason() -> str:
+def _float_reason(_: AttentionRequest) -> str:
     where = (
         f", in bfloat16 by {attention_kernel.attention_kinds()[0].name.lower()}"
         if attention_kernel.attention_kinds()
@@ -140,7 +140,7 @@ FUSED_ATTENTION = register_attention_kernel(
         devices=("cpu",),
         backends=("auto",),
         obstacle=_int8_obstacle,
-        reason=lambda request: _float_reason(),
+        reason=_float_reason,
         build=lambda request: CPUAttention(),
     )
 )

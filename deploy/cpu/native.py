@@ -32,7 +32,7 @@ _SOURCES = tuple(
 )
 _HEADERS = tuple(
     Path(__file__).with_name(name)
-    for name in ("int8_product.h", "tiles.h", "attention.h", "attention_products.h")
+    for name in ("codes.h", "int8_product.h", "tiles.h", "attention.h", "attention_products.h")
 )
 # OpenMP's functions are those of the runtime that torch has loaded; one of its own would have other threads.
 _COMPILE = ("-std=c11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-ffast-math", "-fno-finite-math-only",
@@ -97,7 +97,10 @@ def norm_quantize(
     x = x.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = x.shape
     starts = (0, *itertools.accumulate(widths[:-1])) if starts is None else tuple(starts)
-    normed_codes, raw_codes = _Codes(x, widths, quantizers), _Codes(x, widths, raw)
+    shapes = [(batch, width_of_part, height, width) for width_of_part in widths]
+    normed_codes, raw_codes = (
+        _Codes(shapes if given else [], given, torch.channels_last) for given in (quantizers, raw)
+    )
     with told_to_profiler("errata::norm_quantize"):
         failed = _library().errata_norm_quantize(
             x.data_ptr(), batch, height * width, channels, norm.num_groups,
@@ -125,18 +128,15 @@ def layer_norm_quantize(
     """
     assert x.dtype is torch.float32
     x = x.contiguous()
-    codes = [torch.empty(x.shape, dtype=torch.uint8) for _ in quantizers]
-    addresses = (ctypes.c_void_p * len(codes))(*(each.data_ptr() for each in codes))
-    constants = _constants(tuple(quantizers))
-    pointers = _Quantizers(*(ctypes.addressof(array) for array in (*constants, addresses)))
+    codes = _Codes([x.shape] * len(quantizers), quantizers)
     with told_to_profiler("errata::norm_quantize"):
         failed = _library().errata_layer_norm_quantize(
             x.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], norm.weight.data_ptr(), norm.bias.data_ptr(),
-            norm.eps, len(codes), ctypes.byref(pointers),
+            norm.eps, len(quantizers), ctypes.byref(codes.pointers),
         )  # fmt: skip
     if failed:
         raise MemoryError(f"no memory for a row of a layer normalization of {tuple(x.shape)}")
-    return codes
+    return codes.tensors
 
 
 class Product(ctypes.Structure):
@@ -187,13 +187,17 @@ class _Quantizers(ctypes.Structure):
 
 
 class _Codes:
-    """Memory for the codes of all parts, and what C needs to fill it; empty where there are no quantizers."""
+    """Memory for codes of these shapes, a quantizer each, and what C needs to fill it."""
 
-    def __init__(self, x: Tensor, widths: Sequence[int], quantizers: Sequence[tuple[float, int]]) -> None:
-        batch, _, height, width = x.shape
+    def __init__(
+        self,
+        shapes: Sequence[Sequence[int]],
+        quantizers: Sequence[tuple[float, int]],
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        assert len(shapes) == len(quantizers)
         self.tensors = [
-            torch.empty((batch, part, height, width), dtype=torch.uint8, memory_format=torch.channels_last)
-            for part, _ in zip(widths, quantizers, strict=bool(quantizers))
+            torch.empty(tuple(shape), dtype=torch.uint8, memory_format=memory_format) for shape in shapes
         ]
         self._constants = _constants(tuple(quantizers))
         self._addresses = (ctypes.c_void_p * len(quantizers))(*(codes.data_ptr() for codes in self.tensors))

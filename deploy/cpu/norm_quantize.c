@@ -19,51 +19,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
+#include "codes.h"
 
 #define BLOCK 64 /* pixels */
-#define LOG2_E 1.44269504f
-/* 2^f for |f| <= 1/2: the polynomial is that of Cephes' exp2f, relative error below 2e-7. */
-#define EXP2_6 1.535336188319500e-4f
-#define EXP2_5 1.339887440266574e-3f
-#define EXP2_4 9.618437357674640e-3f
-#define EXP2_3 5.550332471162809e-2f
-#define EXP2_2 2.402264791363012e-1f
-#define EXP2_1 6.931472028550421e-1f
 
 typedef struct {
     const float *scales;        /* s of each part */
     const int32_t *zero_points; /* z of each part */
     uint8_t *const *codes;      /* (batch, pixels, width of the part) */
 } Quantizers;
-
-/* 2^u, as 2^n 2^f with |f| <= 1/2. */
-static inline float power_of_two(float u)
-{
-    u = u < -126.0f ? -126.0f : u > 126.0f ? 126.0f : u;
-    union { float value; int32_t bits; } shifted = { u + 12582912.0f }; /* 1.5 * 2^23: n in the low bits */
-    float f = u - (shifted.value - 12582912.0f);
-    float p = EXP2_6;
-    p = p * f + EXP2_5;
-    p = p * f + EXP2_4;
-    p = p * f + EXP2_3;
-    p = p * f + EXP2_2;
-    p = p * f + EXP2_1;
-    p = p * f + 1.0f;
-    union { float value; int32_t bits; } power = { p };
-    power.bits += (int32_t)((uint32_t)shifted.bits << 23);
-    return power.value;
-}
-
-static inline uint8_t code(float y, float inverse_scale, float zero_point)
-{
-    float q = rintf(y * inverse_scale) + zero_point;
-    q = q > 0.0f ? q : 0.0f; /* NaN too becomes 0 */
-    q = q < 255.0f ? q : 255.0f;
-    return (uint8_t)(int32_t)q;
-}
 
 /* sum and sum of squares about `origin`, by channel, over `count` pixels. */
 static void block_sums(const float *restrict x, const float *restrict origin, int64_t count, int64_t channels,
@@ -110,34 +74,16 @@ static void affine_of(const float *sums, int64_t blocks, const float *origin, in
 }
 
 #ifdef __AVX512F__
-#define LANES 16
 
 /* y / (1 + exp(-y)), as below; the reciprocal is the 14-bit one after a step of Newton's. */
 static inline __m512 silu_of(__m512 y)
 {
     __m512 u = _mm512_mul_ps(y, _mm512_set1_ps(-LOG2_E));
     u = _mm512_max_ps(_mm512_set1_ps(-126.0f), _mm512_min_ps(_mm512_set1_ps(126.0f), u)); /* NaN stays */
-    __m512 n = _mm512_roundscale_ps(u, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 f = _mm512_sub_ps(u, n), p = _mm512_set1_ps(EXP2_6);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(EXP2_5));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(EXP2_4));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(EXP2_3));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(EXP2_2));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(EXP2_1));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-    __m512 below = _mm512_add_ps(_mm512_scalef_ps(p, n), _mm512_set1_ps(1.0f));
+    __m512 below = _mm512_add_ps(powers_of_two(u), _mm512_set1_ps(1.0f));
     __m512 inverse = _mm512_rcp14_ps(below);
     inverse = _mm512_mul_ps(inverse, _mm512_fnmadd_ps(below, inverse, _mm512_set1_ps(2.0f)));
     return _mm512_mul_ps(y, inverse);
-}
-
-/* Sixteen codes. */
-static inline void store_codes(uint8_t *codes, __m512 y, __m512 inverse_scale, __m512i zero_point)
-{
-    __m512 q = _mm512_min_ps(_mm512_set1_ps(1024.0f), _mm512_mul_ps(y, inverse_scale)); /* NaN stays */
-    __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(q), zero_point); /* NaN becomes the least integer */
-    whole = _mm512_max_epi32(whole, _mm512_setzero_si512());
-    _mm_storeu_si128((__m128i *)codes, _mm512_cvtusepi32_epi8(whole));
 }
 
 /* The codes of as many channels as fill vectors; returns how many. */

@@ -16,9 +16,9 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from errata.deploy.cpu.attention import CPUAttention
+from errata.deploy.cpu.attention import CPUAttention, image_of, tokens_of
 from errata.deploy.cpu.feed_forward import FusedFeedForward
-from errata.deploy.cpu.int8 import Int8Layer
+from errata.deploy.cpu.int8 import Int8Layer, is_of_one_part
 from errata.deploy.cpu.norms import normed_codes
 
 
@@ -82,10 +82,7 @@ class FusedTransformer(nn.Module):
             isinstance(block, Transformer2DModel)
             and block.is_input_continuous
             and isinstance(block.norm, nn.GroupNorm)
-            and all(
-                isinstance(layer, Int8Layer) and len(layer.tables) == 1
-                for layer in (block.proj_in, block.proj_out)
-            )
+            and all(map(is_of_one_part, (block.proj_in, block.proj_out)))
         )
 
     @torch.compiler.disable
@@ -104,19 +101,20 @@ class FusedTransformer(nn.Module):
         """Map `(B, C, H, W)` to itself, as the model."""
         size = hidden_states.shape[2:]
         (codes,), _ = normed_codes(hidden_states, self.norm, self.proj_in, silu=False)
-        x = _tokens(_projected(self.proj_in, codes))
+        x = tokens_of(_projected(self.proj_in, codes))
+        own_bias, context_bias = (_bias_of(mask, x) for mask in (attention_mask, encoder_attention_mask))
         for block in self.transformer_blocks:
             x = block(
                 x,
-                attention_mask=_bias_of(attention_mask, x),
+                attention_mask=own_bias,
                 encoder_hidden_states=encoder_hidden_states,
-                encoder_attention_mask=_bias_of(encoder_attention_mask, x),
+                encoder_attention_mask=context_bias,
                 timestep=timestep,
                 cross_attention_kwargs=cross_attention_kwargs,
                 class_labels=class_labels,
             )
         (codes,) = self.proj_out.quantized([x])
-        output = _projected(self.proj_out, _image(codes, size), hidden_states)
+        output = _projected(self.proj_out, image_of(codes, size), hidden_states)
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
 
@@ -134,18 +132,8 @@ def _projected(layer: Int8Layer, codes: Tensor, added: Tensor | None = None) -> 
     """Return a convolution or a linear layer of the pixels of an image, `(B, C, H, W)`, plus `added`."""
     if layer.geometry.is_conv:
         return layer.product([codes], layer.bias, added)
-    rows = None if added is None else _tokens(added)
-    return _image(layer.product([_tokens(codes)], layer.bias, rows), codes.shape[2:])
-
-
-def _tokens(image: Tensor) -> Tensor:
-    """Return `(B, C, H, W)` as `(B, H x W, C)`: of a channels_last tensor the same memory."""
-    return image.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def _image(tokens: Tensor, size: torch.Size) -> Tensor:
-    """Return `(B, H x W, C)` as `(B, C, H, W)`, in the same memory."""
-    return tokens.unflatten(1, size).permute(0, 3, 1, 2)
+    rows = None if added is None else tokens_of(added)
+    return image_of(layer.product([tokens_of(codes)], layer.bias, rows), codes.shape[2:])
 
 
 def _bias_of(mask: Tensor | None, x: Tensor) -> Tensor | None:
