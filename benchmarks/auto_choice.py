@@ -13,15 +13,12 @@ from __future__ import annotations
 import argparse
 import time
 
-import torch
-from sheets import MEASURED, artifact_for, common_parser, sampled
+from sheets import MEASURED, artifact_for, common_parser, opened, sampled
 from torch import Tensor
 
-from errata import calibration
 from errata.correct import Plan
 from errata.correct.planner.auto import free_plans
-from errata.correct.sampling import FloatSampler, PlanSampler, default_inputs
-from errata.machine import describe_machine
+from errata.correct.sampling import PlanSampler, default_inputs
 from errata.quality.intervals import mean_estimate
 from errata.quality.paired import psnr
 
@@ -37,12 +34,7 @@ RECIPES = (
 def main() -> None:
     """Run the benchmark."""
     options = common_parser(__doc__, steps=25, recipes=RECIPES).parse_args()
-    torch.set_num_threads(options.threads)
-    pipe = calibration.load_pipeline(options.pipeline)
-    pipe.set_progress_bar_config(disable=True)
-    print(f"{describe_machine()}; {options.steps} steps, {options.samples} images, seed {MEASURED}")
-    sampler = FloatSampler(pipe, num_inference_steps=options.steps, seed=MEASURED, inputs=default_inputs)
-    floats = sampled(sampler, options.samples)
+    pipe, floats = opened(options, options.pipeline)
     for recipe in options.recipes:
         print(_line(pipe, recipe, options, floats), flush=True)
 

@@ -22,19 +22,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from cache_placement import ErrorTable
 from cache_runs import MEASURED, TUNED, IsFull, State, Weights, at, images, linear, reuse
 from numpy.polynomial.chebyshev import chebvander
-from sheets import artifact_for, distance, sampled
+from sheets import add_distances, artifact_for, distance, opened, sampled
 from torch import Tensor
 
-from errata import calibration
 from errata.correct import Forecast, Hindsight, Plan
-from errata.correct.sampling import FloatSampler, PlanSampler, default_inputs
+from errata.correct.sampling import PlanSampler, default_inputs
 from errata.deploy import DeployedPipeline
 from errata.embedded import PIPELINE
-from errata.machine import describe_machine
 from errata.quality.intervals import mean_estimate
 from errata.quality.paired import psnr
 from errata.quality.reference import Reference
@@ -172,12 +169,7 @@ def listed(steps: Sequence[int]) -> str:
 def main() -> None:
     """Run the benchmark."""
     options = parsed()
-    torch.set_num_threads(options.threads)
-    pipe = calibration.load_pipeline(PIPELINE)
-    pipe.set_progress_bar_config(disable=True)
-    print(f"{describe_machine()}; {options.steps} steps, {options.samples} images, seed {MEASURED}")
-    sampler = FloatSampler(pipe, num_inference_steps=options.steps, seed=MEASURED, inputs=default_inputs)
-    floats = sampled(sampler, max(options.samples, options.distances))
+    pipe, floats = opened(options, PIPELINE)
     for recipe in options.recipes:
         measure(artifact_for(pipe, options, recipe), options, floats)
 
@@ -190,7 +182,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder for artifacts")
     parser.add_argument("--steps", type=int, default=50, help="sampling steps")
     parser.add_argument("--samples", type=int, default=64, help="images whose PSNR is measured")
-    parser.add_argument("--distances", type=int, default=0, help="images of a Fréchet distance; 0: none")
+    add_distances(parser)
     parser.add_argument("--recipes", nargs="+", required=True, help="cached artifacts to measure")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     return parser.parse_args()

@@ -2,12 +2,14 @@
 
     python benchmarks/real_size.py --work runs/real_size            # makes pipeline and artifact, once
     OMP_NUM_THREADS=1 python benchmarks/real_size_call.py --work runs/real_size
-    OMP_NUM_THREADS=2 python benchmarks/real_size_call.py --work runs/real_size --threads 2 --openvino
+    OMP_NUM_THREADS=2 python benchmarks/real_size_call.py --work runs/real_size --threads 2 --variants errata
+    python benchmarks/real_size_call.py --work runs/real_size --variants openvino-int8-bfloat16
 
-Batch 2, 64x64 latents, 77 tokens of 768 channels, random weights: only times matter here. With `--openvino`
+Batch 2, 64x64 latents, 77 tokens of 768 channels, random weights: only times matter here. For OpenVINO
 (packages openvino and nncf) the same network is converted, and quantized by NNCF for transformers from one
 sample, without bias correction; its models are kept in `--work`. Variants take turns in one process, and each
-figure is the median over the rounds, of CPU time and of wall time.
+figure is the median over the rounds, of CPU time and of wall time. The ratio of two variants in one process
+varied from run to run: compare processes of one variant each, in turn, as well.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from call_timing import Call, interleaved_seconds
@@ -30,6 +31,14 @@ from errata.machine import describe_machine
 from errata.memory import keep_freed_memory
 
 LATENTS, TEXT = (2, 4, 64, 64), (2, 77, 768)
+# Names of OpenVINO's variants: which model, and the precision of what is not int8.
+OPENVINO = {
+    "openvino-bfloat16": ("float", "bf16"),
+    "openvino-int8": ("int8", "f32"),
+    "openvino-int8-bfloat16": ("int8", "bf16"),
+}
+TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+OWN = "errata"
 
 
 @torch.no_grad()
@@ -41,37 +50,35 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder that real_size.py wrote")
     parser.add_argument("--threads", type=int, default=1, help="threads of all variants")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds")
-    parser.add_argument("--openvino", action="store_true", help="also time OpenVINO")
-    parser.add_argument("--no-floats", action="store_true", help="leave torch's float networks out")
+    parser.add_argument(
+        "--variants", nargs="+", choices=[OWN, *TORCH, *OPENVINO], default=[OWN, *TORCH], help="what to time"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()  # for all variants alike, as the `errata` command does
-    x, text = torch.randn(LATENTS), torch.randn(TEXT)
-    deployed = deploy.load(options.work / "artifact")
-    variants: dict[str, Call] = {
-        "errata w8a8": lambda: deployed.denoiser.full(x, 0, {"encoder_hidden_states": text})
-    }
-    if options.openvino:
-        variants |= openvino_variants(options, x, text)
-    if not options.no_floats:
-        variants |= float_variants(options, x, text)
+    variants = {name: variant(name, options) for name in options.variants}
     print(f"{describe_machine()}; {options.threads} threads, {options.rounds} rounds")
-    times = {
-        clock.__name__: interleaved_seconds(variants, options.rounds, warm_up=1, clock=clock)
+    cpu, wall = (
+        interleaved_seconds(variants, options.rounds, warm_up=1, clock=clock)
         for clock in (time.process_time, time.perf_counter)
-    }
-    report(variants, *times.values())
-
-
-def report(names: Mapping[str, Any], cpu: Mapping[str, list[float]], wall: Mapping[str, list[float]]) -> None:
-    """Print medians, and the ratio of the artifact's CPU time to each."""
-    own = statistics.median(cpu["errata w8a8"])
-    for name in names:
-        seconds = statistics.median(cpu[name])
+    )
+    for name in variants:
         print(
-            f"{name:32} {seconds:7.2f} s of CPU, {statistics.median(wall[name]):7.2f} s of wall time; "
-            f"errata takes {own / seconds:.2f} of it"
+            f"{name:24} {statistics.median(cpu[name]):7.2f} s of CPU, "
+            f"{statistics.median(wall[name]):7.2f} s of wall time"
         )
+
+
+def variant(name: str, options: argparse.Namespace) -> Call:
+    """Return a call of a variant."""
+    x, text = torch.randn(LATENTS), torch.randn(TEXT)
+    if name == OWN:
+        deployed = deploy.load(options.work / "artifact")
+        return lambda: deployed.denoiser.full(x, 0, {"encoder_hidden_states": text})
+    if name in OPENVINO:
+        return openvino_variant(name, options, x, text)
+    unet = float_network(options).to(TORCH[name])
+    return lambda: unet(x.to(TORCH[name]), 1, text.to(TORCH[name]))
 
 
 def float_network(options: argparse.Namespace) -> nn.Module:
@@ -80,41 +87,20 @@ def float_network(options: argparse.Namespace) -> nn.Module:
     return unet.eval()
 
 
-def float_variants(options: argparse.Namespace, x: Tensor, text: Tensor) -> dict[str, Call]:
-    """Torch's eager network, in float32 and in bfloat16."""
-    plain = float_network(options)
-    half = float_network(options).to(torch.bfloat16)
-    return {
-        "torch float32": lambda: plain(x, 1, text),
-        "torch bfloat16": lambda: half(x.bfloat16(), 1, text.bfloat16()),
-    }
-
-
-def openvino_variants(options: argparse.Namespace, x: Tensor, text: Tensor) -> dict[str, Call]:
-    """OpenVINO in bfloat16, NNCF's int8, and the same with bfloat16 for the rest."""
+def openvino_variant(name: str, options: argparse.Namespace, x: Tensor, text: Tensor) -> Call:
+    """Return a call of a model in OpenVINO, converted unless it is there."""
     import openvino
 
-    files = {name: options.work / f"openvino-{name}.xml" for name in ("float", "int8")}
+    files = {form: options.work / f"openvino-{form}.xml" for form in ("float", "int8")}
     if not all(file.exists() for file in files.values()):
         convert(options, x, text, files)
+    form, precision = OPENVINO[name]
+    settings = {"INFERENCE_NUM_THREADS": options.threads, "PERFORMANCE_HINT": "LATENCY"}
+    model = openvino.Core().compile_model(
+        files[form], "CPU", {**settings, "INFERENCE_PRECISION_HINT": precision}
+    )
     inputs = {0: x.numpy(), 1: torch.tensor(1).numpy(), 2: text.numpy()}
-    variants: dict[str, Call] = {}
-    for name, file, precision in (
-        ("OpenVINO bfloat16", files["float"], "bf16"),
-        ("OpenVINO NNCF int8", files["int8"], "f32"),
-        ("OpenVINO NNCF int8, bfloat16", files["int8"], "bf16"),
-    ):
-        model = openvino.Core().compile_model(
-            file,
-            "CPU",
-            {
-                "INFERENCE_NUM_THREADS": options.threads,
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": precision,
-            },
-        )
-        variants[name] = lambda model=model: model(inputs)
-    return variants
+    return lambda: model(inputs)
 
 
 def convert(options: argparse.Namespace, x: Tensor, text: Tensor, files: Mapping[str, Path]) -> None:

@@ -148,17 +148,24 @@ class Table:
 def main() -> None:
     """Run the benchmark."""
     options = parsed()
-    torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", message="this sheet was fitted")
-    pipe = calibration.load_pipeline(options.pipeline)
+    pipe, floats = opened(options, options.pipeline)
+    for recipe in options.recipes:
+        measure(pipe, recipe, options, floats)
+
+
+def opened(options: argparse.Namespace, pipeline: Path) -> tuple[DiffusionPipeline, Tensor]:
+    """Return the float pipeline and its images, `(N, C, H, W)`; say on what machine, and their distance."""
+    torch.set_num_threads(options.threads)
+    pipe = calibration.load_pipeline(pipeline)
     pipe.set_progress_bar_config(disable=True)
     print(f"{describe_machine()}; {options.steps} steps, {options.samples} images, seed {MEASURED}")
     sampler = FloatSampler(pipe, num_inference_steps=options.steps, seed=MEASURED, inputs=default_inputs)
-    floats = sampled(sampler, max(options.samples, options.distances))
-    if options.distances:
+    distances = getattr(options, "distances", 0)
+    floats = sampled(sampler, max(options.samples, distances))
+    if distances:
         print(f"float model: FD {distance(floats, Reference.embedded()):.3f}")
-    for recipe in options.recipes:
-        measure(pipe, recipe, options, floats)
+    return pipe, floats
 
 
 def uncalibrated(recipe: str) -> str:
@@ -204,10 +211,15 @@ def common_parser(description: str | None, *, steps: int, recipes: Sequence[str]
     return parser
 
 
+def add_distances(parser: argparse.ArgumentParser) -> None:
+    """Declare how many images a Fréchet distance is measured on."""
+    parser.add_argument("--distances", type=int, default=0, help="images of a Fréchet distance; 0: none")
+
+
 def parsed() -> argparse.Namespace:
     """Return the options of the command line."""
     parser = common_parser(__doc__, steps=50, recipes=RECIPES)
-    parser.add_argument("--distances", type=int, default=0, help="images of a Fréchet distance; 0: none")
+    add_distances(parser)
     parser.add_argument("--plans", nargs="+", default=None, help="plans to measure, by name (default: all)")
     parser.add_argument(
         "--teachers", nargs="*", choices=("float", "self"), default=("float", "self"), help="of the sheets"
