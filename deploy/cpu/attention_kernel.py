@@ -69,7 +69,7 @@ def attention(
         `(B, L, heads x width)`, float32, or uint8 codes.
 
     Raises:
-        ValueError: shapes that do not fit each other, or heads that are too wide.
+        ValueError: shapes that do not fit each other, or heads that are too wide; the C code trusts them.
     """
     batch, queries, channels = query.shape
     if key.shape != value.shape or key.shape[::2] != query.shape[::2]:
@@ -79,9 +79,14 @@ def attention(
     dtype = torch.bfloat16 if query.dtype is key.dtype is value.dtype is torch.bfloat16 else torch.float32
     query, key, value = (x.to(dtype).contiguous() for x in (query, key, value))
     keys = key.shape[1]
-    mask = None if mask is None else mask.float().expand(batch * heads, -1, keys)
-    if mask is not None and mask.stride(2) != 1:
-        mask = mask.contiguous()
+    if mask is not None:
+        fitting = [(rows, keys) for rows in (1, queries)]
+        if mask.ndim != 3 or tuple(mask.shape[1:]) not in fitting or mask.shape[0] not in (1, batch * heads):
+            raise ValueError(
+                f"mask {tuple(mask.shape)} for {batch} x {heads} heads, {queries} x {keys} scores"
+            )
+        mask = mask.float().expand(batch * heads, -1, keys)
+        mask = mask if mask.stride(2) == 1 else mask.contiguous()
     kind = attention_kinds()[0] if kind is None else kind
     out = torch.empty(query.shape, dtype=torch.float32 if codes is None else torch.uint8)
     out_scale, zero_point = codes or (1.0, 0)

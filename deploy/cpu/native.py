@@ -92,11 +92,17 @@ def norm_quantize(
 
     Returns:
         uint8, channels_last, `(B, width, H, W)` each.
+
+    Raises:
+        ValueError: the norm, or a part, has other channels; the C code would read beyond them.
     """
     assert x.dtype is torch.float32
     x = x.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = x.shape
     starts = (0, *itertools.accumulate(widths[:-1])) if starts is None else tuple(starts)
+    ends = [start + part for start, part in zip(starts, widths, strict=True)]
+    if norm.num_channels != channels or max(ends) > channels:
+        raise ValueError(f"{channels} channels, a norm of {norm.num_channels}, parts that end at {max(ends)}")
     shapes = [(batch, width_of_part, height, width) for width_of_part in widths]
     normed_codes, raw_codes = (
         _Codes(shapes if given else [], given, torch.channels_last) for given in (quantizers, raw)
@@ -125,8 +131,13 @@ def layer_norm_quantize(
 
     Returns:
         uint8, of the shape of `x`, each.
+
+    Raises:
+        ValueError: the norm has other channels; the C code would read beyond them.
     """
     assert x.dtype is torch.float32
+    if tuple(norm.normalized_shape) != tuple(x.shape[-1:]):
+        raise ValueError(f"rows of {x.shape[-1]} channels, a norm of {tuple(norm.normalized_shape)}")
     x = x.contiguous()
     codes = _Codes([x.shape] * len(quantizers), quantizers)
     with told_to_profiler("errata::norm_quantize"):

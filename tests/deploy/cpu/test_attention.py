@@ -134,6 +134,15 @@ def test_shapes_that_do_not_fit_are_refused(
         attention_kernel.attention(*given, heads=heads, scale=1.0, kind=kind)
 
 
+@pytest.mark.parametrize("shape", [(4, 3, 6), (4, 5, 1), (4, 5, 7), (2, 5, 6), (4, 1, 5, 6), (5, 6)])
+def test_a_mask_that_does_not_fit_is_refused(
+    shape: tuple[int, ...], kind: attention_kernel.AttentionKind
+) -> None:
+    given = inputs(2, 5, 6, 32)
+    with pytest.raises(ValueError, match="mask"):
+        attention_kernel.attention(*given, heads=2, scale=1.0, mask=torch.zeros(shape), kind=kind)
+
+
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_what_is_not_a_number_does_not_vanish(which: int, kind: attention_kernel.AttentionKind) -> None:
     given = inputs(2, 40, 70, 32)

@@ -174,3 +174,15 @@ def test_codes_of_rows_are_those_of_float64_arithmetic(shape: tuple[int, ...]) -
 
 def flips_of_another(found: Tensor, other: Tensor) -> float:
     return float((found.double() != other).double().mean())
+
+
+@needs_compiler
+def test_norms_of_other_channels_are_refused() -> None:
+    x, rows = torch.randn(2, 16, 3, 3), torch.randn(5, 16)
+    for channels, widths in ((32, (16,)), (8, (8,)), (16, (16, 4)), (16, (20,))):
+        quantizers = QUANTIZERS[: len(widths)]
+        with pytest.raises(ValueError, match="channels"):
+            native.norm_quantize(x, make_norm(channels, 4), quantizers, widths, silu=True)
+    for channels in (8, 32):
+        with pytest.raises(ValueError, match="channels"):
+            native.layer_norm_quantize(rows, nn.LayerNorm(channels), QUANTIZERS)
