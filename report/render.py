@@ -210,8 +210,7 @@ def text_table(report: Report) -> str:
     table = _text_table(header, [_text_cells(row, metrics) for row in report.rows])
     protocol = report.protocol
     warning = rank_warning(samples=protocol.samples, dimension=protocol.feature_dimension)
-    warned = [f"Too few samples: {warning}"] if warning else []
-    return "\n\n".join([table, *warned])
+    return f"{table}\n\nToo few samples: {warning}" if warning else table
 
 
 def free_run_text(report: Report) -> str:
