@@ -16,6 +16,7 @@ from errata.deploy.allowlist import component_class
 from errata.deploy.components import load_component
 from errata.deploy.composition import DENOISER, SCHEDULER, check_composition
 from errata.deploy.cpu import kernels as _cpu
+from errata.deploy.cpu.planned_unet import PlannedUNet
 from errata.deploy.cuda import installing as _cuda
 from errata.deploy.kernel_registry import (
     AttentionRequest,
@@ -68,6 +69,8 @@ def load_artifact(
     assert not unexpected  # `verify` has compared the names; what is missing are the layers installed above
     restore_buffers(unet)
     branched = BranchedUNet(unet.eval().requires_grad_(False).to(chosen))
+    if chosen.type == "cpu" and any(row.backend == _cpu.VNNI.name for row in report):
+        branched = PlannedUNet(branched, context)
     finish(unet, report, context)
     correction = FeatureCorrection.of(manifest.scheme, tensors)
     denoiser = UNetDenoiser(

@@ -61,7 +61,7 @@ class BranchedUNet(nn.Module):
             RecipeError: features of this UNet cannot be cached, or not there.
             RuntimeError: the network was compiled in a call that keeps no feature, and ignores those that do.
         """
-        times, arguments = _times(x, timestep), self._arguments(cond)
+        times, arguments = times_of(x, timestep), self._arguments(cond)
         if branch == 0:
             return self.unet(x, times, **arguments)[0], None
         cut = self._cut(branch)
@@ -98,7 +98,7 @@ class BranchedUNet(nn.Module):
         if _CONTROL in arguments:
             arguments[_CONTROL] = x.new_zeros(())  # the feature has it already
         view = shallow_view(self.unet, feature, branch=branch)
-        prediction: Tensor = view(x, _times(x, timestep), **arguments)[0]
+        prediction: Tensor = view(x, times_of(x, timestep), **arguments)[0]
         return prediction
 
     def _cut(self, branch: int) -> UpResnet:
@@ -124,7 +124,7 @@ def _required_arguments(unet: nn.Module) -> tuple[str, ...]:
     return tuple(item.name for item in parameters[3:] if item.default is item.empty)
 
 
-def _times(x: Tensor, timestep: float | Tensor) -> Tensor:
+def times_of(x: Tensor, timestep: float | Tensor) -> Tensor:
     """Return one timestep for each row, `(B,)`, of the type that a scheduler would pass."""
     if isinstance(timestep, Tensor):
         return timestep.to(x.device).expand(x.shape[0])

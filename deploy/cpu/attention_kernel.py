@@ -8,7 +8,9 @@ import enum
 import torch
 from torch import Tensor
 
-from errata.deploy.cpu import native
+from errata.deploy.cpu import native, recording
+from errata.deploy.cpu.library import library, obstacle
+from errata.deploy.cpu.recording import Operation
 
 
 class AttentionKind(enum.IntEnum):
@@ -20,9 +22,9 @@ class AttentionKind(enum.IntEnum):
 
 def attention_kinds() -> tuple[AttentionKind, ...]:
     """Return the ways that this CPU has, the fastest first; none where it has no bfloat16."""
-    if native.obstacle():
+    if obstacle():
         return ()
-    there = {kind: bool(native.library().errata_has_attention(kind)) for kind in AttentionKind}
+    there = {kind: bool(library().errata_has_attention(kind)) for kind in AttentionKind}
     there[AttentionKind.TILES] &= native.has_tiles()
     return tuple(kind for kind in reversed(AttentionKind) if there[kind])
 
@@ -88,17 +90,16 @@ def attention(
         mask = mask.float().expand(batch * heads, -1, keys)
         mask = mask if mask.stride(2) == 1 else mask.contiguous()
     kind = attention_kinds()[0] if kind is None else kind
-    out = torch.empty(query.shape, dtype=torch.float32 if codes is None else torch.uint8)
+    out = recording.empty(query.shape, torch.float32 if codes is None else torch.uint8)
     out_scale, zero_point = codes or (1.0, 0)
     of = _Attention(
         query.data_ptr(), key.data_ptr(), value.data_ptr(), None if mask is None else mask.data_ptr(),
         out.data_ptr(), batch, heads, queries, keys, channels // heads, *_steps(mask), scale, out_scale,
         zero_point, codes is not None, dtype is torch.bfloat16, kind,
     )  # fmt: skip
-    with native.told_to_profiler("errata::attention"):
-        failed = native.library().errata_attention(ctypes.byref(of))
-    if failed:
-        raise MemoryError(f"no memory for the keys and values of an attention of {tuple(key.shape)}")
+    varying = [] if codes is None else native.varying_fields(of, codes, ("out_scale", "out_zero_point"))
+    reads = [query, key, value, *([] if mask is None else [mask])]
+    native.call(Operation.ATTENTION, of, reads, [out], varying=varying)
     return out
 
 

@@ -9,7 +9,7 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
-from errata.deploy.cpu.int8 import Int8Layer, is_of_one_part, quantize_to_uint8
+from errata.deploy.cpu.int8 import Int8Layer, codes_of, is_of_one_part
 from errata.deploy.cpu.norms import layer_normed_codes
 from errata.deploy.cpu.vnni import VNNIProduct, interleaving
 
@@ -45,7 +45,7 @@ class FusedFeedForward(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Map `(B, L, C)` to `(B, L, C')`, as the block."""
         quantizer = self.net[0].proj.quantizer()
-        return self._from_codes(quantize_to_uint8(hidden_states, *quantizer), None)
+        return self._from_codes(codes_of(hidden_states, quantizer), None)
 
     def onto(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Return `x + forward(norm(x))`."""

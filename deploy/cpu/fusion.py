@@ -23,7 +23,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional
 
-from errata.deploy.cpu import native
+from errata.deploy.cpu import native, recording
 from errata.deploy.cpu.feed_forward import FusedFeedForward
 from errata.deploy.cpu.int8 import Int8Layer
 from errata.deploy.cpu.norms import normed_codes
@@ -31,6 +31,7 @@ from errata.deploy.cpu.transformer import FusedTransformer, FusedTransformerBloc
 from errata.runtime.feature_correction import CorrectedOutput
 from errata.runtime.layers import replace_module
 from errata.runtime.step_context import StepContext
+from errata.runtime.unet import times_of
 
 
 def fuse(unet: nn.Module, context: StepContext) -> dict[str, str]:
@@ -81,6 +82,14 @@ def embeds_time_only(unet: Any) -> bool:
     conditions = ("class_embedding", "add_embedding", "aug_emb")
     is_plain = all(getattr(unet, name, None) is None for name in conditions)
     return is_plain and getattr(unet.time_embedding, "cond_proj", None) is None
+
+
+def embedding_of(unet: Any, time: float) -> Tensor:
+    """Return the embedding of a time, `(1, D)`, in a network that embeds nothing else."""
+    times = times_of(torch.empty(1), time)
+    embedded: Tensor = unet.time_embedding(unet.time_proj(times).to(unet.dtype))
+    activation = getattr(unet, "time_embed_act", None)
+    return embedded if activation is None else activation(embedded)
 
 
 class OneTimeEmbedding(nn.Module):
@@ -177,7 +186,27 @@ class FusedResnet(nn.Module):
         if time not in self._biases:
             projected = self._projected(temb[:1])[0]
             self._biases[time] = projected if layer.bias is None else projected + layer.bias
+        if (recorder := recording.active()) is not None:
+            recorder.declare(self._biases[time], self.bias_at)
         return self._biases[time]
+
+    def bias_at(self, time: float) -> Tensor:
+        """Return the bias of the first convolution at a time that was evaluated, or `prepare`d."""
+        return self._biases[time]
+
+    def is_prepared(self, temb: Tensor, time: float) -> bool:
+        """Return whether the kept bias follows from that embedding of a time; without one, there is no need."""
+        kept, layer = self._biases.get(time), inner(self.conv1)
+        if kept is None:
+            return True
+        projected = self._projected(temb)[0]
+        return torch.equal(kept, projected if layer.bias is None else projected + layer.bias)
+
+    def prepare(self, temb: Tensor, time: float) -> None:
+        """Keep the bias that follows from the embedding of a time, `(1, D)`."""
+        layer = inner(self.conv1)
+        if self._keeps_biases:
+            self._bias(layer, temb, time)
 
     def _projected(self, temb: Tensor) -> Tensor:
         projected: Tensor = self.time_emb_proj(temb if self.skip_time_act else functional.silu(temb))
@@ -203,16 +232,20 @@ class FusedUpsample(nn.Module):
         )
 
     @torch.compiler.disable
-    def forward(self, hidden_states: Tensor, output_size: int | None = None) -> Tensor:
+    def forward(self, hidden_states: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Map `(B, C, H, W)` to `(B, C', 2H, 2W)`, or to `output_size`."""
         size: dict[str, Any] = {"scale_factor": 2.0} if output_size is None else {"size": output_size}
         codes = self.conv.quantized(self.conv.split(hidden_states))
-        repeated = [functional.interpolate(part, mode="nearest", **size) for part in codes]
+        height, width = hidden_states.shape[2:]
+        if not native.obstacle() and (output_size is None or tuple(output_size) == (2 * height, 2 * width)):
+            repeated = [native.upsample(part) for part in codes]
+        else:
+            repeated = [functional.interpolate(part, mode="nearest", **size) for part in codes]
         return self.conv.product(repeated, self.conv.bias)
 
 
 class FusedDownsample(nn.Module):
-    """Stand-in for a `Downsample2D` with an int8 convolution after asymmetric padding: pads codes."""
+    """Stand-in for a `Downsample2D` with an int8 convolution after asymmetric padding, which that does."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -233,11 +266,7 @@ class FusedDownsample(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map `(B, C, H, W)` to `(B, C', H // 2, W // 2)`."""
         codes = self.conv.quantized(self.conv.split(hidden_states))
-        padded = [
-            functional.pad(part, (0, 1, 0, 1), value=zero_point)
-            for part, (_, zero_point) in zip(codes, self.conv.quantizers(), strict=True)
-        ]
-        return self.conv.product(padded, self.conv.bias)
+        return self.conv.product(codes, self.conv.bias, below=1)
 
 
 class FusedOutput(nn.Module):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from errata.deploy.cpu import native
 from errata.deploy.cpu.vnni import VNNIProduct
 from errata.runtime.layers import Geometry
 from errata.runtime.scheme import LayerScheme
@@ -31,6 +32,13 @@ _FEW_PIXELS = 512
 def is_available() -> bool:
     """Return whether this CPU multiplies uint8 by int8 without saturating (AVX512-VNNI or AVX-VNNI)."""
     return bool(torch.cpu._is_vnni_supported()) and hasattr(torch.ops.onednn, "qconv_pointwise")
+
+
+def codes_of(x: Tensor, quantizer: tuple[float, int]) -> Tensor:
+    """Return the codes of `x`, uint8, same shape, natively where that can be; see `quantize_to_uint8`."""
+    if x.dtype is not torch.float32 or native.obstacle():
+        return quantize_to_uint8(x, *quantizer)
+    return native.quantize(x, quantizer)
 
 
 def quantize_to_uint8(x: Tensor, scale: float, zero_point: int) -> Tensor:
@@ -57,21 +65,65 @@ def _has_fused_quantizer() -> bool:
     return True
 
 
+class StepQuantizer(tuple[float, int]):
+    """Scale and zero point of one step, which know their table.
+
+    Attributes:
+        table: where they come from.
+    """
+
+    table: StepTable
+
+    @classmethod
+    def of(cls, table: StepTable, scale: float, zero_point: int) -> StepQuantizer:
+        """Return the pair of a table."""
+        pair = cls((scale, zero_point))
+        pair.table = table
+        return pair
+
+
 class StepTable:
     """Scale and zero point of one activation quantizer by step, as Python numbers."""
 
     def __init__(self, scale: Tensor, zero_point: Tensor, context: StepContext) -> None:
-        self._scale: list[float] = scale.tolist()
-        self._zero_point: list[int] = zero_point.tolist()
+        self._scale_bits: list[int] = scale.float().view(torch.int32).tolist()
+        pairs = zip(scale.tolist(), zero_point.tolist(), strict=True)
+        self._pairs = [StepQuantizer.of(self, *pair) for pair in pairs]
         self._context = context
 
-    def now(self) -> tuple[float, int]:
+    def now(self) -> StepQuantizer:
         """Return the pair of the current step."""
-        return self._scale[self._context.step], self._zero_point[self._context.step]
+        return self._pairs[self._context.step]
 
     def equals(self, other: StepTable) -> bool:
         """Return whether both quantize alike at every step."""
-        return (self._scale, self._zero_point) == (other._scale, other._zero_point)
+        return self._pairs == other._pairs
+
+    def scale_bits(self, step: int, time: float) -> int:
+        """Return the scale of a step as C stores it; `time` has no part in it."""
+        return self._scale_bits[step] & 0xFFFFFFFF
+
+    def zero_point_bits(self, step: int, time: float) -> int:
+        """Return the zero point of a step, likewise."""
+        return self._pairs[step][1] & 0xFFFFFFFF
+
+
+def distinct(quantizers: Sequence[tuple[float, int]]) -> tuple[list[tuple[float, int]], list[int]]:
+    """Return the quantizers that differ at any step, and for each that is given its place among them."""
+    found: list[tuple[float, int]] = []
+    places = []
+    for quantizer in quantizers:
+        place = next((place for place, other in enumerate(found) if _are_alike(quantizer, other)), len(found))
+        places.append(place)
+        if place == len(found):
+            found.append(quantizer)
+    return found, places
+
+
+def _are_alike(first: tuple[float, int], second: tuple[float, int]) -> bool:
+    if isinstance(first, StepQuantizer) and isinstance(second, StepQuantizer):
+        return first == second and first.table.equals(second.table)
+    return first == second
 
 
 class OneDNNQuantizer(nn.Module):
@@ -134,15 +186,15 @@ class Int8Layer(nn.Module):
             return (x,)
         return self.geometry.split(x, self.scheme.input_widths)
 
-    def quantizers(self) -> list[tuple[float, int]]:
+    def quantizers(self) -> list[StepQuantizer]:
         """Return scale and zero point of each part, of the current step."""
         return [table.now() for table in self.tables]
 
     def quantized(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """Return the codes of the parts of an input, with the scales of the current step."""
         return [
-            quantize_to_uint8(part, *quantizer)
-            for part, quantizer in zip(parts, self.quantizers(), strict=True)
+            product.codes_of(part, quantizer) if isinstance(product, VNNIProduct) else codes_of(part, quantizer)
+            for product, part, quantizer in zip(self.products, parts, self.quantizers(), strict=True)
         ]
 
     def product(
@@ -152,16 +204,23 @@ class Int8Layer(nn.Module):
         added: Tensor | None = None,
         *,
         dtype: torch.dtype = torch.float32,
+        below: int = 0,
     ) -> Tensor:
         """Return the layer on the codes of its parts, with a bias, plus `added`, float32; free to be changed.
 
-        `dtype` is that of the result, float32 or bfloat16.
+        Args:
+            codes: of each part.
+            bias: `(O,)`, or None.
+            added: float32, of the shape of the result, or None.
+            dtype: that of the result, float32 or bfloat16.
+            below: lines and columns of padding that a convolution reads below and on the right, besides its
+                own padding.
         """
         *firsts, last = zip(self.products, codes, self.quantizers(), strict=True)
         for product, part, quantizer in firsts:
-            added, bias = product(part, *quantizer, bias, added, torch.float32), None
+            added, bias = product(part, quantizer, bias, added, torch.float32, below=below), None
         product, part, quantizer = last
-        return product(part, *quantizer, bias, added, dtype)
+        return product(part, quantizer, bias, added, dtype, below=below)
 
 
 def is_of_one_part(layer: nn.Module) -> TypeGuard[Int8Layer]:
@@ -194,17 +253,20 @@ class OneDNNProduct:
     def __call__(
         self,
         codes: Tensor,
-        scale: float,
-        zero_point: int,
+        quantizer: tuple[float, int],
         bias: Tensor | None,
         added: Tensor | None,
         dtype: torch.dtype,
+        *,
+        below: int = 0,
     ) -> Tensor:
         """Return the product with codes, `(B, I, H, W)` or `(…, I)`, plus `added`, float32 of its shape.
 
-        `dtype` is that of the result, float32 or bfloat16.
+        `dtype` is that of the result, float32 or bfloat16; `below` is told in `Int8Layer.product`.
         """
-        output = self._multiplied(codes, scale, zero_point, bias)
+        if below:
+            codes = functional.pad(codes, (0, below, 0, below), value=quantizer[1])
+        output = self._multiplied(codes, *quantizer, bias)
         # oneDNN would add in its epilogue (post-op "sum"), but torch 2.13 then copies the whole result.
         output = output if added is None else output.add_(added)
         return output.to(dtype)

@@ -1,4 +1,4 @@
-/* Convolutions and products of matrices on 8-bit codes, for CPUs with AVX512-VNNI; absent on others. What is computed,
+/* Convolutions and products of matrices on 8-bit codes, for CPUs with AVX512-VNNI. What is computed,
  * and how weights are packed, is told in int8_product.h; CPUs with AMX have another way, int8_tiles.c.
  *
  * Nothing is copied: the rows that a tile of output pixels reads are found as addresses, and what lies outside the
@@ -117,8 +117,13 @@ static void write(const Product *product, const Tile *tile, int64_t first, int64
     for (int v = 0; v < wide; v++, output += LANES) {
         Outputs of = outputs_from(product, output);
         for (int64_t p = 0; p < count; p++)
-            write_outputs(product, of, tile->sums[p][v], (first + p) * product->outputs + output);
+            write_outputs(product, of, tile->sums[p][v], NULL, (first + p) * product->outputs + output);
     }
+}
+
+int errata_has_int8_product(void)
+{
+    return 1;
 }
 
 /* Returns 0, or 1 where memory is missing. `added` may be `out`. */
@@ -158,5 +163,16 @@ int errata_int8_product(const Product *product)
         }
     free(outside);
     return 0;
+}
+#else
+int errata_has_int8_product(void)
+{
+    return 0;
+}
+
+int errata_int8_product(const void *product)
+{
+    (void)product;
+    return 1;
 }
 #endif

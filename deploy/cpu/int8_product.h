@@ -11,6 +11,7 @@
  *                                the codes clamp(round(v g Phi(g) / s) + t, 0, 255) of half as many outputs, where
  *                                Phi is the normal distribution (GEGLU: Shazeer 2020, "GLU variants")
  *   s, t       out_scale, out_zero_point
+ *   y'         before            a product whose y is added, and is not written; see int8_tiles.c for which
  *
  * The sums are exact. Weights are packed in panels of V vectors of sixteen outputs, the last one narrower: for
  * kernel row, kernel column and each four channels, V x 16 outputs x 4 channels. V is 4, or 2 for tiles.
@@ -23,8 +24,7 @@
 #include <omp.h>
 #include <stdint.h>
 
-
-typedef struct {
+typedef struct Product {
     const uint8_t *codes;
     const int8_t *weight; /* aligned to 64 bytes, as its panels are */
     const float *scales;
@@ -44,6 +44,7 @@ typedef struct {
     float out_scale;
     int32_t out_zero_point;
     int32_t is_tiled; /* whether the weight is packed for tiles, and AMX is to multiply */
+    const struct Product *before; /* or NULL */
 } Product;
 
 /* What turns the sums of sixteen outputs into y. */
@@ -107,10 +108,12 @@ static inline void write_gated(const Product *product, Outputs of, __m512i sums,
                 _mm512_set1_epi32(product->out_zero_point));
 }
 
-/* y of one pixel, for the sixteen outputs whose first is at `at` in out. */
-static inline void write_outputs(const Product *product, Outputs of, __m512i sums, int64_t at)
+/* y of one pixel, for the sixteen outputs whose first is at `at` in out; `before` has sixteen numbers, or is NULL. */
+static inline void write_outputs(const Product *product, Outputs of, __m512i sums, const float *before, int64_t at)
 {
     __m512 y = output_of(of, sums);
+    if (before != NULL)
+        y = _mm512_add_ps(y, _mm512_load_ps(before));
     if (product->added != NULL)
         y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(of.mask, product->added + at));
     if (product->is_bfloat16)

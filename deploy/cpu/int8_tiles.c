@@ -11,6 +11,9 @@
  *
  * A block is two tiles of pixels by two vectors of outputs: four tiles of sums, and each tile that is loaded
  * serves two products.
+ *
+ * Products that are added up are computed block by block, so that their sum is written once. All of them find their
+ * pixels as the last one does: where it needs a border, the images of the others are copied to its width.
  */
 
 #define _DEFAULT_SOURCE /* for syscall */
@@ -29,6 +32,7 @@
 #define CACHED (1280 * 1024) /* bytes of the second cache, which has 2 MiB on such CPUs, for weights */
 #define REQUEST_PERMISSION 0x1023 /* ARCH_REQ_XCOMP_PERM */
 #define TILE_DATA 18              /* the component of the state that it is asked for */
+#define MOST_PRODUCTS 4           /* that are added up */
 
 /* Where tiles of pixels are found. */
 typedef struct {
@@ -40,6 +44,19 @@ typedef struct {
     int is_span;
     const uint8_t *last;     /* a copy of the last tile, where its rows would reach beyond the image; or NULL */
 } Pixels;
+
+/* A product of a sum, and where it finds its pixels. */
+typedef struct {
+    Product product;
+    Pixels pixels;
+    uint8_t *copy; /* of its image, or of its last tile; or NULL */
+    int64_t depth; /* codes that an output reads */
+} Member;
+
+typedef struct {
+    Member members[MOST_PRODUCTS]; /* in the order in which they are added */
+    int count;
+} Sum;
 
 /* Whether the system lets this process use tiles; asked for once. */
 int errata_has_tiles(void)
@@ -131,9 +148,9 @@ static const uint8_t *rows_of(const Product *product, const Pixels *pixels, int6
     return pixels->image + place * product->channels;
 }
 
-/* y of a tile, from its sums for sixteen outputs. */
+/* y of a tile, from its sums for sixteen outputs; `before` is added, if it is not NULL. */
 static void write_tile(const Product *product, const Pixels *pixels, int64_t tile, int64_t output,
-                       const int32_t *sums)
+                       const int32_t *sums, const float *before)
 {
     Outputs of = outputs_from(product, output);
     int64_t own = tile % pixels->each * ROWS, group = tile / pixels->each;
@@ -141,14 +158,16 @@ static void write_tile(const Product *product, const Pixels *pixels, int64_t til
         int64_t left = product->out_width - own, count = left < ROWS ? left : ROWS;
         int64_t at = (group * product->out_width + own) * product->outputs + output;
         for (int64_t row = 0; row < count; row++, at += product->outputs)
-            write_outputs(product, of, _mm512_load_si512(sums + row * LANES), at);
+            write_outputs(product, of, _mm512_load_si512(sums + row * LANES),
+                          before == NULL ? NULL : before + row * LANES, at);
         return;
     }
     int64_t y = own / pixels->width, x = own % pixels->width;
     for (int64_t row = 0; row < ROWS && y < product->out_height; row++) {
         if (x < product->out_width) {
             int64_t pixel = (group * product->out_height + y) * product->out_width + x;
-            write_outputs(product, of, _mm512_load_si512(sums + row * LANES), pixel * product->outputs + output);
+            write_outputs(product, of, _mm512_load_si512(sums + row * LANES),
+                          before == NULL ? NULL : before + row * LANES, pixel * product->outputs + output);
         }
         if (++x == pixels->width) {
             x = 0;
@@ -228,18 +247,14 @@ static inline __attribute__((always_inline)) void multiply(const Product *produc
         _tile_stored(3, sums + 3 * ROWS * LANES, LANES * 4);
 }
 
-/* A block of one or two tiles, by a panel of one or two vectors. */
-static void multiply_panel(const Product *product, const Pixels *pixels, int64_t tile, int64_t panel, int64_t depth)
+/* The sums of a block of one or two tiles, by a panel of one or two vectors. */
+static void multiply_block(const Member *member, int64_t tile, int64_t panel, int tiles, int vectors, int32_t *sums)
 {
-    int64_t from = panel * VECTORS * LANES;
-    const int8_t *weight = product->weight + from * depth;
-    int tiles = tile + 1 < pixels->tiles ? 2 : 1, vectors = from + LANES < product->outputs ? 2 : 1;
+    const Product *product = &member->product;
+    const Pixels *pixels = &member->pixels;
+    const int8_t *weight = product->weight + panel * VECTORS * LANES * member->depth;
     const uint8_t *first = rows_of(product, pixels, tile);
     const uint8_t *second = tiles > 1 ? rows_of(product, pixels, tile + 1) : first;
-    int32_t sums[4 * ROWS * LANES] __attribute__((aligned(64)));
-    for (int t = 0; t < tiles; t++)
-        for (int v = 0; v < vectors; v++)
-            fetch_tile(product, pixels, tile + t, from + v * LANES);
     if (tiles == 2 && vectors == 2)
         multiply(product, pixels, first, second, weight, sums, 2, 2);
     else if (tiles == 2)
@@ -248,52 +263,147 @@ static void multiply_panel(const Product *product, const Pixels *pixels, int64_t
         multiply(product, pixels, first, second, weight, sums, 1, 2);
     else
         multiply(product, pixels, first, second, weight, sums, 1, 1);
+}
+
+/* The numbers that the sums of a block stand for, plus those that are there already unless it `is_first`. */
+static void add_block(const Product *product, int64_t output, int tiles, int vectors, const int32_t *sums, int is_first,
+                      float *numbers)
+{
+    for (int v = 0; v < vectors; v++) {
+        Outputs of = outputs_from(product, output + v * LANES);
+        for (int t = 0; t < tiles; t++)
+            for (int row = 0; row < ROWS; row++) {
+                int64_t at = ((2 * t + v) * ROWS + row) * LANES;
+                __m512 y = output_of(of, _mm512_load_si512(sums + at));
+                _mm512_store_ps(numbers + at, is_first ? y : _mm512_add_ps(y, _mm512_load_ps(numbers + at)));
+            }
+    }
+}
+
+static void multiply_panel(const Sum *sum, int64_t tile, int64_t panel)
+{
+    const Member *last = &sum->members[sum->count - 1];
+    const Product *product = &last->product;
+    const Pixels *pixels = &last->pixels;
+    int64_t from = panel * VECTORS * LANES;
+    int tiles = tile + 1 < pixels->tiles ? 2 : 1, vectors = from + LANES < product->outputs ? 2 : 1;
+    int32_t sums[4 * ROWS * LANES] __attribute__((aligned(64)));
+    float numbers[4 * ROWS * LANES] __attribute__((aligned(64)));
+    for (int t = 0; t < tiles; t++)
+        for (int v = 0; v < vectors; v++)
+            fetch_tile(product, pixels, tile + t, from + v * LANES);
+    for (int m = 0; m < sum->count; m++) {
+        multiply_block(&sum->members[m], tile, panel, tiles, vectors, sums);
+        if (m + 1 < sum->count)
+            add_block(&sum->members[m].product, from, tiles, vectors, sums, m == 0, numbers);
+    }
     for (int t = 0; t < tiles; t++)
         if (product->is_gated)
             write_gated_tile(product, pixels, tile + t, from, sums + 2 * t * ROWS * LANES);
     for (int t = 0; t < tiles && !product->is_gated; t++)
-        for (int v = 0; v < vectors; v++)
-            write_tile(product, pixels, tile + t, from + v * LANES, sums + (2 * t + v) * ROWS * LANES);
+        for (int v = 0; v < vectors; v++) {
+            int64_t at = (2 * t + v) * ROWS * LANES;
+            write_tile(product, pixels, tile + t, from + v * LANES, sums + at, sum->count > 1 ? numbers + at : NULL);
+        }
+}
+
+/* Whether the outputs of `first` can be added while those of `second` are made. */
+int errata_tiles_add(const Product *first, const Product *second)
+{
+    int count = 2;
+    for (const Product *before = first->before; before != NULL; before = before->before)
+        count++;
+    return count <= MOST_PRODUCTS && first->is_tiled && second->is_tiled && !first->is_gated && !second->is_gated &&
+           !first->is_bfloat16 && first->added == NULL && first->batch == second->batch &&
+           first->out_height == second->out_height && first->out_width == second->out_width &&
+           first->outputs == second->outputs && step_of(first->channels) == step_of(second->channels) &&
+           first->down == second->down && first->right == second->right;
+}
+
+/* Pixels of a product where they lie, and a copy of the last ones if they do not fill a tile; 0 without memory. */
+static int find_plain(Member *member)
+{
+    Product *product = &member->product;
+    product->out_width = product->width = product->batch * product->height * product->width;
+    product->batch = product->height = product->out_height = 1;
+    member->pixels = pixels_of(product);
+    int64_t row = product->channels, left = product->out_width % ROWS;
+    if (left == 0)
+        return 1;
+    member->pixels.last = member->copy = calloc(ROWS, (size_t)row);
+    if (member->copy != NULL)
+        memcpy(member->copy, product->codes + (product->out_width - left) * row, (size_t)(left * row));
+    return member->copy != NULL;
+}
+
+/* Pixels of a copy of the image with a border, laid out as the widest of the sum; 0 without memory. */
+static int find_bordered(Member *member, const Pixels *widest)
+{
+    Product *product = &member->product;
+    member->pixels = pixels_of(product);
+    member->pixels.width = widest->width;
+    member->pixels.is_span = widest->is_span;
+    member->pixels.each = widest->each;
+    member->pixels.tiles = widest->tiles;
+    member->copy = bordered(product, &member->pixels, ROWS * member->pixels.distance + ROW_BYTES);
+    member->pixels.image = member->copy;
+    return member->copy != NULL;
+}
+
+/* Returns 0 without memory. */
+static int find_pixels(Sum *sum)
+{
+    int all_plain = 1;
+    for (int m = 0; m < sum->count; m++)
+        all_plain &= is_plain(&sum->members[m].product);
+    Pixels widest = pixels_of(&sum->members[0].product);
+    for (int m = 1; m < sum->count; m++) {
+        Pixels own = pixels_of(&sum->members[m].product);
+        if (own.width > widest.width)
+            widest = own;
+    }
+    for (int m = 0; m < sum->count; m++) {
+        Member *member = &sum->members[m];
+        if (!(all_plain ? find_plain(member) : find_bordered(member, &widest)))
+            return 0;
+    }
+    return 1;
 }
 
 /* Returns 0, or 1 where memory is missing. `added` may be `out`. */
 int errata_int8_tiles(const Product *given)
 {
-    Product whole = *given;
-    const Product *product = &whole;
-    uint8_t *copy = NULL;
-    int plain = is_plain(given);
-    if (plain) {
-        whole.out_width = whole.width = whole.batch * whole.height * whole.width;
-        whole.batch = whole.height = whole.out_height = 1;
+    Sum sum = { .count = 0 };
+    for (const Product *each = given; each != NULL; each = each->before)
+        sum.count++;
+    const Product *each = given;
+    for (int m = sum.count - 1; m >= 0; m--, each = each->before) {
+        Member member = { .product = *each, .copy = NULL };
+        member.depth = each->kernel_height * each->kernel_width * each->channels;
+        sum.members[m] = member;
     }
-    Pixels pixels = pixels_of(product);
-    int64_t row = product->channels, left = product->out_width % ROWS;
-    if (!plain) {
-        pixels.image = copy = bordered(product, &pixels, ROWS * pixels.distance + ROW_BYTES);
-        if (copy == NULL)
-            return 1;
-    } else if (left != 0) {
-        pixels.last = copy = calloc(ROWS, (size_t)row);
-        if (copy == NULL)
-            return 1;
-        memcpy(copy, product->codes + (product->out_width - left) * row, (size_t)(left * row));
-    }
-    int64_t depth = product->kernel_height * product->kernel_width * product->channels;
-    int64_t panels = (product->outputs + VECTORS * LANES - 1) / (VECTORS * LANES), blocks = (pixels.tiles + 1) / 2;
-    int64_t together = panels_at_once(panels, blocks, VECTORS * LANES * depth, CACHED);
+    int failed = !find_pixels(&sum);
+    if (!failed) {
+        const Member *last = &sum.members[sum.count - 1];
+        int64_t depth = 0, blocks = (last->pixels.tiles + 1) / 2;
+        for (int m = 0; m < sum.count; m++)
+            depth += sum.members[m].depth;
+        int64_t panels = (given->outputs + VECTORS * LANES - 1) / (VECTORS * LANES);
+        int64_t together = panels_at_once(panels, blocks, VECTORS * LANES * depth, CACHED);
 #pragma omp parallel
-    {
-        configure_tiles(pixels.step);
+        {
+            configure_tiles(last->pixels.step);
 #pragma omp for collapse(2) schedule(static)
-        for (int64_t start = 0; start < panels; start += together)
-            for (int64_t block = 0; block < blocks; block++)
-                for (int64_t panel = start; panel < panels && panel < start + together; panel++)
-                    multiply_panel(product, &pixels, 2 * block, panel, depth);
-        _tile_release();
+            for (int64_t start = 0; start < panels; start += together)
+                for (int64_t block = 0; block < blocks; block++)
+                    for (int64_t panel = start; panel < panels && panel < start + together; panel++)
+                        multiply_panel(&sum, 2 * block, panel);
+            _tile_release();
+        }
     }
-    free(copy);
-    return 0;
+    for (int m = 0; m < sum.count; m++)
+        free(sum.members[m].copy);
+    return failed;
 }
 #else
 int errata_has_tiles(void)
@@ -304,6 +414,13 @@ int errata_has_tiles(void)
 int errata_tiles_serve(int64_t channels)
 {
     (void)channels;
+    return 0;
+}
+
+int errata_tiles_add(const void *first, const void *second)
+{
+    (void)first;
+    (void)second;
     return 0;
 }
 

@@ -85,7 +85,6 @@ VNNI = register_kernel(
         refusal=lambda request: vnni.obstacle(
             request.geometry, request.module.weight.shape, request.scheme.input_widths
         ),
-        drawback=lambda request: _too_few(min(request.scheme.input_widths)),
         reason=_int8_reason,
         build=lambda request: _int8_layer(request, VNNIProduct),
         finish=_fuse,

@@ -1,72 +1,77 @@
-"""C code that is compiled for this machine's CPU when it is first needed.
+"""The native operations of the CPU, called from Python.
 
 Between two int8 products lie group normalization, SiLU and quantization. As tensor operations each is a pass
 over memory; `norm_quantize.c` does them in two. `int8_product.c` has the products themselves, for CPUs with
-AVX512-VNNI. The compiler is the machine's own; where there is none, or it fails, tensor operations and oneDNN
-take their place, and `obstacle` says why.
+AVX512-VNNI, `int8_tiles.c` those for AMX.
+
+A quantizer is a scale and a zero point. One that belongs to a step comes from a table (`int8.StepTable`), and
+knows it: a recording needs the table.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
 import itertools
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-_SOURCES = tuple(
-    Path(__file__).with_name(name)
-    for name in ("norm_quantize.c", "int8_product.c", "int8_tiles.c", "attention.c")
-)
-_HEADERS = tuple(
-    Path(__file__).with_name(name)
-    for name in ("codes.h", "int8_product.h", "tiles.h", "attention.h", "attention_products.h")
-)
-# OpenMP's functions are those of the runtime that torch has loaded; one of its own would have other threads.
-_COMPILE = ("-std=c11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-ffast-math", "-fno-finite-math-only",
-            "-fno-associative-math")  # fmt: skip
-_LINK = ("-shared",)
-_LIBRARIES = ("-lm",)
-_PATIENCE = 60  # seconds
+from errata.deploy.cpu import recording
+from errata.deploy.cpu.library import library, obstacle
+from errata.deploy.cpu.recording import Operation, Varying
 
-
-@functools.cache
-def obstacle() -> str:
-    """Return why there is no native code; empty where there is."""
-    try:
-        _library()
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
-        return str(error) or type(error).__name__
-    return ""
+Quantizer = tuple[float, int]
 
 
 def product_obstacle() -> str:
     """Return why `int8_product` cannot be called; empty where it can."""
     if reason := obstacle():
         return reason
-    return "" if hasattr(_library(), "errata_int8_product") else "this CPU has no AVX512-VNNI"
+    return "" if library().errata_has_int8_product() else "this CPU has no AVX512-VNNI"
 
 
 def has_tiles() -> bool:
     """Return whether this CPU has AMX, and the system lets this process use it."""
-    return not obstacle() and bool(_library().errata_has_tiles())
+    return not obstacle() and bool(library().errata_has_tiles())
 
 
 def tiles_serve(channels: int) -> bool:
     """Return whether tiles multiply so many channels faster than vectors."""
-    return bool(_library().errata_tiles_serve(channels))
+    return bool(library().errata_tiles_serve(channels))
+
+
+def call(
+    operation: Operation,
+    arguments: ctypes.Structure,
+    reads: Sequence[Tensor],
+    writes: Sequence[Tensor],
+    *,
+    varying: Sequence[Varying] = (),
+    kept: Sequence[Any] = (),
+) -> None:
+    """Carry out an operation; let a recorder know of it.
+
+    Args:
+        operation: which one.
+        arguments: as C reads them.
+        reads: all tensors that it reads, constants too.
+        writes: all tensors that it writes.
+        varying: what of the arguments depends on the sampling step.
+        kept: what else the arguments point to.
+
+    Raises:
+        MemoryError: there is too little.
+    """
+    with told_to_profiler(f"errata::{operation.name.lower()}"):
+        failed = library().errata_call(operation, ctypes.byref(arguments))
+    if failed:
+        raise MemoryError(f"no memory for {operation.name.lower()} of {tuple(reads[0].shape)}")
+    if (recorder := recording.active()) is not None:
+        recorder.add(operation, arguments, reads, writes, varying=varying, kept=kept)
 
 
 def norm_quantize(
@@ -107,15 +112,21 @@ def norm_quantize(
     normed_codes, raw_codes = (
         _Codes(shapes if given else [], given, torch.channels_last) for given in (quantizers, raw)
     )
-    with told_to_profiler("errata::norm_quantize"):
-        failed = _library().errata_norm_quantize(
-            x.data_ptr(), batch, height * width, channels, norm.num_groups,
-            norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps, int(silu),
-            len(widths), _integers(starts), _integers(tuple(widths)),
-            ctypes.byref(normed_codes.pointers), ctypes.byref(raw_codes.pointers) if raw else None,
-        )  # fmt: skip
-    if failed:
-        raise MemoryError(f"no memory for the sums of a group normalization of {tuple(x.shape)}")
+    first_channels, channels_of_parts = _integers(starts), _integers(tuple(widths))
+    arguments = NormQuantize(
+        (ctypes.c_void_p * 2)(x.data_ptr(), None), (ctypes.c_int64 * 2)(channels, 0),
+        batch, height * width, norm.num_groups, norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps, silu,
+        len(widths), ctypes.addressof(first_channels), ctypes.addressof(channels_of_parts),
+        normed_codes.address, raw_codes.address if raw else None,
+    )  # fmt: skip
+    call(
+        Operation.NORM_QUANTIZE,
+        arguments,
+        [x, norm.weight, norm.bias],
+        [*normed_codes.tensors, *raw_codes.tensors],
+        varying=[*normed_codes.varying(), *raw_codes.varying()],
+        kept=[first_channels, channels_of_parts, normed_codes, raw_codes],
+    )
     return normed_codes.tensors, raw_codes.tensors
 
 
@@ -140,18 +151,103 @@ def layer_norm_quantize(
         raise ValueError(f"rows of {x.shape[-1]} channels, a norm of {tuple(norm.normalized_shape)}")
     x = x.contiguous()
     codes = _Codes([x.shape] * len(quantizers), quantizers)
-    with told_to_profiler("errata::norm_quantize"):
-        failed = _library().errata_layer_norm_quantize(
-            x.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], norm.weight.data_ptr(), norm.bias.data_ptr(),
-            norm.eps, len(quantizers), ctypes.byref(codes.pointers),
-        )  # fmt: skip
-    if failed:
-        raise MemoryError(f"no memory for a row of a layer normalization of {tuple(x.shape)}")
+    arguments = LayerNormQuantize(
+        x.data_ptr(), x.numel() // x.shape[-1], x.shape[-1], norm.weight.data_ptr(), norm.bias.data_ptr(),
+        norm.eps, len(quantizers), codes.address,
+    )  # fmt: skip
+    reads = [x, norm.weight, norm.bias]
+    call(Operation.LAYER_NORM_QUANTIZE, arguments, reads, codes.tensors, varying=codes.varying(), kept=[codes])
     return codes.tensors
 
 
+def quantize(x: Tensor, quantizer: Quantizer, *, padded: int | None = None) -> Tensor:
+    """Return the codes of `x`, uint8, dense, channels_last of an image and else contiguous.
+
+    Args:
+        x: float32, an image `(B, C, H, W)` or of any other shape.
+        quantizer: of the codes.
+        padded: channels of the result, if more; they are real zeros. Images only.
+    """
+    assert x.dtype is torch.float32
+    if x.ndim == 4:
+        batch, channels, height, width = x.shape
+        if x.stride(2) != width * x.stride(3):
+            x = x.contiguous(memory_format=torch.channels_last)
+        shape = (batch, channels if padded is None else padded, height, width)
+        codes = recording.empty(shape, torch.uint8, torch.channels_last)
+        steps = (x.stride(0), x.stride(3), x.stride(1))
+        sizes = (batch, height * width, channels, shape[1])
+    else:
+        x = x.contiguous()
+        codes = recording.empty(x.shape, torch.uint8)
+        sizes, steps = (1, 1, x.numel(), x.numel()), (x.numel(), x.numel(), 1)
+    arguments = Quantize(x.data_ptr(), codes.data_ptr(), *sizes, *steps, *quantizer)
+    call(Operation.QUANTIZE, arguments, [x], [codes], varying=varying_fields(arguments, quantizer))
+    return codes
+
+
+def upsample(codes: Tensor) -> Tensor:
+    """Return codes `(B, C, H, W)` repeated to `(B, C, 2H, 2W)`, channels_last."""
+    codes = codes.contiguous(memory_format=torch.channels_last)
+    batch, channels, height, width = codes.shape
+    out = recording.empty((batch, channels, 2 * height, 2 * width), torch.uint8, torch.channels_last)
+    arguments = Upsample(codes.data_ptr(), out.data_ptr(), batch, height, width, channels)
+    call(Operation.UPSAMPLE, arguments, [codes], [out])
+    return out
+
+
+class NormQuantize(ctypes.Structure):
+    """Arguments of `Operation.NORM_QUANTIZE`, as in the C source, which describes the fields."""
+
+    _fields_ = [
+        ("sources", ctypes.c_void_p * 2),
+        ("channels", ctypes.c_int64 * 2),
+        *((name, ctypes.c_int64) for name in ("batch", "pixels", "groups")),
+        ("gamma", ctypes.c_void_p),
+        ("beta", ctypes.c_void_p),
+        ("eps", ctypes.c_float),
+        ("silu", ctypes.c_int32),
+        ("parts", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("starts", "widths", "normed", "raw")),
+    ]
+
+
+class LayerNormQuantize(ctypes.Structure):
+    """Arguments of `Operation.LAYER_NORM_QUANTIZE`, likewise."""
+
+    _fields_ = [
+        ("x", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("rows", "width")),
+        *((name, ctypes.c_void_p) for name in ("gamma", "beta")),
+        ("eps", ctypes.c_float),
+        ("count", ctypes.c_int64),
+        ("normed", ctypes.c_void_p),
+    ]
+
+
+class Quantize(ctypes.Structure):
+    """Arguments of `Operation.QUANTIZE`, likewise."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "codes")),
+        *((name, ctypes.c_int64) for name in ("batch", "pixels", "channels", "padded")),
+        *((name, ctypes.c_int64) for name in ("sample_step", "pixel_step", "channel_step")),
+        ("scale", ctypes.c_float),
+        ("zero_point", ctypes.c_int32),
+    ]
+
+
+class Upsample(ctypes.Structure):
+    """Arguments of `Operation.UPSAMPLE`, likewise."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("codes", "out")),
+        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels")),
+    ]
+
+
 class Product(ctypes.Structure):
-    """Arguments of `int8_product`, as in the C source, which describes the fields."""
+    """Arguments of `Operation.INT8_PRODUCT`, likewise."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("codes", "weight", "scales", "sums", "bias", "added", "out")),
@@ -166,19 +262,40 @@ class Product(ctypes.Structure):
         ("out_scale", ctypes.c_float),
         ("out_zero_point", ctypes.c_int32),
         ("is_tiled", ctypes.c_int32),
+        ("before", ctypes.c_void_p),
     ]
 
 
-def int8_product(product: Product) -> None:
-    """Fill the memory at `product.out`.
+def varying_fields(
+    arguments: ctypes.Structure,
+    quantizer: Quantizer,
+    names: tuple[str, str] = ("scale", "zero_point"),
+) -> list[Varying]:
+    """Return what depends on the step in two fields of arguments that hold a quantizer."""
+    if recording.active() is None:
+        return []
+    place = ctypes.addressof(arguments)
+    scale, zero_point = (place + getattr(type(arguments), name).offset for name in names)
+    return varying_at(scale, zero_point, quantizer)
 
-    Raises:
-        MemoryError: there is not enough for one pixel of codes.
-    """
-    with told_to_profiler("errata::int8_product"):
-        failed = _library().errata_int8_product(ctypes.byref(product))
-    if failed:
-        raise MemoryError("no memory for one pixel of codes")
+
+def varying_address(arguments: ctypes.Structure, name: str, tensor: Tensor) -> list[Varying]:
+    """Return what depends on the step in a field of arguments that holds the address of a tensor."""
+    recorder = recording.active()
+    if recorder is None:
+        return []
+    return recorder.address_of(tensor, ctypes.addressof(arguments) + getattr(type(arguments), name).offset)
+
+
+def varying_at(scale: int, zero_point: int, quantizer: Quantizer) -> list[Varying]:
+    """Return what depends on the step at the addresses of a scale and a zero point."""
+    table = getattr(quantizer, "table", None)
+    if table is None:
+        recorder = recording.active()
+        assert recorder is not None
+        recorder.refuse("a quantizer belongs to no table of steps")
+        return []
+    return [Varying(scale, 4, table.scale_bits), Varying(zero_point, 4, table.zero_point_bits)]
 
 
 def told_to_profiler(name: str) -> AbstractContextManager[object]:
@@ -186,7 +303,6 @@ def told_to_profiler(name: str) -> AbstractContextManager[object]:
     return record_function(name) if torch._C._autograd._profiler_enabled() else nullcontext()
 
 
-@functools.lru_cache(maxsize=1 << 12)
 def _integers(values: tuple[int, ...]) -> Any:
     return (ctypes.c_int64 * len(values))(*values)
 
@@ -203,107 +319,31 @@ class _Codes:
     def __init__(
         self,
         shapes: Sequence[Sequence[int]],
-        quantizers: Sequence[tuple[float, int]],
+        quantizers: Sequence[Quantizer],
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         assert len(shapes) == len(quantizers)
-        self.tensors = [
-            torch.empty(tuple(shape), dtype=torch.uint8, memory_format=memory_format) for shape in shapes
-        ]
-        self._constants = _constants(tuple(quantizers))
-        self._addresses = (ctypes.c_void_p * len(quantizers))(*(codes.data_ptr() for codes in self.tensors))
-        self.pointers = _Quantizers(
-            *(ctypes.addressof(array) for array in (*self._constants, self._addresses))
+        self.tensors = [recording.empty(shape, torch.uint8, memory_format) for shape in shapes]
+        self._quantizers, count = quantizers, len(quantizers)
+        self._scales = (ctypes.c_float * count)(*(scale for scale, _ in quantizers))
+        self._zero_points = (ctypes.c_int32 * count)(*(zero for _, zero in quantizers))
+        self._addresses = (ctypes.c_void_p * count)(*(codes.data_ptr() for codes in self.tensors))
+        self._pointers = _Quantizers(
+            *(ctypes.addressof(array) for array in (self._scales, self._zero_points, self._addresses))
         )
 
+    @property
+    def address(self) -> int:
+        """Where C finds all of it."""
+        return ctypes.addressof(self._pointers)
 
-# Of each layer and step.
-@functools.lru_cache(maxsize=1 << 16)
-def _constants(quantizers: tuple[tuple[float, int], ...]) -> tuple[Any, Any]:
-    """Return scales and zero points, as C reads them."""
-    count = len(quantizers)
-    scales = (ctypes.c_float * count)(*(scale for scale, _ in quantizers))
-    return scales, (ctypes.c_int32 * count)(*(zero for _, zero in quantizers))
-
-
-def library() -> Any:
-    """Return the compiled library, whose functions have no types yet but those used here; raises as there."""
-    return _library()
-
-
-@functools.cache
-def _library() -> Any:
-    """Return the compiled library.
-
-    Raises:
-        OSError: no compiler, or no place for its product.
-        SubprocessError: the compiler failed.
-    """
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        raise OSError("no C compiler (cc, gcc or clang) on the PATH")
-    folder = _cache_directory()
-    file = folder / f"cpu-{_identity(compiler)}.so"
-    if not file.is_file():
-        _compile(compiler, file)
-    library = ctypes.CDLL(str(file))
-    pointer, integer = ctypes.c_void_p, ctypes.c_int64
-    library.errata_norm_quantize.argtypes = [
-        pointer, *[integer] * 4, pointer, pointer, ctypes.c_float, ctypes.c_int, integer, *[pointer] * 4
-    ]  # fmt: skip
-    library.errata_layer_norm_quantize.argtypes = [
-        pointer, integer, integer, pointer, pointer, ctypes.c_float, integer, pointer
-    ]  # fmt: skip
-    library.errata_tiles_serve.argtypes = [integer]
-    return library
-
-
-def _compile(compiler: str, file: Path) -> None:
-    """Make `file`, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(dir=file.parent) as work:
-        linked = Path(work) / "code.so"
-        compiled = [str(Path(work) / f"{source.stem}.o") for source in _SOURCES]
-        for command in (
-            *(
-                [compiler, *_COMPILE, "-c", str(source), "-o", out]
-                for source, out in zip(_SOURCES, compiled, strict=True)
-            ),
-            [compiler, *_LINK, *compiled, *_LIBRARIES, "-o", str(linked)],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
-            if done.returncode != 0:
-                reason = (done.stderr.strip().splitlines() or ["no message"])[0]
-                raise OSError(f"{compiler} failed: {reason}")
-        linked.replace(file)
-
-
-def _identity(compiler: str) -> str:
-    """Return a digest of everything that the product depends on: source, options, compiler, CPU."""
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, timeout=_PATIENCE, check=True
-    ).stdout
-    parts = (
-        *(source.read_text() for source in (*_SOURCES, *_HEADERS)),
-        *_COMPILE,
-        *_LINK,
-        *_LIBRARIES,
-        version,
-        platform.machine(),
-        _cpu(),
-    )
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-
-
-def _cpu() -> str:
-    """Return the CPU's features, where the system tells: several machines may share a home directory."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(("flags", "model name"))))
-
-
-def _cache_directory() -> Path:
-    chosen = os.environ.get("ERRATA_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "errata"
+    def varying(self) -> list[Varying]:
+        """Return what depends on the step."""
+        if recording.active() is None:
+            return []
+        scales, zero_points = ctypes.addressof(self._scales), ctypes.addressof(self._zero_points)
+        return [
+            varying
+            for place, quantizer in enumerate(self._quantizers)
+            for varying in varying_at(scales + 4 * place, zero_points + 4 * place, quantizer)
+        ]

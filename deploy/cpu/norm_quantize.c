@@ -1,7 +1,8 @@
 /* Group normalization, SiLU and quantization of a channels-last tensor, in two passes over it.
  *
  *   symbol     here              meaning
- *   x          x                 (batch, pixels, channels), float32
+ *   x          sources           one tensor, or two whose channels follow each other: (batch, pixels, channels of the
+ *                                source), float32
  *   mu, var    mean, variance    over the pixels and channels of a group, of one sample
  *   y          y                 gamma (x - mu) / sqrt(var + eps) + beta, then y / (1 + exp(-y)) if `silu`
  *   q          codes             clamp(round(y / s) + z, 0, 255), round to nearest even
@@ -20,14 +21,9 @@
 #include <string.h>
 
 #include "codes.h"
+#include "norm_quantize.h"
 
 #define BLOCK 64 /* pixels */
-
-typedef struct {
-    const float *scales;        /* s of each part */
-    const int32_t *zero_points; /* z of each part */
-    uint8_t *const *codes;      /* (batch, pixels, width of the part) */
-} Quantizers;
 
 /* sum and sum of squares about `origin`, by channel, over `count` pixels. */
 static void block_sums(const float *restrict x, const float *restrict origin, int64_t count, int64_t channels,
@@ -136,31 +132,54 @@ static void quantize_raw_row(const float *restrict x, int64_t width, float inver
         codes[c] = code(x[c], inverse_scale, zero_point);
 }
 
-/* Returns 0, or 1 where memory is missing. `raw` may be NULL. */
-int errata_norm_quantize(const float *x, int64_t batch, int64_t pixels, int64_t channels, int64_t groups,
-                         const float *gamma, const float *beta, float eps, int silu, int64_t parts,
-                         const int64_t *starts, const int64_t *widths, const Quantizers *normed,
-                         const Quantizers *raw)
+/* The channels of a pixel that one source has, as the codes of every part that they belong to. */
+static void quantize_source(const NormQuantize *of, const float *row, int64_t first, int64_t channels,
+                            const float *gain, const float *shift, int64_t pixel)
 {
-    int64_t blocks = (pixels + BLOCK - 1) / BLOCK;
-    float *sums = malloc((size_t)(batch * (2 * blocks + 2) * channels) * sizeof(float));
+    for (int64_t part = 0; part < of->parts; part++) {
+        int64_t start = of->starts[part], width = of->widths[part];
+        int64_t from = start > first ? start : first;
+        int64_t end = start + width < first + channels ? start + width : first + channels;
+        if (from >= end)
+            continue;
+        int64_t at = pixel * width + from - start;
+        const Quantizers *normed = of->normed, *raw = of->raw;
+        quantize_row(row + from - first, gain + from, shift + from, end - from, of->silu, 1 / normed->scales[part],
+                     (float)normed->zero_points[part], normed->codes[part] + at);
+        if (raw != NULL)
+            quantize_raw_row(row + from - first, end - from, 1 / raw->scales[part], (float)raw->zero_points[part],
+                             raw->codes[part] + at);
+    }
+}
+
+/* Returns 0, or 1 where memory is missing. */
+int errata_norm_quantize(const NormQuantize *of)
+{
+    int64_t batch = of->batch, pixels = of->pixels, channels = of->channels[0] + of->channels[1];
+    int64_t blocks = (pixels + BLOCK - 1) / BLOCK, sources = of->channels[1] > 0 ? 2 : 1;
+    float *sums = malloc((size_t)(batch * (2 * blocks + 3) * channels) * sizeof(float));
     if (sums == NULL)
         return 1;
-    float *affine = sums + batch * 2 * blocks * channels;
+    float *affine = sums + batch * 2 * blocks * channels, *origins = affine + batch * 2 * channels;
+    for (int64_t b = 0; b < batch; b++)
+        for (int64_t s = 0, first = 0; s < sources; first += of->channels[s++])
+            memcpy(origins + b * channels + first, of->sources[s] + b * pixels * of->channels[s],
+                   (size_t)of->channels[s] * sizeof(float));
 
 #pragma omp parallel for collapse(2) schedule(static)
     for (int64_t b = 0; b < batch; b++)
         for (int64_t block = 0; block < blocks; block++) {
-            int64_t first = block * BLOCK, count = pixels - first < BLOCK ? pixels - first : BLOCK;
-            const float *sample = x + b * pixels * channels;
+            int64_t pixel = block * BLOCK, count = pixels - pixel < BLOCK ? pixels - pixel : BLOCK;
             float *own = sums + (b * blocks + block) * 2 * channels;
-            block_sums(sample + first * channels, sample, count, channels, own, own + channels);
+            for (int64_t s = 0, first = 0; s < sources; first += of->channels[s++])
+                block_sums(of->sources[s] + (b * pixels + pixel) * of->channels[s], origins + b * channels + first,
+                           count, of->channels[s], own + first, own + channels + first);
         }
 
 #pragma omp parallel for schedule(static)
     for (int64_t b = 0; b < batch; b++)
-        affine_of(sums + b * blocks * 2 * channels, blocks, x + b * pixels * channels, pixels, channels, groups,
-                  gamma, beta, eps, affine + b * 2 * channels, affine + (b * 2 + 1) * channels);
+        affine_of(sums + b * blocks * 2 * channels, blocks, origins + b * channels, pixels, channels, of->groups,
+                  of->gamma, of->beta, of->eps, affine + b * 2 * channels, affine + (b * 2 + 1) * channels);
 
 #pragma omp parallel for collapse(2) schedule(static)
     for (int64_t b = 0; b < batch; b++)
@@ -168,17 +187,10 @@ int errata_norm_quantize(const float *x, int64_t batch, int64_t pixels, int64_t 
             int64_t first = b * pixels + block * BLOCK, end = (b + 1) * pixels;
             int64_t last = first + BLOCK < end ? first + BLOCK : end;
             const float *gain = affine + b * 2 * channels, *shift = gain + channels;
-            for (int64_t pixel = first; pixel < last; pixel++) {
-                const float *row = x + pixel * channels;
-                for (int64_t part = 0; part < parts; part++) {
-                    int64_t start = starts[part], width = widths[part];
-                    quantize_row(row + start, gain + start, shift + start, width, silu, 1 / normed->scales[part],
-                                 (float)normed->zero_points[part], normed->codes[part] + pixel * width);
-                    if (raw != NULL)
-                        quantize_raw_row(row + start, width, 1 / raw->scales[part],
-                                         (float)raw->zero_points[part], raw->codes[part] + pixel * width);
-                }
-            }
+            for (int64_t pixel = first; pixel < last; pixel++)
+                for (int64_t s = 0, channel = 0; s < sources; channel += of->channels[s++])
+                    quantize_source(of, of->sources[s] + pixel * of->channels[s], channel, of->channels[s], gain,
+                                    shift, pixel);
         }
     free(sums);
     return 0;
@@ -201,9 +213,12 @@ static void moments_of(const float *restrict x, int64_t width, float eps, float 
 
 /* Layer normalization: of every row by itself. The codes of each quantizer, one after the other: (rows, width).
  * Returns 0, or 1 where memory is missing. */
-int errata_layer_norm_quantize(const float *x, int64_t rows, int64_t width, const float *gamma, const float *beta,
-                               float eps, int64_t count, const Quantizers *normed)
+int errata_layer_norm_quantize(const LayerNormQuantize *of)
 {
+    const float *x = of->x, *gamma = of->gamma, *beta = of->beta;
+    const Quantizers *normed = of->normed;
+    int64_t rows = of->rows, width = of->width;
+    float eps = of->eps;
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
@@ -220,7 +235,7 @@ int errata_layer_norm_quantize(const float *x, int64_t rows, int64_t width, cons
                 gain[c] = gamma[c] * inverse;
                 shift[c] = beta[c] - mean * gain[c];
             }
-            for (int64_t q = 0; q < count; q++)
+            for (int64_t q = 0; q < of->count; q++)
                 quantize_row(own, gain, shift, width, 0, 1 / normed->scales[q], (float)normed->zero_points[q],
                              normed->codes[q] + row * width);
         }

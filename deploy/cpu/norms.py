@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from errata.deploy.cpu import native
-from errata.deploy.cpu.int8 import Int8Layer, quantize_to_uint8
+from errata.deploy.cpu.int8 import Int8Layer, codes_of, distinct
 
 
 def normed_codes(
@@ -32,25 +32,24 @@ def normed_codes(
 
 def normed_codes_of_each(x: Tensor, norm: nn.GroupNorm, layers: Sequence[Int8Layer]) -> list[Tensor]:
     """Return what each of the layers, whose input has one part, reads of normalized `x` `(B, C, H, W)`."""
-    quantizers = [layer.quantizers()[0] for layer in layers]
-    distinct = list(dict.fromkeys(quantizers))
+    quantizers, places = distinct([layer.quantizers()[0] for layer in layers])
     if native.obstacle():
         normed = norm(x)
-        codes = [quantize_to_uint8(normed, *quantizer) for quantizer in distinct]
+        codes = [codes_of(normed, quantizer) for quantizer in quantizers]
     else:
-        widths, starts = [x.shape[1]] * len(distinct), [0] * len(distinct)
-        codes, _ = native.norm_quantize(x, norm, distinct, widths, silu=False, starts=starts)
-    return [codes[distinct.index(quantizer)] for quantizer in quantizers]
+        widths, starts = [x.shape[1]] * len(quantizers), [0] * len(quantizers)
+        codes, _ = native.norm_quantize(x, norm, quantizers, widths, silu=False, starts=starts)
+    return [codes[place] for place in places]
 
 
 def layer_normed_codes(
     x: Tensor, norm: nn.LayerNorm, quantizers: Sequence[tuple[float, int]]
 ) -> list[Tensor]:
     """Return the codes of layer-normalized `x`, `(…, C)`, for each quantizer, once if they are equal."""
-    distinct = list(dict.fromkeys(quantizers))
+    wanted, places = distinct(quantizers)
     if native.obstacle() or norm.weight is None or norm.bias is None:
         normed = norm(x)
-        codes = [quantize_to_uint8(normed, *quantizer) for quantizer in distinct]
+        codes = [codes_of(normed, quantizer) for quantizer in wanted]
     else:
-        codes = native.layer_norm_quantize(x, norm, distinct)
-    return [codes[distinct.index(quantizer)] for quantizer in quantizers]
+        codes = native.layer_norm_quantize(x, norm, wanted)
+    return [codes[place] for place in places]

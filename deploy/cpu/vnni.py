@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from errata.deploy.cpu import native
+from errata.deploy.cpu import native, recording
+from errata.deploy.cpu.recording import Operation
 from errata.runtime.layers import Geometry
 
 _LANES = 16  # outputs of a vector, in int32
@@ -33,6 +34,8 @@ def obstacle(geometry: Geometry, weight_shape: Sequence[int], widths: Sequence[i
     if taps > MOST_TAPS:
         return f"its convolution kernel has {taps} pixels; at most {MOST_TAPS} are supported"
     odd = [width for width in widths if width % CHANNELS_AT_ONCE]
+    if geometry.is_conv and max(widths) < CHANNELS_AT_ONCE:  # a first convolution: its input is padded
+        return ""
     return f"{odd[0]} channels are not a multiple of {CHANNELS_AT_ONCE}" if odd else ""
 
 
@@ -45,7 +48,7 @@ class VNNIProduct:
 
     def __init__(self, geometry: Geometry, weight: Tensor, scale: Tensor) -> None:
         self._is_conv = geometry.is_conv
-        kernels = weight if geometry.is_conv else weight[:, :, None, None]
+        kernels = _padded(weight) if geometry.is_conv else weight[:, :, None, None]
         self._kernel = tuple(kernels.shape[2:])
         self._padding, self._stride, self._dilation = (
             tuple(values) if geometry.is_conv else neutral
@@ -70,32 +73,39 @@ class VNNIProduct:
     def __call__(
         self,
         codes: Tensor,
-        scale: float,
-        zero_point: int,
+        quantizer: native.Quantizer,
         bias: Tensor | None,
         added: Tensor | None,
         dtype: torch.dtype,
+        *,
+        below: int = 0,
     ) -> Tensor:
         """Return the product with codes, `(B, I, H, W)` or `(…, I)`, plus `added`, float32 of its shape.
 
-        `dtype` is that of the result, float32 or bfloat16.
+        `dtype` is that of the result, float32 or bfloat16; `below` is told in `Int8Layer.product`.
         """
         if not self._is_conv:
             rows = codes.contiguous()
-            output = torch.empty((*rows.shape[:-1], self.outputs), dtype=dtype)
+            output = recording.empty((*rows.shape[:-1], self.outputs), dtype)
             added = None if added is None else added.contiguous()
             sizes = _sizes_of(rows)
         else:
             rows = codes.contiguous(memory_format=torch.channels_last)
             batch, channels, height, width = rows.shape
-            shape = (batch, self.outputs, *self._output_size((height, width)))
-            output = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+            shape = (batch, self.outputs, *self._output_size((height + below, width + below)))
+            output = recording.empty(shape, dtype, torch.channels_last)
             added = None if added is None else added.contiguous(memory_format=torch.channels_last)
             sizes = (batch, height, width, channels)
         assert added is None or (added.shape == output.shape and added.dtype is torch.float32)
         out_size = output.shape[2:] if self._is_conv else sizes[1:3]
-        self._multiply(rows, (scale, zero_point), bias, added, output, (*sizes, *out_size))
+        self._multiply(rows, quantizer, bias, added, output, (*sizes, *out_size))
         return output
+
+    def codes_of(self, x: Tensor, quantizer: native.Quantizer) -> Tensor:
+        """Return the codes of `x`, `(B, I, H, W)` or `(…, I)`, as the product reads them."""
+        if not self._is_conv:
+            return native.quantize(x, quantizer)
+        return native.quantize(x, quantizer, padded=self._channels)
 
     def gated(
         self, codes: Tensor, quantizer: tuple[float, int], bias: Tensor | None, wanted: tuple[float, int]
@@ -112,7 +122,7 @@ class VNNIProduct:
             `(…, O / 2)`, uint8.
         """
         rows = codes.contiguous()
-        output = torch.empty((*rows.shape[:-1], self.outputs // 2), dtype=torch.uint8)
+        output = recording.empty((*rows.shape[:-1], self.outputs // 2), torch.uint8)
         sizes = _sizes_of(rows)
         self._multiply(rows, quantizer, bias, None, output, (*sizes, *sizes[1:3]), gate=wanted)
         return output
@@ -138,15 +148,20 @@ class VNNIProduct:
     ) -> None:
         if sizes[3] != self._channels:  # the kernel would read beyond them
             raise ValueError(f"the input has {sizes[3]} channels; the layer reads {self._channels}")
-        native.int8_product(
-            native.Product(
-                rows.data_ptr(), self._packed.data_ptr(), self._scale.data_ptr(), self._sums.data_ptr(),
-                None if bias is None else bias.data_ptr(), None if added is None else added.data_ptr(),
-                output.data_ptr(), *sizes, self.outputs, *self._kernel, *self._padding,
-                *self._stride, *self._dilation, *quantizer, output.dtype is torch.bfloat16,
-                gate is not None, *(gate or (1.0, 0)), self._is_tiled,
-            )
+        arguments = native.Product(
+            rows.data_ptr(), self._packed.data_ptr(), self._scale.data_ptr(), self._sums.data_ptr(),
+            None if bias is None else bias.data_ptr(), None if added is None else added.data_ptr(),
+            output.data_ptr(), *sizes, self.outputs, *self._kernel, *self._padding,
+            *self._stride, *self._dilation, *quantizer, output.dtype is torch.bfloat16,
+            gate is not None, *(gate or (1.0, 0)), self._is_tiled, None,
         )  # fmt: skip
+        varying = native.varying_fields(arguments, quantizer)
+        if gate is not None:
+            varying += native.varying_fields(arguments, gate, ("out_scale", "out_zero_point"))
+        if bias is not None:
+            varying += native.varying_address(arguments, "bias", bias)
+        given = [rows, self._packed, self._scale, self._sums, *(x for x in (bias, added) if x is not None)]
+        native.call(Operation.INT8_PRODUCT, arguments, given, [output], varying=varying)
 
     def _unpacked(self) -> Tensor:
         """Return the weight of a product of matrices, `(O, I)`."""
@@ -166,6 +181,11 @@ class VNNIProduct:
             for axis in (0, 1)
         )
         return height, width
+
+
+def _padded(kernels: Tensor) -> Tensor:
+    """Return a weight `(O, I, kh, kw)` with zeros for the channels that the kernel needs besides."""
+    return functional.pad(kernels, (0, 0, 0, 0, 0, -kernels.shape[1] % CHANNELS_AT_ONCE))
 
 
 def interleaving(outputs: int) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from errata.deploy.cpu import native
+from errata.deploy.cpu import library, native
 
 needs_compiler = pytest.mark.skipif(bool(native.obstacle()), reason=native.obstacle())
 QUANTIZERS = [(0.02, 30), (0.05, 90)]
@@ -120,8 +120,8 @@ def fresh() -> Iterator[None]:
     """Asks for the native code anew, before the test and after it."""
 
     def forget() -> None:
-        native.obstacle.cache_clear()
-        native._library.cache_clear()
+        library.obstacle.cache_clear()
+        library.library.cache_clear()
 
     forget()
     yield
@@ -134,8 +134,8 @@ def test_it_is_compiled_once_and_kept(fresh: None, tmp_path: Path, monkeypatch: 
     assert native.obstacle() == ""
     (file,) = (tmp_path / "cache").iterdir()
     made = file.stat().st_mtime_ns
-    native._library.cache_clear()
-    native._library()
+    library.library.cache_clear()
+    library.library()
     assert file.stat().st_mtime_ns == made
 
 

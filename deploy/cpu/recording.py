@@ -1,0 +1,327 @@
+"""What a network does on the CPU in one call, written down while it does it.
+
+Native operations report themselves (`native.call`); of torch's operators the recorder follows views, copies and
+concatenations. Whatever else reads what a kernel wrote, or is read by one, ends the recording with a reason.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_flatten
+
+_aten = torch.ops.aten
+_here = threading.local()
+
+
+class Operation(enum.IntEnum):
+    """As in `operations.h`."""
+
+    INT8_PRODUCT = 0
+    NORM_QUANTIZE = 1
+    LAYER_NORM_QUANTIZE = 2
+    ATTENTION = 3
+    QUANTIZE = 4
+    UPSAMPLE = 5
+    COPY = 6
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bytes from `start` up to `end`."""
+
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Range:
+        """Return all bytes between the first and the last one of a tensor."""
+        start = tensor.data_ptr()
+        sizes = zip(tensor.shape, tensor.stride(), strict=True)
+        last = sum((size - 1) * stride for size, stride in sizes) if tensor.numel() else -1
+        return cls(start, start + (last + 1) * tensor.element_size())
+
+    def overlaps(self, other: Range) -> bool:
+        """Return whether both have a byte in common."""
+        return self.start < other.end and other.start < self.end
+
+
+@dataclass(frozen=True)
+class Varying:
+    """Bytes of an instruction's arguments that depend on the step.
+
+    Attributes:
+        address: of the first.
+        size: 4 or 8.
+        value: returns them, as an integer, for a step and its time.
+    """
+
+    address: int
+    size: int
+    value: Callable[[int, float], int]
+
+
+@dataclass
+class Join:
+    """A concatenation of two tensors over channels, which two instructions copy."""
+
+    sources: tuple[Range, Range]
+    channels: tuple[int, int]
+    out: Range
+
+
+@dataclass(eq=False)
+class Recorded:
+    """An instruction.
+
+    Attributes:
+        operation: what it does.
+        arguments: as C reads them.
+        reads: memory of other instructions, inputs and constants that it reads.
+        writes: memory that it writes.
+        varying: what depends on the step.
+        kept: whatever has to stay in memory with it.
+        join: of which it is a part.
+    """
+
+    operation: Operation
+    arguments: ctypes.Structure
+    reads: list[Range]
+    writes: list[Range]
+    varying: list[Varying] = field(default_factory=list)
+    kept: list[Any] = field(default_factory=list)
+    join: Join | None = None
+
+
+class Copy(ctypes.Structure):
+    """Arguments of `Operation.COPY`, as in the C source."""
+
+    _fields_ = [
+        ("source", ctypes.c_void_p),
+        ("target", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("rows", "bytes", "source_step", "target_step")),
+    ]
+
+
+class Arena:
+    """Memory that is given out again when nothing else refers to it."""
+
+    def __init__(self) -> None:
+        self._blocks: list[torch.UntypedStorage] = []
+        self._pinned: dict[int, list[Tensor]] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes of all blocks."""
+        return sum(block.nbytes() for block in self._blocks)
+
+    def has(self, tensor: Tensor) -> bool:
+        """Return whether a tensor lies here."""
+        return tensor.untyped_storage().data_ptr() in {block.data_ptr() for block in self._blocks}
+
+    def empty(
+        self,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> Tensor:
+        """Return a tensor of that shape, dense, in the smallest block that is free and large enough."""
+        with _disable_current_modes():
+            layout = torch.empty(tuple(shape), dtype=dtype, device="meta").to(memory_format=memory_format)
+            size = max(layout.numel() * dtype.itemsize, 1)
+            block = self._block(size)
+            return torch.empty(0, dtype=dtype).set_(block, 0, layout.shape, layout.stride())
+
+    def pin(self, tensor: Tensor, others: Iterable[Tensor]) -> None:
+        """Keep others for as long as anything refers to the memory of a tensor."""
+        self._pinned[tensor.untyped_storage().data_ptr()] = list(others)
+
+    def _block(self, size: int) -> torch.UntypedStorage:
+        for block in self._blocks:
+            if block.data_ptr() in self._pinned and self._is_free(block):
+                del self._pinned[block.data_ptr()]
+        fitting = [block for block in self._blocks if block.nbytes() >= size and self._is_free(block)]
+        if fitting:
+            return min(fitting, key=lambda block: block.nbytes())
+        self._blocks.append(torch.UntypedStorage(size))
+        return self._blocks[-1]
+
+    def _is_free(self, block: torch.UntypedStorage) -> bool:
+        return _references(block) == 1
+
+
+def _references(storage: torch.UntypedStorage) -> int:
+    count: int = torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
+    return count
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down what happens in its body.
+
+    Args:
+        inputs: what may differ from call to call besides the step.
+
+    Attributes:
+        arena: memory of whatever is computed.
+        instructions: in their order.
+        obstacle: why they are of no use; empty if they are.
+    """
+
+    def __init__(self, inputs: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.arena = Arena()
+        self.instructions: list[Recorded] = []
+        self.obstacle = ""
+        self._inputs = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+        self._foreign: dict[int, Tensor] = {}
+        self._declared: dict[int, Callable[[float], Tensor]] = {}
+
+    def __enter__(self) -> Recorder:
+        """Begin."""
+        _here.recorder = self
+        super().__enter__()
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        """End."""
+        super().__exit__(*problem)
+        _here.recorder = None
+
+    def declare(self, tensor: Tensor, at: Callable[[float], Tensor]) -> None:
+        """Let instructions read a tensor that `at` returns for any time of a step."""
+        self._declared[tensor.untyped_storage().data_ptr()] = at
+
+    def address_of(self, tensor: Tensor, address: int) -> list[Varying]:
+        """Return what varies at an address that holds the one of a tensor: nothing, unless it is declared."""
+        at = self._declared.get(tensor.untyped_storage().data_ptr())
+        return [] if at is None else [Varying(address, 8, lambda _, time: at(time).data_ptr())]
+
+    def add(
+        self,
+        operation: Operation,
+        arguments: ctypes.Structure,
+        reads: Sequence[Tensor],
+        writes: Sequence[Tensor],
+        *,
+        varying: Sequence[Varying] = (),
+        kept: Sequence[Any] = (),
+        join: Join | None = None,
+    ) -> None:
+        """Append an instruction that was carried out."""
+        for tensor in reads:
+            place = tensor.untyped_storage().data_ptr()
+            if place in self._foreign and place not in self._declared:
+                self.refuse(f"{operation.name.lower()} reads what torch computed")
+        for tensor in writes:
+            if not self.arena.has(tensor):
+                self.refuse(f"{operation.name.lower()} writes to memory of torch")
+        constants = [tensor for tensor in reads if not self._is_own(tensor)]
+        self.instructions.append(
+            Recorded(
+                operation,
+                arguments,
+                [Range.of(tensor) for tensor in reads],
+                [Range.of(tensor) for tensor in writes],
+                list(varying),
+                [*kept, *constants],
+                join,
+            )
+        )
+
+    def refuse(self, reason: str) -> None:
+        """Note why the recording is of no use; the first reason stays."""
+        self.obstacle = self.obstacle or reason
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Carry out an operator of torch, or its native stand-in, and follow it."""
+        given = dict(kwargs or {})
+        if func is _aten.cat.default and (joined := self._joined(*args, **given)) is not None:
+            return joined
+        if func is _aten.clone.default and (copied := self._copied(*args, **given)) is not None:
+            return copied
+        result = func(*args, **given)
+        self._follow(func, _tensors((args, given)), _tensors(result))
+        return result
+
+    def _follow(self, func: Any, reads: list[Tensor], results: list[Tensor]) -> None:
+        places = {tensor.untyped_storage().data_ptr() for tensor in reads}
+        touches = any(self._is_own(tensor) for tensor in reads)
+        made = [tensor for tensor in results if tensor.untyped_storage().data_ptr() not in places]
+        if touches and (func._schema.is_mutable or not results):
+            self.refuse(f"{func} touches what a kernel wrote")
+        for tensor in made:
+            self._foreign[tensor.untyped_storage().data_ptr()] = tensor
+
+    def _is_own(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() in self._inputs or self.arena.has(tensor)
+
+    def _joined(self, tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
+        """Return two images concatenated over channels by native copies, or None where they cannot be."""
+        if len(tensors) != 2 or dim != 1 or not all(map(self._is_image, tensors)):
+            return None
+        first, second = tensors
+        channels = (first.shape[1], second.shape[1])
+        shape = (first.shape[0], sum(channels), *first.shape[2:])
+        out = self.arena.empty(shape, torch.float32, torch.channels_last)
+        self.arena.pin(out, tensors)
+        join = Join((Range.of(first), Range.of(second)), channels, Range.of(out))
+        for source, start in ((first, 0), (second, channels[0])):
+            self.copy(source, out[:, start : start + source.shape[1]], join=join)
+        return out
+
+    def _copied(self, tensor: Tensor, *, memory_format: torch.memory_format | None = None) -> Tensor | None:
+        """Return a native copy of an image, or of its first channels; None where it cannot be."""
+        if memory_format is not torch.channels_last or not self._is_image(tensor):
+            return None
+        out = self.arena.empty(tensor.shape, torch.float32, torch.channels_last)
+        self.copy(tensor, out)
+        return out
+
+    def copy(self, source: Tensor, target: Tensor, *, join: Join | None = None) -> None:
+        """Copy images whose pixels lie at equal distances, natively."""
+        with _disable_current_modes():
+            target.copy_(source)
+        rows, channels = source.numel() // source.shape[1], source.shape[1]
+        steps = (source.stride(3) * 4, target.stride(3) * 4)
+        arguments = Copy(source.data_ptr(), target.data_ptr(), rows, channels * 4, *steps)
+        self.add(Operation.COPY, arguments, [source], [target], join=join)
+
+    def _is_image(self, tensor: Tensor) -> bool:
+        """Return whether it is an image whose channels lie together and whose pixels follow each other."""
+        if tensor.ndim != 4 or tensor.dtype is not torch.float32 or not self._is_own(tensor):
+            return False
+        batch, channels, height, width = tensor.shape
+        pixel = tensor.stride(3)
+        return pixel >= channels and tensor.stride() == (height * width * pixel, 1, width * pixel, pixel)
+
+
+def active() -> Recorder | None:
+    """Return the recorder of this thread, if one is recording."""
+    recorder: Recorder | None = getattr(_here, "recorder", None)
+    return recorder
+
+
+def empty(
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """Return memory for what a kernel writes."""
+    recorder = active()
+    if recorder is None:
+        return torch.empty(tuple(shape), dtype=dtype, memory_format=memory_format)
+    return recorder.arena.empty(shape, dtype, memory_format)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in tree_flatten(values)[0] if isinstance(value, Tensor)]
