@@ -16,6 +16,7 @@ from errata.runtime.pipeline import SteppedPipeline
 from errata.runtime.sampler import timesteps_at
 from errata.runtime.schedule import nearest_steps, schedule_at
 from errata.runtime.stepped_unet import SteppedUNet
+from errata.runtime.unet import BranchedUNet
 
 OnMismatch = Literal["error", "nearest"]
 
@@ -138,5 +139,17 @@ class DeployedPipeline(SteppedPipeline):
         )
 
     def backend_report(self) -> list[BackendRow]:
-        """Return for each quantized layer which kernel runs it, and why."""
-        return list(self._report)
+        """Return for each quantized layer which kernel runs it, and why.
+
+        Where whole calls can run as one native program, a last row, of kind "calls", tells whether those of
+        the shapes seen so far do.
+        """
+        network: BranchedUNet | None = self.pipe.unet.module
+        plan = "" if network is None else network.plan()
+        if not plan:
+            return list(self._report)
+        backend = "layers" if plan.startswith("layer by layer") else "program"
+        return [
+            *self._report,
+            BackendRow(layer="(network)", kind="calls", scheme="", backend=backend, reason=plan),
+        ]

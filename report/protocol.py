@@ -210,7 +210,7 @@ def size_of(deployed: DeployedPipeline) -> Size:
 
 def kernels_of(deployed: DeployedPipeline) -> dict[str, int]:
     """Return how many layers run on each kernel; empty where nothing is quantized."""
-    return dict(Counter(row.backend for row in deployed.backend_report()))
+    return dict(Counter(row.backend for row in deployed.backend_report() if row.kind != "calls"))
 
 
 def rank_notes(samples: int, reference: Reference) -> tuple[str, ...]:

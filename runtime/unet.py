@@ -45,6 +45,10 @@ class BranchedUNet(nn.Module):
         """How many resnets the up path has, the largest branch; 0 where features cannot be cached."""
         return len(self._cuts)
 
+    def plan(self) -> str:
+        """Return how whole calls are made, and why; empty where there is but one way."""
+        return ""
+
     def full(
         self, x: Tensor, timestep: float | Tensor, cond: Mapping[str, Tensor], *, branch: int
     ) -> tuple[Tensor, Tensor | None]:

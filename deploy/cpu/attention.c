@@ -41,7 +41,7 @@ static float take(const Attention *of, const void *from, int64_t at, float facto
 {
     __m512 lengths = _mm512_setzero_ps(), by = _mm512_set1_ps(factor);
     for (int64_t c = 0; c < of->width; c += 16) {
-        __mmask16 mask = of->width - c >= 16 ? 0xffff : (__mmask16)((1u << (of->width - c)) - 1);
+        __mmask16 mask = first_lanes(of->width - c);
         __m512 x;
         if (of->is_bfloat16) {
             __m256i halves = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)from + at + c);
@@ -248,9 +248,13 @@ static void write_row(const Attention *of, const float *sums, const float *total
             ((float *)of->out)[at + c] = sums[c] * share;
         return;
     }
-    float inverse = 1 / of->out_scale, zero_point = (float)of->out_zero_point;
-    for (int64_t c = 0; c < of->width; c++)
-        ((uint8_t *)of->out)[at + c] = code(sums[c] * share, inverse, zero_point);
+    __m512 inverse = _mm512_set1_ps(1 / of->out_scale), by = _mm512_set1_ps(share);
+    __m512i zero_point = _mm512_set1_epi32(of->out_zero_point);
+    uint8_t *codes = (uint8_t *)of->out + at;
+    for (int64_t c = 0; c < of->width; c += LANES) { /* sums are there for whole vectors */
+        __m512 y = _mm512_mul_ps(_mm512_load_ps(sums + c), by);
+        store_some_codes(codes + c, first_lanes(of->width - c), y, inverse, zero_point);
+    }
 }
 
 /* All of a block of queries. */

@@ -6,8 +6,11 @@
 #include <math.h>
 #include <stdint.h>
 
-#ifdef __AVX512F__
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define HAS_AVX512 1
 #include <immintrin.h>
+#else
+#define HAS_AVX512 0
 #endif
 
 #define LANES 16
@@ -46,7 +49,7 @@ static inline uint8_t code(float y, float inverse_scale, float zero_point)
     return (uint8_t)(int32_t)q;
 }
 
-#ifdef __AVX512F__
+#if HAS_AVX512
 /* 2^u, likewise; u within the range of exponents, or NaN, which stays. */
 static inline __m512 powers_of_two(__m512 u)
 {
@@ -61,13 +64,26 @@ static inline __m512 powers_of_two(__m512 u)
     return _mm512_scalef_ps(p, n);
 }
 
-/* Sixteen codes. */
-static inline void store_codes(uint8_t *codes, __m512 y, __m512 inverse_scale, __m512i zero_point)
+/* The lanes of so many numbers, at most all. */
+static inline __mmask16 first_lanes(int64_t count)
+{
+    return count >= LANES ? 0xffff : (__mmask16)((1u << count) - 1);
+}
+
+/* The codes of those lanes; `codes` has room for these. */
+static inline void store_some_codes(uint8_t *codes, __mmask16 lanes, __m512 y, __m512 inverse_scale,
+                                    __m512i zero_point)
 {
     __m512 q = _mm512_min_ps(_mm512_set1_ps(1024.0f), _mm512_mul_ps(y, inverse_scale)); /* NaN stays */
     __m512i whole = _mm512_add_epi32(_mm512_cvtps_epi32(q), zero_point); /* NaN becomes the least integer */
     whole = _mm512_max_epi32(whole, _mm512_setzero_si512());
-    _mm_storeu_si128((__m128i *)codes, _mm512_cvtusepi32_epi8(whole));
+    _mm_mask_storeu_epi8(codes, lanes, _mm512_cvtusepi32_epi8(whole));
+}
+
+/* Sixteen codes. */
+static inline void store_codes(uint8_t *codes, __m512 y, __m512 inverse_scale, __m512i zero_point)
+{
+    store_some_codes(codes, 0xffff, y, inverse_scale, zero_point);
 }
 #endif
 

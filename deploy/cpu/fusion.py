@@ -195,7 +195,7 @@ class FusedResnet(nn.Module):
         return self._biases[time]
 
     def is_prepared(self, temb: Tensor, time: float) -> bool:
-        """Return whether the kept bias follows from that embedding of a time; without one, there is no need."""
+        """Return whether the bias that is kept for a time, if one is, follows from that embedding."""
         kept, layer = self._biases.get(time), inner(self.conv1)
         if kept is None:
             return True

@@ -193,7 +193,7 @@ class Int8Layer(nn.Module):
     def quantized(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """Return the codes of the parts of an input, with the scales of the current step."""
         return [
-            product.codes_of(part, quantizer) if isinstance(product, VNNIProduct) else codes_of(part, quantizer)
+            product.codes_of(part, quantizer)
             for product, part, quantizer in zip(self.products, parts, self.quantizers(), strict=True)
         ]
 
@@ -270,6 +270,10 @@ class OneDNNProduct:
         # oneDNN would add in its epilogue (post-op "sum"), but torch 2.13 then copies the whole result.
         output = output if added is None else output.add_(added)
         return output.to(dtype)
+
+    def codes_of(self, x: Tensor, quantizer: tuple[float, int]) -> Tensor:
+        """Return the codes of `x`, same shape."""
+        return codes_of(x, quantizer)
 
     def _multiplied(self, codes: Tensor, scale: float, zero_point: int, bias: Tensor | None) -> Tensor:
         if self._packed is None:

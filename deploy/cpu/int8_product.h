@@ -58,8 +58,7 @@ typedef struct {
 static inline Outputs outputs_from(const Product *product, int64_t output)
 {
     Outputs of;
-    int64_t left = product->outputs - output;
-    of.mask = left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
+    of.mask = first_lanes(product->outputs - output);
     of.shift = _mm512_mullo_epi32(_mm512_maskz_loadu_epi32(of.mask, product->sums + output),
                                   _mm512_set1_epi32(product->zero_point));
     of.gain = _mm512_mul_ps(_mm512_maskz_loadu_ps(of.mask, product->scales + output),

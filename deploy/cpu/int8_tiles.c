@@ -336,7 +336,7 @@ static int find_plain(Member *member)
     return member->copy != NULL;
 }
 
-/* Pixels of a copy of the image with a border, laid out as the widest of the sum; 0 without memory. */
+/* Pixels laid out as those of the widest image of the sum, of a copy where it has a border; 0 without memory. */
 static int find_bordered(Member *member, const Pixels *widest)
 {
     Product *product = &member->product;
@@ -345,6 +345,10 @@ static int find_bordered(Member *member, const Pixels *widest)
     member->pixels.is_span = widest->is_span;
     member->pixels.each = widest->each;
     member->pixels.tiles = widest->tiles;
+    if (is_plain(product) && !widest->is_span && product->width % ROWS == 0) { /* tiles stay within its lines */
+        member->pixels.width = product->width;
+        return 1;
+    }
     member->copy = bordered(product, &member->pixels, ROWS * member->pixels.distance + ROW_BYTES);
     member->pixels.image = member->copy;
     return member->copy != NULL;

@@ -1,7 +1,7 @@
 """C code that is compiled for this machine's CPU when it is first needed.
 
-The compiler is the machine's own; where there is none, or it fails, tensor operations and oneDNN take the place
-of the code, and `obstacle` says why.
+The compiler is the machine's own. Where there is none, or it fails, tensor operations and oneDNN take the
+place of the code, and `obstacle` says why.
 """
 
 from __future__ import annotations

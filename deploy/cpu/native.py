@@ -20,28 +20,33 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from errata.deploy.cpu import library as compiled
 from errata.deploy.cpu import recording
-from errata.deploy.cpu.library import library, obstacle
 from errata.deploy.cpu.recording import Operation, Varying
 
 Quantizer = tuple[float, int]
+
+
+def obstacle() -> str:
+    """Return why there is no native code; empty where there is."""
+    return compiled.obstacle()
 
 
 def product_obstacle() -> str:
     """Return why `int8_product` cannot be called; empty where it can."""
     if reason := obstacle():
         return reason
-    return "" if library().errata_has_int8_product() else "this CPU has no AVX512-VNNI"
+    return "" if compiled.library().errata_has_int8_product() else "this CPU has no AVX512-VNNI"
 
 
 def has_tiles() -> bool:
     """Return whether this CPU has AMX, and the system lets this process use it."""
-    return not obstacle() and bool(library().errata_has_tiles())
+    return not obstacle() and bool(compiled.library().errata_has_tiles())
 
 
 def tiles_serve(channels: int) -> bool:
     """Return whether tiles multiply so many channels faster than vectors."""
-    return bool(library().errata_tiles_serve(channels))
+    return bool(compiled.library().errata_tiles_serve(channels))
 
 
 def call(
@@ -67,7 +72,7 @@ def call(
         MemoryError: there is too little.
     """
     with told_to_profiler(f"errata::{operation.name.lower()}"):
-        failed = library().errata_call(operation, ctypes.byref(arguments))
+        failed = compiled.library().errata_call(operation, ctypes.byref(arguments))
     if failed:
         raise MemoryError(f"no memory for {operation.name.lower()} of {tuple(reads[0].shape)}")
     if (recorder := recording.active()) is not None:
@@ -156,7 +161,9 @@ def layer_norm_quantize(
         norm.eps, len(quantizers), codes.address,
     )  # fmt: skip
     reads = [x, norm.weight, norm.bias]
-    call(Operation.LAYER_NORM_QUANTIZE, arguments, reads, codes.tensors, varying=codes.varying(), kept=[codes])
+    call(
+        Operation.LAYER_NORM_QUANTIZE, arguments, reads, codes.tensors, varying=codes.varying(), kept=[codes]
+    )
     return codes.tensors
 
 

@@ -69,7 +69,7 @@ static void affine_of(const float *sums, int64_t blocks, const float *origin, in
     }
 }
 
-#ifdef __AVX512F__
+#if HAS_AVX512
 
 /* y / (1 + exp(-y)), as below; the reciprocal is the 14-bit one after a step of Newton's. */
 static inline __m512 silu_of(__m512 y)

@@ -16,7 +16,7 @@ static void quantize_row(const float *restrict x, int64_t count, float inverse, 
                          uint8_t *restrict codes)
 {
     int64_t c = 0;
-#ifdef __AVX512F__
+#if HAS_AVX512
     for (; c + LANES <= count; c += LANES)
         store_codes(codes + c, _mm512_loadu_ps(x + c), _mm512_set1_ps(inverse), _mm512_set1_epi32(zero_point));
 #endif

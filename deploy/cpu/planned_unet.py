@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _hooks
-from torch.utils._python_dispatch import _len_torch_dispatch_stack
 
 from errata.deploy.cpu.fusion import FusedResnet, embedding_of
 from errata.deploy.cpu.program import Program
@@ -69,7 +68,7 @@ class PlannedUNet(BranchedUNet):
         return prediction
 
     def plan(self) -> str:
-        """Return in a few words how the calls so far were made, and why."""
+        """Return whether the calls so far run as programs or layer by layer, and why."""
         return self._programs.described()
 
     def _planned(
@@ -100,7 +99,8 @@ class PlannedUNet(BranchedUNet):
         call: Callable[[Mapping[str, Tensor]], tuple[Tensor | None, ...]],
     ) -> tuple[Tensor | None, ...]:
         step, time = self._context._step, self._context.time
-        assert isinstance(step, int) and time is not None
+        assert isinstance(step, int)
+        assert time is not None
         # What is made in inference mode could not be written to outside it.
         with torch.inference_mode(False), torch.no_grad():
             own = {name: x.clone() for name, x in inputs.items()}
@@ -211,7 +211,7 @@ def _has_hooks(modules: Iterable[nn.Module]) -> bool:
 
 def _is_watched() -> bool:
     """Return whether something looks at the operators of torch, or changes them."""
-    return torch._C._autograd._profiler_enabled() or _len_torch_dispatch_stack() > 0
+    return torch._C._autograd._profiler_enabled() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _is_same(first: Tensor, second: Tensor) -> bool:

@@ -44,7 +44,7 @@ class Program:
         self._instructions = with_sums(without_joins(recorder.instructions))
         self._varying = [varying for item in self._instructions for varying in item.varying]
         self._code = (_Instruction * len(self._instructions))(
-            *((item.operation, ctypes.addressof(item.arguments)) for item in self._instructions)
+            *(_Instruction(item.operation, ctypes.addressof(item.arguments)) for item in self._instructions)
         )
         self._patches: dict[tuple[int, float], ctypes.Array[_Patch]] = {}
 
@@ -62,7 +62,7 @@ class Program:
         return (step, time) in self._patches
 
     def run(self, inputs: Sequence[Tensor], step: int, time: float) -> tuple[Tensor, ...]:
-        """Return the outputs for other inputs of the same shapes, at a step and its time; the caller's to keep.
+        """Return the outputs, the caller's to keep, for inputs of the recorded shapes at a step and its time.
 
         Raises:
             MemoryError: there is too little.
@@ -78,7 +78,7 @@ class Program:
         if (step, time) not in self._patches:
             self._patches[step, time] = (_Patch * len(self._varying))(
                 *(
-                    (varying.address, varying.value(step, time) & 0xFFFFFFFFFFFFFFFF, varying.size)
+                    _Patch(varying.address, varying.value(step, time), varying.size)
                     for varying in self._varying
                 )
             )
@@ -150,7 +150,8 @@ def with_sums(instructions: Sequence[Recorded]) -> list[Recorded]:
         if first is None:
             continue
         item.arguments.before, item.arguments.added = ctypes.addressof(first.arguments), None
-        item.reads = [*item.reads, *first.reads]
+        (made,) = first.writes
+        item.reads = [*(read for read in item.reads if not made.overlaps(read)), *first.reads]
         item.varying = [*first.varying, *item.varying]
         item.kept.append(first)
         kept.remove(first)
@@ -162,7 +163,7 @@ def _is_product(item: Recorded) -> bool:
 
 
 def _added_alone(instructions: Sequence[Recorded], place: int) -> Recorded | None:
-    """Return the product that the one at a place adds, if nothing else needs it and it can wait; else None."""
+    """Return the product that the one at a place adds; None if something else needs it, or it cannot wait."""
     item = instructions[place]
     made = [
         (earlier, other)
@@ -187,11 +188,11 @@ def _added_alone(instructions: Sequence[Recorded], place: int) -> Recorded | Non
 
 def _is_read_later(instructions: Sequence[Recorded], out: Range, item: Recorded) -> bool:
     """Return whether anything reads what was at `out`, before it is written again."""
-    if any(write.start <= out.start and out.end <= write.end for write in item.writes):
-        return False
+    written = list(item.writes)
     for other in instructions:
-        if any(out.overlaps(read) for read in other.reads):
-            return True
-        if any(write.start <= out.start and out.end <= write.end for write in other.writes):
-            return False
+        for read in other.reads:
+            is_new = any(write.start <= read.start and read.end <= write.end for write in written)
+            if out.overlaps(read) and not is_new:
+                return True
+        written += [write for write in other.writes if out.overlaps(write)]
     return False

@@ -1,7 +1,8 @@
 """What a network does on the CPU in one call, written down while it does it.
 
-Native operations report themselves (`native.call`); of torch's operators the recorder follows views, copies and
-concatenations. Whatever else reads what a kernel wrote, or is read by one, ends the recording with a reason.
+Native operations report themselves (`native.call`). Of torch's operators the recorder follows views, copies
+and concatenations; whatever else reads what a kernel wrote, or is read by one, makes the recording useless,
+with a reason.
 """
 
 from __future__ import annotations
@@ -300,7 +301,7 @@ class Recorder(TorchDispatchMode):
         """Return whether it is an image whose channels lie together and whose pixels follow each other."""
         if tensor.ndim != 4 or tensor.dtype is not torch.float32 or not self._is_own(tensor):
             return False
-        batch, channels, height, width = tensor.shape
+        _, channels, height, width = tensor.shape
         pixel = tensor.stride(3)
         return pixel >= channels and tensor.stride() == (height * width * pixel, 1, width * pixel, pixel)
 

@@ -62,7 +62,7 @@ class VNNIProduct:
         self._is_tiled = native.has_tiles() and native.tiles_serve(kernels.shape[1])
         self._vectors = _TILED_VECTORS if self._is_tiled else _VECTORS
         self._packed = _packed(kernels, vectors=self._vectors)
-        self._channels = kernels.shape[1]
+        self._inputs, self._channels = weight.shape[1], kernels.shape[1]
         self._scale = scale.float().contiguous()
         self._sums = kernels.sum(dim=(1, 2, 3), dtype=torch.int32)
 
@@ -102,9 +102,10 @@ class VNNIProduct:
         return output
 
     def codes_of(self, x: Tensor, quantizer: native.Quantizer) -> Tensor:
-        """Return the codes of `x`, `(B, I, H, W)` or `(…, I)`, as the product reads them."""
-        if not self._is_conv:
+        """Return the codes of `x`, `(B, I, H, W)` or `(…, I)`, an image as the product reads it."""
+        if x.ndim != 4:
             return native.quantize(x, quantizer)
+        self._check(x.shape[1], self._inputs)
         return native.quantize(x, quantizer, padded=self._channels)
 
     def gated(
@@ -146,8 +147,7 @@ class VNNIProduct:
         *,
         gate: tuple[float, int] | None = None,
     ) -> None:
-        if sizes[3] != self._channels:  # the kernel would read beyond them
-            raise ValueError(f"the input has {sizes[3]} channels; the layer reads {self._channels}")
+        self._check(sizes[3], self._channels)  # the kernel would read beyond them
         arguments = native.Product(
             rows.data_ptr(), self._packed.data_ptr(), self._scale.data_ptr(), self._sums.data_ptr(),
             None if bias is None else bias.data_ptr(), None if added is None else added.data_ptr(),
@@ -162,6 +162,10 @@ class VNNIProduct:
             varying += native.varying_address(arguments, "bias", bias)
         given = [rows, self._packed, self._scale, self._sums, *(x for x in (bias, added) if x is not None)]
         native.call(Operation.INT8_PRODUCT, arguments, given, [output], varying=varying)
+
+    def _check(self, channels: int, wanted: int) -> None:
+        if channels != wanted:
+            raise ValueError(f"the input has {channels} channels; the layer reads {wanted}")
 
     def _unpacked(self) -> Tensor:
         """Return the weight of a product of matrices, `(O, I)`."""

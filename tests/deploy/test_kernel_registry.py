@@ -69,7 +69,7 @@ def chosen(request: LayerRequest) -> tuple[str, str]:
         (request_for(), "vnni", "int8 kernel available"),
         (request_for(bits=6), "vnni", "int6 weights are unpacked to int8 at load"),
         (request_for(bits=4), "vnni", "int4 weights are unpacked to int8 at load"),
-        (request_for(inputs=1), "reference", "too few channels for int8 to be faster: 1, and it needs 16"),
+        (request_for(inputs=1), "vnni", "int8 kernel available"),
         (request_for(outputs=1), "vnni", "int8 kernel available"),
         (
             request_for(inputs=33),
@@ -84,9 +84,9 @@ def chosen(request: LayerRequest) -> tuple[str, str]:
         ),
         (request_for(inputs=1, backend="onednn"), "onednn", "requested"),
         (
-            request_for(inputs=1, backend="vnni"),
+            request_for(inputs=33, backend="vnni"),
             "onednn",
-            "int8 kernel available; not vnni: 1 channels are not a multiple of 4",
+            "int8 kernel available; not vnni: 33 channels are not a multiple of 4",
         ),
         (
             request_for(kernel=9),

@@ -212,7 +212,7 @@ def test_each_layer_runs_the_kernel_that_the_report_names(
         for event in profile.events()
         if event.name.startswith("layer ")
     }
-    rows = {row.layer: row.backend for row in deployed.backend_report() if row.kind != "attention"}
+    rows = {row.layer: row.backend for row in deployed.backend_report() if row.kind in ("conv2d", "linear")}
     assert set(rows) == set(kernels)
     for layer, backend in rows.items():
         found = {
@@ -223,8 +223,9 @@ def test_each_layer_runs_the_kernel_that_the_report_names(
         assert found == {
             name: name == (backend if backend in ("vnni", "onednn") else "float") for name in found
         }, layer
-    int8_kernel = "vnni" if has_own_kernel else "onednn"
-    assert {int8_kernel, "reference", "weight only"} == set(rows.values())
+    # Only errata's own kernel is fast for a first convolution.
+    kinds = {"vnni", "weight only"} if has_own_kernel else {"onednn", "reference", "weight only"}
+    assert kinds == set(rows.values())
 
 
 @needs_vnni
