@@ -130,8 +130,6 @@ static void take_queries(const Attention *of, const Sizes *sizes, int64_t head, 
         work->most[i] = work->is_bounded ? 0 : NOTHING;
 }
 
-#define DOWN (_MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)
-
 /* 2^u, with a relative error below 1e-4: a twentieth of what rounding to bfloat16 adds. */
 static inline __m512 rough_powers_of_two(__m512 u)
 {

@@ -6,7 +6,7 @@
 #include <math.h>
 #include <stdint.h>
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define HAS_AVX512 1
 #include <immintrin.h>
 #else
@@ -14,6 +14,7 @@
 #endif
 
 #define LANES 16
+#define DOWN (_MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)
 #define LOG2_E 1.44269504f
 /* 2^f for |f| <= 1/2: the polynomial is that of Cephes' exp2f, relative error below 2e-7. */
 #define EXP2_6 1.535336188319500e-4f

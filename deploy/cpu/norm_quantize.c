@@ -23,20 +23,35 @@
 #include "codes.h"
 #include "norm_quantize.h"
 
-#define BLOCK 64 /* pixels */
+#define BLOCK 64    /* pixels */
+#define TOGETHER 64 /* channels that are summed at once */
 
-/* sum and sum of squares about `origin`, by channel, over `count` pixels. */
+/* sum and sum of squares about `origin` of `wide` channels, over `count` pixels; inlined for a fixed number, they stay
+ * in registers. */
+static inline __attribute__((always_inline)) void sums_of(const float *restrict x, const float *restrict origin,
+                                                          int64_t count, int64_t channels, const int64_t wide,
+                                                          float *restrict sum, float *restrict square)
+{
+    float own_sum[TOGETHER] = { 0 }, own_square[TOGETHER] = { 0 };
+    for (int64_t pixel = 0; pixel < count; pixel++, x += channels)
+        for (int64_t c = 0; c < wide; c++) {
+            float d = x[c] - origin[c];
+            own_sum[c] += d;
+            own_square[c] += d * d;
+        }
+    memcpy(sum, own_sum, (size_t)wide * sizeof(float));
+    memcpy(square, own_square, (size_t)wide * sizeof(float));
+}
+
+/* The same of all channels. */
 static void block_sums(const float *restrict x, const float *restrict origin, int64_t count, int64_t channels,
                        float *restrict sum, float *restrict square)
 {
-    memset(sum, 0, channels * sizeof(float));
-    memset(square, 0, channels * sizeof(float));
-    for (int64_t pixel = 0; pixel < count; pixel++, x += channels)
-        for (int64_t c = 0; c < channels; c++) {
-            float d = x[c] - origin[c];
-            sum[c] += d;
-            square[c] += d * d;
-        }
+    int64_t c = 0;
+    for (; c + TOGETHER <= channels; c += TOGETHER)
+        sums_of(x + c, origin + c, count, channels, TOGETHER, sum + c, square + c);
+    if (c < channels)
+        sums_of(x + c, origin + c, count, channels, channels - c, sum + c, square + c);
 }
 
 /* y = gain x + shift, by channel, from the sums of all blocks of a sample. */
@@ -71,12 +86,17 @@ static void affine_of(const float *sums, int64_t blocks, const float *origin, in
 
 #if HAS_AVX512
 
-/* y / (1 + exp(-y)), as below; the reciprocal is the 14-bit one after a step of Newton's. */
+/* y / (1 + exp(-y)), with a relative error below 4e-6. 2^f, for f from 0 to 1, is a polynomial with an error of 3e-6;
+ * the reciprocal is the 14-bit one after a step of Newton's. */
 static inline __m512 silu_of(__m512 y)
 {
-    __m512 u = _mm512_mul_ps(y, _mm512_set1_ps(-LOG2_E));
-    u = _mm512_max_ps(_mm512_set1_ps(-126.0f), _mm512_min_ps(_mm512_set1_ps(126.0f), u)); /* NaN stays */
-    __m512 below = _mm512_add_ps(powers_of_two(u), _mm512_set1_ps(1.0f));
+    __m512 u = _mm512_min_ps(_mm512_set1_ps(126.0f), _mm512_mul_ps(y, _mm512_set1_ps(-LOG2_E))); /* NaN stays */
+    __m512 f = _mm512_reduce_ps(u, DOWN), p = _mm512_set1_ps(1.353417e-2f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.201146e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4144276e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9300383e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0000026f));
+    __m512 below = _mm512_add_ps(_mm512_scalef_ps(p, u), _mm512_set1_ps(1.0f)); /* scaled by 2^floor(u) */
     __m512 inverse = _mm512_rcp14_ps(below);
     inverse = _mm512_mul_ps(inverse, _mm512_fnmadd_ps(below, inverse, _mm512_set1_ps(2.0f)));
     return _mm512_mul_ps(y, inverse);
