@@ -1,6 +1,7 @@
 #!/bin/sh
 # The kernel tests on C code that is compiled with AddressSanitizer and UndefinedBehaviorSanitizer. A compiler
-# without them is told, and nothing is tested.
+# without them is told, and nothing is tested. Vector loads and stores with masks, and those of tiles, are
+# instructions that the sanitizers do not see: a wrong address there has to show in results.
 set -eu
 cd "$(dirname "$0")/.."
 compiler=${CC:-$(command -v cc || command -v gcc || true)}

@@ -148,6 +148,7 @@ class _Programs:
         # None: called once. A text: why there is none.
         self._known: OrderedDict[_Signature, Program | str | None] = OrderedDict()
         self._modules: list[tuple[nn.Module, dict[str, Any]]] = []
+        self._parameters: list[tuple[nn.Module, str, Tensor, int]] = []
         self._has_hooks = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Programs:
@@ -159,6 +160,12 @@ class _Programs:
         if not self._is_unchanged():
             self._known.clear()
             self._modules = [(module, dict(module._modules)) for module in network.modules()]
+            self._parameters = [
+                (module, name, parameter, parameter.data_ptr())
+                for module in network.modules()
+                for name, parameter in module._parameters.items()
+                if parameter is not None
+            ]
         self._has_hooks = _has_hooks(module for module, _ in self._modules)
         if self._has_hooks:
             return None
@@ -199,7 +206,14 @@ class _Programs:
             self._known.popitem(last=False)
 
     def _is_unchanged(self) -> bool:
-        return bool(self._modules) and all(module._modules == parts for module, parts in self._modules)
+        return (
+            bool(self._modules)
+            and all(module._modules == parts for module, parts in self._modules)
+            and all(
+                module._parameters.get(name) is parameter and parameter.data_ptr() == place
+                for module, name, parameter, place in self._parameters
+            )
+        )
 
 
 def _has_hooks(modules: Iterable[nn.Module]) -> bool:

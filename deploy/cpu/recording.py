@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import mmap
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.utils._pytree import tree_flatten
 
 _aten = torch.ops.aten
 _here = threading.local()
+_ALIGNMENT = 64  # bytes
 
 
 class Operation(enum.IntEnum):
@@ -112,21 +114,53 @@ class Copy(ctypes.Structure):
     ]
 
 
+@dataclass
+class _Block:
+    """A part of a chunk that was given out, and the storage of the tensor that lies there."""
+
+    start: int
+    end: int
+    storage: torch.UntypedStorage
+    pinned: list[Tensor] = field(default_factory=list)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing else refers to it."""
+        count: int = torch._C._storage_Use_Count(self.storage._cdata)  # type: ignore[attr-defined]
+        return count == 1
+
+
+class _Chunk:
+    """Memory in one piece, parts of which are given out."""
+
+    def __init__(self, size: int) -> None:
+        self.memory = mmap.mmap(-1, size)
+        self.blocks: list[_Block] = []  # in their order
+
+    def gaps(self) -> Iterator[tuple[int, int]]:
+        """Yield starts and ends of what is free."""
+        ends = [0, *(block.end for block in self.blocks)]
+        starts = [*(block.start for block in self.blocks), len(self.memory)]
+        yield from ((end, start) for end, start in zip(ends, starts, strict=True) if end < start)
+
+
 class Arena:
     """Memory that is given out again when nothing else refers to it."""
 
-    def __init__(self) -> None:
-        self._blocks: list[torch.UntypedStorage] = []
-        self._pinned: dict[int, list[Tensor]] = {}
+    def __init__(self, *, chunk: int = 32 << 20) -> None:
+        self._chunk = chunk
+        self._chunks: list[_Chunk] = []
+        self._places: set[int] = set()
+        self._most = 0
 
     @property
     def size(self) -> int:
-        """Bytes of all blocks."""
-        return sum(block.nbytes() for block in self._blocks)
+        """Most bytes that were in use at once."""
+        return self._most
 
     def has(self, tensor: Tensor) -> bool:
         """Return whether a tensor lies here."""
-        return tensor.untyped_storage().data_ptr() in {block.data_ptr() for block in self._blocks}
+        return tensor.untyped_storage().data_ptr() in self._places
 
     def empty(
         self,
@@ -134,34 +168,47 @@ class Arena:
         dtype: torch.dtype,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> Tensor:
-        """Return a tensor of that shape, dense, in the smallest block that is free and large enough."""
+        """Return a tensor of that shape, dense, in the smallest gap that is large enough."""
         with _disable_current_modes():
             layout = torch.empty(tuple(shape), dtype=dtype, device="meta").to(memory_format=memory_format)
             size = max(layout.numel() * dtype.itemsize, 1)
             block = self._block(size)
-            return torch.empty(0, dtype=dtype).set_(block, 0, layout.shape, layout.stride())
+            return torch.empty(0, dtype=dtype).set_(block.storage, 0, layout.shape, layout.stride())
 
     def pin(self, tensor: Tensor, others: Iterable[Tensor]) -> None:
         """Keep others for as long as anything refers to the memory of a tensor."""
-        self._pinned[tensor.untyped_storage().data_ptr()] = list(others)
+        place = tensor.untyped_storage().data_ptr()
+        blocks = (block for chunk in self._chunks for block in chunk.blocks)
+        next(block for block in blocks if block.storage.data_ptr() == place).pinned.extend(others)
 
-    def _block(self, size: int) -> torch.UntypedStorage:
-        for block in self._blocks:
-            if block.data_ptr() in self._pinned and self._is_free(block):
-                del self._pinned[block.data_ptr()]
-        fitting = [block for block in self._blocks if block.nbytes() >= size and self._is_free(block)]
-        if fitting:
-            return min(fitting, key=lambda block: block.nbytes())
-        self._blocks.append(torch.UntypedStorage(size))
-        return self._blocks[-1]
+    def _block(self, size: int) -> _Block:
+        for chunk in self._chunks:
+            # What a block pins is free one round later than the block.
+            chunk.blocks = [block for block in chunk.blocks if not block.is_free]
+        room = -(-size // _ALIGNMENT) * _ALIGNMENT
+        gaps = [
+            (end - start, number, start)
+            for number, chunk in enumerate(self._chunks)
+            for start, end in chunk.gaps()
+            if end - start >= room
+        ]
+        if not gaps:
+            self._chunks.append(_Chunk(max(room, self._chunk)))
+            gaps = [(0, len(self._chunks) - 1, 0)]
+        _, number, start = min(gaps)
+        return self._given(self._chunks[number], start, start + room, size)
 
-    def _is_free(self, block: torch.UntypedStorage) -> bool:
-        return _references(block) == 1
-
-
-def _references(storage: torch.UntypedStorage) -> int:
-    count: int = torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
-    return count
+    def _given(self, chunk: _Chunk, start: int, end: int, size: int) -> _Block:
+        storage = torch.frombuffer(
+            chunk.memory, dtype=torch.uint8, offset=start, count=size
+        ).untyped_storage()
+        block = _Block(start, end, storage)
+        chunk.blocks.append(block)
+        chunk.blocks.sort(key=lambda block: block.start)
+        self._places.add(storage.data_ptr())
+        used = sum(block.end - block.start for chunk in self._chunks for block in chunk.blocks)
+        self._most = max(self._most, used)
+        return block
 
 
 class Recorder(TorchDispatchMode):

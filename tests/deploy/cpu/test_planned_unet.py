@@ -127,6 +127,23 @@ def test_a_replaced_layer_is_the_one_that_runs(planned: DeployedPipeline) -> Non
     assert is_planned(planned)
 
 
+@pytest.mark.parametrize("how", ["another", "its data", "in place"])
+def test_a_replaced_parameter_is_the_one_that_counts(how: str, planned: DeployedPipeline) -> None:
+    x, norm = noise(6), network_of(planned).unet.mid_block.resnets[0].norm1
+    before = planned.denoiser.full(x, 2, {})[0]
+    if how == "another":
+        norm.weight = nn.Parameter(3 * norm.weight, requires_grad=False)
+    elif how == "its data":
+        norm.weight.data = 3 * norm.weight.data
+    else:
+        norm.weight.mul_(3)
+    found = [planned.denoiser.full(x, 2, {})[0] for _ in range(3)]
+    wanted = layer_by_layer(planned, planned.denoiser.full, x, 2, {})[0]
+    assert all(torch.equal(other, wanted) for other in found)
+    assert not torch.equal(wanted, before)
+    assert is_planned(planned)
+
+
 def test_each_shape_has_its_own(planned: DeployedPipeline) -> None:
     for rows in (1, 3, 2):
         x = noise(rows, rows)

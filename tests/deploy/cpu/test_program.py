@@ -200,7 +200,21 @@ def test_an_arena_gives_out_what_nothing_refers_to() -> None:
     del view
     third = arena.empty((4, 2), torch.float32)
     assert third.data_ptr() == place
-    assert arena.size == 64 + 16
+    assert arena.size == 64 + 64
+
+
+def test_neighbours_that_are_free_are_one_gap() -> None:
+    arena = Arena(chunk=256)
+    parts = [arena.empty((64,), torch.uint8) for _ in range(4)]
+    places = [part.data_ptr() for part in parts]
+    del parts[1:3]
+    assert arena.empty((128,), torch.uint8).data_ptr() == places[1]
+    assert arena.empty((65,), torch.uint8).data_ptr() == places[1]  # nothing refers to the one before
+    assert arena.size == 256
+    large = arena.empty((512,), torch.uint8)
+    assert large.data_ptr() not in range(places[0], places[0] + 256)
+    large.fill_(7)
+    assert all(part.data_ptr() in places for part in parts)
 
 
 def test_an_arena_keeps_what_is_pinned() -> None:
