@@ -138,10 +138,10 @@ def test_a_replaced_parameter_is_the_one_that_counts(how: str, planned: Deployed
     else:
         norm.weight.mul_(3)
     found = [planned.denoiser.full(x, 2, {})[0] for _ in range(3)]
+    assert is_planned(planned)
     wanted = layer_by_layer(planned, planned.denoiser.full, x, 2, {})[0]
     assert all(torch.equal(other, wanted) for other in found)
     assert not torch.equal(wanted, before)
-    assert is_planned(planned)
 
 
 def test_each_shape_has_its_own(planned: DeployedPipeline) -> None:
