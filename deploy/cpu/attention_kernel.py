@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from errata.deploy.cpu import native, recording
+from errata.deploy.cpu.instructions import Operation
 from errata.deploy.cpu.library import library, obstacle
-from errata.deploy.cpu.recording import Operation
 
 
 class AttentionKind(enum.IntEnum):

@@ -22,7 +22,7 @@ from torch.profiler import record_function
 
 from errata.deploy.cpu import library as compiled
 from errata.deploy.cpu import recording
-from errata.deploy.cpu.recording import Operation, Varying
+from errata.deploy.cpu.instructions import Operation, Varying
 
 Quantizer = tuple[float, int]
 

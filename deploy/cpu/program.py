@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from errata.deploy.cpu import native
+from errata.deploy.cpu.instructions import Copy, Join, Operation, Range, Recorded
 from errata.deploy.cpu.library import library
-from errata.deploy.cpu.recording import Copy, Join, Operation, Range, Recorded, Recorder
+from errata.deploy.cpu.recording import Recorder
 
 
 class _Instruction(ctypes.Structure):

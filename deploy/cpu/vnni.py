@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from errata.deploy.cpu import native, recording
-from errata.deploy.cpu.recording import Operation
+from errata.deploy.cpu.instructions import Operation
 from errata.runtime.layers import Geometry
 
 _LANES = 16  # outputs of a vector, in int32

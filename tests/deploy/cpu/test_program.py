@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from errata.deploy.cpu import int8, native, recording
+from errata.deploy.cpu.instructions import Operation, Range, Recorded
 from errata.deploy.cpu.int8 import StepTable
 from errata.deploy.cpu.program import Program, with_sums, without_joins
-from errata.deploy.cpu.recording import Arena, Operation, Range, Recorded, Recorder
+from errata.deploy.cpu.recording import Arena, Recorder
 from errata.deploy.cpu.vnni import VNNIProduct
 from errata.runtime.layers import Geometry
 from errata.runtime.step_context import StepContext
