@@ -143,7 +143,7 @@ class FusedResnet(nn.Module):
         self.output_scale_factor: float = block.output_scale_factor
         self._context = context
         self._keeps_biases = keeps_biases
-        self._biases: dict[float, Tensor] = {}
+        self._embeddings: dict[tuple[float, bool], Tensor] = {}
 
     @staticmethod
     def is_fusible(block: nn.Module) -> bool:
@@ -177,36 +177,36 @@ class FusedResnet(nn.Module):
         if temb is None:
             return product(self.conv1, codes)
         time = self._context.time
-        if self._keeps_biases and time is not None and not _is_corrected(self.conv1):
-            layer = inner(self.conv1)
-            return layer.product(codes, self._bias(layer, temb, time))
-        return product(self.conv1, codes).add_(self._projected(temb)[:, :, None, None])
+        is_kept = self._keeps_biases and time is not None
+        if is_kept and not _is_corrected(self.conv1):
+            return inner(self.conv1).product(codes, self._kept(temb, time, with_bias=True))
+        output = product(self.conv1, codes)
+        if is_kept and not native.obstacle():
+            return native.adjust(output, self._kept(temb, time, with_bias=False))
+        return output.add_(self._projected(temb)[:, :, None, None])
 
-    def _bias(self, layer: Int8Layer, temb: Tensor, time: float) -> Tensor:
-        if time not in self._biases:
-            projected = self._projected(temb[:1])[0]
-            self._biases[time] = projected if layer.bias is None else projected + layer.bias
+    def _kept(self, temb: Tensor, time: float, *, with_bias: bool) -> Tensor:
+        """Return the projected embedding of a time, `(C',)`, which is kept; with the bias of `conv1` or not."""
+        if (time, with_bias) not in self._embeddings:
+            self.prepare(temb, time)
         if (recorder := recording.active()) is not None:
-            recorder.declare(self._biases[time], self.bias_at)
-        return self._biases[time]
-
-    def bias_at(self, time: float) -> Tensor:
-        """Return the bias of the first convolution at a time that was evaluated, or `prepare`d."""
-        return self._biases[time]
-
-    def is_prepared(self, temb: Tensor, time: float) -> bool:
-        """Return whether the bias that is kept for a time, if one is, follows from that embedding."""
-        kept, layer = self._biases.get(time), inner(self.conv1)
-        if kept is None:
-            return True
-        projected = self._projected(temb)[0]
-        return torch.equal(kept, projected if layer.bias is None else projected + layer.bias)
+            own = self._embeddings
+            recorder.declare(own[time, with_bias], lambda moment: own[moment, with_bias])
+        return self._embeddings[time, with_bias]
 
     def prepare(self, temb: Tensor, time: float) -> None:
-        """Keep the bias that follows from the embedding of a time, `(1, D)`."""
-        layer = inner(self.conv1)
-        if self._keeps_biases:
-            self._bias(layer, temb, time)
+        """Keep what follows from the embedding of a time, the first row of `temb`, `(B, D)`."""
+        if self._keeps_biases and (time, True) not in self._embeddings:  # programs know where it is
+            self._embeddings |= self._made(temb, time)
+
+    def is_prepared(self, temb: Tensor, time: float) -> bool:
+        """Return whether what is kept for a time, if anything is, follows from that embedding."""
+        made = self._made(temb, time)
+        return all(torch.equal(made[key], self._embeddings.get(key, made[key])) for key in made)
+
+    def _made(self, temb: Tensor, time: float) -> dict[tuple[float, bool], Tensor]:
+        projected, bias = self._projected(temb[:1])[0], inner(self.conv1).bias
+        return {(time, False): projected, (time, True): projected if bias is None else projected + bias}
 
     def _projected(self, temb: Tensor) -> Tensor:
         projected: Tensor = self.time_emb_proj(temb if self.skip_time_act else functional.silu(temb))
@@ -326,5 +326,9 @@ def product(layer: Any, codes: Sequence[Tensor], added: Tensor | None = None) ->
     quantized: Int8Layer = inner(layer)
     if not _is_corrected(layer):
         return quantized.product(codes, quantized.bias, added)
-    output: Tensor = layer.corrected(quantized.product(codes, quantized.bias))
+    output = quantized.product(codes, quantized.bias)
+    if not native.obstacle():
+        step = layer.context.step
+        return native.adjust(output, layer.shift, gain=layer.gain, added=added, step=step)
+    output = layer.corrected(output)
     return output if added is None else output.add_(added)

@@ -21,6 +21,7 @@ class Operation(enum.IntEnum):
     QUANTIZE = 4
     UPSAMPLE = 5
     COPY = 6
+    ADJUST = 7
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,46 @@ def upsample(codes: Tensor) -> Tensor:
     return out
 
 
+def adjust(
+    y: Tensor,
+    shift: Tensor,
+    *,
+    gain: Tensor | None = None,
+    added: Tensor | None = None,
+    step: int = 0,
+) -> Tensor:
+    """Return `gain y + shift + added` in the memory of `y`.
+
+    Args:
+        y: float32, an image `(B, C, H, W)`, channels_last, or `(…, C)`, contiguous.
+        shift: float32, `(T, C)`, contiguous, with dimensions of one more or less: a row for each step.
+        gain: likewise; None is one.
+        added: of the shape of `y`.
+        step: which of the rows; a recording takes that of the step it is run for, if there are several.
+    """
+    is_image = y.ndim == 4
+    channels = y.shape[1] if is_image else y.shape[-1]
+    tables = [table for table in (gain, shift) if table is not None]
+    if any(table.dtype is not torch.float32 or table.numel() % channels for table in (y, *tables)):
+        raise ValueError(f"tables {[tuple(table.shape) for table in tables]} for {channels} channels")
+    memory_format = torch.channels_last if is_image else torch.contiguous_format
+    assert y.is_contiguous(memory_format=memory_format)
+    added = None if added is None else added.contiguous(memory_format=memory_format)
+    row = 4 * channels
+    arguments = Adjust(
+        y.data_ptr(), None if gain is None else gain.data_ptr() + step * row, shift.data_ptr() + step * row,
+        None if added is None else added.data_ptr(), y.numel() // channels, channels,
+    )  # fmt: skip
+    varying = [
+        varying
+        for name, table in (("gain", gain), ("shift", shift))
+        if table is not None
+        for varying in _varying_row(arguments, name, table, row)
+    ]
+    call(Operation.ADJUST, arguments, [y, *tables, *([] if added is None else [added])], [y], varying=varying)
+    return y
+
+
 class NormQuantize(ctypes.Structure):
     """Arguments of `Operation.NORM_QUANTIZE`, as in the C source, which describes the fields."""
 
@@ -241,6 +281,15 @@ class Quantize(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("sample_step", "pixel_step", "channel_step")),
         ("scale", ctypes.c_float),
         ("zero_point", ctypes.c_int32),
+    ]
+
+
+class Adjust(ctypes.Structure):
+    """Arguments of `Operation.ADJUST`, likewise."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("y", "gain", "shift", "added")),
+        *((name, ctypes.c_int64) for name in ("rows", "channels")),
     ]
 
 
@@ -292,6 +341,15 @@ def varying_address(arguments: ctypes.Structure, name: str, tensor: Tensor) -> l
     if recorder is None:
         return []
     return recorder.address_of(tensor, ctypes.addressof(arguments) + getattr(type(arguments), name).offset)
+
+
+def _varying_row(arguments: ctypes.Structure, name: str, table: Tensor, row: int) -> list[Varying]:
+    """Return what depends on the step in a field that holds the address of a row of a table."""
+    if recording.active() is None or table.numel() * 4 == row:
+        return varying_address(arguments, name, table)
+    start = table.data_ptr()
+    field = ctypes.addressof(arguments) + getattr(type(arguments), name).offset
+    return [Varying(field, 8, lambda step, _: start + step * row)]
 
 
 def varying_at(scale: int, zero_point: int, quantizer: Quantizer) -> list[Varying]:

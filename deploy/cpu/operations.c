@@ -72,6 +72,20 @@ static int copy(const Copy *of)
     return 0;
 }
 
+static int adjust(const Adjust *of)
+{
+    const float *gain = of->gain, *shift = of->shift;
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < of->rows; row++) {
+        float *restrict y = of->y + row * of->channels;
+        for (int64_t c = 0; c < of->channels; c++)
+            y[c] = (gain == NULL ? y[c] : y[c] * gain[c]) + shift[c];
+        for (int64_t c = 0; of->added != NULL && c < of->channels; c++)
+            y[c] += of->added[row * of->channels + c];
+    }
+    return 0;
+}
+
 /* Returns 0, or 1 where memory is missing. */
 int errata_call(int64_t operation, const void *arguments)
 {
@@ -83,6 +97,7 @@ int errata_call(int64_t operation, const void *arguments)
     case QUANTIZE: return quantize(arguments);
     case UPSAMPLE: return upsample(arguments);
     case COPY: return copy(arguments);
+    case ADJUST: return adjust(arguments);
     default: return 1;
     }
 }

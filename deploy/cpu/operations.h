@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-enum { PRODUCT, NORM, LAYER_NORM, ATTENTION, QUANTIZE, UPSAMPLE, COPY, OPERATIONS };
+enum { PRODUCT, NORM, LAYER_NORM, ATTENTION, QUANTIZE, UPSAMPLE, COPY, ADJUST };
 
 typedef struct {
     int64_t operation;
@@ -45,5 +45,14 @@ typedef struct {
     uint8_t *to;
     int64_t rows, bytes, from_step, to_step;
 } Copy;
+
+/* y = gain y + shift + added, by channel. */
+typedef struct {
+    float *y;          /* (rows, channels) */
+    const float *gain; /* or NULL: one */
+    const float *shift;
+    const float *added; /* as y, or NULL */
+    int64_t rows, channels;
+} Adjust;
 
 #endif

@@ -204,3 +204,17 @@ def test_what_torch_computes_in_between_ends_a_recording(planned: DeployedPipeli
         for seed in range(3):  # of one row: there is no program yet
             planned.denoiser.full(noise(seed, 1), 0, {})
     assert "other calls layer by layer: " in network_of(planned).plan()
+
+
+def test_corrected_cached_calls_of_every_step(tiny_artifact: Artifact) -> None:
+    deployed = deploy.load(tiny_artifact("w8a8+cachequant-3"))
+    denoiser = deployed.denoiser
+    feature = denoiser.full(noise(1), 0, {})[1]
+    assert feature is not None
+    for step in (1, 2, 3, 4, 5, 1):
+        x = noise(step)
+        found = denoiser.cached(x, step, {}, feature)
+        assert torch.equal(found, layer_by_layer(deployed, denoiser.cached, x, step, {}, feature))
+    denoiser.cached(noise(0), 1, {}, feature)
+    assert is_planned(deployed)
+    assert "layer by layer" not in network_of(deployed).plan()
