@@ -11,7 +11,7 @@ import functools
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,6 @@ TOLERANCE = 1e-5
 _NAME = str.maketrans(":/", "__")
 FULL = (0, 1, 6, 7)  # of twelve calls, one sampler step in three
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers 0.42, NumPy 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_values() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("errata.compress.quantize.observation._VALUES_PER_STEP", 2048)
-        yield
 
 
 @dataclasses.dataclass(frozen=True)
