@@ -28,7 +28,7 @@ from weight_search import quick_weight_search
 from errata import calibration
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline
-from errata.compress.quantize import simulation
+from errata.compress.quantize import observation, simulation
 from errata.embedded import PIPELINE
 from errata.fingerprint import value_digest
 
@@ -111,6 +111,17 @@ def _equal_weights_are_quantized_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simulation, "quantize_weight", remembered)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ranges_are_chosen_from_few_values() -> Iterator[None]:
+    """Choosing activation ranges takes half the time of compressing a small network.
+
+    Programs that tests start choose from as many values as a user's do.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(observation, "_VALUES_PER_STEP", 2048)
         yield
 
 

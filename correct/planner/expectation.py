@@ -14,6 +14,8 @@ from errata.errors import PlanError
 class Expectation(StoredDataclass):
     """A plan's quality and price, measured from noise that played no part in its choice.
 
+    No correction is what is left, so the images that candidates were compared with may serve for it.
+
     Attributes:
         metric: what was measured; smaller is better.
         value: the metric of the plan.
@@ -64,15 +66,13 @@ class Expectation(StoredDataclass):
 
     def summary(self) -> str:
         """Return one sentence in one line, without control codes of a terminal."""
-        measured = (
-            f"{_printable(self.metric)} to {_printable(self.reference)}, on {self.samples} images that the "
-            f"search did not see (seeds from {self.seed})"
-        )
+        measured = f"{_printable(self.metric)} to {_printable(self.reference)}, on {self.samples} images"
         if not self.is_better:
             return (
                 f"None of {self.candidates_tried} candidates is known to beat no correction: "
-                f"{self.uncorrected:.4g} as it is, {measured}."
+                f"{self.uncorrected:.4g} as it is, {measured} (seeds from {self.seed})."
             )
+        measured += f" that the search did not see (seeds from {self.seed})"
         change = (
             f"{self.change:+.3g}, {self.confidence:.0%} interval {self.change_low:+.3g} to "
             f"{self.change_high:+.3g}"

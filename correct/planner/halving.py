@@ -8,6 +8,10 @@ dropped that is known to be worse than the best one or than no correction, or th
 one and can be better by next to nothing only. "Known" is by the paired interval, widened because there are
 many looks. A search that is decided ends.
 
+Nothing is gained by measuring what has little chance to be shown to help. A candidate is dropped that is no
+better than no correction on half of the images, and the best one is not measured again if its gain, on the
+very images that it was chosen by, is less than half an interval. Both can only lead to no correction.
+
 Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
 AISTATS 2016, algorithm 1. Deviations: samples of earlier rounds are kept, as the noise is the same; the
 run without correction takes part in every round and is never dropped. Maron and Moore, "Hoeffding races",
@@ -46,6 +50,8 @@ _ROUNDING = 1e-6
 
 # Of a 95 % interval; makes it 99.7 %, since each of about ten candidates is looked at up to six times.
 _WIDER = 1.5
+# Of the distance from a gain to the lower end of its 95 % interval; about one standard error.
+_PROMISING = 0.5
 # A mean is known well enough if its interval reaches no further than this part of it.
 _PRECISE = 0.1
 
@@ -169,8 +175,13 @@ def looks(sizes: Sequence[int], first: int | None) -> list[int]:
     return added
 
 
-def undecided(best_first: Sequence[Trial], none: Trial, metric: Metric) -> list[Trial]:
-    """Return the trials that may yet be the best choice, in the same order; none if no correction is."""
+def undecided(
+    best_first: Sequence[Trial], none: Trial, metric: Metric, *, samples: int | None = None
+) -> list[Trial]:
+    """Return the trials that may yet be the best choice, in the same order; none if no correction is.
+
+    `samples` is the number of images that the search may make; None keeps what is no better on half of them.
+    """
     if not best_first:
         return []
     leader = best_first[0]
@@ -179,6 +190,8 @@ def undecided(best_first: Sequence[Trial], none: Trial, metric: Metric) -> list[
     for trial in best_first:
         if _low(_compared(trial, none, metric)) > 0:
             continue
+        if samples is not None and not is_better_so_far(trial, none, metric, samples=samples):
+            continue
         if trial is not leader:
             worse_by = _low(_compared(trial, leader, metric))
             is_no_cheaper = trial.overhead >= leader.overhead
@@ -186,6 +199,22 @@ def undecided(best_first: Sequence[Trial], none: Trial, metric: Metric) -> list[
                 continue
         alive.append(trial)
     return alive
+
+
+def is_better_so_far(trial: Trial, none: Trial, metric: Metric, *, samples: int) -> bool:
+    """Return whether a trial is better than no correction on half of `samples` images; True before."""
+    count = min(trial.samples, none.samples)
+    if metric.first_look is None or count < metric.first_look or 2 * count < samples:
+        return True
+    return metric.value(trial.kept[:count]) < metric.value(none.kept[:count])
+
+
+def is_promising(trial: Trial, none: Trial, metric: Metric) -> bool:
+    """Return whether other images may well show that a trial helps, by its gain on those of the search."""
+    if metric.first_look is None:
+        return True
+    gain = _compared(none, trial, metric)
+    return gain.value > 0 and gain.value >= _PROMISING * (gain.value - gain.interval.low)
 
 
 def is_decided(alive: Sequence[Trial], none: Trial, metric: Metric) -> bool:

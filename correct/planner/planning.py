@@ -22,7 +22,7 @@ from errata.correct.planner.halving import (
     cheapest_of_the_best,
     extend,
     is_decided,
-    is_precise,
+    is_promising,
     kept_of,
     looks,
     ranked,
@@ -30,22 +30,19 @@ from errata.correct.planner.halving import (
     total_samples,
     undecided,
 )
+from errata.correct.planner.measuring import expectation, measure
 from errata.correct.planner.metrics import AgreementMetric, FrechetMetric, Metric
 from errata.correct.plans import Plan
 from errata.correct.sampling import Inputs, PlanSampler, batches_of, default_inputs
 from errata.correct.validation import check_plan_arguments
 from errata.deploy import DeployedPipeline
 from errata.errors import PlanError
-from errata.quality.intervals import CONFIDENCE
 from errata.quality.reference import Reference
 
 _log = logging.getLogger(__name__)
 
 # Costs are measured, so a budget may be missed by their last digit only.
 _ROUNDING = 1e-9
-
-# Images that the best candidate is measured on, at least; as many as `samples`, if that is fewer.
-_LEAST_MEASURED = 64
 
 CACHE_FREE = "a cache-free run of the same artifact at its recorded steps"
 
@@ -68,7 +65,8 @@ def plan(
     Candidates above the budget are not sampled. The others are compared from equal noise by successive
     halving, and one that is known to lose is sampled no further. The best one, or a cheaper one that cannot
     be told from it and loses next to nothing of its gain, is then measured again from noise that the search
-    did not use. If it is not better than no correction there, the plan is `Plan.none()`.
+    did not use. If it is not better than no correction there, the plan is `Plan.none()`; also if it was
+    hardly better on the images that it was chosen by.
 
     Without a reference, quality is agreement with a cache-free run of the artifact at its recorded steps, for
     which it has activation scales. Such a run shows what caching costs, not what quantization costs, and
@@ -121,8 +119,8 @@ def plan(
     search = _Search(deployed, metric, costs, seed=seed, inputs=used_inputs, progress=progress)
     affordable = search.affordable(candidates, max_overhead)
     # Find the best one, then measure it anew.
-    winner = search.winner(affordable, samples=samples, batch_size=batch_size)
-    return search.expected_of(winner, samples=samples, batch_size=batch_size, tried=len(affordable) + 1)
+    best, none = search.winner(affordable, samples=samples, batch_size=batch_size)
+    return search.measured(best, none, samples=samples, batch_size=batch_size, tried=len(affordable) + 1)
 
 
 class _Search:
@@ -149,11 +147,16 @@ class _Search:
         _log.info("%d of %d candidates are within %.1f %%", len(kept), len(candidates), 100 * max_overhead)
         return kept
 
-    def winner(self, candidates: Sequence[Candidate], *, samples: int, batch_size: int) -> Candidate:
-        """Return the best candidate, by successive halving on images 0 to `samples - 1`."""
+    def winner(
+        self, candidates: Sequence[Candidate], *, samples: int, batch_size: int
+    ) -> tuple[Trial, Trial]:
+        """Return the best candidate and no correction, by successive halving on images 0 to `samples - 1`.
+
+        They are the same trial where no candidate is worth measuring again.
+        """
         alive, none = [self._trial(candidate) for candidate in candidates], self._trial(Candidate.none())
         if not alive:
-            return none.candidate
+            return none, none
         metric, sizes = self._metric, round_sizes(len(alive), samples, least=self._metric.least)
         most, before = len(alive), 0
         with self._bar(total_samples(len(alive), sizes), "searching") as bar:
@@ -171,59 +174,40 @@ class _Search:
                     break
                 most = kept_of(most) if size in sizes else most
                 if metric.first_look is not None and size >= metric.first_look:
-                    alive = undecided(alive, none, metric)
+                    alive = undecided(alive, none, metric, samples=samples)
                     if is_decided(alive, none, metric):
-                        return alive[0].candidate if alive else none.candidate
+                        return (alive[0] if alive else none), none
                 alive = alive[:most]
         # Of the finalists, no correction among them, take the cheapest of the best.
-        return cheapest_of_the_best(ranked([*alive, none], none, metric), none, metric).candidate
+        best = cheapest_of_the_best(ranked([*alive, none], none, metric), none, metric)
+        return (best if is_promising(best, none, metric) else none), none
 
-    def expected_of(self, winner: Candidate, *, samples: int, batch_size: int, tried: int) -> Plan:
+    def measured(self, winner: Trial, searched: Trial, *, samples: int, batch_size: int, tried: int) -> Plan:
         """Return the winner's plan if it helps on the next `samples` images, else none; with expectation.
 
-        Fewer images are made where more would hardly change the result.
+        `searched` is no correction in the search. Its images serve where no others were made: they played no
+        part in what it does. Fewer images are made where more would hardly change the result.
         """
-        none, best = self._trial(Candidate.none()), self._trial(winner)
-        best = none if winner.plan.corrects_nothing else best
-        self._measure(none, best, samples=samples, batch_size=batch_size)
-        if best is not none and self._metric.change(best.kept, none.kept).interval.high >= 0:
-            best = none
-        return dataclasses.replace(
-            best.candidate.plan,
-            artifact=self._deployed.manifest.sha256,
-            expected=self._expectation(best, none, seed=self._seed + samples, tried=tried),
-        )
+        none, first = searched, 0
+        if winner is not searched:
+            none, best, first = self._trial(Candidate.none()), self._trial(winner.candidate), samples
+            self._measure(none, best, first=first, samples=samples, batch_size=batch_size)
+            found = expectation(best, none, self._metric, seed=self._seed + first, tried=tried)
+            if found.is_better:
+                return self._bound(best, found)
+            if none.samples < searched.samples:
+                none, first = searched, 0
+        self._measure(none, none, first=first, samples=samples, batch_size=batch_size)
+        return self._bound(none, expectation(none, none, self._metric, seed=self._seed + first, tried=tried))
 
-    def _measure(self, none: Trial, best: Trial, *, samples: int, batch_size: int) -> None:
-        metric, trials, before = self._metric, list(dict.fromkeys((none, best))), 0
-        with self._bar(samples * len(trials), "measuring") as bar:
-            for size in looks([samples], None if metric.projects else _LEAST_MEASURED):
-                batches = batches_of(samples + size, batch_size, first=samples + before)
-                extend(trials, metric, batches, bar=bar)
-                before = size
-                measured = metric.estimate(none.kept)
-                if is_precise(measured if best is none else metric.change(best.kept, none.kept)):
-                    break
+    def _measure(self, none: Trial, best: Trial, *, first: int, samples: int, batch_size: int) -> None:
+        made = none.samples + (best.samples if best is not none else 0)
+        with self._bar(samples * (1 if best is none else 2) - made, "measuring") as bar:
+            measure(none, best, self._metric, first=first, samples=samples, batch_size=batch_size, bar=bar)
 
-    def _expectation(self, best: Trial, none: Trial, *, seed: int, tried: int) -> Expectation:
-        measured = self._metric.estimate(best.kept)
-        change = self._metric.change(best.kept, none.kept)
-        return Expectation(
-            metric=self._metric.name,
-            value=measured.value,
-            low=measured.interval.low,
-            high=measured.interval.high,
-            uncorrected=self._metric.value(none.kept),
-            change=change.value,
-            change_low=change.interval.low,
-            change_high=change.interval.high,
-            overhead=best.measured_overhead,
-            samples=best.samples,
-            seed=seed,
-            candidates_tried=tried,
-            reference=self._metric.reference,
-            confidence=CONFIDENCE,
-        )
+    def _bound(self, trial: Trial, found: Expectation) -> Plan:
+        artifact = self._deployed.manifest.sha256
+        return dataclasses.replace(trial.candidate.plan, artifact=artifact, expected=found)
 
     def _trial(self, candidate: Candidate) -> Trial:
         sampler = PlanSampler(self._deployed, candidate.plan, seed=self._seed, inputs=self._inputs)

@@ -33,6 +33,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def _one_free_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `auto` choose between two plans; `correct/planner/test_auto.py` has all that it tries."""
+    from errata.correct import Forecast, Plan
+
+    monkeypatch.setattr("errata.correct.planner.auto.free_plans", lambda deployed: [Plan(Forecast())])
+
+
 def run(capsys: pytest.CaptureFixture[str], *command: object) -> dict[str, Any]:
     capsys.readouterr()
     assert cli.main([*map(str, command), "--json"]) == 0
@@ -198,6 +206,7 @@ def test_a_sheet_of_another_artifact_is_refused_before_any_image(
     assert "exists" in complaint(capsys, 1, "sheet", folder / "artifact", *given)
 
 
+@pytest.mark.usefixtures("_one_free_plan")
 def test_auto_chooses_once_and_keeps_the_plan(
     folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -256,6 +265,7 @@ def test_a_sheet_in_a_use_that_was_not_measured(
         assert ("this sheet was fitted" in said) == bool(reason)
 
 
+@pytest.mark.usefixtures("_one_free_plan")
 def test_auto_says_what_it_chose_at_any_number_of_steps(
     folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

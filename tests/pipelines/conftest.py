@@ -330,10 +330,8 @@ def small_compressed(
     @functools.cache
     def make(name: str) -> CompressedPipeline:
         small, root = small_pipeline(name), tmp_path_factory.mktemp("w8a8")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("errata.compress.quantize.observation._VALUES_PER_STEP", 2048)
-            recorded = small.collect(root / "set", steps=4, batches=2)
-            return compress.apply(small.pipe, recorded, "w8a8", root / "compressed")
+        recorded = small.collect(root / "set", steps=4, batches=2)
+        return compress.apply(small.pipe, recorded, "w8a8", root / "compressed")
 
     return make
 
@@ -352,11 +350,9 @@ def small_artifact(
     def make(name: str) -> DeployedPipeline:
         small, root = small_pipeline(name), tmp_path_factory.mktemp("small")
         is_cached = name != "sd latent upscale"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("errata.compress.quantize.observation._VALUES_PER_STEP", 2048)
-            recorded = small.collect(root / "set", steps=6 if is_cached else 3)
-            recipe = "deepcache-3" if is_cached else "w8a8"
-            compressed = compress.apply(small.pipe, recorded, recipe, root / "compressed")
+        recorded = small.collect(root / "set", steps=6 if is_cached else 3)
+        recipe = "deepcache-3" if is_cached else "w8a8"
+        compressed = compress.apply(small.pipe, recorded, recipe, root / "compressed")
         deployed = deploy.load(deploy.export(compressed, root / "artifact"))
         deployed.pipe.set_progress_bar_config(disable=True)
         return deployed

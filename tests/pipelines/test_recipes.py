@@ -1,12 +1,12 @@
 """Caches, learned rounding and half precision on a guided text-to-image pipeline, from recording to images.
 
-Ranges are chosen from few values: that quantization is accurate is shown in test_end_to_end.
+Ranges are chosen from few values, as in all tests; that quantization is accurate is shown in test_end_to_end.
 """
 
 import copy
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,6 @@ STEPS, CALLS = 5, 6  # PLMS calls the network once more
 BOUND = 26.0
 OTHER = 16.0
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers 0.42, NumPy 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_values() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("errata.compress.quantize.observation._VALUES_PER_STEP", 2048)
-        yield
 
 
 def changed(small: Any, scheduler: Any) -> Any:

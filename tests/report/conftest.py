@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMPipeline
+from plain_outputs import plain_outputs
 from torch import Tensor, nn
 
 from errata import calibration, compress, deploy
@@ -69,7 +70,8 @@ def exported(tiny_pipeline: DDIMPipeline, tmp_path_factory: pytest.TempPathFacto
     trajectories = calibration.collect(
         tiny_pipeline, folder / "trajectories", num_inference_steps=4, num_samples=4, batch_size=4
     )
-    compressed = compress.apply(tiny_pipeline, trajectories, "w8a8+deepcache-2", folder / "compressed")
+    with plain_outputs():
+        compressed = compress.apply(tiny_pipeline, trajectories, "w8a8+deepcache-2", folder / "compressed")
     (folder / "four_means.py").write_text(FOUR_MEANS, encoding="utf-8")
     real = torch.rand(50, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     network = BlockMeans()

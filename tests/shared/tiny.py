@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from plain_outputs import plain_outputs
 
 from errata import compress, deploy
 from errata.calibration import CalibrationSet
@@ -46,20 +47,16 @@ def compressed_by_name(
 ) -> Callable[[str], CompressedPipeline]:
     """Compress the pipeline by the recipe of a name, each once, in `root`.
 
-    Recipes that differ in their cache alone share codes and ranges.
+    Recipes that differ in their cache alone share codes and ranges. No map of the output helps this network.
     """
 
     @functools.cache
     def make(name: str) -> CompressedPipeline:
         recipe = Recipe.named(name)
         plain = Recipe(quantization=recipe.quantization).name if recipe.quantization is not None else name
-        return compress.apply(
-            pipeline,
-            recorded,
-            recipe,
-            root / name.replace(":", "_"),
-            reuse=make(plain) if plain != name else None,
-        )
+        reuse = make(plain) if plain != name else None
+        with plain_outputs():
+            return compress.apply(pipeline, recorded, recipe, root / name.replace(":", "_"), reuse=reuse)
 
     return make
 

@@ -148,6 +148,55 @@ def test_luck_on_the_images_of_the_search_is_found_out(deployed: DeployedPipelin
         assert found.corrects_nothing is corrects_nothing
 
 
+def test_what_shows_no_promise_is_not_measured_again(deployed: DeployedPipeline, shift: Make) -> None:
+    """No correction then stands on the images of the search, all of them."""
+    asked: list[range] = []
+
+    def inputs(indices: range) -> dict[str, Any]:
+        asked.append(indices)
+        return {"batch_size": len(indices)}
+
+    nothing = Candidate(name="nothing", plan=Plan(shift(by=0.0)), extra={})
+    found = plan(deployed, 0.0, samples=48, seed=7, inputs=inputs, candidates=[nothing], progress=False)
+    assert found.corrects_nothing
+    assert found.expected is not None
+    assert (found.expected.seed, found.expected.samples, found.expected.change) == (7, 48, 0)
+    assert max(indices.stop for indices in asked) == 48
+    images = PlanSampler(deployed, Plan.none(), seed=7, inputs=default_inputs).sample(range(48)).images
+    free = PlanSampler(deployed, Plan(Refresh()), seed=7, inputs=default_inputs).sample(range(48)).images
+    difference = (images - free).double().square().flatten(1).mean(dim=1).sqrt().mean()
+    assert found.expected.value == pytest.approx(float(difference), abs=1e-9)
+    assert "48 images (seeds from 7)" in found.expected.summary()
+
+
+@pytest.mark.parametrize("is_real", [False, True])
+def test_a_measurement_without_a_gain_ends_at_half_of_its_images(
+    is_real: bool, deployed: DeployedPipeline, reference: Reference, fickle: Make
+) -> None:
+    asked: list[range] = []
+
+    def inputs(indices: range) -> dict[str, Any]:
+        asked.append(indices)
+        return {"batch_size": len(indices)}
+
+    lucky = fickle(is_lucky=lambda: asked[-1].start < 256)
+    found = plan(
+        deployed,
+        2.0,
+        reference if is_real else None,
+        samples=256,
+        inputs=inputs,
+        candidates=[Candidate(name="lucky", plan=Plan(lucky), extra={"full": CACHED_CALLS})],
+        progress=False,
+    )
+    assert found.corrects_nothing
+    assert found.expected is not None
+    # Of the candidate, half of them; a distance is told for all of them, of no correction alone.
+    made = [sum(indices.stop > stop >= indices.start for indices in asked) for stop in (256, 384, 511)]
+    assert made == ([2, 1, 1] if is_real else [3, 0, 0])
+    assert found.expected.seed == 256
+
+
 def test_equal_calls_give_equal_plans(
     deployed: DeployedPipeline, reference: Reference, caplog: pytest.LogCaptureFixture
 ) -> None:

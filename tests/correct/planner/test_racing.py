@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.correct.planner.halving import Trial, is_decided, is_precise, looks, undecided
+from errata.correct.planner.halving import (
+    Trial,
+    is_better_so_far,
+    is_decided,
+    is_precise,
+    is_promising,
+    looks,
+    undecided,
+)
 from errata.correct.planner.metrics import AgreementMetric
 from errata.quality.intervals import mean_estimate
 
@@ -76,3 +84,23 @@ def test_a_mean_is_precise_within_a_tenth(noise: Tensor) -> None:
     assert is_precise(mean_estimate(unit + 11))
     assert is_precise(mean_estimate(unit - 11))
     assert not is_precise(mean_estimate(unit + 9))
+
+
+def test_what_is_no_better_on_half_of_the_images_is_dropped(noise: Tensor) -> None:
+    none = known(2 + noise[0])
+    better = known(1.99 + noise[0] + noise[1])  # give or take 0.2, as the other one
+    worse = known(2.01 + noise[0] + noise[2])
+    for samples, left in ((None, [better, worse]), (129, [better, worse]), (128, [better]), (64, [better])):
+        assert undecided([better, worse], none, METRIC, samples=samples) == left
+    # With fewer images than intervals need, half of them say nothing.
+    few = none.kept[:8, 0]
+    assert is_better_so_far(known(few + 1), known(few), METRIC, samples=8)
+    assert not is_better_so_far(known(few.repeat(2) + 1), known(few.repeat(2)), METRIC, samples=16)
+
+
+def test_a_gain_of_less_than_half_an_interval_is_not_promising(noise: Tensor) -> None:
+    none, unit = known(2 + noise[0]), noise[1] / noise[1].std() * 8 / 1.96  # half an interval is 1
+    assert is_promising(known(2 - 0.51 + noise[0] + unit), none, METRIC)
+    assert not is_promising(known(2 - 0.49 + noise[0] + unit), none, METRIC)
+    assert not is_promising(known(2 + 0.51 + noise[0] + unit), none, METRIC)
+    assert not is_promising(none, none, METRIC)
