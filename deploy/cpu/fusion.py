@@ -186,7 +186,7 @@ class FusedResnet(nn.Module):
         return output.add_(self._projected(temb)[:, :, None, None])
 
     def _kept(self, temb: Tensor, time: float, *, with_bias: bool) -> Tensor:
-        """Return the projected embedding of a time, `(C',)`, which is kept; with the bias of `conv1` or not."""
+        """Return the projected embedding of a time, `(C',)`, with the bias of `conv1` or not; it is kept."""
         if (time, with_bias) not in self._embeddings:
             self.prepare(temb, time)
         if (recorder := recording.active()) is not None:
