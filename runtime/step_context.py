@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,8 @@ class StepContext:
     the duration of one evaluation and read by the layers; reading it outside an evaluation is an error, so a
     layer can never run with the scale of some earlier step. Evaluations in several threads take turns.
 
+    Whoever records a call hears of it where the step is read as a number (`on_read`).
+
     The step is also kept in a tensor on each device that asks for one. Programs that are made once and run at
     every step, compiled ones and CUDA graphs, read that one: a Python number would be a part of the program.
     """
@@ -32,10 +34,11 @@ class StepContext:
         # Not derived from `_step` where it is read: what is compiled would then be compiled for that step.
         self._has_one_step = False
         self._turn = threading.RLock()
+        self.on_read: Callable[[], None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a copy, which gets a lock of its own."""
-        return {name: value for name, value in vars(self).items() if name != "_turn"}
+        return {name: value for name, value in vars(self).items() if name != "_turn"} | {"on_read": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore what `__getstate__` gave."""
@@ -49,9 +52,25 @@ class StepContext:
         Raises:
             RuntimeError: outside an evaluation.
         """
+        if self.on_read is not None:
+            self.on_read()
+        return self.declared_step
+
+    @property
+    def declared_step(self) -> int | Tensor:
+        """The same, for layers that tell a recorder by themselves what of theirs depends on the step.
+
+        Raises:
+            RuntimeError: outside an evaluation.
+        """
         if self._step is None:
             raise RuntimeError("no sampling step is set: call the model through its denoiser")
         return self._step
+
+    @property
+    def shown(self) -> tuple[Tensor, ...]:
+        """The tensors of `follow`, which change from step to step."""
+        return tuple(self._device_steps.values())
 
     @property
     def kind(self) -> StepKind:

@@ -176,14 +176,16 @@ class FusedResnet(nn.Module):
     def _first(self, codes: Sequence[Tensor], temb: Tensor | None) -> Tensor:
         if temb is None:
             return product(self.conv1, codes)
-        time = self._context.time
-        is_kept = self._keeps_biases and time is not None
-        if is_kept and not _is_corrected(self.conv1):
+        time = self._context.time if self._keeps_biases else None
+        if time is not None and not _is_corrected(self.conv1):
             return inner(self.conv1).product(codes, self._kept(temb, time, with_bias=True))
         output = product(self.conv1, codes)
-        if is_kept and not native.obstacle():
+        if time is not None and not native.obstacle():
             return native.adjust(output, self._kept(temb, time, with_bias=False))
-        return output.add_(self._projected(temb)[:, :, None, None])
+        projected = self._projected(temb)
+        if native.obstacle():
+            return output.add_(projected[:, :, None, None])
+        return native.adjust(output, projected.expand(len(output), -1).contiguous(), by_sample=True)
 
     def _kept(self, temb: Tensor, time: float, *, with_bias: bool) -> Tensor:
         """Return the projected embedding of a time, `(C',)`, with the bias of `conv1` or not; it is kept."""
@@ -328,7 +330,7 @@ def product(layer: Any, codes: Sequence[Tensor], added: Tensor | None = None) ->
         return quantized.product(codes, quantized.bias, added)
     output = quantized.product(codes, quantized.bias)
     if not native.obstacle():
-        step = layer.context.step
+        step = layer.context.declared_step
         return native.adjust(output, layer.shift, gain=layer.gain, added=added, step=step)
     output = layer.corrected(output)
     return output if added is None else output.add_(added)

@@ -93,7 +93,7 @@ class StepTable:
 
     def now(self) -> StepQuantizer:
         """Return the pair of the current step."""
-        return self._pairs[self._context.step]
+        return self._pairs[self._context.declared_step]
 
     def equals(self, other: StepTable) -> bool:
         """Return whether both quantize alike at every step."""

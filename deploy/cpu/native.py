@@ -210,6 +210,7 @@ def adjust(
     gain: Tensor | None = None,
     added: Tensor | None = None,
     step: int = 0,
+    by_sample: bool = False,
 ) -> Tensor:
     """Return `gain y + shift + added` in the memory of `y`.
 
@@ -219,6 +220,7 @@ def adjust(
         gain: likewise; None is one.
         added: of the shape of `y`.
         step: which of the rows; a recording takes that of the step it is run for, if there are several.
+        by_sample: `shift` has a row for each sample instead, `(B, C)`.
     """
     is_image = y.ndim == 4
     channels = y.shape[1] if is_image else y.shape[-1]
@@ -232,11 +234,12 @@ def adjust(
     arguments = Adjust(
         y.data_ptr(), None if gain is None else gain.data_ptr() + step * row, shift.data_ptr() + step * row,
         None if added is None else added.data_ptr(), y.numel() // channels, channels,
+        y.numel() // shift.numel() if by_sample else 0,
     )  # fmt: skip
     varying = [
         varying
         for name, table in (("gain", gain), ("shift", shift))
-        if table is not None
+        if table is not None and not by_sample
         for varying in _varying_row(arguments, name, table, row)
     ]
     call(Operation.ADJUST, arguments, [y, *tables, *([] if added is None else [added])], [y], varying=varying)
@@ -289,7 +292,7 @@ class Adjust(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("y", "gain", "shift", "added")),
-        *((name, ctypes.c_int64) for name in ("rows", "channels")),
+        *((name, ctypes.c_int64) for name in ("rows", "channels", "period")),
     ]
 
 

@@ -74,10 +74,11 @@ static int copy(const Copy *of)
 
 static int adjust(const Adjust *of)
 {
-    const float *gain = of->gain, *shift = of->shift;
+    const float *gain = of->gain;
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < of->rows; row++) {
         float *restrict y = of->y + row * of->channels;
+        const float *shift = of->period == 0 ? of->shift : of->shift + row / of->period * of->channels;
         for (int64_t c = 0; c < of->channels; c++)
             y[c] = (gain == NULL ? y[c] : y[c] * gain[c]) + shift[c];
         for (int64_t c = 0; of->added != NULL && c < of->channels; c++)

@@ -50,9 +50,10 @@ typedef struct {
 typedef struct {
     float *y;          /* (rows, channels) */
     const float *gain; /* or NULL: one */
-    const float *shift;
+    const float *shift; /* of all rows, or, one after the other, of each `period` of them */
     const float *added; /* as y, or NULL */
     int64_t rows, channels;
+    int64_t period; /* or 0: one shift for all */
 } Adjust;
 
 #endif

@@ -14,7 +14,7 @@ from errata.deploy.cpu.fusion import FusedResnet, embedding_of
 from errata.deploy.cpu.program import Program
 from errata.deploy.cpu.recording import Recorder
 from errata.runtime.step_context import StepContext
-from errata.runtime.unet import BranchedUNet
+from errata.runtime.unet import BranchedUNet, times_of
 
 _Signature = tuple[Any, ...]
 _MOST_PROGRAMS = 8
@@ -45,9 +45,10 @@ class PlannedUNet(BranchedUNet):
         plain = super().full
 
         def call(given: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
-            return plain(given["x"], timestep, _conditioning(given), branch=branch)
+            return plain(given["x"], given["times"], _conditioning(given), branch=branch)
 
-        prediction, feature = self._planned(("full", branch), {"x": x, **_prefixed(cond)}, call)
+        inputs = {"x": x, "times": times_of(x, timestep), **_prefixed(cond)}
+        prediction, feature = self._planned(("full", branch), inputs, call)
         assert prediction is not None
         return prediction, feature
 
@@ -59,11 +60,10 @@ class PlannedUNet(BranchedUNet):
 
         def call(given: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
             cond = _conditioning(given)
-            return (plain(given["x"], timestep, cond, given["feature"], branch=branch),)
+            return (plain(given["x"], given["times"], cond, given["feature"], branch=branch),)
 
-        (prediction,) = self._planned(
-            ("cached", branch), {"x": x, "feature": feature, **_prefixed(cond)}, call
-        )
+        inputs = {"x": x, "times": times_of(x, timestep), "feature": feature, **_prefixed(cond)}
+        (prediction,) = self._planned(("cached", branch), inputs, call)
         assert prediction is not None
         return prediction
 
@@ -104,8 +104,12 @@ class PlannedUNet(BranchedUNet):
         # What is made in inference mode could not be written to outside it.
         with torch.inference_mode(False), torch.no_grad():
             own = {name: x.clone() for name, x in inputs.items()}
-            with Recorder(own.values()) as recorder:
-                answer = call(own)
+            with Recorder(own.values(), changing=self._context.shown) as recorder:
+                self._context.on_read = lambda: recorder.refuse("a layer reads the number of the step")
+                try:
+                    answer = call(own)
+                finally:
+                    self._context.on_read = None
             outputs = [x for x in answer if x is not None]
             if not all(map(recorder.arena.has, outputs)):
                 recorder.refuse("torch computes what the network returns")

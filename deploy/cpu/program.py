@@ -15,7 +15,8 @@ from torch import Tensor
 from errata.deploy.cpu import native
 from errata.deploy.cpu.instructions import Copy, Join, Operation, Range, Recorded
 from errata.deploy.cpu.library import library
-from errata.deploy.cpu.recording import Recorder
+from errata.deploy.cpu.recording import Arena, Recorder
+from errata.deploy.cpu.torch_part import TorchPart
 
 
 class _Instruction(ctypes.Structure):
@@ -40,7 +41,9 @@ class Program:
     """
 
     def __init__(self, recorder: Recorder, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        self._arena = recorder.arena
+        self._arena: Arena = recorder.arena
+        self._torch_part: TorchPart = recorder.torch_part
+        self._torch_part.finish()
         self._inputs, self._outputs = tuple(inputs), tuple(outputs)
         self._instructions = with_sums(without_joins(recorder.instructions))
         self._varying = [varying for item in self._instructions for varying in item.varying]
@@ -70,6 +73,7 @@ class Program:
         """
         for own, given in zip(self._inputs, inputs, strict=True):
             own.copy_(given)
+        self._torch_part.run()
         patches = self._patches_of(step, time)
         if library().errata_run(self._code, len(self._code), patches, len(patches)):
             raise MemoryError("no memory for what an operation needs besides its output")

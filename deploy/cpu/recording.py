@@ -1,8 +1,8 @@
 """What a network does on the CPU in one call, written down while it does it.
 
 Native operations report themselves (`native.call`). Of torch's operators the recorder follows views, copies
-and concatenations; whatever else reads what a kernel wrote, or is read by one, makes the recording useless,
-with a reason.
+and concatenations, and those that need nothing but the inputs; whatever else reads what a kernel wrote, or is
+read by one, makes the recording useless, with a reason.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_flatten
 
 from errata.deploy.cpu.instructions import Copy, Join, Operation, Range, Recorded, Varying
+from errata.deploy.cpu.torch_part import TorchPart
 
 _aten = torch.ops.aten
 _here = threading.local()
@@ -128,20 +129,26 @@ class Recorder(TorchDispatchMode):
 
     Args:
         inputs: what may differ from call to call besides the step.
+        changing: tensors that differ from step to step, and are where they are.
 
     Attributes:
         arena: memory of whatever is computed.
+        torch_part: what torch computes from the inputs alone.
         instructions: in their order.
         obstacle: why they are of no use; empty if they are.
     """
 
-    def __init__(self, inputs: Iterable[Tensor]) -> None:
+    def __init__(self, inputs: Iterable[Tensor], *, changing: Iterable[Tensor] = ()) -> None:
         super().__init__()
+        inputs = tuple(inputs)
         self.arena = Arena()
+        self.torch_part = TorchPart((*inputs, *changing))
         self.instructions: list[Recorded] = []
         self.obstacle = ""
         self._inputs = {tensor.untyped_storage().data_ptr() for tensor in inputs}
-        self._foreign: dict[int, Tensor] = {}
+        # What torch made: of what kernels wrote, kept so that its place is not used again; and of the inputs.
+        self._foreign: dict[int, tuple[Tensor, str]] = {}
+        self._computed: set[int] = set()
         self._declared: dict[int, Callable[[float], Tensor]] = {}
 
     def __enter__(self) -> Recorder:
@@ -177,9 +184,7 @@ class Recorder(TorchDispatchMode):
     ) -> None:
         """Append an instruction that was carried out."""
         for tensor in reads:
-            place = tensor.untyped_storage().data_ptr()
-            if place in self._foreign and place not in self._declared:
-                self.refuse(f"{operation.name.lower()} reads what torch computed")
+            self._check(tensor, operation)
         for tensor in writes:
             if not self.arena.has(tensor):
                 self.refuse(f"{operation.name.lower()} writes to memory of torch")
@@ -196,6 +201,18 @@ class Recorder(TorchDispatchMode):
             )
         )
 
+    def _check(self, tensor: Tensor, operation: Operation) -> None:
+        """See to it that a run finds what an operation reads."""
+        place = tensor.untyped_storage().data_ptr()
+        if self._is_own(tensor) or place in self._declared:
+            return
+        if self.torch_part.has(tensor) and place not in self._foreign:
+            self.torch_part.want(tensor)
+        elif place in self._foreign:
+            self.refuse(f"{operation.name.lower()} reads what {self._foreign[place][1]} computed")
+        elif place in self._computed:
+            self.refuse(f"{operation.name.lower()} reads a tensor that was hidden from the recorder")
+
     def refuse(self, reason: str) -> None:
         """Note why the recording is of no use; the first reason stays."""
         self.obstacle = self.obstacle or reason
@@ -210,17 +227,29 @@ class Recorder(TorchDispatchMode):
         if func is _aten.clone.default and (copied := self._copied(*args, **given)) is not None:
             return copied
         result = func(*args, **given)
-        self._follow(func, _tensors((args, given)), _tensors(result))
+        self._follow(func, args, given, _tensors(result))
         return result
 
-    def _follow(self, func: Any, reads: list[Tensor], results: list[Tensor]) -> None:
-        places = {tensor.untyped_storage().data_ptr() for tensor in reads}
-        touches = any(self._is_own(tensor) for tensor in reads)
-        made = [tensor for tensor in results if tensor.untyped_storage().data_ptr() not in places]
-        if touches and (func._schema.is_mutable or not results):
-            self.refuse(f"{func} touches what a kernel wrote")
-        for tensor in made:
-            self._foreign[tensor.untyped_storage().data_ptr()] = tensor
+    def _follow(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], results: list[Tensor]
+    ) -> None:
+        reads = _tensors((args, kwargs))
+        if any(map(self.arena.has, reads)):
+            if func._schema.is_mutable or not results:
+                self.refuse(f"{func} touches what a kernel wrote")
+            for tensor in results:
+                if not self.arena.has(tensor):
+                    self._foreign[tensor.untyped_storage().data_ptr()] = (tensor, str(func))
+        elif any(map(self._is_foreign, reads)):
+            self._foreign |= {tensor.untyped_storage().data_ptr(): (tensor, str(func)) for tensor in results}
+        elif any(map(self.torch_part.has, reads)):
+            if not results:
+                self.refuse(f"{func} looks at numbers")
+            self.torch_part.add(func, args, kwargs, results)
+            self._computed |= {tensor.untyped_storage().data_ptr() for tensor in results} - self._inputs
+
+    def _is_foreign(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() in self._foreign
 
     def _is_own(self, tensor: Tensor) -> bool:
         return tensor.untyped_storage().data_ptr() in self._inputs or self.arena.has(tensor)

@@ -1,6 +1,6 @@
 """Calls that run as one native program give what the same network gives layer by layer, to the bit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning"),  # diffusers 0.42, NumPy 2
 ]
 # What torch computes in between, where no program can be made.
-PROGRAMS = {"ddim": True, "ldm context kl": True, "ldm unconditional": True, "sd 1": True, "sd 2": True}
-OTHERS = dict.fromkeys(["ldm labels vq", "sdxl", "sd upscale", "sd latent upscale"], False)
+PROGRAMS = ["ddim", "ldm labels vq", "ldm context kl", "ldm unconditional", "sd 1", "sd 2", "sdxl"]
+OTHERS = ["sd upscale", "sd latent upscale"]
 
 
 def images_of(deployed: DeployedPipeline, small: Any, seed: int) -> Tensor:
@@ -49,4 +49,44 @@ def test_a_program_is_the_network(
         assert torch.equal(found, wanted)
         assert not torch.equal(found, images_of(layers, small, seed + 1))
     assert layers.pipe.unet.module.plan().startswith("layer by layer: a module has a hook")
-    assert network.plan().startswith("native programs of" if PROGRAMS.get(name) else "layer by layer: ")
+    assert network.plan().startswith("native programs of" if name in PROGRAMS else "layer by layer: ")
+
+
+@pytest.mark.parametrize("name", ["ldm labels vq", "sd 1", "sdxl"])
+def test_a_program_follows_what_it_is_given(
+    name: str,
+    small_pipeline: Callable[[str], Any],
+    small_compressed: Callable[[str], CompressedPipeline],
+    tmp_path: Path,
+) -> None:
+    small, path = small_pipeline(name), deploy.export(small_compressed(name), tmp_path / "artifact")
+    planned, layers = deploy.load(path), deploy.load(path)
+    seen: list[tuple[Tensor, Mapping[str, Tensor]]] = []
+    layers.pipe.set_progress_bar_config(disable=True)
+    handle = layers.pipe.unet.module.unet.register_forward_hook(lambda *_: None)
+    plain = layers.denoiser.full
+
+    def told(x: Tensor, step: int, cond: Mapping[str, Tensor]) -> Any:
+        seen.append((x, cond))
+        return plain(x, step, cond)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers.denoiser, "full", told)
+        images_of(layers, small, 0)
+    x, cond = seen[0]
+    for step in (0, 0, 1, 2):
+        planned.denoiser.full(x, step, cond)
+    wanted = layers.denoiser.full(x, 1, cond)[0]
+    for given in cond:
+        changed = {**cond, given: other_than(cond[given])}
+        found, right = (loaded.denoiser.full(x, 1, changed)[0] for loaded in (planned, layers))
+        assert torch.equal(found, right), given
+        assert not torch.equal(right, wanted), given
+    assert planned.pipe.unet.module.plan().startswith("native programs of")
+    handle.remove()
+
+
+def other_than(value: Tensor) -> Tensor:
+    if value.is_floating_point():
+        return value + torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value.dtype)
+    return (value + 1) % 2

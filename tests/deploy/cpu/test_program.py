@@ -234,9 +234,9 @@ def test_an_arena_keeps_what_is_pinned() -> None:
     ("change", "reason"),
     [
         (lambda x: x.add_(1), "add_.Scalar touches what a kernel wrote|add_.Tensor touches what a kernel"),
-        (lambda x: x + 1, "quantize reads what torch computed"),
-        (lambda x: x * float(x.sum()), "touches what a kernel wrote|reads what torch computed"),
-        (lambda x: x.flip(0), "quantize reads what torch computed"),
+        (lambda x: x + 1, "quantize reads what aten.* computed"),
+        (lambda x: x * float(x.sum()), "touches what a kernel wrote|reads what aten.* computed"),
+        (lambda x: x.flip(0), "quantize reads what aten.* computed"),
     ],
 )
 def test_what_torch_computes_ends_a_recording(change: Any, reason: str, table: StepTable) -> None:
