@@ -102,10 +102,11 @@ def recipe_of(unet: UNet2DModel, options: argparse.Namespace) -> Recipe:
     return replace(recipe, quantization=replace(recipe.quantization, modules_to_not_convert=kept))
 
 
-def cifar_pipeline() -> DDIMPipeline:
-    """The architecture with weights of a fixed seed."""
+def cifar_pipeline(*, head_width: int | None = None) -> DDIMPipeline:
+    """The architecture with weights of a fixed seed; its attentions have one head, or heads of that width."""
     torch.manual_seed(0)
-    pipe = DDIMPipeline(unet=UNet2DModel(**ARCHITECTURE).eval(), scheduler=DDIMScheduler())
+    unet = UNet2DModel(**{**ARCHITECTURE, "attention_head_dim": head_width})
+    pipe = DDIMPipeline(unet=unet.eval(), scheduler=DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

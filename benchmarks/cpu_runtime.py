@@ -19,6 +19,7 @@ ratio is the median over rounds of float32's time to the variant's in the same r
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import statistics
 import subprocess
@@ -80,6 +81,9 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=int, default=3, help="whole runs of each variant (default: %(default)s)"
     )
+    parser.add_argument(
+        "--head-width", type=int, help="width of the heads of attentions; another one needs another --work"
+    )
     parser.add_argument("--openvino", action="store_true", help="also time OpenVINO")
     parser.add_argument("--resident", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -91,6 +95,12 @@ def main() -> None:
     print(f"{describe_machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
     for part in options.only:
         PARTS[part](options)
+
+
+def network_of(options: argparse.Namespace) -> nn.Module:
+    """The float network."""
+    network: nn.Module = cifar_pipeline(head_width=options.head_width).unet
+    return network
 
 
 def artifact(options: argparse.Namespace, recipe: str) -> Path:
@@ -112,7 +122,7 @@ def compressed(options: argparse.Namespace, recipe: str, name: str) -> compress.
     reuse = None
     if recipe in CACHED:
         reuse = compressed(options, PLAIN, f"{PLAIN}-{options.steps}")
-    pipe = cifar_pipeline()
+    pipe = cifar_pipeline(head_width=options.head_width)
     return compress.compress(pipe, recording(options, pipe), recipe, folder, reuse=reuse)
 
 
@@ -125,7 +135,7 @@ def recording(options: argparse.Namespace, pipe: Any) -> calibration.Calibration
 @torch.no_grad()
 def calls(options: argparse.Namespace) -> None:
     """One full evaluation, by batch size."""
-    unet = cifar_pipeline().unet.eval()
+    unet = network_of(options).eval()
     deployed = deploy.load(artifact(options, PLAIN))
     for batch_size in options.batch_sizes:
         x = noise(batch_size)
@@ -140,8 +150,8 @@ def calls(options: argparse.Namespace) -> None:
 def float_variants(unet: nn.Module, deployed: DeployedPipeline, x: Tensor) -> dict[str, Call]:
     """The float network as it is, in the memory format that convolutions like best, and in half precision."""
     moment = torch.full((len(x),), deployed.denoiser.timesteps[0])
-    last = cifar_pipeline().unet.eval().to(memory_format=torch.channels_last)
-    half = cifar_pipeline().unet.eval().to(torch.bfloat16, memory_format=torch.channels_last)
+    last = copy.deepcopy(unet).to(memory_format=torch.channels_last)
+    half = copy.deepcopy(unet).to(torch.bfloat16, memory_format=torch.channels_last)
     x_last = x.to(memory_format=torch.channels_last)
     return {
         "float32 eager": lambda: unet(x, moment),
@@ -205,7 +215,7 @@ def onnx(options: argparse.Namespace) -> None:
             engines.export_onnx(source, engine_folder(options, form), form=form)
     plain = options.work / "float.onnx"
     if not plain.exists():
-        write_plain(cifar_pipeline().unet, plain)
+        write_plain(network_of(options), plain)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(plain), settings, providers=["CPUExecutionProvider"])
@@ -270,7 +280,7 @@ def by_kind(profile: torch.profiler.profile) -> Counter[str]:
 def sampling(options: argparse.Namespace) -> None:
     """Whole runs, with the gain that int8 and the cache promise together."""
     batch_size = options.batch_sizes[0]
-    pipe = cifar_pipeline()
+    pipe = cifar_pipeline(head_width=options.head_width)
     plain = deploy.load(artifact(options, PLAIN))
     runs: dict[str, Call] = {"float32": lambda: sample(pipe, options.steps, batch_size)}
     runs[PLAIN] = lambda: sample(plain, options.steps, batch_size)

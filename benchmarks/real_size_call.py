@@ -5,11 +5,12 @@
     OMP_NUM_THREADS=2 python benchmarks/real_size_call.py --work runs/real_size --threads 2 --variants errata
     python benchmarks/real_size_call.py --work runs/real_size --variants openvino-int8-bfloat16
 
-Batch 2, 64x64 latents, 77 tokens of 768 channels, random weights: only times matter here. For OpenVINO
-(packages openvino and nncf) the same network is converted, and quantized by NNCF for transformers from one
-sample, without bias correction; its models are kept in `--work`. Variants take turns in one process, and each
+Batch 2, 64x64 latents (or `--latents 96`), 77 tokens of 768 channels, random weights: only times matter here.
+For OpenVINO (packages openvino and nncf) the same network is converted, and quantized by NNCF for transformers
+from one sample, without bias correction; its models are kept in `--work`. Variants take turns in one process, and each
 figure is the median over the rounds, of CPU time and of wall time. The ratio of two variants in one process
-varied from run to run: compare processes of one variant each, in turn, as well.
+varied from run to run: compare processes of one variant each, in turn, as well. `errata-cached` is a cached
+call at branch 1.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from call_timing import Call, interleaved_seconds
@@ -29,8 +31,10 @@ from torch import Tensor, nn
 from errata import deploy
 from errata.machine import describe_machine
 from errata.memory import keep_freed_memory
+from errata.runtime.denoiser import UNetDenoiser
+from errata.runtime.schedule import CacheSchedule
 
-LATENTS, TEXT = (2, 4, 64, 64), (2, 77, 768)
+TEXT = (2, 77, 768)
 # Names of OpenVINO's variants: which model, and the precision of what is not int8.
 OPENVINO = {
     "openvino-bfloat16": ("float", "bf16"),
@@ -38,7 +42,7 @@ OPENVINO = {
     "openvino-int8-bfloat16": ("int8", "bf16"),
 }
 TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-OWN = "errata"
+OWN, CACHED = "errata", "errata-cached"
 
 
 @torch.no_grad()
@@ -49,9 +53,14 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, required=True, help="folder that real_size.py wrote")
     parser.add_argument("--threads", type=int, default=1, help="threads of all variants")
+    parser.add_argument("--latents", type=int, default=64, help="their height and width")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds")
     parser.add_argument(
-        "--variants", nargs="+", choices=[OWN, *TORCH, *OPENVINO], default=[OWN, *TORCH], help="what to time"
+        "--variants",
+        nargs="+",
+        choices=[OWN, CACHED, *TORCH, *OPENVINO],
+        default=[OWN, *TORCH],
+        help="what to time",
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -71,14 +80,27 @@ def main() -> None:
 
 def variant(name: str, options: argparse.Namespace) -> Call:
     """Return a call of a variant."""
-    x, text = torch.randn(LATENTS), torch.randn(TEXT)
-    if name == OWN:
+    x, text = torch.randn(2, 4, options.latents, options.latents), torch.randn(TEXT)
+    if name in (OWN, CACHED):
         deployed = deploy.load(options.work / "artifact")
-        return lambda: deployed.denoiser.full(x, 0, {"encoder_hidden_states": text})
+        cond = {"encoder_hidden_states": text}
+        if name == OWN:
+            return lambda: deployed.denoiser.full(x, 0, cond)
+        denoiser = with_cache(deployed.denoiser)
+        feature = denoiser.full(x, 0, cond)[1]
+        return lambda: denoiser.cached(x, 1, cond, feature)
     if name in OPENVINO:
         return openvino_variant(name, options, x, text)
     unet = float_network(options).to(TORCH[name])
     return lambda: unet(x.to(TORCH[name]), 1, text.to(TORCH[name]))
+
+
+def with_cache(denoiser: Any) -> UNetDenoiser:
+    """Return the same network with a cache at branch 1."""
+    steps = denoiser.schedule.num_steps
+    schedule = CacheSchedule(num_steps=steps, full_steps=(0,), branch=1)
+    cached: UNetDenoiser = denoiser.at(schedule, denoiser.timesteps, tuple(range(steps)))
+    return cached
 
 
 def float_network(options: argparse.Namespace) -> nn.Module:
@@ -91,7 +113,8 @@ def openvino_variant(name: str, options: argparse.Namespace, x: Tensor, text: Te
     """Return a call of a model in OpenVINO, converted unless it is there."""
     import openvino
 
-    files = {form: options.work / f"openvino-{form}.xml" for form in ("float", "int8")}
+    size = "" if options.latents == 64 else f"-{options.latents}"  # a model serves one size
+    files = {form: options.work / f"openvino-{form}{size}.xml" for form in ("float", "int8")}
     if not all(file.exists() for file in files.values()):
         convert(options, x, text, files)
     form, precision = OPENVINO[name]
