@@ -5,12 +5,12 @@
     OMP_NUM_THREADS=2 python benchmarks/real_size_call.py --work runs/real_size --threads 2 --variants errata
     python benchmarks/real_size_call.py --work runs/real_size --variants openvino-int8-bfloat16
 
-Batch 2, 64x64 latents (or `--latents 96`), 77 tokens of 768 channels, random weights: only times matter here.
-For OpenVINO (packages openvino and nncf) the same network is converted, and quantized by NNCF for transformers
-from one sample, without bias correction; its models are kept in `--work`. Variants take turns in one process, and each
-figure is the median over the rounds, of CPU time and of wall time. The ratio of two variants in one process
-varied from run to run: compare processes of one variant each, in turn, as well. `errata-cached` is a cached
-call at branch 1.
+Batch 2, 64x64 latents (or `--latents 96`), 77 tokens of 768 channels, random weights: only times matter
+here. For OpenVINO (packages openvino and nncf) the same network is converted, and quantized by NNCF for
+transformers from one sample, without bias correction; its models are kept in `--work`. Variants take turns in
+one process, and each figure is the median over the rounds, of CPU time and of wall time. The ratio of two
+variants in one process varied from run to run: compare processes of one variant each, in turn, as well.
+`errata-cached` is a cached call at branch 1.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def variant(name: str, options: argparse.Namespace) -> Call:
             return lambda: deployed.denoiser.full(x, 0, cond)
         denoiser = with_cache(deployed.denoiser)
         feature = denoiser.full(x, 0, cond)[1]
-        return lambda: denoiser.cached(x, 1, cond, feature)
+        return lambda: denoiser.cached(x, 0, cond, feature)
     if name in OPENVINO:
         return openvino_variant(name, options, x, text)
     unet = float_network(options).to(TORCH[name])
