@@ -68,7 +68,7 @@ def main() -> None:
     variants = {name: variant(name, options) for name in options.variants}
     print(f"{describe_machine()}; {options.threads} threads, {options.rounds} rounds")
     cpu, wall = (
-        interleaved_seconds(variants, options.rounds, warm_up=1, clock=clock)
+        interleaved_seconds(variants, options.rounds, warm_up=2, clock=clock)
         for clock in (time.process_time, time.perf_counter)
     )
     for name in variants:
