@@ -331,7 +331,7 @@ def small_compressed(
     def make(name: str) -> CompressedPipeline:
         small, root = small_pipeline(name), tmp_path_factory.mktemp("w8a8")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("errata.compress.quantize.observation._VALUES_PER_STEP", 2048)
+            patch.setattr("errata.compress.quantize.step_sketch.VALUES_PER_STEP", 2048)
             recorded = small.collect(root / "set", steps=4, batches=2)
             return compress.apply(small.pipe, recorded, "w8a8", root / "compressed")
 
@@ -353,7 +353,7 @@ def small_artifact(
         small, root = small_pipeline(name), tmp_path_factory.mktemp("small")
         is_cached = name != "sd latent upscale"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("errata.compress.quantize.observation._VALUES_PER_STEP", 2048)
+            patch.setattr("errata.compress.quantize.step_sketch.VALUES_PER_STEP", 2048)
             recorded = small.collect(root / "set", steps=6 if is_cached else 3)
             recipe = "deepcache-3" if is_cached else "w8a8"
             compressed = compress.apply(small.pipe, recorded, recipe, root / "compressed")

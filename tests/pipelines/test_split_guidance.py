@@ -43,7 +43,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  #
 @pytest.fixture(scope="module", autouse=True)
 def _few_values() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("errata.compress.quantize.observation._VALUES_PER_STEP", 2048)
+        patch.setattr("errata.compress.quantize.step_sketch.VALUES_PER_STEP", 2048)
         yield
 
 

@@ -10,8 +10,9 @@ from errata.calibration import CalibrationSet
 from errata.compress import Recipe
 from errata.compress.jobs.stages import open_journal
 from errata.compress.quantize import observation
-from errata.compress.quantize.observation import StepSample, observe_ranges
+from errata.compress.quantize.observation import observe_ranges
 from errata.compress.quantize.quantizers import choose_range
+from errata.compress.quantize.step_sketch import StepSketch
 from errata.errors import RecipeError
 from errata.runtime.scheme import Scheme, sites_of
 
@@ -60,7 +61,7 @@ def test_finished_steps_are_taken_from_the_journal(
     observe = observation._observe_step
     seen: list[int] = []
 
-    def watched(*arguments: object) -> StepSample:
+    def watched(*arguments: object) -> StepSketch:
         step = arguments[3]
         assert isinstance(step, int)
         seen.append(step)
@@ -86,22 +87,6 @@ def test_fewer_samples_are_the_first_ones(
     )
     found = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme, samples_per_step=4)
     assert same(found, observe_ranges(tiny_pipeline.unet, fewer, scheme))
-
-
-def test_what_is_kept_does_not_grow_with_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(observation, "_VALUES_PER_STEP", 1000)
-    for batches in (1, 4, 20):
-        sample = StepSample(samples=10 * batches, seed=0)
-        extremes = []
-        for index in range(batches):
-            sample.expect(10)
-            values = torch.randn(10, 300, generator=torch.Generator().manual_seed(index))
-            extremes += [values.min(), values.max()]
-            sample.add("x", values)
-        kept = sample.values("x")
-        assert 1000 < len(kept) <= 1000 + 3 * batches
-        assert kept.min() == min(extremes)
-        assert kept.max() == max(extremes)
 
 
 def test_inputs_that_are_not_finite_are_named(

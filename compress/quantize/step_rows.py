@@ -1,0 +1,56 @@
+"""Which recorded trajectories the ranges of a step are chosen on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from errata.calibration import CalibrationSet
+
+# Steps of a trajectory that are as far apart as ranges can tell: of more steps, neighbours share their inputs.
+DISTINCT_STEPS = 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRows:
+    """The trajectories that are run at each step, and the steps whose inputs a range sees.
+
+    A trajectory of more than `DISTINCT_STEPS` steps is looked at in groups of trajectories: neighbouring
+    steps run different groups in turn, and the ranges of a step come from its own group and those of the steps
+    around it. So every range sees nearly all trajectories, from a twenty-fifth of the sampling time, and the
+    work does not grow with the number of steps. With fewer steps, each runs all trajectories and stands alone.
+
+    Attributes:
+        samples: trajectories in all.
+        num_steps: recorded denoiser calls.
+        calls_per_step: denoiser calls of a sampler step; calls of different kinds are never mixed.
+    """
+
+    samples: int
+    num_steps: int
+    calls_per_step: int = 1
+
+    @classmethod
+    def of(cls, calibration_set: CalibrationSet, *, samples_per_step: int) -> StepRows:
+        """Return the choice for a calibration set; `samples_per_step` is the most a range may see."""
+        return cls(
+            samples=min(samples_per_step, calibration_set.num_samples),
+            num_steps=calibration_set.num_steps,
+            calls_per_step=calibration_set.calls_per_step,
+        )
+
+    @property
+    def groups(self) -> int:
+        """How many groups the trajectories are in."""
+        steps = self.num_steps // self.calls_per_step
+        return max(1, min(steps // DISTINCT_STEPS, self.samples))
+
+    def samples_at(self, step: int) -> range:
+        """Return the trajectories that are run at a step."""
+        group = step // self.calls_per_step % self.groups
+        return range(group * self.samples // self.groups, (group + 1) * self.samples // self.groups)
+
+    def around(self, step: int) -> tuple[int, ...]:
+        """Return the steps whose inputs the ranges of a step come from, ascending."""
+        reach = self.groups // 2
+        near = (step + self.calls_per_step * offset for offset in range(-reach, reach + 1))
+        return tuple(other for other in near if 0 <= other < self.num_steps)
