@@ -200,8 +200,8 @@ class CalibrationSet:
             batch_size: samples per record.
 
         Raises:
-            CalibrationError: the step was not recorded, a number is below 1 (`start`: below 0), or a shard cannot
-                be read.
+            CalibrationError: the step was not recorded, a number is below 1 (`start`: below 0), or a shard
+                cannot be read.
         """
         if not 0 <= step < self.num_steps:
             raise CalibrationError(

@@ -1,8 +1,8 @@
 """Histograms of activations whose bins are the same for every tensor, so that they add up without rounding.
 
-A bin holds the floats of one sign that share their exponent and the first six bits of their mantissa: it is
-1/128 to 1/64 of its values wide. Bins are ordered by value. The exponents from 2^-48 to 2^79 have bins; smaller
-values count as zero, larger ones go into the last bin.
+A bin holds the floats of one sign that share their exponent and the first six bits of their mantissa: its
+width is 1/128 to 1/64 of its values. Bins are ordered by value. The exponents from 2^-48 to 2^79 have bins;
+smaller values count as zero, larger ones go into the last bin.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def histogram(x: Tensor) -> Tensor:
         x: one-dimensional, float32, float16 or bfloat16.
     """
     bits = x.float().view(torch.int32)
-    place = ((bits & 0x7FFFFFFF) >> _SHIFT).sub_(_FIRST).clamp_(0, _HALF - 1)
-    index = torch.where(bits < 0, _HALF - 1 - place, _HALF + place)
-    return torch.bincount(index, minlength=BINS)
+    place = (bits & 0x7FFFFFFF).bitwise_right_shift_(_SHIFT).sub_(_FIRST).clamp_(0, _HALF - 1)
+    place ^= bits >> 31  # place p of a negative number becomes -1 - p
+    return torch.bincount(place.add_(_HALF), minlength=BINS)
 
 
 def edges() -> Tensor:
-    """Return where bins begin and end, ascending, `(BINS + 1,)`, float32; bin `i` lies between `i` and `i + 1`."""
+    """Return the borders of the bins, ascending, `(BINS + 1,)`, float32; bin i is from entry i to i + 1."""
     places = torch.arange(_HALF + 1, dtype=torch.int32) + _FIRST
     magnitudes = (places << _SHIFT).view(torch.float32)
     magnitudes[0] = 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -113,14 +112,10 @@ class _Observer:
     def around(self, step: int) -> StepSketch:
         """Return what the quantizers read at a step and at those around it."""
         needed = self._rows.around(step)
-        self._sketches = {
-            near: self._sketches[near] for near in self._sketches if near >= min(needed)
-        }
+        self._sketches = {near: self._sketches[near] for near in self._sketches if near >= min(needed)}
         for near in needed:
             if near not in self._sketches:
-                self._sketches[near] = _observe_step(
-                    self._network, self._set, self._scheme, near, self._rows.samples_at(near)
-                )
+                self._sketches[near] = _observe_step(self._network, self._set, self._scheme, near, self._rows)
         if len(needed) == 1:
             return self._sketches.pop(step)
         return StepSketch.together(self._sketches[near] for near in needed)
@@ -135,12 +130,14 @@ class _Observer:
 
 @torch.no_grad()
 def _observe_step(
-    unet: nn.Module, calibration_set: CalibrationSet, scheme: Scheme, step: int, samples: range
+    unet: nn.Module, calibration_set: CalibrationSet, scheme: Scheme, step: int, rows: StepRows
 ) -> StepSketch:
-    sketch = StepSketch(samples=len(samples))
+    sketch, samples = StepSketch(samples=rows.samples), rows.samples_at(step)
     model = BranchedUNet(unet)
     timestep = float(calibration_set.timesteps[step])
-    positions = calibration_set.rows_per_sample * calibration_set.sample_shape[-1] * calibration_set.sample_shape[-2]
+    positions = (
+        calibration_set.rows_per_sample * calibration_set.sample_shape[-1] * calibration_set.sample_shape[-2]
+    )
     batch_size = max(1, _POSITIONS // positions)
     with watching(unet, scheme, sketch):
         for record in calibration_set.batches(

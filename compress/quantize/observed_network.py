@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import gcd
 
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from errata.compress.quantize.step_sketch import StepSketch
+from errata.compress.quantize.step_sketch import StepSketch, spread_places
 from errata.runtime.attention import QuantizedAttention, set_attention
 from errata.runtime.scheme import AttentionScheme, LayerScheme, Scheme, layer_sites
 
@@ -40,7 +39,7 @@ def observing_dtype(unet: nn.Module) -> torch.dtype:
 
 
 def observed_copy(unet: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a copy in evaluation mode, in another type, channels last; no second copy in `unet`'s own type."""
+    """Return a copy in another type, channels last, in evaluation mode; no copy in `unet`'s own type."""
     known: dict[int, object] = {}
     for name, value in (*unet.named_parameters(), *unet.named_buffers()):
         if not value.is_floating_point():
@@ -108,7 +107,7 @@ class ObservedAttention(QuantizedAttention):
         """Show the sketch the probabilities, slice by slice."""
         length = query.shape[1]
         if length > QUERIES:
-            chosen = spread_queries(length).to(query.device)
+            chosen = spread_places(length, QUERIES).sort().values.to(query.device)
             query = query[:, chosen]
             mask = mask if mask is None or mask.shape[1] == 1 else mask[:, chosen]
         query, key = attn.head_to_batch_dim(query), attn.head_to_batch_dim(key)
@@ -124,14 +123,6 @@ class ObservedAttention(QuantizedAttention):
                 seen = part.shape[0] * part.shape[1] / (heads * queries)
                 scores = attn.get_attention_scores(part, key[rows], bias)
                 self._sketch.add(self._name, scores, part=seen)
-
-
-def spread_queries(length: int) -> Tensor:
-    """Return `QUERIES` of `length` positions, ascending; of an image neither one column only nor one row."""
-    distance = round(0.618 * length)
-    while gcd(distance, length) > 1:
-        distance += 1
-    return (torch.arange(QUERIES) * distance).remainder(length).sort().values
 
 
 def _recorder(site: str, sketch: StepSketch) -> Callable[[Tensor], Tensor]:

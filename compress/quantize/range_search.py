@@ -1,8 +1,8 @@
 """The choice of an activation range from a histogram: as `choose_range`, without the values.
 
-Within a bin values count as spread evenly, so the mean error of a bin has a closed form and no bin is too wide for
-the grid. With `u = x / s` on the grid of whole numbers between `-z` and `L - z`, `n` the nearest of those,
-`r = u - n` and the error `|r|^p`:
+Within a bin, values count as spread evenly, so the mean error of a bin has a closed form, also where the bin
+is wider than a step of the grid. With `u = x / s`, on the grid of whole numbers from `-z` to `L - z`, `n` the
+nearest of those, `r = u - n` and the error `|r|^p`:
 
     G(u) = ∫ |r|^p du = 2n h^(p+1) / (p+1) + sign(r) |r|^(p+1) / (p+1),    h = 1/2
 
@@ -17,10 +17,11 @@ from torch import Tensor
 from errata.compress.quantize.histogram import BINS, edges
 from errata.compress.quantize.quantizers import ERROR_EXPONENT, candidate_ranges
 
-# Bins nearer to zero than this part of the narrowest scale make one: each is rounded to zero by every candidate.
-_INNER_PART = 1 / 8
-# What an extreme weighs: as one of so many values. An exact search on a sample with its extremes is like that,
-# and keeps a rare large value from being cut off.
+# What is nearer to zero than half the narrowest scale, every candidate rounds to zero, at the same error. So
+# bins in there make one.
+_INNER_PART = 1 / 2
+# An extreme weighs as one of so many values, as in an exact search on a sample and its extremes. It keeps a
+# rare large value from being cut off.
 _VALUES_PER_EXTREME = 16384
 _EDGES = edges()
 
@@ -70,7 +71,11 @@ def _bins(counts: Tensor, *, inner: float) -> tuple[Tensor, Tensor, Tensor]:
     below, above = counts[min(first, left) : left], counts[right : max(last + 1, right)]
     weight = torch.cat([below, torch.stack(inside), above]).float()
     borders = torch.cat(
-        [_EDGES[min(first, left) : left + 1], _EDGES[middle : middle + 1], _EDGES[right : max(last + 1, right) + 1]]
+        [
+            _EDGES[min(first, left) : left + 1],
+            _EDGES[middle : middle + 1],
+            _EDGES[right : max(last + 1, right) + 1],
+        ]
     )
     return borders[:-1], borders[1:], weight
 

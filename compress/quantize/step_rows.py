@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from errata.calibration import CalibrationSet
 
-# Steps of a trajectory that are as far apart as ranges can tell: of more steps, neighbours share their inputs.
+# Of more steps than these, neighbours are so near to each other that their ranges come from common inputs.
 DISTINCT_STEPS = 25
 
 
@@ -14,10 +14,10 @@ DISTINCT_STEPS = 25
 class StepRows:
     """The trajectories that are run at each step, and the steps whose inputs a range sees.
 
-    A trajectory of more than `DISTINCT_STEPS` steps is looked at in groups of trajectories: neighbouring
-    steps run different groups in turn, and the ranges of a step come from its own group and those of the steps
-    around it. So every range sees nearly all trajectories, from a twenty-fifth of the sampling time, and the
-    work does not grow with the number of steps. With fewer steps, each runs all trajectories and stands alone.
+    With fewer than two times `DISTINCT_STEPS` steps, each step runs all trajectories, and its ranges come
+    from them alone. With more, the trajectories are split into groups, and neighbouring steps run different
+    groups in turn. The ranges of a step come from its own group and those of the steps around it: nearly all
+    trajectories, over about a twenty-fifth of the sampling time. So more steps do not mean more work.
 
     Attributes:
         samples: trajectories in all.

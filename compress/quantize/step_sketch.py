@@ -10,12 +10,12 @@ from math import ceil, gcd
 import torch
 from torch import Tensor
 
-from errata.compress.quantize.histogram import BINS, histogram
+from errata.compress.quantize.histogram import histogram
 from errata.compress.quantize.quantizers import choose_range
 from errata.compress.quantize.range_search import choose_range_by_histogram
 
-# Values of a site that are looked at in one step; a site with no more is kept exactly. The error of a range is a
-# mean over them; twice as many change few ranges. Memory grows with layers, never with samples.
+# A site of which a range sees no more values than these is kept exactly. The error of a range is a mean over
+# them; twice as many change few ranges. Memory grows with layers, never with samples.
 VALUES_PER_STEP = 16384
 # A value is cheap in a histogram, so that has more.
 _TIMES_IN_HISTOGRAM = 4
@@ -41,8 +41,11 @@ class SiteSketch:
         """Take in what another sketch of the same site holds."""
         self.low, self.high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
         self.values = self.values + other.values
-        if other.counts is not None:
-            self.counts = other.counts if self.counts is None else self.counts + other.counts
+        found = [counts for counts in (self.counts, other.counts) if counts is not None]
+        if found:  # values too, where batches differ in the length of their texts
+            found += [histogram(part).int() for part in self.values]
+            self.counts = torch.stack(found).sum(dim=0, dtype=torch.int32)
+            self.values = []
 
     def choose_range(self, *, bits: int, from_zero: bool) -> tuple[Tensor, Tensor]:
         """Return the scale and the zero point that fit best; see `choose_range`."""
@@ -56,7 +59,7 @@ class StepSketch:
     """Sketches of all sites at one step; what it holds is on the CPU, and does not grow with the samples.
 
     Args:
-        samples: how many samples the step has in all; each may add its share of the values.
+        samples: how many samples a range sees, of this step or of several; each adds its share of the values.
     """
 
     def __init__(self, *, samples: int) -> None:
@@ -126,28 +129,33 @@ class StepSketch:
 
 
 def in_memory_order(x: Tensor) -> Tensor:
-    """Return a view with the dimensions in the order in which they lie in memory: the fastest to go through."""
+    """Return a view with the dimensions as they lie in memory, which is the fastest order to read them in."""
     return x.permute(sorted(range(x.ndim), key=lambda dim: -x.stride(dim)))
 
 
 def spread_values(x: Tensor, count: int) -> Tensor:
-    """Return `count` values from places spread evenly over a tensor, `(count,)`; the choice is deterministic."""
+    """Return `count` values, evenly spread over a tensor, `(count,)`; the choice is deterministic."""
     places = _places(tuple(x.shape), tuple(x.stride()), count).to(x.device)
     span = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) + 1
     return x.as_strided((span,), (1,), x.storage_offset()).index_select(0, places)
 
 
-@lru_cache(maxsize=64)
-def _places(shape: tuple[int, ...], strides: tuple[int, ...], count: int) -> Tensor:
-    """Return offsets in memory, ascending, `(count,)`.
+def spread_places(total: int, count: int) -> Tensor:
+    """Return `count` different places below `total`, spread evenly over every dimension, `(count,)`.
 
-    Their distance shares no factor with the size of the tensor, so every channel, row and sample has its turn.
+    Multiples of the golden section leave no large gap, however many there are; without a factor in common
+    with `total`, they leave out no channel either.
     """
-    total = torch.Size(shape).numel()
-    distance = max(1, total // count)
+    distance = max(1, round(total * (5**0.5 - 1) / 2))
     while gcd(distance, total) > 1:
         distance += 1
-    index = torch.arange(count).mul_(distance).remainder_(total)
+    return torch.arange(count).mul_(distance).remainder_(total)
+
+
+@lru_cache(maxsize=64)
+def _places(shape: tuple[int, ...], strides: tuple[int, ...], count: int) -> Tensor:
+    """Return offsets in memory, ascending, `(count,)`."""
+    index = spread_places(torch.Size(shape).numel(), count)
     offsets = torch.zeros_like(index)
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         offsets += index.remainder(size) * stride
