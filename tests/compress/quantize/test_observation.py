@@ -86,7 +86,7 @@ def test_steps_that_share_trajectories_resume_with_the_same_ranges(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Six steps, two groups of trajectories: each step is run once, and after a break what is needed again."""
+    """Six steps, two groups of trajectories: each step runs once, and after a break what is needed again."""
     monkeypatch.setattr(step_rows, "DISTINCT_STEPS", 3)
     observe, seen = observation._observe_step, []
 
