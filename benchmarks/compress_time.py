@@ -6,7 +6,7 @@
 `--model cifar` is the architecture of DDPM-CIFAR10, 35.7 million parameters; `latent` is a smaller Stable
 Diffusion, with 4096 tokens and two rows a sample. Weights are random. Inputs are recorded from a tiny network
 of the same shapes: neither time nor memory depends on them. Each measurement is a process of its own, and
-rounds alternate between builds. The other build looks at `--sampled` steps only, since each of its steps takes
+rounds alternate between builds. The other build looks at `--sampled` steps only, as each of its steps takes
 the same time; this one at all. Seconds are CPU time of the process, without imports and without making the
 network.
 """
