@@ -45,7 +45,7 @@ def observe_ranges(
         calibration_set: its trajectories.
         scheme: what is quantized.
         steps: the steps to observe, one entry of the result for each; None means all.
-        samples_per_step: trajectories to look at, at most; of many steps, each looks at a part of them.
+        samples_per_step: trajectories that a range is chosen on, at most.
         stage: where the ranges of a finished step are kept, for a run that continues later.
 
     Raises:
@@ -56,8 +56,7 @@ def observe_ranges(
         return {}
     chosen = range(calibration_set.num_steps) if steps is None else steps
     total = len(chosen)
-    rows = StepRows.of(calibration_set, samples_per_step=samples_per_step)
-    observed = observed_copy(unet, observing_dtype(unet))
+    observer = _Observer(unet, calibration_set, scheme, samples_per_step)
     columns: list[dict[str, Tensor]] = []
     lines = StepProgress("activation ranges", total)
     # None: not without a terminal
@@ -67,7 +66,7 @@ def observe_ranges(
 
             def make(step: int = step, made: list[int] = made) -> dict[str, Tensor]:
                 made.append(step)
-                return _ranges_at(step, _observe_step(observed, calibration_set, scheme, step, rows), sites)
+                return _ranges_at(step, observer.around(step), sites)
 
             columns.append(stage(f"ranges.{step:04d}", make))
             bar.update()
@@ -99,12 +98,41 @@ def _ranges_at(step: int, sketch: StepSketch, sites: tuple[Site, ...]) -> dict[s
     return ranges
 
 
+class _Observer:
+    """Runs a network at single steps, and keeps the sketches of those whose neighbours still need them."""
+
+    def __init__(
+        self, unet: nn.Module, calibration_set: CalibrationSet, scheme: Scheme, samples_per_step: int
+    ) -> None:
+        self._unet, self._set, self._scheme = unet, calibration_set, scheme
+        self._rows = StepRows.of(calibration_set, samples_per_step=samples_per_step)
+        self._observed: nn.Module | None = None
+        self._sketches: dict[int, StepSketch] = {}
+
+    def around(self, step: int) -> StepSketch:
+        """Return what the quantizers read at a step and at those around it."""
+        needed = self._rows.around(step)
+        self._sketches = {near: self._sketches[near] for near in self._sketches if near >= min(needed)}
+        for near in needed:
+            if near not in self._sketches:
+                self._sketches[near] = _observe_step(self._network, self._set, self._scheme, near, self._rows)
+        if len(needed) == 1:
+            return self._sketches.pop(step)
+        return StepSketch.together(self._sketches[near] for near in needed)
+
+    @property
+    def _network(self) -> nn.Module:
+        """The copy to run, made when it is first needed: a run that only continues may need none."""
+        if self._observed is None:
+            self._observed = observed_copy(self._unet, observing_dtype(self._unet))
+        return self._observed
+
+
 @torch.no_grad()
 def _observe_step(
     unet: nn.Module, calibration_set: CalibrationSet, scheme: Scheme, step: int, rows: StepRows
 ) -> StepSketch:
-    samples = rows.samples_at(step)
-    sketch = StepSketch(samples=len(samples))
+    sketch, samples = StepSketch(samples=rows.samples), rows.samples_at(step)
     model = BranchedUNet(unet)
     timestep = float(calibration_set.timesteps[step])
     positions = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, gcd
@@ -13,11 +14,11 @@ from errata.compress.quantize.histogram import histogram
 from errata.compress.quantize.quantizers import choose_range
 from errata.compress.quantize.range_search import choose_range_by_histogram
 
-# A site that has no more values at a step is kept exactly. The error of a range is a mean over them; twice as
-# many change few ranges. Memory grows with layers, never with samples.
+# A site of which a range sees no more values than these is kept exactly. The error of a range is a mean over
+# them; twice as many change few ranges. Memory grows with layers, never with samples.
 VALUES_PER_STEP = 16384
 # A value is cheap in a histogram, so that has more.
-_TIMES_IN_HISTOGRAM = 2
+_TIMES_IN_HISTOGRAM = 4
 
 
 @dataclass
@@ -58,7 +59,7 @@ class StepSketch:
     """Sketches of all sites at one step; what it holds is on the CPU, and does not grow with the samples.
 
     Args:
-        samples: how many samples the step has in all; each may add its share of the values.
+        samples: how many samples a range sees, of this step or of several; each adds its share of the values.
     """
 
     def __init__(self, *, samples: int) -> None:
@@ -90,10 +91,18 @@ class StepSketch:
         else:
             count = min(ceil(_TIMES_IN_HISTOGRAM * VALUES_PER_STEP * part), flat.numel())
             sketch.counts = histogram(spread_values(flat, count)).int().cpu()
+        self._merge(name, sketch)
+
+    def merge(self, other: StepSketch) -> None:
+        """Take in another step's sketches."""
+        for name, sketch in other._sites.items():
+            self._merge(name, sketch)
+
+    def _merge(self, name: str, sketch: SiteSketch) -> None:
         if name in self._sites:
             self._sites[name].add(sketch)
         else:
-            self._sites[name] = sketch
+            self._sites[name] = SiteSketch(sketch.low, sketch.high, sketch.values, sketch.counts)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -109,6 +118,14 @@ class StepSketch:
         if name not in self._sites:
             return choose_range(torch.empty(0), bits=bits, from_zero=from_zero)
         return self._sites[name].choose_range(bits=bits, from_zero=from_zero)
+
+    @classmethod
+    def together(cls, sketches: Iterable[StepSketch]) -> StepSketch:
+        """Return what several steps saw together."""
+        result = cls(samples=1)
+        for sketch in sketches:
+            result.merge(sketch)
+        return result
 
 
 def in_memory_order(x: Tensor) -> Tensor:

@@ -79,20 +79,35 @@ def test_finished_steps_are_taken_from_the_journal(
     assert same(whole, again)
 
 
-def test_of_many_steps_each_looks_at_its_group_alone(
+def test_steps_that_share_trajectories_resume_with_the_same_ranges(
     tiny_pipeline: DDIMPipeline,
     tiny_calibration: CalibrationSet,
     scheme: Scheme,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Six steps and eight trajectories in two groups."""
+    """Six steps, two groups of trajectories: each step runs once, and after a break what is needed again."""
     monkeypatch.setattr(step_rows, "DISTINCT_STEPS", 3)
-    monkeypatch.setattr(step_rows, "SMALLEST_GROUP", 4)
-    scale, zero_point = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme)["conv_in.input.0"]
-    for step in range(6):
-        values = torch.cat([record.sample for record in tiny_calibration.batches(step)])
-        group = values[:4] if step % 2 == 0 else values[4:]
-        assert (scale[step], zero_point[step]) == choose_range(group, bits=8)
+    observe, seen = observation._observe_step, []
+
+    def watched(*arguments: object) -> StepSketch:
+        seen.append(arguments[3])
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        return observe(*arguments)  # type: ignore[arg-type]
+
+    whole = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme)
+    monkeypatch.setattr(observation, "_observe_step", watched)
+    with pytest.raises(KeyboardInterrupt), open_journal(tmp_path / "out", {}) as journal:
+        observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme, stage=journal.stage)
+    with open_journal(tmp_path / "out", {}) as journal:
+        again = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme, stage=journal.stage)
+    assert seen == [0, 1, 2, 3, 4, 2, 3, 4, 5]
+    assert same(whole, again)
+    some = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme, steps=[1, 4])
+    for name, (scale, zero_point) in some.items():
+        assert torch.equal(scale, whole[name][0][[1, 4]])
+        assert torch.equal(zero_point, whole[name][1][[1, 4]])
 
 
 def test_fewer_samples_are_the_first_ones(

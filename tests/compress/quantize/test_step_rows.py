@@ -4,31 +4,40 @@ from errata.compress.quantize.step_rows import StepRows
 
 
 @pytest.mark.parametrize("steps", [1, 6, 25, 49])
-def test_of_few_steps_each_runs_every_trajectory(steps: int) -> None:
+def test_few_steps_run_every_trajectory_and_stand_alone(steps: int) -> None:
     rows = StepRows(samples=64, num_steps=steps)
-    assert all(rows.samples_at(step) == range(64) for step in range(steps))
+    for step in range(steps):
+        assert rows.samples_at(step) == range(64)
+        assert rows.around(step) == (step,)
 
 
-@pytest.mark.parametrize(
-    ("steps", "samples", "groups"), [(50, 64, 2), (100, 64, 4), (1000, 64, 4), (1000, 512, 32), (100, 37, 2)]
-)
-def test_of_many_steps_neighbours_run_different_groups(steps: int, samples: int, groups: int) -> None:
+@pytest.mark.parametrize(("steps", "samples"), [(50, 64), (100, 64), (100, 10), (1000, 64), (1000, 7)])
+def test_a_range_sees_every_trajectory_and_the_work_is_bounded(steps: int, samples: int) -> None:
     rows = StepRows(samples=samples, num_steps=steps)
-    assert rows.groups == groups
-    for step in range(steps - groups):
-        near = [sample for other in range(step, step + groups) for sample in rows.samples_at(other)]
-        assert sorted(near) == list(range(samples))
-        assert 16 <= len(rows.samples_at(step)) <= samples // groups + 1
+    reach = rows.groups // 2
+    assert 2 * reach + 1 <= steps / 25 + 1
+    for step in range(reach, steps - reach):
+        near = rows.around(step)
+        assert near == tuple(range(step - reach, step + reach + 1))
+        assert {sample for other in near for sample in rows.samples_at(other)} == set(range(samples))
+    work = sum(len(rows.samples_at(step)) for step in range(steps))
+    assert work <= max(50 * samples, steps)
 
 
-@pytest.mark.parametrize("samples", [1, 15, 31])
-def test_few_trajectories_are_not_split(samples: int) -> None:
-    rows = StepRows(samples=samples, num_steps=1000)
-    assert all(rows.samples_at(step) == range(samples) for step in range(1000))
+def test_the_ends_see_more_than_half() -> None:
+    rows = StepRows(samples=64, num_steps=100)
+    assert rows.around(0) == (0, 1, 2)
+    assert rows.around(99) == (97, 98, 99)
+    assert len({sample for step in rows.around(99) for sample in rows.samples_at(step)}) == 48
 
 
-def test_the_calls_of_a_sampler_step_run_the_same_group() -> None:
-    rows = StepRows(samples=64, num_steps=200, calls_per_step=2)
+def test_calls_of_different_kinds_are_not_mixed() -> None:
+    rows = StepRows(samples=8, num_steps=200, calls_per_step=2)
     assert rows.groups == 4
-    assert rows.samples_at(6) == rows.samples_at(7) == range(48, 64)
-    assert rows.samples_at(8) == range(16)
+    assert rows.around(7) == (3, 5, 7, 9, 11)
+    assert rows.samples_at(6) == rows.samples_at(7)
+
+
+def test_one_trajectory_is_run_at_every_step() -> None:
+    rows = StepRows(samples=1, num_steps=100)
+    assert all(rows.samples_at(step) == range(1) for step in range(100))

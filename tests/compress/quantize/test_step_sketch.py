@@ -27,7 +27,7 @@ def test_what_is_kept_does_not_grow_with_the_samples(monkeypatch: pytest.MonkeyP
             sketch.add("x", values)
         site = sketch._sites["x"]
         assert site.counts is not None
-        assert 1900 < int(site.counts.sum()) <= 2000 + 3 * batches
+        assert 3000 <= int(site.counts.sum()) <= 4000 + 3 * batches
         assert (site.low, site.high) == (min(extremes), max(extremes))
         sizes.append(held(sketch))
     assert sizes[0] == sizes[1] == sizes[2]
@@ -44,6 +44,23 @@ def test_few_values_are_kept_exactly_over_batches_and_pieces() -> None:
     assert sketch.choose_range("x", bits=4) == choose_range(seen, bits=4)
 
 
+def test_steps_together_are_one_step_with_all_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit in (10**6, 10):
+        monkeypatch.setattr(step_sketch, "VALUES_PER_STEP", limit)
+        values = torch.randn(8, 1000)
+        monkeypatch.setattr(step_sketch, "_TIMES_IN_HISTOGRAM", 10**6)  # all of them
+        parts = [StepSketch(samples=8) for _ in range(2)]
+        for sketch, rows in zip(parts, values.split(4), strict=True):
+            sketch.expect(4)
+            sketch.add("x", rows)
+        whole = StepSketch(samples=8)
+        whole.expect(8)
+        whole.add("x", values)
+        together = StepSketch.together(parts)
+        assert together.choose_range("x", bits=6) == whole.choose_range("x", bits=6)
+        assert int(parts[0]._sites["x"].high > values[:4].max()) == 0  # left as it was
+
+
 def test_a_site_whose_batches_differ_in_length_keeps_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_sketch, "VALUES_PER_STEP", 100)
     sketch = StepSketch(samples=2)
@@ -52,7 +69,7 @@ def test_a_site_whose_batches_differ_in_length_keeps_all_of_them(monkeypatch: py
         sketch.add("x", torch.ones(1, length))
     counts = sketch._sites["x"].counts
     assert counts is not None
-    assert int(counts.sum()) == 40 + 100
+    assert int(counts.sum()) == 40 + 200
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
