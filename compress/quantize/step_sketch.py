@@ -130,7 +130,8 @@ class StepSketch:
 
 def in_memory_order(x: Tensor) -> Tensor:
     """Return a view with the dimensions as they lie in memory, which is the fastest order to read them in."""
-    return x.permute(sorted(range(x.ndim), key=lambda dim: -x.stride(dim)))
+    strides = x.stride()
+    return x.permute(sorted(range(x.ndim), key=lambda dim: -strides[dim]))
 
 
 def spread_values(x: Tensor, count: int) -> Tensor:

@@ -157,8 +157,9 @@ def test_frequencies_of_the_time_embedding_stay_float32() -> None:
         layers_per_block=1,
     )
     copied = observed_copy(unet, torch.bfloat16)
-    assert copied.time_proj.weight.dtype is torch.float32
-    assert torch.equal(copied.time_proj.weight, unet.time_proj.weight)
+    frequencies = copied.get_parameter("time_proj.weight")
+    assert frequencies.dtype is torch.float32
+    assert torch.equal(frequencies, unet.get_parameter("time_proj.weight"))
     with torch.no_grad():
         assert copied(torch.randn(1, 3, 8, 8).bfloat16(), 3.7).sample.dtype is torch.bfloat16
 
