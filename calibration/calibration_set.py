@@ -186,7 +186,7 @@ class CalibrationSet:
         return dict(self._request.versions)
 
     def batches(
-        self, step: int, *, limit: int | None = None, batch_size: int | None = None
+        self, step: int, *, start: int = 0, limit: int | None = None, batch_size: int | None = None
     ) -> Iterator[Record]:
         """Yield what the denoiser got at a step, always in the order of the samples.
 
@@ -195,11 +195,13 @@ class CalibrationSet:
 
         Args:
             step: index of the denoiser call.
+            start: the first sample.
             limit: stop after that many samples.
             batch_size: samples per record.
 
         Raises:
-            CalibrationError: the step was not recorded, a number is below 1, or a shard cannot be read.
+            CalibrationError: the step was not recorded, a number is below 1 (`start`: below 0), or a shard
+                cannot be read.
         """
         if not 0 <= step < self.num_steps:
             raise CalibrationError(
@@ -209,18 +211,22 @@ class CalibrationSet:
         for name, value in (("limit", limit), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise CalibrationError(f"`{name}` is {value}; expected at least 1")
-        return self._batches(step, self.num_samples if limit is None else limit, batch_size)
+        if start < 0:
+            raise CalibrationError(f"`start` is {start}; expected at least 0")
+        end = self.num_samples if limit is None else start + limit
+        return self._batches(step, start, end, batch_size)
 
-    def _batches(self, step: int, limit: int, batch_size: int | None) -> Iterator[Record]:
+    def _batches(self, step: int, start: int, end: int, batch_size: int | None) -> Iterator[Record]:
+        """Yield samples `start` to `end`."""
+        before = 0
         for shard in self._shards:
-            wanted = min(shard.num_samples, limit)
-            if wanted <= 0:
-                return
-            limit -= wanted
+            begin, stop = max(0, start - before), min(shard.num_samples, end - before)
+            before += shard.num_samples
+            if stop <= begin:
+                continue
             reader = StepReader(self._path / shard.file, shard, rows_per_sample=self.rows_per_sample)
-            size = batch_size or wanted
-            for first in range(0, wanted, size):
-                last = min(first + size, wanted)
+            for first in range(begin, stop, batch_size or stop - begin):
+                last = min(first + (batch_size or stop), stop)
                 yield Record(
                     sample=reader.sample(step, first, last),
                     timestep=reader.timestep(step),

@@ -16,9 +16,10 @@ from errata.runtime.step_context import StepContext
 
 # Timestep-wise calibration of CacheQuant and EDA-DM (public code): forty shrink factors, error exponent 2.4.
 _SHRINK_FACTORS = torch.linspace(1.0, 0.22, 40)
-_ERROR_EXPONENT = 2.4
+ERROR_EXPONENT = 2.4
 # A range narrower than this is a constant input; any scale serves it.
 _SMALLEST_SCALE = 1e-8
+_NOTHING_FITS = "no range fits an empty tensor or one with NaN or infinity"
 
 
 @torch.no_grad()
@@ -69,18 +70,37 @@ def choose_range(values: Tensor, *, bits: int, from_zero: bool = False) -> tuple
     """
     flat = values.flatten().float()
     if flat.numel() == 0 or not bool(torch.isfinite(flat).all()):
-        raise ValueError("no range fits an empty tensor or one with NaN or infinity")
-    levels = 2**bits - 1
-    factors = _SHRINK_FACTORS.to(flat.device)
-    low = torch.zeros_like(factors) if from_zero else flat.min().clamp(max=0) * factors
-    high = flat.max().clamp(min=0) * factors
-    scale = ((high - low) / levels).clamp(min=_SMALLEST_SCALE)
-    zero_point = torch.round(-low / scale).clamp(0, levels)
+        raise ValueError(_NOTHING_FITS)
+    scale, zero_point = candidate_ranges(flat.min(), flat.max(), bits=bits, from_zero=from_zero)
     column_scale, column_zero = scale[:, None], zero_point[:, None]
     fitted = dequantize(quantize(flat, column_scale, column_zero, bits=bits), column_scale, column_zero)
-    error = fitted.sub_(flat).abs_().pow_(_ERROR_EXPONENT).mean(dim=1)
+    error = fitted.sub_(flat).abs_().pow_(ERROR_EXPONENT).mean(dim=1)
     best = int(error.argmin())
     return scale[best], zero_point[best]
+
+
+def candidate_ranges(
+    low: Tensor, high: Tensor, *, bits: int, from_zero: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return scales and zero points, `(40,)` each, of the ranges that a search tries: the full one first.
+
+    Args:
+        low: the least value, a scalar, float32.
+        high: the largest one.
+        bits: width of the codes.
+        from_zero: the values are known to be non-negative: zero point 0.
+
+    Raises:
+        ValueError: an extreme is NaN or infinite.
+    """
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):
+        raise ValueError(_NOTHING_FITS)
+    levels = 2**bits - 1
+    factors = _SHRINK_FACTORS.to(low.device)
+    lows = torch.zeros_like(factors) if from_zero else low.clamp(max=0) * factors
+    highs = high.clamp(min=0) * factors
+    scale = ((highs - lows) / levels).clamp(min=_SMALLEST_SCALE)
+    return scale, torch.round(-lows / scale).clamp(0, levels)
 
 
 class StraightThrough(torch.autograd.Function):

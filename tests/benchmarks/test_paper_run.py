@@ -77,7 +77,7 @@ def test_a_row_of_each_family_runs_from_calibration_to_its_table(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("errata.compress.quantize.observation._VALUES_PER_STEP", 2048)
+    monkeypatch.setattr("errata.compress.quantize.step_sketch.VALUES_PER_STEP", 2048)
     name, steps, table, row, exact_row = FAMILIES[family]
     dataset = row.partition("-")[0]
     files = [str(PAPER / table / f"{one}.yaml") for one in (row, row.partition("-iec")[0], exact_row)]

@@ -101,6 +101,20 @@ def test_every_cut_yields_the_same_samples_in_order(
         assert all(record.timestep.shape == () and record.step == step for record in records)
 
 
+@pytest.mark.parametrize("start", range(8))
+@pytest.mark.parametrize(("limit", "batch_size"), [(None, None), (2, None), (3, 2), (4, 1)])
+def test_a_cut_may_start_anywhere(
+    plain: CalibrationSet, start: int, limit: int | None, batch_size: int | None
+) -> None:
+    """Seven samples in three shards."""
+    whole = torch.cat([record.sample for record in plain.batches(1)])
+    end = None if limit is None else start + limit
+    records = list(plain.batches(1, start=start, limit=limit, batch_size=batch_size))
+    found = torch.cat([record.sample for record in records]) if records else whole[:0]
+    assert torch.equal(found, whole[start:end])
+    assert all(0 < len(record.sample) <= (batch_size or 3) for record in records)
+
+
 def test_a_cut_keeps_the_rows_of_a_guided_sample_together(guided: CalibrationSet) -> None:
     for step in range(3):
         whole = list(guided.batches(step))
@@ -160,6 +174,7 @@ def test_a_step_is_read_without_its_neighbours(copied: Path) -> None:
     [
         ({"step": 4}, "step 4 was not recorded; recorded steps are 0-3; calibrate again with more"),
         ({"step": -1}, "step -1 was not recorded"),
+        ({"step": 0, "start": -1}, "`start` is -1; expected at least 0"),
         ({"step": 0, "limit": 0}, "`limit` is 0; expected at least 1"),
         ({"step": 0, "batch_size": -2}, "`batch_size` is -2; expected at least 1"),
     ],

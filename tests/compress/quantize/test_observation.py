@@ -9,9 +9,10 @@ from errata import calibration
 from errata.calibration import CalibrationSet
 from errata.compress import Recipe
 from errata.compress.jobs.stages import open_journal
-from errata.compress.quantize import observation
-from errata.compress.quantize.observation import StepSample, observe_ranges
+from errata.compress.quantize import observation, step_rows
+from errata.compress.quantize.observation import observe_ranges
 from errata.compress.quantize.quantizers import choose_range
+from errata.compress.quantize.step_sketch import StepSketch
 from errata.errors import RecipeError
 from errata.runtime.scheme import Scheme, sites_of
 
@@ -60,7 +61,7 @@ def test_finished_steps_are_taken_from_the_journal(
     observe = observation._observe_step
     seen: list[int] = []
 
-    def watched(*arguments: object) -> StepSample:
+    def watched(*arguments: object) -> StepSketch:
         step = arguments[3]
         assert isinstance(step, int)
         seen.append(step)
@@ -78,6 +79,37 @@ def test_finished_steps_are_taken_from_the_journal(
     assert same(whole, again)
 
 
+def test_steps_that_share_trajectories_resume_with_the_same_ranges(
+    tiny_pipeline: DDIMPipeline,
+    tiny_calibration: CalibrationSet,
+    scheme: Scheme,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Six steps, two groups of trajectories: each step runs once, and after a break what is needed again."""
+    monkeypatch.setattr(step_rows, "DISTINCT_STEPS", 3)
+    observe, seen = observation._observe_step, []
+
+    def watched(*arguments: object) -> StepSketch:
+        seen.append(arguments[3])
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        return observe(*arguments)  # type: ignore[arg-type]
+
+    whole = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme)
+    monkeypatch.setattr(observation, "_observe_step", watched)
+    with pytest.raises(KeyboardInterrupt), open_journal(tmp_path / "out", {}) as journal:
+        observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme, stage=journal.stage)
+    with open_journal(tmp_path / "out", {}) as journal:
+        again = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme, stage=journal.stage)
+    assert seen == [0, 1, 2, 3, 4, 2, 3, 4, 5]
+    assert same(whole, again)
+    some = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme, steps=[1, 4])
+    for name, (scale, zero_point) in some.items():
+        assert torch.equal(scale, whole[name][0][[1, 4]])
+        assert torch.equal(zero_point, whole[name][1][[1, 4]])
+
+
 def test_fewer_samples_are_the_first_ones(
     tiny_pipeline: DDIMPipeline, tiny_calibration: CalibrationSet, scheme: Scheme, tmp_path: Path
 ) -> None:
@@ -86,22 +118,6 @@ def test_fewer_samples_are_the_first_ones(
     )
     found = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme, samples_per_step=4)
     assert same(found, observe_ranges(tiny_pipeline.unet, fewer, scheme))
-
-
-def test_what_is_kept_does_not_grow_with_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(observation, "_VALUES_PER_STEP", 1000)
-    for batches in (1, 4, 20):
-        sample = StepSample(samples=10 * batches, seed=0)
-        extremes = []
-        for index in range(batches):
-            sample.expect(10)
-            values = torch.randn(10, 300, generator=torch.Generator().manual_seed(index))
-            extremes += [values.min(), values.max()]
-            sample.add("x", values)
-        kept = sample.values("x")
-        assert 1000 < len(kept) <= 1000 + 3 * batches
-        assert kept.min() == min(extremes)
-        assert kept.max() == max(extremes)
 
 
 def test_inputs_that_are_not_finite_are_named(
