@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.quality.paired_change import PairedChange
+from errata.runtime.paired_change import PairedChange
 from errata.runtime.schedule import StepKind
 from errata.runtime.scheme import Scheme
 

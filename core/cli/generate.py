@@ -5,6 +5,7 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from errata.cli.plans import (
     plan_from,
     with_sheet,
 )
+from errata.cli.startup import lean_imports
 from errata.cli.usage import (
     Commands,
     UsageError,
@@ -92,13 +94,14 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     check_seeds(args.seed, args.images)
+    with lean_imports(args.artifact) if args.has_own_process else nullcontext():
+        from errata import correct, deploy
+    from errata.directories import staged_directory
+    from errata.errors import ErrataError
+
     chooses = is_auto(args)
     plan = None if chooses else with_sheet(plan_from(args), args.sheet)
     given = _input_images(args)
-
-    from errata import correct, deploy
-    from errata.directories import staged_directory
-    from errata.errors import ErrataError
 
     with staged_directory(args.out, error=ErrataError) as folder:
         deployed = deploy.load(args.artifact, args.device, args.backend, args.on_mismatch)
