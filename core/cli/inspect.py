@@ -216,7 +216,7 @@ def _kernels(args: argparse.Namespace) -> dict[str, dict[str, str]]:
 
 
 def _facts(artifact: Path, manifest: "Manifest") -> str:
-    from errata.runtime.output_map import output_map_text
+    from errata.runtime.paired_change import output_map_text
 
     times = manifest.sampler.timesteps
     share = manifest.denoiser_bytes / manifest.float32_weight_bytes
