@@ -13,7 +13,7 @@ from typing import Any
 from diffusers import StableDiffusionLatentUpscalePipeline
 from torch import Tensor
 
-from errata.runtime.sampler import is_same_timestep
+from errata.runtime.unet_arguments import is_same_timestep
 
 Read = Callable[[Tensor, Tensor, int], Tensor]
 """Makes a part of the prediction from the network's output for it, the unscaled samples, and the index of the

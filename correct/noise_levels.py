@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from errata.errors import PlanError
-from errata.runtime.sampler import is_same_timestep
+from errata.runtime.unet_arguments import is_same_timestep
 
 # Read in diffusers 0.42; `tests/correct/test_noise_levels.py` checks each against its own step.
 _BY_TIMESTEP = frozenset({"DDIMScheduler", "DDPMScheduler", "PNDMScheduler"})

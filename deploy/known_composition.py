@@ -21,7 +21,7 @@ from errata.deploy.strict_json import json_object
 from errata.runtime.unet_outline import UNet2DModel, unet_outline
 
 # They take a UNet and a scheduler, and nothing else.
-_PIPELINES = ("DDIMPipeline", "DDPMPipeline")
+KNOWN_PIPELINES = ("DDIMPipeline", "DDPMPipeline")
 _VERSION = "_diffusers_version"
 
 
@@ -52,7 +52,7 @@ def is_known_composition(root: Path, manifest: Manifest) -> bool:
     components = {DENOISER: ["diffusers", manifest.unet_class], SCHEDULER: ["diffusers", name]}
     stated = {key: value for key, value in index.items() if key not in ("_class_name", _VERSION)}
     return (
-        index.get("_class_name") in _PIPELINES
+        index.get("_class_name") in KNOWN_PIPELINES
         and stated == components
         and name in _SCHEDULERS
         and is_known_scheduler(settings)

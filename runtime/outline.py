@@ -6,7 +6,6 @@ attributes. So whoever derives a scheme from a network derives the same one from
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,14 +22,9 @@ _KINDS: Mapping[str, Kind] = {
 _LIBRARIES = ("torch.nn.", "diffusers.models.", __name__)
 
 
-def kind_of(module: object) -> Kind | None:
+def kind_of(module: Any) -> Kind | None:
     """Return what a module of a network or of an outline is, as far as quantization cares."""
-    return _kind_of_class(type(module))
-
-
-@functools.cache
-def _kind_of_class(kind: type) -> Kind | None:
-    for base in kind.__mro__:
+    for base in type(module).__mro__:
         if base.__name__ in _KINDS and base.__module__.startswith(_LIBRARIES):
             return _KINDS[base.__name__]
     return None
@@ -51,7 +45,7 @@ class Shape:
 class Outline:
     """A module: its parameters' shapes, and its submodules in the order in which torch registers them."""
 
-    def __init__(self, *, parameters: Mapping[str, Shape] | None = None, **modules: Outline | None) -> None:
+    def __init__(self, parameters: Mapping[str, Shape] | None = None, /, **modules: Outline | None) -> None:
         self._parameters = dict(parameters or {})
         self._modules = modules  # None where there might be one
 
@@ -117,7 +111,7 @@ class Conv2d(Outline):
 
     def __init__(self, in_channels: int, out_channels: int, size: int = 3) -> None:
         shapes = {"weight": Shape((out_channels, in_channels, size, size)), "bias": Shape((out_channels,))}
-        super().__init__(parameters=shapes)
+        super().__init__(shapes)
         self.in_channels, self.out_channels = in_channels, out_channels
 
 
@@ -126,7 +120,7 @@ class Linear(Outline):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         shapes = {"weight": Shape((out_features, in_features)), "bias": Shape((out_features,))}
-        super().__init__(parameters=shapes)
+        super().__init__(shapes)
         self.in_features, self.out_features = in_features, out_features
 
 
@@ -134,7 +128,7 @@ class GroupNorm(Outline):
     """A normalization with a scale and a shift for each channel."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__(parameters={"weight": Shape((channels,)), "bias": Shape((channels,))})
+        super().__init__({"weight": Shape((channels,)), "bias": Shape((channels,))})
 
 
 class Attention(Outline):

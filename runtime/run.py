@@ -14,9 +14,9 @@ from torch import Tensor
 from errata.errors import ArtifactMismatchError
 from errata.runtime.copying_denoiser import owned
 from errata.runtime.denoiser import Denoiser
-from errata.runtime.sampler import is_same_timestep
 from errata.runtime.schedule import StepKind
 from errata.runtime.stepped_unet import SteppedUNet
+from errata.runtime.unet_arguments import is_same_timestep
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ from errata.errors import ArtifactMismatchError
 from errata.runtime.branches import uncompiled
 from errata.runtime.copying_denoiser import owned
 from errata.runtime.denoiser import Denoiser
-from errata.runtime.sampler import is_same_timestep
 from errata.runtime.unet import BranchedUNet
-from errata.runtime.unet_arguments import read_arguments
+from errata.runtime.unet_arguments import is_same_timestep, read_arguments
 
 
 class SteppedUNet(nn.Module):

@@ -5,7 +5,6 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +93,10 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     check_seeds(args.seed, args.images)
-    with lean_imports(args.artifact) if args.has_own_process else nullcontext():
-        from errata import correct, deploy
+    with lean_imports(args):
+        from errata.correct import wrap
+        from errata.deploy.assembly import load_artifact as _  # noqa: F401 - with all that loading imports
+        from errata.deploy.loading import load
     from errata.directories import staged_directory
     from errata.errors import ErrataError
 
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     given = _input_images(args)
 
     with staged_directory(args.out, error=ErrataError) as folder:
-        deployed = deploy.load(args.artifact, args.device, args.backend, args.on_mismatch)
+        deployed = load(args.artifact, args.device, args.backend, args.on_mismatch)
         recorded = deployed.num_inference_steps
         if args.on_mismatch == "nearest" and args.steps is not None:
             deployed = deployed.at_steps(args.steps)
@@ -114,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         if plan is None:
             plan = auto_plan(args.artifact, deployed, arguments, sheet=args.sheet)
         tally = _Tally()
-        images = _make_images(correct.wrap(deployed, plan), args, arguments, tally)
+        images = _make_images(wrap(deployed, plan), args, arguments, tally)
         save_images(images, folder)
     lines = [tally.summary(), f"{len(images)} images and grid.png are in {args.out}"]
     if deployed.num_inference_steps != recorded:

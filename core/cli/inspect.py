@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from errata.cli.output import cache_row, cache_text, emit, exceptions_text, megabytes, table
 from errata.cli.plan_files import check_attaches, is_plan_file, plan_words
 from errata.cli.sharing import check_signature_options
+from errata.cli.startup import lean_imports
 from errata.cli.usage import (
     Commands,
     UsageError,
@@ -206,9 +207,10 @@ def _ends(specs: "Sequence[TensorSpec]") -> str:
 
 def _kernels(args: argparse.Namespace) -> dict[str, dict[str, str]]:
     """Return backend and reason by layer name, without the remark that the report adds to some names."""
-    from errata import deploy
+    with lean_imports(args):
+        from errata.deploy.assembly import load_artifact
 
-    deployed = deploy.load(args.artifact, device=args.device, backend=args.backend or "auto")
+    deployed = load_artifact(args.artifact, device=args.device, backend=args.backend or "auto")
     return {
         row.layer.partition(" ")[0]: {"backend": row.backend, "reason": row.reason}
         for row in deployed.backend_report()

@@ -6,6 +6,7 @@ the rest takes longer than making an image.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import sys
@@ -16,20 +17,18 @@ from typing import Any
 
 # Of training and other people's weight formats; an artifact has neither.
 _NEVER_USED = ("peft", "torchao")
-# Pipelines that diffusers makes without transformers.
-_WITHOUT_TEXT = ("DDIMPipeline", "DDPMPipeline")
-# The only scheduler of diffusers 0.42 that always needs scipy; others do with this setting.
-_SCIPY_SCHEDULER, _SCIPY_SETTING = "LMSDiscreteScheduler", "use_beta_sigmas"
+# Of text, and of schedulers with other betas; a known composition has neither.
+_UNUSED_BY_KNOWN = ("scipy", "transformers")
 
 
 @contextmanager
-def lean_imports(artifact: Path) -> Iterator[None]:
-    """Let the block import diffusers, and what builds on it, without what this artifact does not use.
+def lean_imports(args: argparse.Namespace) -> Iterator[None]:
+    """Let the block import diffusers, and what builds on it, without what `args.artifact` does not use.
 
-    It is for a process that runs one command: until its end, diffusers takes `unused_packages` for not
-    installed. After the block, others can import them. Where diffusers was imported before, nothing changes.
+    Until the process ends, diffusers takes `unused_packages` for not installed; after the block, others can
+    import them. So this does nothing in a process that is not the command's own, or has diffusers already.
     """
-    if "diffusers" in sys.modules:
+    if not args.has_own_process or "diffusers" in sys.modules:
         yield
         return
     was_enabled = gc.isenabled()
@@ -37,7 +36,7 @@ def lean_imports(artifact: Path) -> Iterator[None]:
     try:
         import torch
 
-        unused = unused_packages(artifact)
+        unused = unused_packages(args.artifact)
         has_gpu = torch.cuda.is_available()
         with _hidden(unused if has_gpu else (*unused, "triton")):
             yield
@@ -53,15 +52,12 @@ def unused_packages(artifact: Path) -> tuple[str, ...]:
 
     The artifact has not been verified. Where it cannot be read, or says something unusual, they are fewer.
     """
+    from errata.deploy.known_composition import KNOWN_PIPELINES, is_known_scheduler
+
     index = _object(artifact / "model_index.json")
     scheduler = _object(artifact / "scheduler" / "scheduler_config.json")
-    unused = [*_NEVER_USED]
-    if index.get("_class_name") in _WITHOUT_TEXT:
-        unused.append("transformers")
-    name = scheduler.get("_class_name", _SCIPY_SCHEDULER)
-    if name != _SCIPY_SCHEDULER and not scheduler.get(_SCIPY_SETTING):
-        unused.append("scipy")
-    return tuple(unused)
+    is_known = index.get("_class_name") in KNOWN_PIPELINES and is_known_scheduler(scheduler)
+    return (*_NEVER_USED, *_UNUSED_BY_KNOWN) if is_known else _NEVER_USED
 
 
 @contextmanager
