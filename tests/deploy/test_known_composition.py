@@ -1,5 +1,6 @@
 """What `verify` takes without diffusers is what diffusers takes; of the rest it says nothing."""
 
+import dataclasses
 import inspect
 import json
 import shutil
@@ -142,12 +143,10 @@ def test_what_is_not_known_is_for_the_full_check(
 
 
 def test_other_denoisers_are_not_known(tiny_artifact: Artifact) -> None:
-    from dataclasses import replace
-
     root = tiny_artifact("w8a8")
     manifest = read_manifest(root)
     assert known_unet(root, manifest) is not None
     assert is_known_composition(root, manifest)
-    other = replace(manifest, unet_class="UNet2DConditionModel")
+    other = dataclasses.replace(manifest, unet_class="UNet2DConditionModel")
     assert known_unet(root, other) is None
     assert not is_known_composition(root, other)
