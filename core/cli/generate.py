@@ -93,7 +93,7 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     check_seeds(args.seed, args.images)
-    with lean_imports(args):
+    with lean_imports(args, args.artifact):
         from errata.correct import wrap
         from errata.deploy.assembly import load_artifact as _  # noqa: F401 - with all that loading imports
         from errata.deploy.loading import load

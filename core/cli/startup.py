@@ -22,11 +22,14 @@ _UNUSED_BY_KNOWN = ("scipy", "transformers")
 
 
 @contextmanager
-def lean_imports(args: argparse.Namespace) -> Iterator[None]:
-    """Let the block import diffusers, and what builds on it, without what `args.artifact` does not use.
+def lean_imports(
+    args: argparse.Namespace, artifact: Path | None, *, runs_kernels: bool = True
+) -> Iterator[None]:
+    """Let the block import diffusers, and what builds on it, without what an artifact does not use.
 
-    Until the process ends, diffusers takes `unused_packages` for not installed; after the block, others can
-    import them. So this does nothing in a process that is not the command's own, or has diffusers already.
+    Without an artifact nothing makes a pipeline; without `runs_kernels` nothing runs on a GPU. Until the
+    process ends, diffusers takes `unused_packages` for not installed; after the block, others can import
+    them. So this does nothing in a process that is not the command's own, or has diffusers already.
     """
     if not args.has_own_process or "diffusers" in sys.modules:
         yield
@@ -34,30 +37,36 @@ def lean_imports(args: argparse.Namespace) -> Iterator[None]:
     was_enabled = gc.isenabled()
     gc.disable()  # imports make thousands of objects and leave none behind; looking takes a fifth of the time
     try:
-        import torch
-
-        unused = unused_packages(args.artifact)
-        has_gpu = torch.cuda.is_available()
-        with _hidden(unused if has_gpu else (*unused, "triton")):
+        unused = unused_packages(artifact)
+        has_kernels = runs_kernels and _has_gpu()
+        with _hidden(unused if has_kernels else (*unused, "triton")):
             yield
-        if not has_gpu:  # triton complains if its objects outlive the interpreter, as frozen ones do
+        if not has_kernels:  # triton complains if its objects outlive the interpreter, as frozen ones do
             gc.freeze()  # they stay until the end: neither later collections nor the exit look at them
     finally:
         if was_enabled:
             gc.enable()
 
 
-def unused_packages(artifact: Path) -> tuple[str, ...]:
+def unused_packages(artifact: Path | None) -> tuple[str, ...]:
     """Return the packages that diffusers would import and this artifact or engine does not use.
 
     The artifact has not been verified. Where it cannot be read, or says something unusual, they are fewer.
     """
     from errata.deploy.known_composition import KNOWN_PIPELINES, is_known_scheduler
 
+    if artifact is None:
+        return (*_NEVER_USED, *_UNUSED_BY_KNOWN)
     index = _object(artifact / "model_index.json")
     scheduler = _object(artifact / "scheduler" / "scheduler_config.json")
     is_known = index.get("_class_name") in KNOWN_PIPELINES and is_known_scheduler(scheduler)
     return (*_NEVER_USED, *_UNUSED_BY_KNOWN) if is_known else _NEVER_USED
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @contextmanager
@@ -70,7 +79,7 @@ def _hidden(packages: tuple[str, ...]) -> Iterator[None]:
         yield
     finally:
         for name in hidden:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
 
 
 def _object(file: Path) -> dict[str, Any]:

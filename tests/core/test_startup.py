@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from errata.cli.startup import lean_imports, unused_packages
+from errata.correct import IEC, Plan
 
 HEAVY = {"brevitas", "datasets", "diffusers", "peft", "scipy", "torch", "torchao", "transformers"}
 # The command as its script runs it; then what it has imported, on the last line.
@@ -63,6 +64,13 @@ def write(root: Path, pipeline: str, **scheduler: object) -> Path:
     return root
 
 
+def test_a_plan_needs_nothing_that_makes_pipelines(tmp_path: Path) -> None:
+    Plan(IEC(), "all").save(tmp_path / "plan.json")
+    imported, told = run("verify", tmp_path / "plan.json")
+    assert imported & HEAVY == {"diffusers", "torch"}
+    assert told == ""
+
+
 def test_what_is_hidden_depends_on_the_artifact(tmp_path: Path) -> None:
     plain = write(tmp_path / "plain", "DDPMPipeline", _class_name="DDPMScheduler", beta_end=0.02)
     assert set(unused_packages(plain)) == {"peft", "scipy", "torchao", "transformers"}
@@ -70,6 +78,7 @@ def test_what_is_hidden_depends_on_the_artifact(tmp_path: Path) -> None:
     betas = write(
         tmp_path / "betas", "DDPMPipeline", _class_name="EulerDiscreteScheduler", use_beta_sigmas=True
     )
+    assert set(unused_packages(None)) == set(unused_packages(plain))
     for other in (text, betas, tmp_path / "missing"):
         assert set(unused_packages(other)) == {"peft", "torchao"}
 
@@ -82,5 +91,5 @@ def test_a_broken_index_hides_no_more(tmp_path: Path) -> None:
 def test_a_process_of_someone_else_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delitem(sys.modules, "diffusers")
     monkeypatch.delitem(sys.modules, "peft", raising=False)
-    with lean_imports(Namespace(has_own_process=False, artifact=tmp_path)):
+    with lean_imports(Namespace(has_own_process=False), tmp_path):
         assert "peft" not in sys.modules  # where it is hidden, it is there as None
