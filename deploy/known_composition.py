@@ -33,7 +33,8 @@ def known_unet(root: Path, manifest: Manifest) -> UNet2DModel | None:
     """
     if manifest.unet_class != "UNet2DModel":
         return None
-    outline = unet_outline(network_settings(root / UNET_CONFIG))
+    settings = network_settings(root / UNET_CONFIG)
+    outline = unet_outline(settings) if isinstance(settings, dict) else None  # {"$float": "1"} is a number
     if outline is None:
         return None
     size = sum(1 for _ in outline.modules()) + len(outline.state_dict())
@@ -55,6 +56,7 @@ def is_known_composition(root: Path, manifest: Manifest) -> bool:
         index.get("_class_name") in KNOWN_PIPELINES
         and stated == components
         and name in _SCHEDULERS
+        and isinstance(settings, dict)
         and is_known_scheduler(settings)
     )
 

@@ -26,7 +26,7 @@ from errata.errors import ArtifactCorruptError
 
 Artifact = Callable[[str], Path]
 # For each kind of rule, values that it allows; and some that none or few allow.
-TRIED = (
+TRIED: tuple[Any, ...] = (
     True, 0, 1, 7, 0.5, -1, 2, 10**7, float("nan"), None, "", "linear", "scaled_linear", "squaredcos_cap_v2",
     "epsilon", "sample", "v_prediction", "leading", "linspace", "trailing", "fixed_small", "fixed_small_log",
     "fixed_large", "fixed_large_log", "learned", "learned_range", [], {},
@@ -99,11 +99,12 @@ def refuse(*_: object) -> None:
     raise AssertionError("the full check was asked")
 
 
-def altered(source: Path, folder: Path, name: str, **changes: object) -> Path:
-    """A copy of an artifact with other settings in a file, and a manifest that fits."""
+def altered(source: Path, folder: Path, name: str, *, whole: bool = False, **changes: object) -> Path:
+    """A copy of an artifact with other settings in a file, these alone if `whole`, and a fitting manifest."""
     root = folder / "altered"
     shutil.copytree(source, root)
-    (root / name).write_text(json.dumps(json.loads((root / name).read_bytes()) | changes))
+    kept = {} if whole else json.loads((root / name).read_bytes())
+    (root / name).write_text(json.dumps(kept | changes))
     value = loads_strict((root / MANIFEST_FILE).read_bytes())
     value["files"][name] = {"bytes": (root / name).stat().st_size, "sha256": file_digest(root / name)}
     if name.startswith("scheduler/"):
@@ -124,6 +125,8 @@ def altered(source: Path, folder: Path, name: str, **changes: object) -> Path:
         ("scheduler/scheduler_config.json", {"trained_betas": [0.1] * 10}, True),
         ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, False),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}, True),
+        ("unet/config.json", {"whole": True, "$float": "1"}, False),
+        ("scheduler/scheduler_config.json", {"whole": True, "$float": "1"}, False),
         ("model_index.json", {"unet": ["diffusers", "UNet2DConditionModel"]}, False),
         ("model_index.json", {"_class_name": "DDPMPipeline"}, False),
     ],

@@ -52,8 +52,9 @@ def made(**settings: Any) -> tuple[UNet2DModel, dict[str, Any]]:
 
 
 def is_like(module: nn.Module, outline: Outline) -> bool:
+    if kind_of(module) in (None, "attention"):
+        return kind_of(module) == kind_of(outline)
     names = ("in_channels", "out_channels", "in_features", "out_features", "groups", "padding_mode")
-    names = () if kind_of(module) in (None, "attention") else names
     return kind_of(module) == kind_of(outline) and all(
         getattr(outline, name) == getattr(module, name) for name in names if hasattr(module, name)
     )
