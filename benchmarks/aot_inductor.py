@@ -30,9 +30,9 @@ from errata.deploy.engines.agreement import distance
 from errata.deploy.engines.example import example_inputs
 from errata.deploy.engines.onnx_graphs import FullGraph
 from errata.deploy.engines.onnx_layers import StepTables, weight_parts
+from errata.deploy.full_check import empty_unet
 from errata.deploy.sharding import read_tensors
 from errata.deploy.tensors import float_parameters, read_codes
-from errata.deploy.verification import empty_unet
 from errata.machine import describe_machine
 from errata.runtime.layers import Geometry, float_layer, replace_module
 from errata.runtime.scheme import LayerScheme

@@ -18,10 +18,10 @@ from errata.calibration import load_pipeline, model_fingerprint
 from errata.canonical_json import dumps, file_digest, loads_strict
 from errata.compress.quantize.simulation import simulate
 from errata.errors import RecipeError
-from errata.quality.paired_change import PairedChange
 from errata.runtime.denoiser import UNetDenoiser
 from errata.runtime.feature_correction import FeatureCorrection, correct_outputs
 from errata.runtime.output_map import OutputMap
+from errata.runtime.paired_change import PairedChange
 from errata.runtime.pipeline import SteppedPipeline
 from errata.runtime.recipes.recipe import Recipe
 from errata.runtime.sampler import Sampler, calls_per_step

@@ -4,9 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
-
 __all__ = ["from_plain", "to_plain"]
 
 # How a number that JSON has no word for is spelled: {"$float": "-inf"}.
@@ -28,6 +25,15 @@ def to_plain(value: Any) -> Any:
             return {str(key): to_plain(item) for key, item in value.items()}
         case list() | tuple():
             return [to_plain(item) for item in value]
+    return _numbers_as_plain(value)
+
+
+def _numbers_as_plain(value: Any) -> Any:
+    """Return the JSON value for an array, a tensor or a type of torch; reading JSON needs neither library."""
+    import numpy as np
+    import torch
+
+    match value:
         case np.ndarray() | np.generic() | torch.Tensor():
             return to_plain(value.tolist())
         case torch.dtype():

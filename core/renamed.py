@@ -140,6 +140,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "errata.quality.lpips": ("errata.quality.paired",),
     "errata.quality.measured": ("errata.quality.intervals",),
     "errata.quality.statistics_file": ("errata.quality.moments",),
+    "errata.quality.paired_change": ("errata.runtime.paired_change",),
     "errata.report.asking": ("errata.report.request",),
     "errata.report.beginning": ("errata.report.first_batch",),
     "errata.report.cards": ("errata.report.tables",),

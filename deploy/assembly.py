@@ -18,6 +18,7 @@ from errata.deploy.composition import DENOISER, SCHEDULER, check_composition
 from errata.deploy.cpu import kernels as _cpu
 from errata.deploy.cpu.planned_unet import PlannedUNet
 from errata.deploy.cuda import installing as _cuda
+from errata.deploy.full_check import check_contents, empty_unet
 from errata.deploy.kernel_registry import (
     AttentionRequest,
     BackendRow,
@@ -31,7 +32,7 @@ from errata.deploy.manifest import Manifest
 from errata.deploy.pipeline import DeployedPipeline, OnMismatch
 from errata.deploy.sharding import read_tensors
 from errata.deploy.tensors import float_parameters
-from errata.deploy.verification import empty_unet, verify
+from errata.deploy.verification import verify_by
 from errata.errors import ArtifactCorruptError, ArtifactError, first_line
 from errata.runtime.attention import QuantizedAttention
 from errata.runtime.denoiser import UNetDenoiser
@@ -59,7 +60,7 @@ def load_artifact(
     chosen = _device(device)
     check_backend(backend, chosen)
     root = Path(path)
-    manifest = verify(root)
+    manifest = verify_by(check_contents, root)
     unet, context = empty_unet(root, manifest), StepContext()
     tensors = _without_mapping(read_tensors(root, manifest), manifest)
     kept = tuple(float_parameters(unet, manifest.scheme))

@@ -9,13 +9,11 @@ import torch
 from diffusers import ModelMixin, SchedulerMixin
 
 from errata.deploy.allowlist import is_transformers_model
+from errata.deploy.component_files import network_settings, scheduler_settings
 from errata.deploy.components import DIFFUSERS_WEIGHTS, TRANSFORMERS_WEIGHTS
 from errata.deploy.construction import without_memory
-from errata.deploy.limits import LARGEST_NUMBER, LARGEST_SCHEDULER_NUMBER
 from errata.deploy.safetensors_header import read_header
-from errata.deploy.strict_json import json_object, largest_whole_number
 from errata.errors import ArtifactCorruptError
-from errata.plain_json import from_plain
 
 _CONFIG = "config.json"
 
@@ -34,29 +32,6 @@ def check_fit(folder: Path, kind: type[Any]) -> None:
         _check_transformers_model(folder, kind)
     elif issubclass(kind, SchedulerMixin):
         _check_scheduler(folder, kind)
-
-
-def network_settings(file: Path) -> Any:
-    """Return the settings of a network, whose numbers are of a size that one has.
-
-    Raises:
-        ArtifactCorruptError: they are no JSON object, or a number is out of range.
-    """
-    return _settings(file, LARGEST_NUMBER)
-
-
-def _settings(file: Path, largest: int) -> Any:
-    settings = json_object(file)
-    if (number := largest_whole_number(settings)) > largest:
-        raise ArtifactCorruptError(
-            f"{file} has a setting of {str(number)[:40]}; whole numbers there are at most {largest:,}"
-        )
-    try:
-        return from_plain(settings)
-    except ValueError as error:  # an invalid `$float`
-        raise ArtifactCorruptError(
-            f"{file} is not readable: {error}; it was not written by errata"
-        ) from error
 
 
 def _check_diffusers_model(folder: Path, kind: type[Any]) -> None:
@@ -100,7 +75,7 @@ def _check_scheduler(folder: Path, kind: type[Any]) -> None:
     file = folder / kind.config_name
     if not file.is_file():
         raise _misfit(folder, kind, f"there is no {kind.config_name}")
-    settings = _settings(file, LARGEST_SCHEDULER_NUMBER)
+    settings = scheduler_settings(file)
     try:
         kind.from_config(settings)
     except Exception as error:  # diffusers raises errors of any class

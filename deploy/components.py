@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from errata.deploy.allowlist import is_tokenizer, is_transformers_model
-from errata.deploy.limits import LARGEST_JSON
+from errata.deploy.component_files import FOREIGN_FORMAT, without_places
+from errata.deploy.component_files import check_component as check_component
+from errata.deploy.component_files import check_version as check_version
 from errata.deploy.safetensors_header import read_header
-from errata.deploy.strict_json import json_object, json_value
-from errata.errors import ArtifactCorruptError, ArtifactError
+from errata.deploy.strict_json import json_object
+from errata.errors import ArtifactError
 from errata.plain_json import from_plain, to_plain
 
 # One file a model, whatever its size: an index beside several would name files.
@@ -26,16 +26,6 @@ _ONE_FILE = "100000GB"
 _CONFIG = "config.json"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 TRANSFORMERS_WEIGHTS = "model.safetensors"
-# Settings that name a place, a program, or a kernel to be fetched (transformers 5): an artifact has none.
-_PLACES = {
-    "_attn_implementation", "_attn_implementation_internal", "_commit_hash", "_name_or_path",
-    "attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "name_or_path",
-    "use_kernels",
-}  # fmt: skip
-_PLACE_SUFFIX = "_file"
-_VERSION = "_diffusers_version"
-_VERSION_NUMBER = re.compile(r"\d{1,9}(\.\d{1,9}){0,4}((\.dev|rc|\.post)\d{1,9})?(\+[a-z0-9.]{1,40})?")
-_FOREIGN_FORMAT = "quantization_config"
 # A tokenizer's files.
 _STATE_FILE = "tokenizer.json"
 _SETTINGS_FILE = "tokenizer_config.json"
@@ -64,53 +54,17 @@ def write_component(component: Any, folder: Path) -> None:
         _forget_use(folder, component)
     for file in _settings_files(folder):
         settings = json.loads(file.read_bytes())
-        if _FOREIGN_FORMAT in settings:
+        if FOREIGN_FORMAT in settings:
             raise ArtifactError(
-                f"component {folder.name!r} has a {_FOREIGN_FORMAT}: load it in float16 or float32 instead"
+                f"component {folder.name!r} has a {FOREIGN_FORMAT}: load it in float16 or float32 instead"
             )
-        write_json(file, _without_places(settings))
+        write_json(file, without_places(settings))
 
 
 def write_json(file: Path, value: Any) -> None:
     """Write JSON for people, sorted and indented; the infinities of some schedulers are spelled out."""
     text = json.dumps(to_plain(value), indent=2, sort_keys=True, allow_nan=False)
     file.write_text(text + "\n", encoding="utf-8")
-
-
-def check_component(folder: Path) -> None:
-    """Check that JSON and safetensors are valid, and that no setting makes a loader look elsewhere.
-
-    Raises:
-        ArtifactCorruptError: naming the file.
-    """
-    for file in sorted(folder.glob("*.json")):
-        if file.name.endswith(_CONFIG):
-            _check_settings(json_object(file), file)
-        else:
-            json_value(file, largest=LARGEST_JSON)
-    for file in sorted(folder.glob("*.safetensors")):
-        read_header(file)
-
-
-def _check_settings(settings: dict[str, Any], file: Path) -> None:
-    if _FOREIGN_FORMAT in settings or settings != _without_places(settings):
-        raise ArtifactCorruptError(
-            f"{file} has a setting that names a file, a model or a program; it was not written by errata"
-        )
-    check_version(settings, file)
-
-
-def check_version(settings: Mapping[str, Any], file: Path) -> None:
-    """Check that diffusers can read the version of diffusers that settings state.
-
-    Raises:
-        ArtifactCorruptError: naming it.
-    """
-    stated = settings.get(_VERSION, "0")
-    if not isinstance(stated, str) or not _VERSION_NUMBER.fullmatch(stated):
-        raise ArtifactCorruptError(
-            f"{file} has {_VERSION}={str(stated)[:80]!r}, which is not a version number; deploy again"
-        )
 
 
 def load_component(folder: Path, kind: type[Any]) -> Any:
@@ -165,18 +119,6 @@ def _float_types(file: Path) -> dict[str, torch.dtype]:
 def _settings_files(folder: Path) -> list[Path]:
     """Return the configurations; vocabularies are JSON too, but their keys are words."""
     return sorted(folder.glob(f"*{_CONFIG}"))
-
-
-def _without_places(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_places(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: _without_places(item)
-        for key, item in value.items()
-        if key not in _PLACES and not key.endswith(_PLACE_SUFFIX)
-    }
 
 
 def _forget_use(folder: Path, tokenizer: Any) -> None:

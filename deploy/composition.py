@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffusers import DiffusionPipeline
-
-from errata.deploy.allowlist import component_class, pipeline_class
-from errata.deploy.components import check_version
+from errata.deploy.component_files import check_version
 from errata.deploy.manifest import MANIFEST_FILE, Manifest
 from errata.deploy.sharding import is_denoiser_file
 from errata.deploy.strict_json import json_object
 from errata.errors import ArtifactCorruptError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 MODEL_INDEX = "model_index.json"
 DENOISER = "unet"
@@ -54,6 +54,8 @@ def check_composition(root: Path, manifest: Manifest) -> Composition:
         ArtifactVersionError: a class that these versions do not have.
         ArtifactError: a class whose library is not installed.
     """
+    from errata.deploy.allowlist import component_class  # with diffusers, which a known composition lacks
+
     composition = _read(root / MODEL_INDEX)
     _check_signature(root, composition)
     for entry in composition.components.values():
@@ -61,11 +63,14 @@ def check_composition(root: Path, manifest: Manifest) -> Composition:
             component_class(*entry)
     _check_entry(root, composition, DENOISER, manifest.unet_class)
     _check_entry(root, composition, SCHEDULER, manifest.sampler.scheduler_class)
-    _check_files(root, composition, manifest)
+    present = {name for name, entry in composition.components.items() if entry is not None}
+    check_places(root, present, manifest)
     return composition
 
 
 def _read(file: Path) -> Composition:
+    from errata.deploy.allowlist import pipeline_class
+
     index = json_object(file)
     check_version(index, file)
     name = index.get("_class_name")
@@ -119,9 +124,12 @@ def _check_entry(root: Path, composition: Composition, component: str, expected:
         )
 
 
-def _check_files(root: Path, composition: Composition, manifest: Manifest) -> None:
-    """Check that every component has files, every file a component, and none can run or fetch anything."""
-    present = {name for name, entry in composition.components.items() if entry is not None}
+def check_places(root: Path, present: Set[str], manifest: Manifest) -> None:
+    """Check that every component has files, every file a component, and none can run or fetch anything.
+
+    Raises:
+        ArtifactCorruptError: naming the file or the component.
+    """
     for file in sorted(manifest.files):
         folder, *rest = PurePosixPath(file).parts
         if file == MODEL_INDEX:

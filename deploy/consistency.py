@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from errata.canonical_json import dumps
 from errata.deploy.limits import MOST_MATCHES
@@ -13,14 +12,17 @@ from errata.deploy.strict_json import json_object
 from errata.errors import ArtifactCorruptError, RecipeError
 from errata.runtime.sampler import calls_per_step
 from errata.runtime.scheme import Scheme
-from errata.runtime.unet import BranchedUNet
+from errata.runtime.structure import check_supported, largest_branch
+
+if TYPE_CHECKING:
+    from errata.runtime.structure import Network
 
 UNET_CONFIG = "unet/config.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 MODEL_INDEX = "model_index.json"
 
 
-def check_consistency(root: Path, unet: nn.Module, manifest: Manifest) -> None:
+def check_consistency(root: Path, unet: Network, manifest: Manifest) -> None:
     """Derive scheme, schedule and size anew, and compare the sampler with the artifact's other files.
 
     A scheme that left a layer out would let its float weights pass, so it must be the one that the recipe
@@ -34,15 +36,16 @@ def check_consistency(root: Path, unet: nn.Module, manifest: Manifest) -> None:
     _check_streams(root, manifest)
     index, scheduler = json_object(root / MODEL_INDEX), json_object(root / SCHEDULER_CONFIG)
     try:
-        branched = BranchedUNet(unet)
-        scheme = Scheme.of(branched.unet, recipe, branch=manifest.schedule.branch)
+        check_supported(unet)
+        most = largest_branch(unet)
+        scheme = Scheme.of(unet, recipe, branch=manifest.schedule.branch)
         is_schedule_allowed = recipe.allows(manifest.schedule)
     except RecipeError as error:
         raise ArtifactCorruptError(f"{root}: {error}; it was not written by errata") from error
     float32_bytes = 4 * sum(value.numel() for value in unet.state_dict().values())
     agrees = {
         "scheme": dumps(manifest.scheme.to_json()) == dumps(scheme.to_json()),  # where 1 is not true
-        "schedule": is_schedule_allowed and manifest.schedule.branch <= branched.max_branch,
+        "schedule": is_schedule_allowed and manifest.schedule.branch <= most,
         "num_inference_steps": 1 <= sampler.num_inference_steps <= len(sampler.timesteps),
         "float32_weight_bytes": manifest.float32_weight_bytes == float32_bytes,
         "scheduler_config": manifest.scheduler_config == scheduler,
@@ -62,7 +65,7 @@ def _contradiction(root: Path, manifest: Manifest, name: str) -> ArtifactCorrupt
     )
 
 
-def _check_sizes(root: Path, unet: nn.Module, manifest: Manifest) -> None:
+def _check_sizes(root: Path, unet: Network, manifest: Manifest) -> None:
     """Check what the derivations below cost, before they are made."""
     if len(manifest.sampler.timesteps) != manifest.schedule.num_steps:
         raise _contradiction(root, manifest, "timesteps")

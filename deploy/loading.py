@@ -7,15 +7,17 @@ engine.
 from __future__ import annotations
 
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from errata.deploy import verification
-from errata.deploy.assembly import load_artifact
 from errata.deploy.engines.manifest import ENGINE_FILE
 from errata.deploy.manifest import Manifest
-from errata.deploy.pipeline import DeployedPipeline, OnMismatch
 from errata.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import torch
+
+    from errata.deploy.pipeline import DeployedPipeline, OnMismatch
 
 
 def is_engine(path: str | Path) -> bool:
@@ -46,6 +48,11 @@ def load(
         ArtifactError: and its subclasses as in `verify`; or a device, backend or `on_mismatch` that is
             unknown, or that an engine does not have.
     """
+    # Here and not above: `verify` needs neither torch nor diffusers.
+    import torch
+
+    from errata.deploy.assembly import load_artifact
+
     if not is_engine(path):
         return load_artifact(path, device, backend, on_mismatch)
     _check_engine_option(path, "device", None if device is None else torch.device(device).type, (None, "cpu"))

@@ -12,7 +12,7 @@ from errata.canonical_json import digest, dumps
 from errata.deploy.limits import LARGEST_MANIFEST, LONGEST_PATTERN, MOST_CALLS
 from errata.deploy.strict_json import bounded_json
 from errata.errors import ArtifactCorruptError, ArtifactError, ArtifactVersionError, RecipeError
-from errata.quality.paired_change import PairedChange
+from errata.runtime.paired_change import PairedChange
 from errata.runtime.recipes.recipe import Recipe
 from errata.runtime.sampler import Sampler
 from errata.runtime.schedule import CacheSchedule

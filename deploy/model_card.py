@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from errata.deploy.manifest import Manifest
-from errata.runtime.output_map import output_map_text
+from errata.runtime.paired_change import output_map_text
 
 _PAGE = """\
 ---

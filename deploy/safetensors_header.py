@@ -12,32 +12,48 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from errata.deploy.limits import LARGEST_HEADER, MOST_DIMENSIONS
 from errata.deploy.strict_json import bounded_json
 from errata.errors import ArtifactCorruptError
 
+if TYPE_CHECKING:
+    import torch
+
 _COUNT_BYTES = 8
 _METADATA = "__metadata__"
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
+# Element types: what torch calls them, and bytes of an element.
 _DTYPES = {
-    "BF16": torch.bfloat16, "BOOL": torch.bool, "F16": torch.float16, "F32": torch.float32,
-    "F64": torch.float64, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "I8": torch.int8,
-    "U8": torch.uint8,
+    "BF16": ("bfloat16", 2), "BOOL": ("bool", 1), "F16": ("float16", 2), "F32": ("float32", 4),
+    "F64": ("float64", 8), "I16": ("int16", 2), "I32": ("int32", 4), "I64": ("int64", 8), "I8": ("int8", 1),
+    "U8": ("uint8", 1),
 }  # fmt: skip
+_FLOATS = ("BF16", "F16", "F32", "F64")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """Type, shape and place of one tensor; `start` and `end` are bytes from the end of the header."""
+    """Type, shape and place of one tensor; `start` and `end` are bytes from the end of the header.
 
-    dtype: torch.dtype
+    `kind` is its type as the header spells it, such as `F32`.
+    """
+
+    kind: str
     shape: tuple[int, ...]
     start: int
     end: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its elements."""
+        return torch_type(self.kind)
+
+    @property
+    def is_floating_point(self) -> bool:
+        """Whether its elements are real numbers."""
+        return is_float_kind(self.kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +67,36 @@ class Header:
 
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str]
+
+
+def torch_type(kind: str) -> torch.dtype:
+    """Return the type of torch for a type of elements, spelled as in a header."""
+    import torch
+
+    found: torch.dtype = getattr(torch, _DTYPES[kind][0])
+    return found
+
+
+def torch_name(kind: str) -> str:
+    """Return what torch calls a type of elements, such as `torch.float32` for `F32`."""
+    return f"torch.{_DTYPES[kind][0]}"
+
+
+def kind_named(dtype: object) -> str:
+    """Return how a header spells a type of torch, or one of the same name.
+
+    Raises:
+        ValueError: no header may have it.
+    """
+    for kind in _DTYPES:
+        if torch_name(kind) == str(dtype):
+            return kind
+    raise ValueError(f"{dtype} cannot be stored; allowed are {', '.join(map(torch_name, _DTYPES))}")
+
+
+def is_float_kind(kind: str) -> bool:
+    """Return whether a type of elements, spelled as in a header, is of real numbers."""
+    return kind in _FLOATS
 
 
 def read_header(file: Path) -> Header:
@@ -114,8 +160,7 @@ def _entry(file: Path, name: str, value: Any, data_bytes: int) -> StoredTensor:
     if not isinstance(value, dict) or set(value) != _ENTRY_KEYS:
         raise _refusal(file, f"tensor {name!r} does not have exactly the keys {sorted(_ENTRY_KEYS)}")
     kind, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    dtype = _DTYPES.get(kind) if isinstance(kind, str) else None
-    if dtype is None:
+    if not isinstance(kind, str) or kind not in _DTYPES:
         raise _refusal(file, f"tensor {name!r} has the type {kind!r}; allowed are {', '.join(_DTYPES)}")
     if not _are_counts(shape) or len(shape) > MOST_DIMENSIONS or any(side > 2**48 for side in shape):
         raise _refusal(file, f"tensor {name!r} has an invalid shape: {str(shape)[:80]}")
@@ -124,9 +169,9 @@ def _entry(file: Path, name: str, value: Any, data_bytes: int) -> StoredTensor:
     start, end = offsets
     if end > data_bytes:
         raise _refusal(file, f"tensor {name!r} ends at byte {end:,} of {data_bytes:,}: larger than the file")
-    if end - start != (needed := math.prod(shape) * dtype.itemsize):
+    if end - start != (needed := math.prod(shape) * _DTYPES[kind][1]):
         raise _refusal(file, f"tensor {name!r} is {kind} {shape}, {needed:,} bytes, and has {end - start:,}")
-    return StoredTensor(dtype=dtype, shape=tuple(shape), start=start, end=end)
+    return StoredTensor(kind=kind, shape=tuple(shape), start=start, end=end)
 
 
 def _are_counts(value: Any) -> bool:

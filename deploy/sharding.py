@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from errata.deploy.manifest import Manifest
 from errata.errors import ArtifactCorruptError, ArtifactError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DENOISER_FILE = "unet/errata.safetensors"
 # The same as in diffusers and huggingface_hub.
@@ -51,6 +52,8 @@ def write_tensors(tensors: Mapping[str, Tensor], root: Path, *, max_shard_size: 
     Raises:
         ArtifactError: there would be more shards than their names can count.
     """
+    from safetensors.torch import save_file  # with torch, which naming the files does not need
+
     shards = split(tensors, max_shard_size=max_shard_size)
     if len(shards) == 1:
         save_file(shards[0], root / DENOISER_FILE)
@@ -108,6 +111,8 @@ def is_denoiser_file(name: str) -> bool:
 
 def read_tensors(root: Path, manifest: Manifest) -> dict[str, Tensor]:
     """Return all tensors of the denoiser, on the CPU; the artifact has been verified."""
+    from safetensors.torch import load_file
+
     tensors: dict[str, Tensor] = {}
     for file in denoiser_files(root, manifest):
         tensors |= load_file(file)

@@ -1,42 +1,40 @@
 """`verify`: checks that an artifact holds what its manifest says, and nothing else.
 
-`layer_rows` lists what the denoiser of a verified artifact is made of, without loading it.
+`layer_rows` lists what the denoiser of a verified artifact is made of, without loading it. For the common
+artifacts of `known_composition` both do without torch and diffusers.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from torch import nn
 
 from errata.canonical_json import file_digest
-from errata.deploy.allowlist import component_class
-from errata.deploy.component_check import check_fit, network_settings
-from errata.deploy.components import check_component
-from errata.deploy.composition import DENOISER, check_composition
-from errata.deploy.consistency import MODEL_INDEX, SCHEDULER_CONFIG, UNET_CONFIG, check_consistency
-from errata.deploy.construction import check_geometry, without_memory
+from errata.deploy.component_files import check_component
+from errata.deploy.composition import DENOISER, SCHEDULER, check_places
+from errata.deploy.consistency import check_consistency
 from errata.deploy.inventory import check_files
+from errata.deploy.known_composition import is_known_composition, known_unet
 from errata.deploy.manifest import MANIFEST_FILE, Manifest, read_manifest
 from errata.deploy.safetensors_header import read_header
 from errata.deploy.sharding import DENOISER_FILE, denoiser_files
 from errata.deploy.signature_check import check_signature
-from errata.deploy.tensors import check_denoiser
-from errata.errors import ArtifactCorruptError, ArtifactError, ArtifactVersionError
-from errata.runtime.layers import float_layer
+from errata.deploy.tensor_check import check_denoiser
+from errata.errors import ArtifactError
+from errata.lazy_names import lazy_names
 
-__all__ = ["DENOISER_FILE", "LayerRow", "empty_unet", "layer_rows", "verify"]
+if TYPE_CHECKING:
+    from errata.deploy.full_check import empty_unet
+    from errata.runtime.structure import Network
 
-# Denoisers that an artifact may name, and where they are; a name is never resolved by import path.
-_UNETS = {
-    "AudioLDM2UNet2DConditionModel": "audioldm2",
-    "UNet2DConditionModel": "diffusers",
-    "UNet2DModel": "diffusers",
-}
+__all__ = ["DENOISER_FILE", "LayerRow", "empty_unet", "layer_rows", "verify", "verify_by"]
+
+__getattr__, __dir__ = lazy_names(__name__, {"errata.deploy.full_check": ("empty_unet",)})
 
 
 def verify(
@@ -61,6 +59,17 @@ def verify(
         ArtifactCorruptError: a file or tensor is missing, extra or altered; or the signature is damaged, or
             of another artifact.
     """
+    return verify_by(_check_contents, path, signature=signature, public_key=public_key)
+
+
+def verify_by(
+    check_contents: Callable[[Path, Manifest], None],
+    path: str | Path,
+    *,
+    signature: str | Path | None = None,
+    public_key: str | Path | None = None,
+) -> Manifest:
+    """Do what `verify` does, with this check of what is in the files that have the right digests."""
     if (signature is None) != (public_key is None):
         raise ArtifactError("signature and public_key belong together; give both, or neither")
     root = Path(path)
@@ -75,51 +84,12 @@ def verify(
             digests = {name: record.sha256 for name, record in manifest.files.items()}
             digests[MANIFEST_FILE] = file_digest(root / MANIFEST_FILE)
             check_signature(root, digests, Path(signature), Path(public_key))
-        _check_contents(root, manifest)
+        check_contents(root, manifest)
     except OSError as error:
         raise ArtifactError(
             f"cannot read {error.filename or root}: {error.strerror}; make it readable"
         ) from error
     return manifest
-
-
-def _check_contents(root: Path, manifest: Manifest) -> None:
-    """Check that what the digests say is unaltered is also what an artifact may hold."""
-    tensor_files = denoiser_files(root, manifest)
-    for name in (UNET_CONFIG, MODEL_INDEX, SCHEDULER_CONFIG):
-        if name not in manifest.files:
-            raise ArtifactCorruptError(f"{root} has no {name}; every artifact needs it")
-    unet = empty_unet(root, manifest)
-    check_consistency(root, unet, manifest)
-    for name, entry in check_composition(root, manifest).components.items():
-        if entry is not None:
-            check_component(root / name)
-            if name != DENOISER:  # whose weights are in a format of their own
-                check_fit(root / name, component_class(*entry))
-    try:
-        check_denoiser(tensor_files, unet, manifest)
-    except SafetensorError as error:
-        raise ArtifactCorruptError(f"{tensor_files[0].parent} holds no valid safetensors: {error}") from error
-
-
-def empty_unet(root: Path, manifest: Manifest) -> nn.Module:
-    """Return the float network of the artifact on the meta device: shapes, no memory."""
-    if manifest.unet_class not in _UNETS:
-        raise ArtifactVersionError(
-            f"{root} needs denoiser class {manifest.unet_class[:80]!r}; this version runs {sorted(_UNETS)}"
-        )
-    unet_class = component_class(_UNETS[manifest.unet_class], manifest.unet_class)
-    file = root / UNET_CONFIG
-    settings = network_settings(file)
-    try:
-        with without_memory():
-            unet: nn.Module = unet_class.from_config(settings)
-        for layer in manifest.scheme.layers:
-            float_layer(unet, layer.name)
-    except Exception as error:  # diffusers raises errors of any class
-        raise ArtifactCorruptError(f"{file} does not describe the denoiser: {repr(error)[:500]}") from error
-    check_geometry(file, unet, settings)
-    return unet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,12 +121,12 @@ def layer_rows(root: Path, manifest: Manifest) -> list[LayerRow]:
     names = [layer.name for layer in scheme.layers] + [attention.name for attention in scheme.attentions]
     sizes = _sizes(denoiser_files(root, manifest), names)
     corrected = {layer.name for layer in scheme.correction.layers} if scheme.correction else set()
-    unet = empty_unet(root, manifest)
+    unet = _float_network(root, manifest)
     rows = [
         LayerRow(
             layer=layer.name,
             kind=layer.kind,
-            shape=tuple(float_layer(unet, layer.name).weight.shape),
+            shape=_weight_shape(unet, layer.name),
             weight_bits=layer.weight_bits,
             input_bits=layer.activation_bits,
             is_corrected=layer.name in corrected,
@@ -188,3 +158,45 @@ def _sizes(files: Iterable[Path], modules: Iterable[str]) -> Counter[str]:
                 owner = owner.rpartition(".")[0]
             sizes[owner] += tensor.end - tensor.start
     return sizes
+
+
+def _weight_shape(unet: Network, layer: str) -> tuple[int, ...]:
+    module: Any = unet.get_submodule(layer)
+    return tuple(module.weight.shape)
+
+
+def _float_network(root: Path, manifest: Manifest) -> Network:
+    """Return the outline of the float network, or the network on the meta device where that is not known."""
+    if (outline := known_unet(root, manifest)) is not None:
+        return outline
+    from errata.deploy.full_check import empty_unet
+
+    return empty_unet(root, manifest)
+
+
+def _check_contents(root: Path, manifest: Manifest) -> None:
+    """Check what is in the files; as in `full_check`, which decides wherever this one does not find all well.
+
+    Raises:
+        ArtifactError: as `verify`.
+    """
+    if _is_known_and_sound(root, manifest):
+        return
+    from errata.deploy.full_check import check_contents
+
+    check_contents(root, manifest)
+
+
+def _is_known_and_sound(root: Path, manifest: Manifest) -> bool:
+    try:
+        files, outline = denoiser_files(root, manifest), known_unet(root, manifest)
+        if outline is None or not is_known_composition(root, manifest):
+            return False
+        check_consistency(root, outline, manifest)
+        check_places(root, {DENOISER, SCHEDULER}, manifest)
+        for component in (DENOISER, SCHEDULER):
+            check_component(root / component)
+        check_denoiser(files, outline, manifest)
+    except (ArtifactError, FileNotFoundError, SafetensorError):  # the full check says what is wrong
+        return False
+    return True

@@ -22,12 +22,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.quality.paired_change import PairedChange
+from errata.runtime.paired_change import output_map_text as output_map_text
 from errata.runtime.schedule import StepKind
+from errata.runtime.scheme import OUTPUT_MAP as OUTPUT_MAP
 from errata.runtime.scheme import Scheme
-
-# Names of the two tensors in the table of a scheme.
-OUTPUT_MAP = ("output.matrix", "output.bias")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,17 +104,6 @@ class OutputMap:
             matrices, biases = maps.matrix.to(device).unbind(), maps.bias.to(device).unbind()
             self._ready[kind, device] = list(zip(matrices, biases, strict=True))
         return self._ready[kind, device]
-
-
-def output_map_text(scheme: Scheme, measured: PairedChange | None) -> str:
-    """Return what the output map of a compressed network is, and was measured to do, for people."""
-    if scheme.output is None:
-        return "not calibrated"
-    if measured is None:
-        return "not calibrated: nothing to correct, or no images to judge by"
-    if not measured.helps:
-        return f"left as it is; a map changed PSNR to the float model from {measured.text()}"
-    return f"calibrated; PSNR to the float model from {measured.text()}"
 
 
 def mapped(prediction: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:

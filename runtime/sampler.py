@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from errata.errors import ArtifactMismatchError
-from errata.runtime.unet_arguments import is_same_timestep
+
+# A timestep computed on another device may differ in its last bits (log of a sigma); two steps never do so
+# little.
+_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,11 @@ class Sampler:
             num_inference_steps=int(value["num_inference_steps"]),
             timesteps=tuple(float(time) for time in value["timesteps"]),
         )
+
+
+def is_same_timestep(timestep: float, recorded: float) -> bool:
+    """Return whether both mean the same step, up to rounding in single precision."""
+    return math.isclose(timestep, recorded, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
 
 
 def calls_per_step(timesteps: Sequence[float]) -> int:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
-
-from diffusers.models.attention_processor import Attention
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from errata.errors import RecipeError
-from errata.runtime.layers import float_layer
+from errata.runtime.outline import kind_of
 from errata.runtime.recipes.quantization import Quantization, matches
 from errata.runtime.recipes.recipe import CacheQuant, Recipe
 from errata.runtime.structure import (
@@ -21,8 +18,13 @@ from errata.runtime.structure import (
     skip_widths,
 )
 
+if TYPE_CHECKING:
+    from errata.runtime.structure import Network
+
 # Kept at 8 bits in every recipe: the first and last convolution (as in the papers) and the time embedding.
 _EIGHT_BIT_LAYERS = ("conv_in", "conv_out")
+# Names of the two tensors of an output map in the table of a scheme.
+OUTPUT_MAP = ("output.matrix", "output.bias")
 
 LayerKind = Literal["conv2d", "linear"]
 
@@ -113,7 +115,7 @@ class Scheme:
     output: CalibratedOutput | None = None
 
     @classmethod
-    def of(cls, unet: nn.Module, recipe: Recipe, *, branch: int) -> Scheme:
+    def of(cls, unet: Network, recipe: Recipe, *, branch: int) -> Scheme:
         """Return the scheme that a recipe means for this UNet, whose cached steps recompute `branch` resnets.
 
         Raises:
@@ -182,13 +184,13 @@ def sites_of(scheme: Scheme) -> tuple[Site, ...]:
 
 
 def _quantized(
-    unet: nn.Module, quantization: Quantization
+    unet: Network, quantization: Quantization
 ) -> tuple[tuple[LayerScheme, ...], tuple[AttentionScheme, ...]]:
     widths, embeddings = skip_widths(unet), embedding_layers(unet)
     modules = {
         name: module
         for name, module in unet.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear | Attention)
+        if kind_of(module) in ("conv2d", "linear", "attention")
     }
     for pattern in quantization.patterns:
         if not any(matches(pattern, name) for name in modules):
@@ -200,12 +202,12 @@ def _quantized(
     layers = tuple(
         _layer_scheme(name, module, quantization, widths, is_embedding=name in embeddings)
         for name, module in converted.items()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        if kind_of(module) != "attention"
     )
     attentions = tuple(
         AttentionScheme(name=name, bits=quantization.activation_bits)
         for name, module in converted.items()
-        if isinstance(module, Attention)
+        if kind_of(module) == "attention"
     )
     if not layers:
         raise RecipeError(
@@ -216,31 +218,36 @@ def _quantized(
 
 
 def _correction(
-    unet: nn.Module, quantization: Quantization | None, layers: tuple[LayerScheme, ...], branch: int
+    unet: Network, quantization: Quantization | None, layers: tuple[LayerScheme, ...], branch: int
 ) -> CacheCorrection:
     """Return what is corrected; readers' outputs only with weights rounded to nearest, as in the source."""
     readers: tuple[CorrectedLayer, ...] = ()
     if quantization is not None and quantization.rounding is None:
         quantized = {layer.name for layer in layers}
         readers = tuple(
-            CorrectedLayer(name=name, channels=float_layer(unet, name).weight.shape[0])
+            CorrectedLayer(name=name, channels=_output_width(unet, name))
             for name in feature_readers(unet, branch)
             if name in quantized
         )
     return CacheCorrection(feature_channels=feature_channels(unet, branch), layers=readers)
 
 
+def _output_width(unet: Network, layer: str) -> int:
+    module: Any = unet.get_submodule(layer)
+    return int(module.weight.shape[0])
+
+
 def _layer_scheme(
     name: str,
-    module: nn.Conv2d | nn.Linear,
+    module: Any,
     quantization: Quantization,
     widths: Mapping[str, int],
     *,
     is_embedding: bool,
 ) -> LayerScheme:
-    is_conv = isinstance(module, nn.Conv2d)
-    total = module.in_channels if isinstance(module, nn.Conv2d) else module.in_features
-    if isinstance(module, nn.Conv2d) and (module.groups != 1 or module.padding_mode != "zeros"):
+    is_conv = kind_of(module) == "conv2d"
+    total = module.in_channels if is_conv else module.in_features
+    if is_conv and (module.groups != 1 or module.padding_mode != "zeros"):
         raise RecipeError(
             f"layer {name!r} has groups={module.groups}, padding_mode={module.padding_mode!r}; "
             "supported are dense convolutions with zero padding"

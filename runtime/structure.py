@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-from diffusers.models.attention_processor import Attention
-from diffusers.models.normalization import AdaGroupNorm
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from errata.errors import RecipeError
+from errata.runtime.outline import Outline, kind_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    Network = nn.Module | Outline
+    """A UNet, or its outline."""
 
 # Blocks whose layers run one after another, each up-block resnet on one skip input, each down-block layer
 # (resnet with its attentions, or downsampler) leaving one. A cache may cut between any two of them.
@@ -61,7 +64,7 @@ def output_channels(unet: Any) -> int:
     return int(unet.config.out_channels)
 
 
-def skip_widths(unet: nn.Module) -> dict[str, int]:
+def skip_widths(unet: Network) -> dict[str, int]:
     """Return the width of the main half of every concatenated input, by layer name; `unet` is a float one.
 
     The first convolution (and the 1x1 shortcut) of an up-block resnet reads `[hidden, skip]` concatenated
@@ -74,7 +77,7 @@ def skip_widths(unet: nn.Module) -> dict[str, int]:
     return widths
 
 
-def feature_channels(unet: nn.Module, branch: int) -> int:
+def feature_channels(unet: Network, branch: int) -> int:
     """Return the width of the feature that a cache keeps, with `branch` resnets recomputed in cached steps.
 
     Raises:
@@ -83,7 +86,7 @@ def feature_channels(unet: nn.Module, branch: int) -> int:
     return cut_at(unet, branch).hidden_channels
 
 
-def feature_readers(unet: nn.Module, branch: int) -> tuple[str, ...]:
+def feature_readers(unet: Network, branch: int) -> tuple[str, ...]:
     """Return the names of the layers that read that feature: a `conv1` and, if any, its `conv_shortcut`.
 
     Raises:
@@ -92,7 +95,7 @@ def feature_readers(unet: nn.Module, branch: int) -> tuple[str, ...]:
     return _input_layers(unet, cut_at(unet, branch).name)
 
 
-def default_branch(unet: nn.Module) -> int:
+def default_branch(unet: Network) -> int:
     """Return how many resnets the papers recompute: 3 for an unconditional pixel-space network, else 1.
 
     Raises:
@@ -103,22 +106,23 @@ def default_branch(unet: nn.Module) -> int:
     return min(preferred, len(up_resnets(unet)))
 
 
-def embedding_layers(unet: nn.Module) -> frozenset[str]:
+def embedding_layers(unet: Network) -> frozenset[str]:
     """Return the names of the layers that work on the embedding of time, class and conditions.
 
     They read one vector (or one per token) a sample and see every step; recipes keep 8-bit weights and float
     activations there. Among them are the projections in every resnet and in every adaptive group norm.
     """
-    adaptive = {f"{name}.linear" for name, module in unet.named_modules() if isinstance(module, AdaGroupNorm)}
+    modules = list(unet.named_modules())
+    adaptive = {f"{name}.linear" for name, module in modules if kind_of(module) == "adaptive_norm"}
     return frozenset(
         name
-        for name, module in unet.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        for name, module in modules
+        if kind_of(module) in ("conv2d", "linear")
         and (name.split(".")[0] in _EMBEDDINGS or name.endswith(".time_emb_proj") or name in adaptive)
     )
 
 
-def cut_at(unet: nn.Module, branch: int) -> UpResnet:
+def cut_at(unet: Network, branch: int) -> UpResnet:
     """Return the first of the last `branch` resnets of the up path.
 
     Raises:
@@ -133,12 +137,17 @@ def cut_at(unet: nn.Module, branch: int) -> UpResnet:
     return resnets[-branch]
 
 
-def is_cacheable(unet: nn.Module) -> bool:
+def is_cacheable(unet: Network) -> bool:
     """Return whether features of this UNet can be cached."""
     return not _obstacle(unet)
 
 
-def check_cacheable(unet: nn.Module) -> None:
+def largest_branch(unet: Network) -> int:
+    """Return how many resnets the up path has, the largest branch; 0 where features cannot be cached."""
+    return len(up_resnets(unet)) if is_cacheable(unet) else 0
+
+
+def check_cacheable(unet: Network) -> None:
     """Check that the features of a UNet can be cached.
 
     Raises:
@@ -163,7 +172,7 @@ def _obstacle(unet: Any) -> str:
     return ""
 
 
-def _input_layers(unet: nn.Module, resnet: str) -> tuple[str, ...]:
+def _input_layers(unet: Network, resnet: str) -> tuple[str, ...]:
     module = unet.get_submodule(resnet)
     names = (name for name in ("conv1", "conv_shortcut") if getattr(module, name, None) is not None)
     return tuple(f"{resnet}.{name}" for name in names)
@@ -172,7 +181,7 @@ def _input_layers(unet: nn.Module, resnet: str) -> tuple[str, ...]:
 def _out_channels(resnet: Any) -> int:
     # The attribute is not the width where a K resnet changes it in its last convolution.
     last = resnet.conv2
-    return int(last.out_channels if isinstance(last, nn.Conv2d) else resnet.out_channels)
+    return int(last.out_channels if kind_of(last) == "conv2d" else resnet.out_channels)
 
 
 def check_supported(unet: Any) -> None:
@@ -181,6 +190,8 @@ def check_supported(unet: Any) -> None:
     Raises:
         RecipeError: naming the class, layer or adapter at fault.
     """
+    if isinstance(unet, Outline):  # of other networks there is none
+        return
     classes = {cls.__name__ for cls in type(unet).__mro__ if cls.__module__.startswith("diffusers.")}
     if classes.isdisjoint(_UNETS):
         raise RecipeError(f"the denoiser is a {type(unet).__name__}; supported are {', '.join(_UNETS)}")
@@ -190,7 +201,7 @@ def check_supported(unet: Any) -> None:
     if any(getattr(block, name, None) is not None for block in unet.up_blocks for name in _FREEU):
         raise RecipeError("FreeU is enabled, which is not supported; call pipe.disable_freeu() first")
     for name, module in unet.named_modules():
-        if isinstance(module, Attention):
+        if kind_of(module) == "attention":
             _check_attention(name, module)
 
 

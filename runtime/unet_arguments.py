@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +12,7 @@ from torch import Tensor
 
 from errata.errors import ArtifactMismatchError, CalibrationError
 from errata.runtime.conditioning import flatten
-
-# A timestep computed on another device may differ in its last bits (log of a sigma); two steps never do so
-# little.
-_TOLERANCE = 1e-6
+from errata.runtime.sampler import is_same_timestep as is_same_timestep
 
 
 @dataclass(frozen=True)
@@ -75,11 +71,6 @@ def one_timestep(timestep: Tensor | float) -> float:
             "are one per step, so call once for each timestep"
         )
     return float(times[0])
-
-
-def is_same_timestep(timestep: float, recorded: float) -> bool:
-    """Return whether both mean the same step, up to rounding in single precision."""
-    return math.isclose(timestep, recorded, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
 
 
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from errata.runtime.bit_strings import bit_string_fault, group_sizes, int8_fault
+from errata.runtime.bit_strings import packed_bytes as packed_bytes
+
 _BYTE = 8
 # Numbers of codes that a new format is tried with: none, one, and counts around whole bytes.
 _TRIED_COUNTS = (0, 1, 2, 3, 4, 5, 7, 8, 9)
@@ -132,11 +135,6 @@ def bit_string_format(bits: int) -> WeightFormat:
     )
 
 
-def packed_bytes(count: int, *, bits: int) -> int:
-    """Return how many bytes `count` codes take as a string of bits."""
-    return -(-count * bits // _BYTE)
-
-
 def pack_bits(codes: Tensor, *, bits: int) -> Tensor:
     """Return codes as a string of bits, see `bit_string_format`.
 
@@ -155,7 +153,7 @@ def pack_bits(codes: Tensor, *, bits: int) -> Tensor:
         raise ValueError(
             f"codes lie in [{int(flat.min())}, {int(flat.max())}]; {bits} bits hold [{low}, {~low}]"
         )
-    size, group_bytes = _group(bits)
+    size, group_bytes = group_sizes(bits)
     unsigned = flat.contiguous().view(torch.uint8) & (2**bits - 1)
     groups = functional.pad(unsigned, (0, -len(flat) % size)).view(-1, size)
     packed = []
@@ -176,7 +174,7 @@ def unpack_bits(packed: Tensor, shape: torch.Size, *, bits: int) -> Tensor:
 
 def _unsigned(packed: Tensor, bits: int) -> list[Tensor]:
     """Return the codes without their sign, uint8: the first of every group, the second of every group, …"""
-    size, group_bytes = _group(bits)
+    size, group_bytes = group_sizes(bits)
     groups = functional.pad(packed, (0, -len(packed) % group_bytes)).view(-1, group_bytes)
     codes = []
     for code in range(size):
@@ -188,27 +186,16 @@ def _unsigned(packed: Tensor, bits: int) -> list[Tensor]:
     return codes
 
 
-def _group(bits: int) -> tuple[int, int]:
-    """Return how many codes fill whole bytes, and how many bytes."""
-    whole = math.lcm(bits, _BYTE)
-    return whole // bits, whole // _BYTE
-
-
 def _shifted(x: Tensor, by: int) -> Tensor:
     return x << by if by >= 0 else x >> -by
 
 
 def _bit_string_fault(stored: Tensor, count: int, *, bits: int) -> str:
-    left_over = _BYTE * len(stored) - bits * count
-    if left_over and int(stored[-1]) >> (_BYTE - left_over):
-        return "does not fill its last byte up with 0"
-    if any(bool((codes == 2 ** (bits - 1)).any()) for codes in _unsigned(stored, bits)):
-        return "holds a code outside the symmetric range"
-    return ""
+    return bit_string_fault(stored.numpy(), count, bits=bits)
 
 
 def _int8_fault(stored: Tensor, count: int) -> str:
-    return "holds a code outside the symmetric range" if bool((stored == -128).any()) else ""
+    return int8_fault(stored.numpy())
 
 
 def _check_round_trip(weight_format: WeightFormat, count: int) -> None:

@@ -21,8 +21,8 @@ from errata.compress.compressed import CompressedPipeline, Compression
 from errata.errors import CalibrationError
 from errata.journal import Stage
 from errata.quality.paired import psnr
-from errata.quality.paired_change import PairedChange
 from errata.quality.pixels import from_array
+from errata.runtime.paired_change import PairedChange
 
 logger = logging.getLogger(__name__)
 

@@ -125,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
     except SystemExit as finished:  # after --help or --version, or after an error was printed
         return finished.code if isinstance(finished.code, int) else FAILED
+    args.has_own_process = argv is None
     keep_freed_memory()
     try:
         with (

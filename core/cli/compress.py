@@ -178,7 +178,7 @@ def _summary(
 
 def _summary_text(out: Path, compressed: "CompressedPipeline", payload: dict[str, Any]) -> str:
     from errata.durations import duration
-    from errata.runtime.output_map import output_map_text
+    from errata.runtime.paired_change import output_map_text
 
     memory = f"peak memory {megabytes(payload['peak_memory_bytes'])}"
     if "peak_cuda_memory_bytes" in payload:

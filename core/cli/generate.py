@@ -19,6 +19,7 @@ from errata.cli.plans import (
     plan_from,
     with_sheet,
 )
+from errata.cli.startup import lean_imports
 from errata.cli.usage import (
     Commands,
     UsageError,
@@ -92,16 +93,19 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     check_seeds(args.seed, args.images)
+    with lean_imports(args, args.artifact):
+        from errata.correct import wrap
+        from errata.deploy.assembly import load_artifact as _  # noqa: F401 - with all that loading imports
+        from errata.deploy.loading import load
+    from errata.directories import staged_directory
+    from errata.errors import ErrataError
+
     chooses = is_auto(args)
     plan = None if chooses else with_sheet(plan_from(args), args.sheet)
     given = _input_images(args)
 
-    from errata import correct, deploy
-    from errata.directories import staged_directory
-    from errata.errors import ErrataError
-
     with staged_directory(args.out, error=ErrataError) as folder:
-        deployed = deploy.load(args.artifact, args.device, args.backend, args.on_mismatch)
+        deployed = load(args.artifact, args.device, args.backend, args.on_mismatch)
         recorded = deployed.num_inference_steps
         if args.on_mismatch == "nearest" and args.steps is not None:
             deployed = deployed.at_steps(args.steps)
@@ -111,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         if plan is None:
             plan = auto_plan(args.artifact, deployed, arguments, sheet=args.sheet)
         tally = _Tally()
-        images = _make_images(correct.wrap(deployed, plan), args, arguments, tally)
+        images = _make_images(wrap(deployed, plan), args, arguments, tally)
         save_images(images, folder)
     lines = [tally.summary(), f"{len(images)} images and grid.png are in {args.out}"]
     if deployed.num_inference_steps != recorded:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from errata.cli.output import cache_row, cache_text, emit, exceptions_text, megabytes, table
 from errata.cli.plan_files import check_attaches, is_plan_file, plan_words
 from errata.cli.sharing import check_signature_options
+from errata.cli.startup import lean_imports
 from errata.cli.usage import (
     Commands,
     UsageError,
@@ -91,13 +92,16 @@ def verify(args: argparse.Namespace) -> int:
 
     from errata import deploy
 
-    manifest = deploy.verify(args.artifact, signature=args.signature, public_key=args.public_key)
+    # Most artifacts are checked without diffusers; others need it.
+    with lean_imports(args, args.artifact, runs_kernels=False):
+        manifest = deploy.verify(args.artifact, signature=args.signature, public_key=args.public_key)
     return _verified(args, {"manifest": manifest.to_json()}, manifest.summary())
 
 
 def _checked_sheet(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from errata.correct import Plan
-    from errata.correct.sheets.sheet_sharing import verify_sheet
+    with lean_imports(args, args.user, runs_kernels=args.user is not None):
+        from errata.correct import Plan
+        from errata.correct.sheets.sheet_sharing import verify_sheet
 
     sheet = verify_sheet(args.artifact, signature=args.signature, public_key=args.public_key)
     if args.user is not None:
@@ -109,7 +113,8 @@ def _checked_plan(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if args.signature is not None:
         raise UsageError("--signature is for artifacts and sheets, and this is a plan; leave it out")
 
-    from errata.correct import Plan
+    with lean_imports(args, args.user, runs_kernels=args.user is not None):
+        from errata.correct import Plan
 
     plan = Plan.load(args.artifact)
     if args.user is not None:
@@ -131,7 +136,8 @@ def _inspect_file(args: argparse.Namespace) -> int:
     if args.backends:
         raise UsageError("--backends is for artifacts; sheets and plans run on any backend: leave it out")
 
-    from errata.correct import Plan, Sheet
+    with lean_imports(args, None, runs_kernels=False):
+        from errata.correct import Plan, Sheet
 
     if is_plan_file(args.artifact):
         plan = Plan.load(args.artifact)
@@ -156,8 +162,9 @@ def run(args: argparse.Namespace) -> int:
 
     if is_engine(args.artifact):
         return _inspect_engine(args)
-    manifest = deploy.verify(args.artifact)
-    rows = layer_rows(args.artifact, manifest)
+    with lean_imports(args, args.artifact, runs_kernels=args.backends):
+        manifest = deploy.verify(args.artifact)
+        rows = layer_rows(args.artifact, manifest)
     kernels = _kernels(args) if args.backends else None
     parts = [_facts(args.artifact, manifest)]
     if rows:
@@ -206,9 +213,10 @@ def _ends(specs: "Sequence[TensorSpec]") -> str:
 
 def _kernels(args: argparse.Namespace) -> dict[str, dict[str, str]]:
     """Return backend and reason by layer name, without the remark that the report adds to some names."""
-    from errata import deploy
+    with lean_imports(args, args.artifact):
+        from errata.deploy.assembly import load_artifact
 
-    deployed = deploy.load(args.artifact, device=args.device, backend=args.backend or "auto")
+    deployed = load_artifact(args.artifact, device=args.device, backend=args.backend or "auto")
     return {
         row.layer.partition(" ")[0]: {"backend": row.backend, "reason": row.reason}
         for row in deployed.backend_report()
@@ -216,7 +224,7 @@ def _kernels(args: argparse.Namespace) -> dict[str, dict[str, str]]:
 
 
 def _facts(artifact: Path, manifest: "Manifest") -> str:
-    from errata.runtime.output_map import output_map_text
+    from errata.runtime.paired_change import output_map_text
 
     times = manifest.sampler.timesteps
     share = manifest.denoiser_bytes / manifest.float32_weight_bytes

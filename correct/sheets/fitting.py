@@ -41,8 +41,8 @@ from errata.fingerprint import value_digest
 from errata.journal import Journal, Stage, without_journal
 from errata.journal_rules import JournalRules, remove_journal
 from errata.quality.paired import psnr
-from errata.quality.paired_change import PairedChange
 from errata.runtime.output_moments import OutputMoments
+from errata.runtime.paired_change import PairedChange
 
 # Added to the seed: images that people make and measure begin at small seeds, and a fit must not see those.
 _FIRST_SEED = 2_000_000_000

@@ -33,7 +33,7 @@ from errata.deploy.limits import MOST_CALLS
 from errata.deploy.safetensors_header import Header, header_of
 from errata.deploy.strict_json import bounded_json
 from errata.errors import ArtifactCorruptError, PlanError
-from errata.quality.paired_change import PairedChange
+from errata.runtime.paired_change import PairedChange
 
 FORMAT = "errata-sheet/1"
 METADATA = "errata-sheet"

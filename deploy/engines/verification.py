@@ -18,10 +18,10 @@ from errata.deploy.consistency import SCHEDULER_CONFIG, UNET_CONFIG, check_consi
 from errata.deploy.engines.graph_check import check_graph
 from errata.deploy.engines.manifest import ENGINE_FILE, EngineManifest, TensorSpec, read_engine_manifest
 from errata.deploy.engines.onnx_graphs import CACHED, FEATURE, FULL, PREDICTION, SAMPLE, STEP
+from errata.deploy.full_check import empty_unet
 from errata.deploy.inventory import check_files
 from errata.deploy.manifest import Manifest
 from errata.deploy.safetensors_header import read_header
-from errata.deploy.verification import empty_unet
 from errata.errors import ArtifactCorruptError, ArtifactError
 from errata.runtime.feature_correction import FEATURE as FEATURE_TABLES
 

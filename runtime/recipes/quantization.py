@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from errata.errors import RecipeError
-from errata.runtime.weight_formats import allowed_weight_bits, is_weight_bits
+from errata.runtime.weight_bits import allowed_weight_bits, is_weight_bits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from errata.errors import RecipeError
 from errata.runtime.recipes.caching import Cache, CacheQuant, DeepCache, cache_from_json
 from errata.runtime.recipes.quantization import LearnedRounding, Quantization
 from errata.runtime.schedule import CacheSchedule
-from errata.runtime.weight_formats import is_weight_bits, weight_bits
+from errata.runtime.weight_bits import is_weight_bits
 
 __all__ = ["CacheQuant", "DeepCache", "LearnedRounding", "Quantization", "Recipe"]
 
@@ -193,6 +193,8 @@ def parse(name: str) -> dict[str, Any]:
 
 def grammar() -> str:
     """Return what a recipe name may be, as text."""
+    from errata.runtime.weight_formats import weight_bits  # with torch, which no known recipe needs
+
     quantizers = [f"w{bits}a8" for bits in weight_bits()]
     learned = [f"{name}-learned" for name in quantizers]
     return (

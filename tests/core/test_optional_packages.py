@@ -26,6 +26,7 @@ os.environ["HIDDEN"] = "brevitas torchao datasets"
 import torch
 from diffusers import DDIMPipeline, UNet2DModel
 from errata import correct, deploy, report
+from errata.deploy import assembly
 """
 LIFE = """
 import sys

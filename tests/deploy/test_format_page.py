@@ -39,7 +39,7 @@ def test_every_type_of_tensor_is_named() -> None:
 
 
 def test_every_setting_that_leads_elsewhere_is_named() -> None:
-    from errata.deploy.components import _PLACES
+    from errata.deploy.component_files import _PLACES
 
     named = {name for name in _PLACES if f"`{name}`" in PAGE}
     assert {name for name in _PLACES if name.lstrip("_").removesuffix("_internal") not in

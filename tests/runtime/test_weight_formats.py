@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from errata.runtime import weight_formats
+from errata.runtime import weight_bits, weight_formats
 from errata.runtime.weight_formats import (
     WeightFormat,
     bit_string_format,
@@ -156,3 +156,29 @@ def _other(**changes: object) -> WeightFormat:
 def test_formats_that_contradict_themselves_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         register_weight_format(_other(**changes))
+
+
+@pytest.mark.parametrize("bits", ALL_BITS)
+@pytest.mark.parametrize("shape", [(3, 3), (5, 2, 3, 3), (1, 1)])
+def test_what_is_known_without_torch_is_what_the_registry_says(bits: int, shape: tuple[int, ...]) -> None:
+    stored_as = weight_format(bits)
+    kind = {torch.int8: "I8", torch.uint8: "U8"}[stored_as.dtype]
+    assert weight_bits.stored_type(bits, shape) == (kind, stored_as.stored_shape(shape))
+    codes = torch.randint(-stored_as.limit, stored_as.limit + 1, shape, dtype=torch.int8)
+    stored = stored_as.pack(codes)
+    assert weight_bits.fault_of(stored.numpy(), codes.numel(), bits=bits) == ""
+    codes.view(-1)[-1] = -(2 ** (bits - 1))
+    fault = weight_bits.fault_of(stored_as.pack(codes).numpy(), codes.numel(), bits=bits)
+    assert fault == "holds a code outside the symmetric range"
+
+
+def test_the_registry_is_asked_about_other_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert weight_bits.OWN_BITS == ALL_BITS
+    assert all(map(weight_bits.is_weight_bits, ALL_BITS))
+    assert not any(map(weight_bits.is_weight_bits, (5, 8.0, True, "8")))
+    monkeypatch.setattr(weight_formats, "_FORMATS", dict(weight_formats._FORMATS))
+    register_weight_format(bit_string_format(5))
+    assert weight_bits.is_weight_bits(5)
+    assert weight_bits.stored_type(5, (3, 3)) == ("U8", (6,))
+    stored = pack_bits(torch.full((2,), -16, dtype=torch.int8), bits=5).numpy()
+    assert weight_bits.fault_of(stored, 2, bits=5) == "holds a code outside the symmetric range"

@@ -30,6 +30,10 @@ with quiet.without_notices():
     import accelerate, brevitas, jinja2, matplotlib.pyplot, torch, torchao
     from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
     from errata import calibration, cli, compress, correct, deploy, report
+    from errata.deploy import assembly, engines
+    for package in (deploy, engines):
+        for name in package.__all__:
+            getattr(package, name)  # which imports it
 """
 COMMAND = "import sys; from errata.cli import main; sys.exit(main(sys.argv[1:]))"
 

@@ -10,7 +10,7 @@ from errata.correct import Plan, Sheet
 from errata.correct.sheets.fitted_maps import CallLevels, FittedMaps
 from errata.correct.sheets.sheet_file import SheetFacts
 from errata.deploy import DeployedPipeline
-from errata.quality.paired_change import PairedChange
+from errata.runtime.paired_change import PairedChange
 
 FACTOR, OFFSET = 1.25, 0.125
 MEASURED = PairedChange(images=2, psnr=1.0, corrected_psnr=2.0, change=1.0, low=0.5, high=1.5)

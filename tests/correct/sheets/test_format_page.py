@@ -8,7 +8,7 @@ from errata.correct.sheets import sheet_file
 from errata.correct.sheets.fitted_maps import CallLevels
 from errata.correct.sheets.sheet_file import SheetFacts
 from errata.deploy.limits import MOST_CALLS
-from errata.quality.paired_change import PairedChange
+from errata.runtime.paired_change import PairedChange
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "sheet-format.md").read_text(encoding="utf-8")
 

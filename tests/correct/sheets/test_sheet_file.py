@@ -21,7 +21,7 @@ from errata.correct.sheets.sheet_file import (
     to_bytes,
 )
 from errata.errors import PlanError
-from errata.quality.paired_change import PairedChange
+from errata.runtime.paired_change import PairedChange
 
 
 def sheet_of(seed: int = 0, calls: int = 6, channels: int = 3) -> Sheet:

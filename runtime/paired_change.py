@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from errata.quality.intervals import mean_estimate
+    from errata.runtime.scheme import Scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class PairedChange:
     @classmethod
     def of(cls, plain: Tensor, corrected: Tensor) -> PairedChange:
         """Return the change between the PSNR of each image without, `(N,)` in dB, and with; N at least 2."""
+        from errata.quality.intervals import mean_estimate  # with torch, which reading a change does not need
+
         change = mean_estimate(corrected - plain)
         return cls(
             images=len(plain),
@@ -79,3 +82,14 @@ class PairedChange:
                 raise ValueError(f"{name} of a measured change is {str(number)[:40]}")
         numbers = {name: float(value[name]) for name in names - {"images"}}
         return cls(images=value["images"], **numbers)
+
+
+def output_map_text(scheme: Scheme, measured: PairedChange | None) -> str:
+    """Return what the output map of a compressed network is, and was measured to do, for people."""
+    if scheme.output is None:
+        return "not calibrated"
+    if measured is None:
+        return "not calibrated: nothing to correct, or no images to judge by"
+    if not measured.helps:
+        return f"left as it is; a map changed PSNR to the float model from {measured.text()}"
+    return f"calibrated; PSNR to the float model from {measured.text()}"

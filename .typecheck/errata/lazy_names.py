@@ -1,0 +1,1 @@
+../../core/lazy_names.py
