@@ -28,7 +28,7 @@ from weight_search import quick_weight_search
 from errata import calibration
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline
-from errata.compress.quantize import observation, simulation
+from errata.compress.quantize import simulation, step_sketch
 from errata.embedded import PIPELINE
 from errata.fingerprint import value_digest
 
@@ -121,7 +121,7 @@ def _ranges_are_chosen_from_few_values() -> Iterator[None]:
     Programs that tests start choose from as many values as a user's do.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(observation, "_VALUES_PER_STEP", 2048)
+        patch.setattr(step_sketch, "VALUES_PER_STEP", 2048)
         yield
 
 
