@@ -94,9 +94,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     check_seeds(args.seed, args.images)
     with lean_imports(args, args.artifact):
+        import errata.deploy.assembly  # noqa: F401 - all that loading imports
         from errata.correct import wrap
-        from errata.deploy.assembly import load_artifact as _  # noqa: F401 - with all that loading imports
-        from errata.deploy.loading import load
+        from errata.deploy import load
     from errata.directories import staged_directory
     from errata.errors import ErrataError
 
