@@ -9,7 +9,7 @@ from errata import calibration
 from errata.calibration import CalibrationSet
 from errata.compress import Recipe
 from errata.compress.jobs.stages import open_journal
-from errata.compress.quantize import observation, step_rows
+from errata.compress.quantize import observation
 from errata.compress.quantize.observation import observe_ranges
 from errata.compress.quantize.quantizers import choose_range
 from errata.compress.quantize.step_sketch import StepSketch
@@ -87,7 +87,7 @@ def test_steps_that_share_trajectories_resume_with_the_same_ranges(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Six steps, two groups of trajectories: each step runs once, and after a break what is needed again."""
-    monkeypatch.setattr(step_rows, "DISTINCT_STEPS", 3)
+    monkeypatch.setattr(observation, "DISTINCT_STEPS", 3)
     observe, seen = observation._observe_step, []
 
     def watched(*arguments: object) -> StepSketch:

@@ -1,6 +1,6 @@
 import pytest
 
-from errata.compress.quantize.step_rows import StepRows
+from errata.compress.quantize.observation import StepRows
 
 
 @pytest.mark.parametrize("steps", [1, 6, 25, 49])
