@@ -122,9 +122,10 @@ class PlannedUNet(BranchedUNet):
             found = program.run(list(own.values()), step, time)
         if not all(map(_is_same, outputs, found)):
             self._programs.refuse(signature, "a program gave another result")
-        else:
-            self._programs.keep(signature, program)
-        return answer
+            return answer
+        self._programs.keep(signature, program)
+        copies = iter(found)  # the next run writes to where the answer is
+        return tuple(None if x is None else next(copies) for x in answer)
 
     def _agrees(self, time: float) -> bool:
         """Return whether the biases in use are those that follow from a time."""

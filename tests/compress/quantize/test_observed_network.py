@@ -97,6 +97,7 @@ def test_slices_show_what_the_whole_softmax_holds(
 
 def test_of_many_queries_some_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """The range from an eighth of the queries is that of all, within two candidates."""
+    monkeypatch.setattr(step_sketch, "VALUES_PER_STEP", 16384)
     x = torch.randn(ROWS, TOKENS, HEADS * WIDTH)
     found = []
     for queries in (TOKENS // 8, TOKENS):

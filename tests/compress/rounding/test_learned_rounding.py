@@ -197,7 +197,7 @@ def test_a_guided_network_with_cross_attention(network: Callable[[str], Any], tm
         return records
 
     recorded = SimpleNamespace(
-        num_steps=3, num_samples=3, rows_per_sample=2, timesteps=times, batches=batches
+        num_steps=3, num_samples=3, calls_per_step=1, rows_per_sample=2, timesteps=times, batches=batches
     )
     work = Work(case.unet, recorded)
     rounding = LearnedRounding(iterations=4, learning_rate=0.1, samples=6, batch_size=6)

@@ -82,6 +82,15 @@ def test_a_caller_keeps_what_it_got(planned: DeployedPipeline) -> None:
     assert torch.equal(planned.denoiser.full(noise(3), 2, {})[0], before[0])
 
 
+def test_a_caller_keeps_what_every_call_gave(tiny_artifact: Artifact) -> None:
+    """That of the first call, of the recorded one, and of programs."""
+    deployed = deploy.load(tiny_artifact("w8a8+deepcache-3"))
+    found = [deployed.denoiser.full(noise(seed), seed, {}) for seed in range(4)]
+    for seed, kept in enumerate(found):
+        wanted = layer_by_layer(deployed, deployed.denoiser.full, noise(seed), seed, {})
+        assert all(map(torch.equal, kept, wanted))
+
+
 def test_a_hook_sees_every_call(planned: DeployedPipeline) -> None:
     seen: list[Any] = []
     block = network_of(planned).unet.mid_block
