@@ -181,10 +181,12 @@ def test_a_guided_network_with_cross_attention(network: Callable[[str], Any], tm
     context = 3 * torch.randn(6, 5, 12)
     context[:3] = context[0]  # the unconditional rows
 
-    def batches(step: int, *, limit: int | None = None, batch_size: int | None = None) -> list[Record]:
+    def batches(
+        step: int, *, start: int = 0, limit: int | None = None, batch_size: int | None = None
+    ) -> list[Record]:
         cond = {"encoder_hidden_states": context}
         records = []
-        for sample in range(min(limit or 3, 3)):
+        for sample in range(start, min(start + (limit or 3), 3)):
             rows = [sample, sample + 3]
             records.append(
                 Record(
@@ -197,7 +199,13 @@ def test_a_guided_network_with_cross_attention(network: Callable[[str], Any], tm
         return records
 
     recorded = SimpleNamespace(
-        num_steps=3, num_samples=3, calls_per_step=1, rows_per_sample=2, timesteps=times, batches=batches
+        num_steps=3,
+        num_samples=3,
+        calls_per_step=1,
+        rows_per_sample=2,
+        sample_shape=(4, 8, 8),
+        timesteps=times,
+        batches=batches,
     )
     work = Work(case.unet, recorded)
     rounding = LearnedRounding(iterations=4, learning_rate=0.1, samples=6, batch_size=6)
