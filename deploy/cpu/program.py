@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from errata.deploy.cpu import native
+from errata.deploy.cpu.arguments import NormQuantize
 from errata.deploy.cpu.instructions import Copy, Join, Operation, Range, Recorded
 from errata.deploy.cpu.library import library
 from errata.deploy.cpu.recording import Arena, Recorder
@@ -124,7 +124,7 @@ def _can_read_both(item: Recorded, join: Join) -> bool:
     if any(source.overlaps(write) for source in join.sources for write in item.writes):
         return False
     arguments = item.arguments
-    if isinstance(arguments, native.NormQuantize):
+    if isinstance(arguments, NormQuantize):
         return bool(arguments.sources[0] == join.out.start and arguments.channels[0] == sum(join.channels))
     width = join.channels[0] * 4
     return (
@@ -137,7 +137,7 @@ def _can_read_both(item: Recorded, join: Join) -> bool:
 
 def _read_both(item: Recorded, join: Join) -> None:
     arguments = item.arguments
-    if isinstance(arguments, native.NormQuantize):
+    if isinstance(arguments, NormQuantize):
         arguments.sources[:] = [source.start for source in join.sources]
         arguments.channels[:] = join.channels
     else:

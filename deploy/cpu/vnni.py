@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from errata.deploy.cpu import native, recording
+from errata.deploy.cpu.arguments import Product
 from errata.deploy.cpu.instructions import Operation
 from errata.runtime.layers import Geometry
 
@@ -148,7 +149,7 @@ class VNNIProduct:
         gate: tuple[float, int] | None = None,
     ) -> None:
         self._check(sizes[3], self._channels)  # the kernel would read beyond them
-        arguments = native.Product(
+        arguments = Product(
             rows.data_ptr(), self._packed.data_ptr(), self._scale.data_ptr(), self._sums.data_ptr(),
             None if bias is None else bias.data_ptr(), None if added is None else added.data_ptr(),
             output.data_ptr(), *sizes, self.outputs, *self._kernel, *self._padding,
