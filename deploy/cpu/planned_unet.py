@@ -152,9 +152,10 @@ class _Programs:
     def __init__(self) -> None:
         # None: called once. A text: why there is none.
         self._known: OrderedDict[_Signature, Program | str | None] = OrderedDict()
+        self._network: nn.Module | None = None
         self._modules: list[tuple[nn.Module, dict[str, Any]]] = []
-        self._parameters: list[tuple[nn.Module, str, Tensor, int]] = []
-        self._has_hooks = False
+        self._tensors: list[tuple[Mapping[str, Tensor | None], str, Tensor, int]] = []
+        self._obstacle = ""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Programs:
         """Return an empty collection: a program has the addresses of one network."""
@@ -162,17 +163,10 @@ class _Programs:
 
     def get(self, network: nn.Module, signature: _Signature) -> Program | Recording | None:
         """Return the program of a call; None where the call is to be made layer by layer."""
-        if not self._is_unchanged():
-            self._known.clear()
-            self._modules = [(module, dict(module._modules)) for module in network.modules()]
-            self._parameters = [
-                (module, name, parameter, parameter.data_ptr())
-                for module in network.modules()
-                for name, parameter in module._parameters.items()
-                if parameter is not None
-            ]
-        self._has_hooks = _has_hooks(module for module, _ in self._modules)
-        if self._has_hooks:
+        if network is not self._network or not self._is_unchanged():
+            self._look_at(network)
+        self._obstacle = _obstacle(module for module, _ in self._modules)
+        if self._obstacle:
             return None
         if signature not in self._known:
             self.refuse(signature, None)
@@ -195,8 +189,8 @@ class _Programs:
 
     def described(self) -> str:
         """Return how calls are made, and why."""
-        if self._has_hooks:
-            return "layer by layer: a module has a hook"
+        if self._obstacle:
+            return f"layer by layer: {self._obstacle}"
         programs = [known for known in self._known.values() if isinstance(known, Program)]
         reasons = dict.fromkeys(known for known in self._known.values() if isinstance(known, str))
         if not programs:
@@ -210,22 +204,37 @@ class _Programs:
         while len(self._known) > _MOST_PROGRAMS:
             self._known.popitem(last=False)
 
+    def _look_at(self, network: nn.Module) -> None:
+        """Forget all programs, and remember what the network is made of."""
+        self._known.clear()
+        self._network = network
+        self._modules = [(module, dict(module._modules)) for module in network.modules()]
+        self._tensors = [
+            (tensors, name, tensor, tensor.data_ptr())
+            for module in network.modules()
+            for tensors in (module._parameters, module._buffers)
+            for name, tensor in tensors.items()
+            if tensor is not None
+        ]
+
     def _is_unchanged(self) -> bool:
-        return (
-            bool(self._modules)
-            and all(module._modules == parts for module, parts in self._modules)
-            and all(
-                module._parameters.get(name) is parameter and parameter.data_ptr() == place
-                for module, name, parameter, place in self._parameters
-            )
+        return all(module._modules == parts for module, parts in self._modules) and all(
+            tensors.get(name) is tensor and tensor.data_ptr() == place
+            for tensors, name, tensor, place in self._tensors
         )
 
 
-def _has_hooks(modules: Iterable[nn.Module]) -> bool:
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
-        for module in modules
-    ) or bool(_hooks._global_forward_hooks or _hooks._global_forward_pre_hooks)
+def _obstacle(modules: Iterable[nn.Module]) -> str:
+    """Return why the modules have to be called one by one; empty if they need not."""
+    if _hooks._global_forward_hooks or _hooks._global_forward_pre_hooks:
+        return "there is a hook for all modules"
+    for module in modules:
+        # accelerate puts a forward of its own there.
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+            return "a module has a hook"
+        if module._compiled_call_impl is not None:
+            return "a module was compiled"
+    return ""
 
 
 def _is_watched() -> bool:

@@ -13,6 +13,7 @@ from errata.deploy import DeployedPipeline
 from errata.deploy.cpu import int8, native
 from errata.deploy.cpu.int8 import Int8Layer
 from errata.deploy.cpu.planned_unet import PlannedUNet
+from errata.runtime.feature_correction import CorrectedOutput
 
 pytestmark = [
     pytest.mark.skipif(not int8.is_available(), reason="this CPU has no VNNI instructions"),
@@ -228,3 +229,47 @@ def test_corrected_cached_calls_of_every_step(tiny_artifact: Artifact) -> None:
     denoiser.cached(noise(0), 1, {}, feature)
     assert is_planned(deployed)
     assert "layer by layer" not in network_of(deployed).plan()
+
+
+def test_another_network_is_the_one_that_runs(tiny_artifact: Artifact) -> None:
+    first, second = (deploy.load(tiny_artifact(recipe)) for recipe in ("w8a8", "w4a8"))
+    x = noise(11)
+    before, wanted = ([loaded.denoiser.full(x, 2, {})[0] for _ in range(3)][2] for loaded in (first, second))
+    assert not torch.equal(before, wanted)
+    own, network_of(first).unet = network_of(first).unet, network_of(second).unet
+    with pytest.raises(RuntimeError, match="no sampling step is set"):  # whose layers read another context
+        first.denoiser.full(x, 2, {})
+    network_of(first).unet = own
+    assert all(torch.equal(first.denoiser.full(x, 2, {})[0], before) for _ in range(3))
+    assert is_planned(first)
+
+
+def test_compiled_blocks_run_compiled(planned: DeployedPipeline) -> None:
+    block, calls = network_of(planned).unet.mid_block, []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        calls.append(inputs)
+        return graph.forward
+
+    x = noise(12)
+    wanted = planned.denoiser.full(x, 2, {})[0]
+    block.compile(backend=backend)
+    found = planned.denoiser.full(x, 2, {})[0]
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert network_of(planned).plan() == "layer by layer: a module was compiled"
+
+
+def test_a_replaced_buffer_is_the_one_that_counts(tiny_artifact: Artifact) -> None:
+    deployed = deploy.load(tiny_artifact("w8a8+cachequant-3"))
+    denoiser, x = deployed.denoiser, noise(13)
+    feature = denoiser.full(noise(1), 0, {})[1]
+    assert feature is not None
+    before = [denoiser.cached(x, 1, {}, feature) for _ in range(3)][2]
+    corrected = next(
+        module for module in network_of(deployed).unet.modules() if isinstance(module, CorrectedOutput)
+    )
+    corrected.gain = 2 * corrected.gain
+    found = [denoiser.cached(x, 1, {}, feature) for _ in range(3)]
+    wanted = layer_by_layer(deployed, denoiser.cached, x, 1, {}, feature)
+    assert all(torch.equal(other, wanted) for other in found)
+    assert not torch.equal(wanted, before)
