@@ -13,15 +13,15 @@ from torch.nn.modules import module as _hooks
 from errata.deploy.cpu.fusion import FusedResnet, embedding_of
 from errata.deploy.cpu.program import Program
 from errata.deploy.cpu.recording import Recorder
+from errata.runtime.replayed_unet import Answer, Inputs, ReplayedUNet, Signature, signature_of
 from errata.runtime.step_context import StepContext
-from errata.runtime.unet import BranchedUNet, times_of
+from errata.runtime.unet import BranchedUNet
 
-_Signature = tuple[Any, ...]
 _MOST_PROGRAMS = 8
 _MEBIBYTE = 1 << 20
 
 
-class PlannedUNet(BranchedUNet):
+class PlannedUNet(ReplayedUNet):
     """A `BranchedUNet` that records the second call of a shape and runs the others as programs.
 
     A program serves all steps. Its results are those of the network itself, to the bit. Where a module has a
@@ -38,50 +38,16 @@ class PlannedUNet(BranchedUNet):
         self._context = context
         self._programs = _Programs()
 
-    def full(
-        self, x: Tensor, timestep: float | Tensor, cond: Mapping[str, Tensor], *, branch: int
-    ) -> tuple[Tensor, Tensor | None]:
-        """See `BranchedUNet.full`."""
-        plain = super().full
-
-        def call(given: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
-            return plain(given["x"], given["times"], _conditioning(given), branch=branch)
-
-        inputs = {"x": x, "times": times_of(x, timestep), **_prefixed(cond)}
-        prediction, feature = self._planned(("full", branch), inputs, call)
-        assert prediction is not None
-        return prediction, feature
-
-    def cached(
-        self, x: Tensor, timestep: float | Tensor, cond: Mapping[str, Tensor], feature: Tensor, *, branch: int
-    ) -> Tensor:
-        """See `BranchedUNet.cached`."""
-        plain = super().cached
-
-        def call(given: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
-            cond = _conditioning(given)
-            return (plain(given["x"], given["times"], cond, given["feature"], branch=branch),)
-
-        inputs = {"x": x, "times": times_of(x, timestep), "feature": feature, **_prefixed(cond)}
-        (prediction,) = self._planned(("cached", branch), inputs, call)
-        assert prediction is not None
-        return prediction
-
     def plan(self) -> str:
         """Return whether the calls so far run as programs or layer by layer, and why."""
         return self._programs.described()
 
-    def _planned(
-        self,
-        kind: tuple[str, int],
-        inputs: dict[str, Tensor],
-        call: Callable[[Mapping[str, Tensor]], tuple[Tensor | None, ...]],
-    ) -> tuple[Tensor | None, ...]:
-        step, time = self._context._step, self._context.time
+    def replayed(self, kind: tuple[str, int], inputs: Inputs, call: Callable[[Inputs], Answer]) -> Answer:
+        """See `ReplayedUNet.replayed`."""
+        step, time = self._context.declared_step, self._context.time
         if not isinstance(step, int) or time is None or _is_watched():
             return call(inputs)
-        described = ((name, tuple(x.shape), x.stride(), x.dtype) for name, x in inputs.items())
-        signature = (*kind, *described)
+        signature = signature_of(kind, inputs)
         program = self._programs.get(self.unet, signature)
         if program is None:
             return call(inputs)
@@ -92,13 +58,8 @@ class PlannedUNet(BranchedUNet):
         found = iter(program.run(list(inputs.values()), step, time))
         return tuple(next(found, None) for _ in range(2 if kind[0] == "full" else 1))
 
-    def _recorded(
-        self,
-        signature: _Signature,
-        inputs: dict[str, Tensor],
-        call: Callable[[Mapping[str, Tensor]], tuple[Tensor | None, ...]],
-    ) -> tuple[Tensor | None, ...]:
-        step, time = self._context._step, self._context.time
+    def _recorded(self, signature: Signature, inputs: Inputs, call: Callable[[Inputs], Answer]) -> Answer:
+        step, time = self._context.declared_step, self._context.time
         assert isinstance(step, int)
         assert time is not None
         # What is made in inference mode could not be written to outside it.
@@ -151,7 +112,7 @@ class _Programs:
 
     def __init__(self) -> None:
         # None: called once. A text: why there is none.
-        self._known: OrderedDict[_Signature, Program | str | None] = OrderedDict()
+        self._known: OrderedDict[Signature, Program | str | None] = OrderedDict()
         self._network: nn.Module | None = None
         self._modules: list[tuple[nn.Module, dict[str, Any]]] = []
         self._tensors: list[tuple[Mapping[str, Tensor | None], str, Tensor, int]] = []
@@ -161,7 +122,7 @@ class _Programs:
         """Return an empty collection: a program has the addresses of one network."""
         return _Programs()
 
-    def get(self, network: nn.Module, signature: _Signature) -> Program | Recording | None:
+    def get(self, network: nn.Module, signature: Signature) -> Program | Recording | None:
         """Return the program of a call; None where the call is to be made layer by layer."""
         if network is not self._network or not self._is_unchanged():
             self._look_at(network)
@@ -177,12 +138,12 @@ class _Programs:
             return Recording()
         return known if isinstance(known, Program) else None
 
-    def keep(self, signature: _Signature, program: Program) -> None:
+    def keep(self, signature: Signature, program: Program) -> None:
         """Keep a program, and forget the one that was not used for the longest time if there are many."""
         self._known[signature] = program
         self._limit()
 
-    def refuse(self, signature: _Signature, reason: str | None) -> None:
+    def refuse(self, signature: Signature, reason: str | None) -> None:
         """Note why there is none; None if that is not known yet."""
         self._known[signature] = reason
         self._limit()
@@ -244,11 +205,3 @@ def _is_watched() -> bool:
 
 def _is_same(first: Tensor, second: Tensor) -> bool:
     return torch.equal(first.view(torch.int32), second.view(torch.int32))
-
-
-def _prefixed(cond: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"cond.{name}": value for name, value in cond.items()}
-
-
-def _conditioning(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix("cond."): value for name, value in given.items() if name.startswith("cond.")}
