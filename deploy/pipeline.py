@@ -145,11 +145,8 @@ class DeployedPipeline(SteppedPipeline):
         the shapes seen so far do.
         """
         network: BranchedUNet | None = self.pipe.unet.module
-        plan = "" if network is None else network.plan()
-        if not plan:
+        if network is None or not (plan := network.plan()):
             return list(self._report)
-        backend = "layers" if plan.startswith("layer by layer") else "program"
-        return [
-            *self._report,
-            BackendRow(layer="(network)", kind="calls", scheme="", backend=backend, reason=plan),
-        ]
+        backend = "program" if network.runs_programs else "layers"
+        row = BackendRow(layer="(network)", kind="calls", scheme="", backend=backend, reason=plan)
+        return [*self._report, row]

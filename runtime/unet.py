@@ -45,6 +45,11 @@ class BranchedUNet(nn.Module):
         """How many resnets the up path has, the largest branch; 0 where features cannot be cached."""
         return len(self._cuts)
 
+    @property
+    def runs_programs(self) -> bool:
+        """Whether calls run as programs that were recorded, see `plan`."""
+        return False
+
     def plan(self) -> str:
         """Return how whole calls are made, and why; empty where there is but one way."""
         return ""

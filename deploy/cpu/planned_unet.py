@@ -38,6 +38,11 @@ class PlannedUNet(ReplayedUNet):
         self._context = context
         self._programs = _Programs()
 
+    @property
+    def runs_programs(self) -> bool:
+        """Whether calls of any shape run as programs now."""
+        return self._programs.are_used
+
     def plan(self) -> str:
         """Return whether the calls so far run as programs or layer by layer, and why."""
         return self._programs.described()
@@ -148,11 +153,20 @@ class _Programs:
         self._known[signature] = reason
         self._limit()
 
+    @property
+    def are_used(self) -> bool:
+        """Whether there are any, and nothing is in their way."""
+        return not self._obstacle and bool(self._made)
+
+    @property
+    def _made(self) -> list[Program]:
+        return [known for known in self._known.values() if isinstance(known, Program)]
+
     def described(self) -> str:
         """Return how calls are made, and why."""
         if self._obstacle:
             return f"layer by layer: {self._obstacle}"
-        programs = [known for known in self._known.values() if isinstance(known, Program)]
+        programs = self._made
         reasons = dict.fromkeys(known for known in self._known.values() if isinstance(known, str))
         if not programs:
             return f"layer by layer: {'; '.join(reasons) or 'no shape was called twice yet'}"
