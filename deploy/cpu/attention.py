@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
@@ -71,9 +73,7 @@ class CPUAttention(QuantizedAttention):
         dtype = self._dtype(attn)
         own = (attn.to_q,) if context is not None else (attn.to_q, attn.to_k, attn.to_v)
         codes = layer_normed_codes(x, norm, [layer.quantizers()[0] for layer in own])
-        query, *others = (
-            layer.product([read], layer.bias, dtype=dtype) for layer, read in zip(own, codes, strict=True)
-        )
+        query, *others = _products(own, codes, dtype=dtype)
         key, value = others if context is None else _projected(context, attn.to_k, attn.to_v, dtype=dtype)
         return self._attended(attn, query, key, value, mask, x)
 
@@ -81,10 +81,7 @@ class CPUAttention(QuantizedAttention):
         """Attend over an image `(B, C, H, W)` to itself, normalized by groups."""
         layers = (attn.to_q, attn.to_k, attn.to_v)
         codes = normed_codes_of_each(hidden_states, attn.group_norm, layers)
-        query, key, value = (
-            layer.product([tokens_of(read)], layer.bias, dtype=self._dtype(attn))
-            for layer, read in zip(layers, codes, strict=True)
-        )
+        query, key, value = _products(layers, map(tokens_of, codes), dtype=self._dtype(attn))
         residual = tokens_of(hidden_states) if attn.residual_connection else None
         output = self._attended(attn, query, key, value, None, residual)
         return _rescaled(attn, image_of(output, hidden_states.shape[2:]))
@@ -211,6 +208,11 @@ def _projected(x: Tensor, *layers: nn.Module, dtype: torch.dtype) -> list[Tensor
         return [layer(x) for layer in layers]
     codes = first.quantized([x])
     return [layer.product(codes, layer.bias, dtype=dtype) for layer in layers if isinstance(layer, Int8Layer)]
+
+
+def _products(layers: Iterable[Int8Layer], codes: Iterable[Tensor], *, dtype: torch.dtype) -> list[Tensor]:
+    """Return each layer, of one part, on codes of its own."""
+    return [layer.product([read], layer.bias, dtype=dtype) for layer, read in zip(layers, codes, strict=True)]
 
 
 def _plus(layer: nn.Module, x: Tensor, added: Tensor | None) -> Tensor:
