@@ -32,7 +32,8 @@ from errata.deploy.engines.onnx_graphs import FullGraph
 from errata.deploy.engines.onnx_layers import StepTables, weight_parts
 from errata.deploy.full_check import empty_unet
 from errata.deploy.sharding import read_tensors
-from errata.deploy.tensors import float_parameters, read_codes
+from errata.deploy.tensor_check import float_parameters
+from errata.deploy.tensors import read_codes
 from errata.machine import describe_machine
 from errata.runtime.layers import Geometry, float_layer, replace_module
 from errata.runtime.scheme import LayerScheme

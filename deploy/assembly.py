@@ -31,7 +31,7 @@ from errata.deploy.kernel_registry import (
 from errata.deploy.manifest import Manifest
 from errata.deploy.pipeline import DeployedPipeline, OnMismatch
 from errata.deploy.sharding import read_tensors
-from errata.deploy.tensors import float_parameters
+from errata.deploy.tensor_check import float_parameters
 from errata.deploy.verification import verify_by
 from errata.errors import ArtifactCorruptError, ArtifactError, first_line
 from errata.runtime.attention import QuantizedAttention

@@ -14,8 +14,6 @@ from torch import nn
 
 from errata.deploy.allowlist import is_tokenizer, is_transformers_model
 from errata.deploy.component_files import FOREIGN_FORMAT, without_places
-from errata.deploy.component_files import check_component as check_component
-from errata.deploy.component_files import check_version as check_version
 from errata.deploy.safetensors_header import read_header
 from errata.deploy.strict_json import json_object
 from errata.errors import ArtifactError

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.deploy.safetensors_header import torch_type
-from errata.deploy.tensor_check import expected_types
-from errata.deploy.tensor_check import float_parameters as float_parameters
+from errata.deploy.tensor_check import expected_types, float_parameters
 from errata.runtime.layers import float_layer
 from errata.runtime.scheme import LayerScheme, Scheme
 from errata.runtime.weight_formats import weight_format

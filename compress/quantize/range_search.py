@@ -62,10 +62,8 @@ def choose_range_by_histogram(
 
 def _bins(counts: Tensor, *, inner: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return lower and upper ends and counts of neighbouring bins; of those near zero one on each side."""
-    middle, distance = BINS // 2, int((_EDGES[BINS // 2 :] <= inner).sum()) - 1
+    middle, distance = BINS // 2, max(1, int((_EDGES[BINS // 2 :] <= inner).sum()) - 1)
     first, last = (int(index) for index in counts.nonzero()[[0, -1], 0])
-    if distance < 1:
-        distance = 1
     left, right = middle - distance, middle + distance
     inside = [counts[left:middle].sum(), counts[middle:right].sum()]
     below, above = counts[min(first, left) : left], counts[right : max(last + 1, right)]

@@ -32,7 +32,7 @@ from errata.deploy.full_check import empty_unet
 from errata.deploy.manifest import FileRecord, Manifest
 from errata.deploy.pipeline import DeployedPipeline
 from errata.deploy.sharding import is_denoiser_file, read_tensors
-from errata.deploy.tensors import float_parameters
+from errata.deploy.tensor_check import float_parameters
 from errata.directories import check_is_vacant, staged_directory
 from errata.errors import ArtifactError, first_line
 from errata.runtime.denoiser import Conditioning

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from errata.deploy.allowlist import component_class
 from errata.deploy.component_check import check_fit
-from errata.deploy.components import check_component
+from errata.deploy.component_files import check_component
 from errata.deploy.composition import DENOISER, MODEL_INDEX, check_composition
 from errata.deploy.consistency import SCHEDULER_CONFIG, UNET_CONFIG, check_consistency
 from errata.deploy.engines.graph_check import check_graph

@@ -14,7 +14,8 @@ from diffusers import DPMSolverMultistepScheduler
 
 from errata import calibration, compress, deploy
 from errata.deploy.allowlist import component_class, entry_of
-from errata.deploy.components import check_component, load_component, write_component
+from errata.deploy.component_files import check_component
+from errata.deploy.components import load_component, write_component
 from errata.errors import ArtifactCorruptError, ArtifactError, ArtifactVersionError
 
 Build = Callable[[str], Any]
