@@ -52,11 +52,22 @@ TRAJECTORIES = 2
 # Names of the profiler's events, by what they are called in the table.
 KINDS = {
     "int8 products": ("errata::int8_product", "onednn::qconv", "onednn::qlinear"),
-    "normalization, activation, quantization": ("errata::norm_quantize", "aten::native_group_norm"),
-    "attention": ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_scaled_dot_product"),
+    "normalization, activation, quantization": (
+        "errata::norm_quantize",
+        "errata::layer_norm_quantize",
+        "errata::quantize",
+        "aten::native_group_norm",
+    ),
+    "attention": (
+        "errata::attention",
+        "aten::bmm",
+        "aten::baddbmm",
+        "aten::_softmax",
+        "aten::_scaled_dot_product",
+    ),
     "float layers": ("aten::mkldnn_convolution", "aten::addmm"),
     "additions": ("aten::add",),
-    "copies and concatenations": ("aten::copy_", "aten::cat", "aten::fill_"),
+    "copies and concatenations": ("errata::upsample", "aten::copy_", "aten::cat", "aten::fill_"),
 }
 
 
