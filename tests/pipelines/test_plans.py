@@ -24,6 +24,16 @@ PROGRAMS = ["ddim", "ldm labels vq", "ldm context kl", "ldm unconditional", "sd 
 OTHERS = ["sd upscale", "sd latent upscale"]
 
 
+def loaded_twice(compressed: CompressedPipeline, out: Path) -> tuple[DeployedPipeline, DeployedPipeline]:
+    """One that may make programs, and one that runs layer by layer because of a hook."""
+    path = deploy.export(compressed, out)
+    planned, layers = deploy.load(path), deploy.load(path)
+    for deployed in (planned, layers):
+        deployed.pipe.set_progress_bar_config(disable=True)
+    layers.pipe.unet.module.unet.register_forward_hook(lambda *_: None)
+    return planned, layers
+
+
 def images_of(deployed: DeployedPipeline, small: Any, seed: int) -> Tensor:
     arguments = {"generator": [torch.Generator().manual_seed(seed + row) for row in (0, 1)], **small.inputs}
     drawn: Tensor = deployed(**{**arguments, "output_type": "pt"}).images
@@ -37,13 +47,10 @@ def test_a_program_is_the_network(
     small_compressed: Callable[[str], CompressedPipeline],
     tmp_path: Path,
 ) -> None:
-    small, path = small_pipeline(name), deploy.export(small_compressed(name), tmp_path / "artifact")
-    planned, layers = deploy.load(path), deploy.load(path)
-    for deployed in (planned, layers):
-        deployed.pipe.set_progress_bar_config(disable=True)
+    small = small_pipeline(name)
+    planned, layers = loaded_twice(small_compressed(name), tmp_path / "artifact")
     network = planned.pipe.unet.module
     assert isinstance(network, PlannedUNet)
-    layers.pipe.unet.module.unet.register_forward_hook(lambda *_: None)
     for seed in (0, 5):  # other noise, so another run of the same programs
         found, wanted = images_of(planned, small, seed), images_of(layers, small, seed)
         assert torch.equal(found, wanted)
@@ -59,11 +66,9 @@ def test_a_program_follows_what_it_is_given(
     small_compressed: Callable[[str], CompressedPipeline],
     tmp_path: Path,
 ) -> None:
-    small, path = small_pipeline(name), deploy.export(small_compressed(name), tmp_path / "artifact")
-    planned, layers = deploy.load(path), deploy.load(path)
+    small = small_pipeline(name)
+    planned, layers = loaded_twice(small_compressed(name), tmp_path / "artifact")
     seen: list[tuple[Tensor, Mapping[str, Tensor]]] = []
-    layers.pipe.set_progress_bar_config(disable=True)
-    handle = layers.pipe.unet.module.unet.register_forward_hook(lambda *_: None)
     plain = layers.denoiser.full
 
     def told(x: Tensor, step: int, cond: Mapping[str, Tensor]) -> Any:
@@ -83,7 +88,6 @@ def test_a_program_follows_what_it_is_given(
         assert torch.equal(found, right), given
         assert not torch.equal(right, wanted), given
     assert planned.pipe.unet.module.plan().startswith("native programs of")
-    handle.remove()
 
 
 def other_than(value: Tensor) -> Tensor:

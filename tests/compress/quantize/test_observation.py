@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline
 from diffusers.models.attention_processor import Attention
+from torch import nn
 
 from errata import calibration
 from errata.calibration import CalibrationSet
@@ -26,6 +27,31 @@ def scheme(tiny_pipeline: DDIMPipeline) -> Scheme:
 
 def same(one: Ranges, other: Ranges) -> bool:
     return all(torch.equal(torch.stack(one[name]), torch.stack(other[name])) for name in one)
+
+
+def interrupted_at(number: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lets the observation of so many steps end the run once; returns the steps that are observed."""
+    observe = observation._observe_step
+    seen: list[int] = []
+
+    def watched(*arguments: object) -> StepSketch:
+        step = arguments[3]
+        assert isinstance(step, int)
+        seen.append(step)
+        if len(seen) == number:
+            raise KeyboardInterrupt
+        return observe(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(observation, "_observe_step", watched)
+    return seen
+
+
+def resumed(unet: nn.Module, recorded: CalibrationSet, scheme: Scheme, out: Path) -> Ranges:
+    """The ranges of a run that goes on after an interruption."""
+    with pytest.raises(KeyboardInterrupt), open_journal(out, {}) as journal:
+        observe_ranges(unet, recorded, scheme, stage=journal.stage)
+    with open_journal(out, {}) as journal:
+        return observe_ranges(unet, recorded, scheme, stage=journal.stage)
 
 
 def test_the_first_layers_range_is_that_of_the_recorded_samples(
@@ -58,23 +84,9 @@ def test_finished_steps_are_taken_from_the_journal(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    observe = observation._observe_step
-    seen: list[int] = []
-
-    def watched(*arguments: object) -> StepSketch:
-        step = arguments[3]
-        assert isinstance(step, int)
-        seen.append(step)
-        if len(seen) == 4:
-            raise KeyboardInterrupt
-        return observe(*arguments)  # type: ignore[arg-type]
-
     whole = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme)
-    monkeypatch.setattr(observation, "_observe_step", watched)
-    with pytest.raises(KeyboardInterrupt), open_journal(tmp_path / "out", {}) as journal:
-        observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme, stage=journal.stage)
-    with open_journal(tmp_path / "out", {}) as journal:
-        again = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme, stage=journal.stage)
+    seen = interrupted_at(4, monkeypatch)
+    again = resumed(tiny_pipeline.unet, tiny_calibration, scheme, tmp_path / "out")
     assert seen == [0, 1, 2, 3, 3, 4, 5]
     assert same(whole, again)
 
@@ -88,20 +100,9 @@ def test_steps_that_share_trajectories_resume_with_the_same_ranges(
 ) -> None:
     """Six steps, two groups of trajectories: each step runs once, and after a break what is needed again."""
     monkeypatch.setattr(observation, "DISTINCT_STEPS", 3)
-    observe, seen = observation._observe_step, []
-
-    def watched(*arguments: object) -> StepSketch:
-        seen.append(arguments[3])
-        if len(seen) == 5:
-            raise KeyboardInterrupt
-        return observe(*arguments)  # type: ignore[arg-type]
-
     whole = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme)
-    monkeypatch.setattr(observation, "_observe_step", watched)
-    with pytest.raises(KeyboardInterrupt), open_journal(tmp_path / "out", {}) as journal:
-        observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme, stage=journal.stage)
-    with open_journal(tmp_path / "out", {}) as journal:
-        again = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme, stage=journal.stage)
+    seen = interrupted_at(5, monkeypatch)
+    again = resumed(tiny_pipeline.unet, tiny_calibration, scheme, tmp_path / "out")
     assert seen == [0, 1, 2, 3, 4, 2, 3, 4, 5]
     assert same(whole, again)
     some = observe_ranges(tiny_pipeline.unet, tiny_calibration, scheme, steps=[1, 4])
