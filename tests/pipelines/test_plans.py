@@ -12,11 +12,13 @@ from errata import deploy
 from errata.compress import CompressedPipeline
 from errata.deploy import DeployedPipeline
 from errata.deploy.cpu import int8, native
+from errata.deploy.cpu.attention_kernel import attention_kinds
 from errata.deploy.cpu.planned_unet import PlannedUNet
 
 pytestmark = [
     pytest.mark.skipif(not int8.is_available(), reason="this CPU has no VNNI instructions"),
     pytest.mark.skipif(bool(native.product_obstacle()), reason=native.product_obstacle() or "there is none"),
+    pytest.mark.skipif(not attention_kinds(), reason="torch computes attention on this CPU"),
     pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning"),  # diffusers 0.42, NumPy 2
 ]
 # What torch computes in between, where no program can be made.

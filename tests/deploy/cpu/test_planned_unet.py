@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from errata import deploy
 from errata.deploy import DeployedPipeline
 from errata.deploy.cpu import int8, native
+from errata.deploy.cpu.attention_kernel import attention_kinds
 from errata.deploy.cpu.int8 import Int8Layer
 from errata.deploy.cpu.planned_unet import PlannedUNet
 from errata.runtime.feature_correction import CorrectedOutput
@@ -18,6 +19,7 @@ from errata.runtime.feature_correction import CorrectedOutput
 pytestmark = [
     pytest.mark.skipif(not int8.is_available(), reason="this CPU has no VNNI instructions"),
     pytest.mark.skipif(bool(native.product_obstacle()), reason=native.product_obstacle() or "there is none"),
+    pytest.mark.skipif(not attention_kinds(), reason="torch computes attention on this CPU"),
 ]
 Artifact = Callable[[str], Path]
 
