@@ -27,6 +27,7 @@ _HEADERS = tuple(
         "codes.h",
         "int8_product.h",
         "tiles.h",
+        "tile_pixels.h",
         "attention.h",
         "attention_products.h",
         "norm_quantize.h",
