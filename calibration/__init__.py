@@ -12,7 +12,7 @@ the same arguments continues the work.
 
 from errata.calibration.calibration_set import CalibrationSet, Record, load
 from errata.calibration.collection import calibrate, collect
-from errata.calibration.pipelines import load_pipeline
+from errata.calibration.opening import load_pipeline
 from errata.fingerprint import model_fingerprint
 from errata.runtime.conditioning import nest
 

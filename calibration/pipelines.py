@@ -1,138 +1,22 @@
-"""The one place that touches diffusers: opening a float pipeline, and running it undisturbed."""
+"""A float pipeline is checked, and run undisturbed."""
 
 import copy
 import inspect
-import json
-import re
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import BaseOutput, is_accelerate_available
-from safetensors import SafetensorError, safe_open
+from diffusers.utils import BaseOutput
 
+from errata.calibration.opening import in_one_line
 from errata.errors import CalibrationError
-from errata.pipelines import PIPELINES
 
-__all__ = ["check_pipeline", "load_pipeline", "run_batch", "untouched"]
+__all__ = ["check_pipeline", "run_batch", "untouched"]
 
-# A hub name is `name` or `owner/name`: https://huggingface.co/docs/hub/repositories
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Set for every sample-batch by `calibrate`, so not to be given in `inputs`.
 _RESERVED = ("generator", "num_inference_steps", "return_dict")
-
-
-def load_pipeline(source: str | Path) -> DiffusionPipeline:
-    """Open a float pipeline, on the CPU in float32, in whichever type it was saved.
-
-    Args:
-        source: a hub name, or a directory as `save_pretrained` of a diffusers pipeline, or of one of
-            `errata.pipelines`, writes it; its weights must be in safetensors. A directory of that name wins
-            over a hub name.
-
-    Raises:
-        CalibrationError: no such pipeline, one without a UNet, damaged files, pickled weights, code of its
-            own, or a hub that cannot be reached.
-    """
-    name, directory = str(source), Path(source).expanduser()
-    pipeline_class = DiffusionPipeline
-    if directory.exists():
-        index = _check_directory(directory)
-        # Diffusers would look for the class in its own package; of ours only those named there are opened.
-        pipeline_class = PIPELINES.get(index["_class_name"], DiffusionPipeline)
-        _check_stored_adapters(directory)
-        name = str(directory)
-    elif not _HUB_NAME.fullmatch(name) or name.startswith("."):
-        raise CalibrationError(
-            f"`{source}` does not exist; give a diffusers directory (one with model_index.json) or a hub name"
-        )
-    try:
-        pipe = pipeline_class.from_pretrained(
-            name,
-            use_safetensors=True,
-            dtype=torch.float32,
-            low_cpu_mem_usage=is_accelerate_available(),  # else diffusers 0.42 recommends it, once a model
-        )
-    except Exception as problem:  # diffusers, transformers, safetensors and the hub raise whatever they like
-        raise CalibrationError(_why_not_opened(source, directory, problem)) from problem
-    if getattr(pipe, "unet", None) is None:
-        raise CalibrationError(
-            f"`{source}` is a {type(pipe).__name__}, which has no unet; choose a pipeline with one"
-        )
-    return pipe
-
-
-def _check_directory(directory: Path) -> dict[str, Any]:
-    """Say what is wrong with a directory before diffusers says it in many lines; returns its index."""
-    expected = "give a diffusers directory, as `pipe.save_pretrained(...)` writes it"
-    index = directory / "model_index.json"
-    if not directory.is_dir():
-        raise CalibrationError(f"`{directory}` is not a directory; {expected}")
-    if not index.is_file():
-        raise CalibrationError(f"`{directory}` is not a pipeline: it has no model_index.json; {expected}")
-    try:
-        components = json.loads(index.read_bytes())
-    except (OSError, ValueError) as problem:
-        raise CalibrationError(f"`{index}` is not valid JSON ({problem}); {expected}") from problem
-    if not isinstance(components, dict) or not isinstance(components.get("_class_name"), str):
-        raise CalibrationError(f"`{index}` does not name a pipeline class; {expected}")
-    if not any(components.get("unet") or ()):
-        raise CalibrationError(
-            f"`{directory}` has no unet in its model_index.json; choose a pipeline with one"
-        )
-    for name, value in components.items():
-        if isinstance(value, list):
-            _check_no_pickles(directory / name)
-    if not any((directory / "unet").glob("*.safetensors")):
-        raise CalibrationError(
-            f"`{directory / 'unet'}` has no safetensors weights; copy the pipeline again or save it with "
-            "safe_serialization=True"
-        )
-    return components
-
-
-def _check_no_pickles(folder: Path) -> None:
-    pickled = sorted(path.name for pattern in _PICKLED_WEIGHTS for path in folder.glob(pattern))
-    if pickled and not any(folder.glob("*.safetensors")):
-        raise CalibrationError(
-            f"`{folder}` has its weights only as a pickle (`{pickled[0]}`), which runs code when opened; "
-            "convert them: `pipe.save_pretrained(..., safe_serialization=True)`"
-        )
-
-
-def _check_stored_adapters(directory: Path) -> None:
-    """Check that no weights lie beside adapters: diffusers would leave them out and warn at length."""
-    for file in sorted(directory.glob("*/*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as weights:
-                names = list(weights.keys())
-        except (OSError, SafetensorError):
-            continue  # damaged; opening the pipeline says so
-        if adapted := next((name for name in names if ".base_layer." in name or "lora_" in name), None):
-            raise CalibrationError(
-                f"`{file}` has LoRA layers next to its weights (`{adapted}`); save the pipeline again after "
-                "`pipe.fuse_lora(); pipe.unload_lora_weights()`"
-            )
-
-
-def _why_not_opened(source: str | Path, directory: Path, problem: Exception) -> str:
-    reason = _in_one_line(problem).rstrip(".")
-    if directory.exists():
-        return f"`{source}` cannot be opened as a pipeline: {reason}; copy it again or save it again"
-    return (
-        f"`{source}` is no local directory, and cannot be fetched from the hub: {reason}; check the name and "
-        "the connection"
-    )
-
-
-def _in_one_line(problem: Exception) -> str:
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return textwrap.shorten(lines[0], 200, placeholder=" …") if lines else type(problem).__name__
 
 
 def check_pipeline(
@@ -212,7 +96,7 @@ def run_batch(
             result = (call or pipe)(**arguments)
     except (TypeError, ValueError) as problem:
         raise CalibrationError(
-            f"{type(pipe).__name__} refused its arguments: {_in_one_line(problem)}; give it others"
+            f"{type(pipe).__name__} refused its arguments: {in_one_line(problem)}; give it others"
         ) from problem
     finally:
         pipe.scheduler = scheduler

@@ -20,6 +20,7 @@ from errata.compress.quantize.simulation import simulate
 from errata.errors import RecipeError
 from errata.runtime.denoiser import UNetDenoiser
 from errata.runtime.feature_correction import FeatureCorrection, correct_outputs
+from errata.runtime.large_weights import in_stored_type
 from errata.runtime.output_map import OutputMap
 from errata.runtime.paired_change import PairedChange
 from errata.runtime.pipeline import SteppedPipeline
@@ -133,7 +134,10 @@ def simulated_pipe(float_pipe: DiffusionPipeline, compression: Compression) -> D
 
 def write(float_pipe: DiffusionPipeline, compression: Compression, out: Path) -> None:
     """Write pipeline, table and manifest into the existing directory `out`."""
-    float_pipe.save_pretrained(out / _PIPELINE, safe_serialization=True)
+    saved = copy.copy(float_pipe)
+    for name, component in _networks(float_pipe).items():
+        setattr(saved, name, in_stored_type(component))
+    saved.save_pretrained(out / _PIPELINE, safe_serialization=True)
     save_file(dict(compression.table), out / _QUANTIZERS)
     manifest = {
         "format": _FORMAT,

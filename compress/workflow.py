@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
-from torch import nn
 
 from errata.calibration import CalibrationSet
 from errata.compress.cache.cache_features import check_regular_guidance
@@ -27,6 +26,7 @@ from errata.compress.jobs.work import ROUNDING, Work
 from errata.compress.quantize.recorded_inputs import SAMPLES_PER_STEP
 from errata.directories import check_is_vacant
 from errata.errors import RecipeError
+from errata.runtime.large_weights import sharing_copy
 from errata.runtime.recipes.recipe import Recipe
 
 
@@ -43,8 +43,9 @@ def compress(
 ) -> CompressedPipeline:
     """Compress the UNet of `pipe` by `recipe` and write the result to `out`.
 
-    `pipe` is left as it was; all work is done on a float32 copy of its UNet. Every quantizer gets a range at
-    every recorded step, from full passes of the float UNet, whatever the cache schedule skips.
+    `pipe` is left as it was. All work is done in float32, on copies of its UNet that share its large weights,
+    as they are stored. Every quantizer gets a range at every recorded step, from full passes of the float
+    UNet, whatever the cache schedule skips.
 
     What is finished is kept in `NAME.partial` beside `out` (see `errata.journal`): the same
     call continues where a killed one stopped, and ends with the same bytes as a run without a break (same
@@ -96,7 +97,7 @@ def compress(
             judge.remember(reuse.compression.choices, subject=ROUNDING)
         work = Work(
             judge=judge,
-            unet=_private_copy(pipe.unet),
+            unet=sharing_copy(pipe.unet, torch.float32),
             calibration_set=calibration_set,
             preparation=preparation,
             samples_per_step=samples_per_step,
@@ -113,7 +114,3 @@ def compress(
 
 apply = compress
 """Older name of `compress`."""
-
-
-def _private_copy(unet: nn.Module) -> nn.Module:
-    return copy.deepcopy(unet).float().eval()

@@ -12,6 +12,7 @@ from PIL import Image
 from errata import canonical_json
 from errata.errors import CalibrationError
 from errata.plain_json import to_plain
+from errata.runtime.large_weights import stored_weights
 
 __all__ = ["model_fingerprint", "public_config", "value_digest"]
 
@@ -23,13 +24,15 @@ class _Hasher(Protocol):
 def model_fingerprint(model: torch.nn.Module) -> str:
     """Return the SHA-256, in hexadecimal, of the model's class, configuration and every tensor of its state.
 
-    Names, dtypes, shapes and bytes count; the device and the place it was loaded from do not.
+    Names, dtypes, shapes and bytes count; the device and the place it was loaded from do not. A weight that
+    its layer converts (see `errata.runtime.large_weights`) counts in the type that the network computes in.
     """
     hasher = hashlib.sha256()
     config = public_config(getattr(model, "config", {}))
     hasher.update(canonical_json.dumps({"class": type(model).__name__, "config": config}))
+    converted = stored_weights(model)
     for name, tensor in sorted(model.state_dict().items()):
-        _feed(hasher, f"tensor {name}", tensor)
+        _feed(hasher, f"tensor {name}", tensor.float() if name in converted else tensor)
     return hasher.hexdigest()
 
 

@@ -21,6 +21,7 @@ from errata.fingerprint import public_config
 from errata.plain_json import from_plain
 from errata.request_differences import differences
 from errata.runtime.feature_correction import FEATURE, OUTPUT
+from errata.runtime.large_weights import stored_weights
 from errata.runtime.output_map import OUTPUT_MAP
 from errata.runtime.recipes.caching import CacheQuant
 from errata.runtime.recipes.recipe import Recipe
@@ -57,7 +58,11 @@ class Preparation:
             RecipeError: naming the layer, block, branch or type of the weights.
         """
         BranchedUNet(pipe.unet)  # refuses networks, adapters and attentions that are not supported
-        types = {value.dtype for value in pipe.unet.parameters() if value.is_floating_point()}
+        converted = stored_weights(pipe.unet)  # in whichever type: their layers convert them
+        parameters = pipe.unet.named_parameters()
+        types = {
+            item.dtype for name, item in parameters if item.is_floating_point() and name not in converted
+        }
         if len(types) != 1 or not types <= set(_WEIGHT_TYPES):
             found = ", ".join(sorted(str(item).removeprefix("torch.") for item in types))
             raise RecipeError(

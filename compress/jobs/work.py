@@ -24,6 +24,7 @@ from errata.compress.quantize.observation import observe_ranges
 from errata.compress.quantize.simulation import quantize_weights, range_table
 from errata.compress.rounding.learned_rounding import learn_rounding
 from errata.journal import Journal
+from errata.runtime.large_weights import replace_parameter
 from errata.runtime.recipes.caching import CacheQuant, DeepCache
 from errata.runtime.recipes.quantization import Quantization
 from errata.runtime.sampler import Sampler
@@ -40,7 +41,8 @@ ROUNDING, SCHEDULE = "rounding", "cache schedule"
 class Work:
     """One run: what it works on, and the table as far as it is filled.
 
-    `unet` is a float32 copy, in evaluation mode, which equalization changes.
+    `unet` is a copy that computes in float32, in evaluation mode, which equalization changes; it shares its
+    large weights with the pipeline.
     """
 
     judge: ImageJudge
@@ -151,9 +153,8 @@ class Work:
             return {name: self.unet.get_parameter(name) for name in names}
 
         changed = self.journal.stage("equalization", make)
-        with torch.no_grad():
-            for name, value in changed.items():
-                self.unet.get_parameter(name).copy_(value)
+        for name, value in changed.items():
+            replace_parameter(self.unet, name, value)
         weights = {f"{layer.name}.weight" for layer in self._scheme.layers}
         return {name: value for name, value in changed.items() if name not in weights}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from errata.compress.quantize.recorded_inputs import MixedRows, mixed_rows
 from errata.compress.quantize.simulation import simulate
 from errata.errors import RecipeError
 from errata.journal import Stage
+from errata.runtime.large_weights import sharing_copy
 from errata.runtime.scheme import LayerScheme, Scheme
 from errata.runtime.step_context import StepContext
 
@@ -134,7 +134,7 @@ class _Pair:
     @classmethod
     def of(cls, unet: nn.Module, scheme: Scheme, table: Mapping[str, Tensor]) -> _Pair:
         context = StepContext()
-        return cls(copy.deepcopy(unet).float().eval(), simulate(unet, scheme, table, context), context)
+        return cls(sharing_copy(unet, torch.float32), simulate(unet, scheme, table, context), context)
 
     @torch.no_grad()
     def set_biases(self, biases: Mapping[str, Tensor]) -> None:

@@ -13,6 +13,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from errata.errors import RecipeError
+from errata.runtime.large_weights import replace_parameter, stored_weights
 from errata.runtime.scheme import Scheme
 
 
@@ -47,7 +48,7 @@ def equalize_(unet: nn.Module, scheme: Scheme) -> tuple[str, ...]:
     7.16 %, `benchmarks/cheap_steps.py`), nor did factors as in SmoothQuant (7.15 to 7.16 %).
 
     Args:
-        unet: float32; a private copy.
+        unet: computes in float32; a copy, which may share its large weights: those that change are replaced.
         scheme: which layers are quantized; links without a quantized reader stay as they are.
 
     Returns:
@@ -60,7 +61,8 @@ def equalize_(unet: nn.Module, scheme: Scheme) -> tuple[str, ...]:
         into the preceding activation scale; here into the float parameters before it, and only where that
         is exact, so the artifact and its kernels need not know of it.
     """
-    if any(parameter.dtype != torch.float32 for parameter in unet.parameters()):
+    stored = stored_weights(unet)
+    if any(value.dtype != torch.float32 for name, value in unet.named_parameters() if name not in stored):
         raise RecipeError("equalization needs float32 weights; convert first, pipe.unet.to(torch.float32)")
     quantized = {layer.name for layer in scheme.layers}
     changed: set[str] = set()
@@ -90,23 +92,24 @@ def dilation(unet: nn.Module, link: Link, readers: Sequence[str]) -> Tensor:
 
 @torch.no_grad()
 def rescale_(unet: nn.Module, link: Link, factors: Tensor) -> tuple[str, ...]:
-    """Multiply the readers' input channels by `factors` `(C,)` and divide what produces them, in place.
+    """Multiply the readers' input channels by `factors` `(C,)` and divide what produces them, in `unet`.
 
     Returns:
-        Names of the parameters that were changed.
+        Names of the parameters that were replaced.
     """
     producer, count = unet.get_submodule(link.producer), link.channels
-    changed = []
+    changed: dict[str, Tensor] = {}
     for name in ("weight", "bias"):
         parameter = getattr(producer, name, None)
         if parameter is not None:
-            rows = parameter[:count]
-            rows /= _shaped(factors, rows, dim=0)
-            changed.append(f"{link.producer}.{name}")
+            value = parameter.detach().float().clone()
+            value[:count] /= _shaped(factors, value, dim=0)
+            changed[f"{link.producer}.{name}"] = value
     for reader in link.readers:
         weight: Any = unet.get_submodule(reader).weight
-        weight *= _shaped(factors, weight, dim=1)
-        changed.append(f"{reader}.weight")
+        changed[f"{reader}.weight"] = weight.detach().float() * _shaped(factors, weight, dim=1)
+    for name, value in changed.items():
+        replace_parameter(unet, name, value)
     return tuple(changed)
 
 
@@ -173,7 +176,8 @@ def _of_norm(unet: nn.Module, producer: str, readers: Sequence[str]) -> Iterator
 def _columns(unet: nn.Module, name: str) -> Tensor:
     """Return the largest magnitude of each pair of channels of a weight, `(O, I)`."""
     weight: Any = unet.get_submodule(name).weight
-    return weight.detach().abs().flatten(2).amax(dim=2) if weight.ndim > 2 else weight.detach()
+    weight = weight.detach().float()
+    return weight.abs().flatten(2).amax(dim=2) if weight.ndim > 2 else weight
 
 
 def _shaped(factors: Tensor, like: Tensor, *, dim: int) -> Tensor:

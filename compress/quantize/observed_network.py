@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from errata.compress.quantize.step_sketch import StepSketch, spread_places
 from errata.runtime.attention import QuantizedAttention, set_attention
+from errata.runtime.large_weights import sharing_copy
 from errata.runtime.scheme import AttentionScheme, LayerScheme, Scheme, layer_sites
 
 # Smaller networks are too small to gain from bfloat16: their time is that of calls.
@@ -39,18 +39,8 @@ def observing_dtype(unet: nn.Module) -> torch.dtype:
 
 
 def observed_copy(unet: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a copy in another type, channels last, in evaluation mode; no copy in `unet`'s own type."""
-    known: dict[int, object] = {}
-    for name, value in (*unet.named_parameters(), *unet.named_buffers()):
-        if not value.is_floating_point():
-            continue
-        kept = any(part in _FLOAT32_MODULES for part in name.split("."))
-        converted = value.detach().to(torch.float32 if kept else dtype, copy=True)
-        if converted.ndim == 4:
-            converted = converted.contiguous(memory_format=torch.channels_last)
-        is_parameter = isinstance(value, nn.Parameter)
-        known[id(value)] = nn.Parameter(converted, requires_grad=False) if is_parameter else converted
-    return copy.deepcopy(unet, known).eval()
+    """Return a copy that computes in another type, in evaluation mode; it shares the large weights."""
+    return sharing_copy(unet, dtype, float32_modules=_FLOAT32_MODULES, channels_last=True)
 
 
 @contextmanager

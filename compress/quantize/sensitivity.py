@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -20,6 +19,7 @@ from errata.compress.quantize.sensitivity_table import SensitivityRow, Sensitivi
 from errata.compress.quantize.simulation import quantize_weights, range_table, simulate
 from errata.errors import CalibrationError, RecipeError
 from errata.runtime.attention import QuantizedAttention, set_attention
+from errata.runtime.large_weights import sharing_copy
 from errata.runtime.layers import replace_module
 from errata.runtime.recipes.recipe import Recipe
 from errata.runtime.scheme import Scheme
@@ -72,7 +72,7 @@ def measure(
     chosen = _chosen_steps(calibration_set.num_steps, steps)
     check_weights(pipe.unet, calibration_set)
     scheme = Scheme.of(pipe.unet, Recipe(quantization=recipe.quantization), branch=0)
-    subject = copy.deepcopy(pipe.unet).float().eval()
+    subject = sharing_copy(pipe.unet, torch.float32)
     context = StepContext()
     swaps = _swaps(subject, _simulated(subject, calibration_set, scheme, chosen, context), scheme)
     errors: dict[str, list[float]] = {name: [] for name in swaps}

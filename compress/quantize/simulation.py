@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,6 +10,7 @@ from torchao.quantization.quant_primitives import dequantize_affine
 
 from errata.compress.quantize.quantizers import StepwiseQuantizer, quantize_weight
 from errata.runtime.attention import QuantizedAttention
+from errata.runtime.large_weights import is_large, replace_parameter, sharing_copy
 from errata.runtime.layers import Geometry, float_layer
 from errata.runtime.replacement import replace_layers
 from errata.runtime.scheme import AttentionScheme, LayerScheme, Scheme, layer_sites
@@ -20,29 +20,48 @@ from errata.runtime.step_context import StepContext
 class SimulatedLayer(nn.Module):
     """A float layer whose weight lies on its integer grid, and whose input passes stepwise quantizers.
 
-    `weight` is the dequantized weight `(O, I, …)`; each part of a split input has its own quantizer.
+    `weight` is the dequantized weight `(O, I, …)`, float32. Of a large layer it is None: codes and scales are
+    those of the table, not copies, and are dequantized when the layer runs. Each part of a split input has
+    its own quantizer.
     """
 
     def __init__(
         self,
         scheme: LayerScheme,
-        geometry: Geometry,
-        weight: Tensor,
-        bias: Tensor | None,
+        float_layer: nn.Conv2d | nn.Linear,
+        table: Mapping[str, Tensor],
         quantizers: Sequence[StepwiseQuantizer],
     ) -> None:
         super().__init__()
         self.scheme = scheme
-        self.geometry = geometry
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+        self.geometry = Geometry(float_layer)
+        self.weight: nn.Parameter | None
+        self._codes: Tensor
+        self._weight_scale: Tensor
+        bias = float_layer.bias
+        self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone(), requires_grad=False)
         self.quantizers = nn.ModuleList(quantizers)
+        self.take_codes(table, float_layer.weight.device)
+
+    def take_codes(self, table: Mapping[str, Tensor], device: torch.device) -> None:
+        """Compute with the codes and scales that the table has for this layer from now on."""
+        codes = table[f"{self.scheme.name}.codes"].to(device)
+        scale = table[f"{self.scheme.name}.weight_scale"].to(device)
+        if not is_large(codes):
+            self.weight = nn.Parameter(dequantized(self.scheme, codes, scale), requires_grad=False)
+            return
+        self.weight = None
+        self.register_buffer("_codes", codes, persistent=False)
+        self.register_buffer("_weight_scale", scale, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output for the quantized input; shapes as in the float layer."""
         if self.quantizers:
             x = self.geometry.quantize_parts(x, self.scheme.input_widths, self.quantizers)
-        return self.geometry.apply(x, self.weight, self.bias)
+        weight = self.weight
+        if weight is None:
+            weight = dequantized(self.scheme, self._codes, self._weight_scale)
+        return self.geometry.apply(x, weight, self.bias)
 
 
 def quantize_weights(unet: nn.Module, scheme: Scheme) -> dict[str, Tensor]:
@@ -72,13 +91,17 @@ def range_table(ranges: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor
 
 
 def simulated_weight(layer: LayerScheme, table: Mapping[str, Tensor]) -> Tensor:
-    """Return the float weight that the codes stand for, `(O, I, …)`.
+    """Return the float weight of a layer that the table stands for, see `dequantized`."""
+    return dequantized(layer, table[f"{layer.name}.codes"], table[f"{layer.name}.weight_scale"])
+
+
+def dequantized(layer: LayerScheme, codes: Tensor, scales: Tensor) -> Tensor:
+    """Return the float weight that codes `(O, I, …)` and scales `(P, O)` stand for, `(O, I, …)`.
 
     Torchao computes it. So when an artifact is compared with its simulation, the artifact's own arithmetic
     (`errata.deploy.reference`) is checked against another implementation.
     """
-    parts = table[f"{layer.name}.codes"].split(list(layer.input_widths), dim=1)
-    scales = table[f"{layer.name}.weight_scale"]
+    parts = codes.split(list(layer.input_widths), dim=1)
     weights = [
         dequantize_affine(part, (1, *part.shape[1:]), scale, None, torch.int8, output_dtype=torch.float32)
         for part, scale in zip(parts, scales, strict=True)
@@ -91,12 +114,10 @@ def simulate(unet: nn.Module, scheme: Scheme, table: Mapping[str, Tensor], conte
 
     A correction of the cache is no part of it: `errata.runtime.feature_correction` adds it.
 
-    The copy is in float32 if anything is quantized. Float parameters that the table names take their value
-    from there.
+    The copy computes in float32 if anything is quantized. It shares the large weights of `unet` and the codes
+    of the table. Float parameters that the table names take their value from there.
     """
-    simulated = copy.deepcopy(unet)
-    if scheme.layers:
-        simulated = simulated.float()
+    simulated = sharing_copy(unet, torch.float32 if scheme.layers else None)
     replace_parameters(simulated, table)
     device = next(simulated.parameters()).device
 
@@ -112,26 +133,24 @@ def simulate(unet: nn.Module, scheme: Scheme, table: Mapping[str, Tensor], conte
         layer=lambda layer, module: _simulated_layer(module, layer, table, context),
         attention=attention,
     )
-    return simulated.eval()
+    return simulated
 
 
-@torch.no_grad()
 def replace_parameters(unet: nn.Module, table: Mapping[str, Tensor]) -> None:
-    """Give `unet`, in place, the float parameters that the table holds under their own names."""
-    for name, parameter in unet.named_parameters():
+    """Give `unet` the float parameters that the table holds under their own names."""
+    for name, _ in list(unet.named_parameters()):
         if name in table:
-            parameter.copy_(table[name])
+            replace_parameter(unet, name, table[name])
 
 
 def _simulated_layer(
     module: nn.Conv2d | nn.Linear, layer: LayerScheme, table: Mapping[str, Tensor], context: StepContext
 ) -> SimulatedLayer:
-    weight = simulated_weight(layer, table).to(module.weight.device, module.weight.dtype)
     quantizers = [
         _site_quantizer(site.name, site.bits, table, context).to(module.weight.device)
         for site in layer_sites(layer)
     ]
-    return SimulatedLayer(layer, Geometry(module), weight, module.bias, quantizers)
+    return SimulatedLayer(layer, module, table, quantizers)
 
 
 def _site_quantizer(

@@ -17,7 +17,7 @@ from errata.calibration import CalibrationSet
 from errata.compress.jobs.progress import BlockListener, BlockReport
 from errata.compress.quantize.partial_forward import call_order
 from errata.compress.quantize.recorded_inputs import MixedSteps, spill_inputs
-from errata.compress.quantize.simulation import simulate, simulated_weight
+from errata.compress.quantize.simulation import SimulatedLayer, simulate
 from errata.compress.rounding.blocks import Block, blocks_of
 from errata.compress.rounding.capture import capture_block
 from errata.compress.rounding.reconstruction import reconstruct, seed_of
@@ -190,8 +190,10 @@ class _Learner:
         """Take learned entries over into the table and the simulated model."""
         self._table |= updates
         module = self._student.get_submodule(block.name)
-        tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         for layer in block.layers:
-            tensors[block.weights()[layer.name]].copy_(simulated_weight(layer, self._table))
+            simulated = self._student.get_submodule(layer.name)
+            assert isinstance(simulated, SimulatedLayer)
+            simulated.take_codes(self._table, self._device)
+        tensors = dict(module.named_buffers())
         for site, name in block.scales().items():
             tensors[name].copy_(self._table[f"{site}.scale"])

@@ -12,7 +12,6 @@ from errata.compress.rounding.blocks import Block
 from errata.compress.rounding.capture import BlockData
 from errata.compress.rounding.reconstruction import Reconstruction, reconstruct, seed_of
 from errata.compress.rounding.row_store import RowStore
-from errata.runtime.layers import Geometry
 from errata.runtime.scheme import LayerScheme
 from errata.runtime.step_context import StepContext
 
@@ -38,9 +37,7 @@ class Problem:
             self.table["layer.input.0.scale"] = torch.full((4,), 0.1)  # too coarse, so there is much to gain
             scale, zero_point = torch.full((4,), 0.1), torch.full((4,), 128.0)
             quantizers = [StepwiseQuantizer(scale, zero_point, bits=8, context=self.context)]
-        self.module = SimulatedLayer(
-            self.scheme, Geometry(self.layer), codes * weight_scale[:, None], self.layer.bias, quantizers
-        )
+        self.module = SimulatedLayer(self.scheme, self.layer, self.table, quantizers)
         # A few directions carry nearly everything.
         self.x = torch.randn(rows, 2) @ torch.randn(2, inputs) + 0.05 * torch.randn(rows, inputs)
         self.store = RowStore(folder)
