@@ -31,11 +31,15 @@ def observing_dtype(unet: nn.Module) -> torch.dtype:
     """
     if sum(parameter.numel() for parameter in unet.parameters()) < _SMALLEST_IN_BFLOAT16:
         return torch.float32
-    if next(unet.parameters()).device.type == "cuda":
-        is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        is_fast = bool(torch.cpu._is_avx512_bf16_supported())
+    is_fast = has_fast_bfloat16(next(unet.parameters()).device)
     return torch.bfloat16 if is_fast else torch.float32
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Return whether a device multiplies bfloat16 faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def observed_copy(unet: nn.Module, dtype: torch.dtype) -> nn.Module:

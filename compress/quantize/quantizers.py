@@ -120,14 +120,13 @@ class StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
         """Return `x` on the grid; `x` has any shape, `scale` and `zero_point` broadcast to it."""
-        ratio = x / scale
-        rounded = torch.round(ratio + zero_point)
-        codes = rounded.clamp(0, 2**bits - 1)
-        outside = codes != rounded
-        centred = codes - zero_point
-        ctx.save_for_backward(centred - ratio.masked_fill_(outside, 0), outside)
+        ratio = x.float() / scale
+        rounded = (ratio + zero_point).round_()
+        outside = (rounded < 0).logical_or_(rounded > 2**bits - 1)
+        centred = rounded.clamp_(0, 2**bits - 1).sub_(zero_point)
+        ctx.save_for_backward(torch.sub(centred, ratio.masked_fill_(outside, 0), out=ratio), outside)
         ctx.scale_shape = scale.shape
-        return centred * scale
+        return centred.mul_(scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -137,7 +136,7 @@ class StraightThrough(torch.autograd.Function):
         wants_x, wants_scale = ctx.needs_input_grad[:2]
         return (
             upstream.masked_fill(outside, 0) if wants_x else None,
-            (upstream * slope).sum_to_size(ctx.scale_shape) if wants_scale else None,
+            slope.mul_(upstream).sum_to_size(ctx.scale_shape) if wants_scale else None,
             None,
             None,
         )

@@ -8,18 +8,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from brevitas.core.function_wrapper import Identity
-from brevitas.core.function_wrapper.learned_round import LearnedRoundHardSigmoid, LearnedRoundSte
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from errata.compress.quantize.observed_network import has_fast_bfloat16
 from errata.compress.quantize.simulation import simulated_weight
 from errata.compress.rounding.blocks import Block
 from errata.compress.rounding.capture import BlockData
+from errata.compress.rounding.soft_rounding import SoftRounding
 from errata.runtime.recipes.quantization import LearnedRounding
 from errata.runtime.step_context import StepContext
-from errata.runtime.weight_formats import weight_format
 
 # AdaRound: the regulariser's exponent falls from 20 to 2, and the first fifth goes without it.
 _BETA = (20.0, 2.0)
@@ -29,9 +28,6 @@ _WARM_UP = 0.2
 # 4, tried on the first blocks of the embedded model, 4 left the least error; with 0.1 too many weights are
 # undecided in the end.
 _REGULARISER = 4.0
-# Stretch of the sigmoid, so that it reaches 0 and 1 (Louizos et al., 2018); AdaRound's values.
-_ZETA = 1.1
-_GAMMA = -0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,56 +87,6 @@ def seed_of(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1
 
 
-class SoftRounding(nn.Module):
-    """Codes `floor(w) + h(V)` of a weight, with `w` the weight in units of its scale.
-
-    | here    | AdaRound | |
-    |---------|----------|-|
-    | `units` | W / s    | the float weight in units of its scale |
-    | `value` | V        | what is learned, one per weight |
-    | `h()`   | h(V)     | `clip(sigmoid(V) (ζ - γ) + γ, 0, 1)` |
-
-    At first `h` is the fraction of `w`, so that the soft weight is the float weight (clipped to the codes).
-
-    Source: Nagel et al., AdaRound (ICML 2020), equations 22 to 24.
-    """
-
-    def __init__(self, weight: Tensor, scale: Tensor, *, bits: int) -> None:
-        """Start from `weight` `(O, I, …)`, float32; `scale` broadcasts to it."""
-        super().__init__()
-        self.units = weight.detach() / scale
-        self.scale = scale
-        self.limit = weight_format(bits).limit
-        fraction = self.units - self.units.floor()
-        start = -torch.log((_ZETA - _GAMMA) / (fraction - _GAMMA) - 1)
-        self.rounding = LearnedRoundSte(LearnedRoundHardSigmoid(_ZETA, _GAMMA), start, Identity())
-
-    @property
-    def value(self) -> nn.Parameter:
-        """The learned variables, of the weight's shape."""
-        variables: nn.Parameter = self.rounding.value
-        return variables
-
-    def weight(self) -> Tensor:
-        """Return the soft weight, differentiable in `value`."""
-        self.rounding.train()
-        soft: Tensor = self.rounding(self.units)
-        return soft.clamp(-self.limit, self.limit) * self.scale
-
-    @torch.no_grad()
-    def codes(self) -> Tensor:
-        """Return the hard codes, int8: every weight at its floor or one above, within their range."""
-        self.rounding.eval()
-        hard: Tensor = self.rounding(self.units)
-        return hard.clamp(-self.limit, self.limit).to(torch.int8)
-
-    def softness(self, beta: float) -> Tensor:
-        """Return the mean of `1 - |2 h(V) - 1|^β`: 0 where every weight has decided."""
-        self.rounding.train()
-        h: Tensor = self.rounding.learned_round_impl(self.value)
-        return 1 - (2 * h - 1).abs().pow(beta).mean()
-
-
 class _Learned:
     """All variables of a block, and the tensors of the module that they stand for."""
 
@@ -171,11 +117,11 @@ class _Learned:
         weights = {name: self.roundings[layer].weight() for layer, name in self._weight_names.items()}
         return weights | {name: scales[site] for site, name in self._scale_names.items()}
 
-    def softness(self, beta: float) -> Tensor:
-        """Return the softness, a mean over all weights of the block."""
+    def add_softness_gradient_(self, beta: float, factor: float) -> None:
+        """Add the gradient of `factor` times the softness, a mean over all weights of the block."""
         total = sum(rounding.value.numel() for rounding in self.roundings.values())
-        parts = [item.softness(beta) * (item.value.numel() / total) for item in self.roundings.values()]
-        return torch.stack(parts).sum()
+        for item in self.roundings.values():
+            item.add_softness_gradient_(beta, factor * item.value.numel() / total)
 
     @torch.no_grad()
     def updates(self) -> dict[str, Tensor]:
@@ -210,7 +156,10 @@ def _optimise(
     seed: int,
 ) -> None:
     """Minimise the loss, in units of `unit`, and the softness of the rounding."""
-    weights = torch.optim.Adam([item.value for item in learned.roundings.values()], lr=rounding.learning_rate)
+    variables = [item.value for item in learned.roundings.values()]
+    device = variables[0].device
+    is_half = has_fast_bfloat16(device)
+    weights = torch.optim.Adam(variables, lr=rounding.learning_rate, fused=True)
     scales = torch.optim.SparseAdam([learned.log_factors], lr=rounding.scale_learning_rate or 1.0)
     learns_scales = learned.log_factors.numel() > 0 and rounding.scale_learning_rate > 0
     learned.log_factors.requires_grad_(learns_scales)
@@ -218,14 +167,15 @@ def _optimise(
     for iteration in range(rounding.iterations):
         progress = iteration / rounding.iterations
         batch = data.read(next(order))
-        with context.at(batch.step):
-            output = functional_call(module, learned.soft(), batch.args, batch.kwargs)
-        loss = functional.mse_loss(output, batch.target) / unit
-        if progress >= _WARM_UP:
-            loss = loss + _REGULARISER * learned.softness(_beta(progress))
+        soft = learned.soft()
+        with context.at(batch.step), torch.autocast(device.type, torch.bfloat16, enabled=is_half):
+            output = functional_call(module, soft, batch.args, batch.kwargs)
+        loss = functional.mse_loss(output.float(), batch.target) / unit
         weights.zero_grad()
         scales.zero_grad()
         loss.backward()
+        if progress >= _WARM_UP:
+            learned.add_softness_gradient_(_beta(progress), _REGULARISER)
         weights.step()
         if learns_scales:
             scales.param_groups[0]["lr"] = rounding.scale_learning_rate * _cosine(progress)
