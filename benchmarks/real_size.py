@@ -1,12 +1,14 @@
-"""Measure time and peak memory of every stage on a UNet of Stable Diffusion 1.5's size, random weights.
+"""Measure time and peak memory of every stage on a UNet of Stable Diffusion's size, random weights.
 
     python benchmarks/real_size.py --work runs/real_size
+    python benchmarks/real_size.py --work runs/sdxl --model sdxl
 
-The UNet has its real shape (859.5 M parameters, 64x64 latents, cross attention 768 wide). The rest of the
-pipeline does not affect these figures and is small: a class label replaces the text. The script records one
-guided trajectory of `--steps` steps, takes W8A8 ranges at those steps, and learns the rounding of one ResNet
-block and one transformer block. Seconds are per denoiser step, so that other runs can be estimated; each
-stage runs in its own process and reports its peak memory.
+The first is Stable Diffusion 1.5. Its UNet has its real shape (859.5 M parameters, 64x64 latents, cross
+attention 768 wide). The rest of the pipeline does not affect these figures and is small: a class label
+replaces the text. The script records one guided trajectory of `--steps` steps, takes W8A8 ranges at those
+steps, and learns the rounding of one ResNet block and one transformer block. Seconds are per denoiser step,
+so that other runs can be estimated; each stage runs in its own process and reports its peak memory, pages of
+mapped files included. For SDXL see `sdxl.py`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import sdxl
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
@@ -36,7 +39,10 @@ TRANSFORMER = "down_blocks.0.attentions.1"
 
 def parse_arguments() -> argparse.Namespace:
     """Return the command-line options."""
-    parser = argparse.ArgumentParser(description="Cost of every stage on a UNet of Stable Diffusion 1.5.")
+    parser = argparse.ArgumentParser(description="Cost of every stage on a UNet of real size.")
+    parser.add_argument(
+        "--model", choices=("sd15", "sdxl"), default="sd15", help="architecture (default: %(default)s)"
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for results")
     parser.add_argument("--steps", type=int, default=2, help="sampling steps (default: %(default)s)")
     parser.add_argument(
@@ -50,10 +56,11 @@ def main() -> None:
     """Run one stage, or all of them in processes of their own."""
     options = parse_arguments()
     options.work.mkdir(parents=True, exist_ok=True)
+    stages = STAGES if options.model == "sd15" else sdxl.STAGES
     if options.stage is not None:
-        print(json.dumps(timed(STAGES[options.stage], options)))
+        print(json.dumps(timed(stages[options.stage], options)))
         return
-    for stage in STAGES:
+    for stage in stages:
         command = [sys.executable, *sys.argv, "--stage", stage]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         result = json.loads(output.splitlines()[-1])
