@@ -12,7 +12,7 @@ from PIL import Image
 from errata import canonical_json
 from errata.errors import CalibrationError
 from errata.plain_json import to_plain
-from errata.runtime.large_weights import stored_weights
+from errata.runtime.large_weights import computing_type, stored_weights
 
 __all__ = ["model_fingerprint", "public_config", "value_digest"]
 
@@ -30,9 +30,9 @@ def model_fingerprint(model: torch.nn.Module) -> str:
     hasher = hashlib.sha256()
     config = public_config(getattr(model, "config", {}))
     hasher.update(canonical_json.dumps({"class": type(model).__name__, "config": config}))
-    converted = stored_weights(model)
+    converted, dtype = stored_weights(model), computing_type(model)
     for name, tensor in sorted(model.state_dict().items()):
-        _feed(hasher, f"tensor {name}", tensor.float() if name in converted else tensor)
+        _feed(hasher, f"tensor {name}", tensor.to(dtype) if name in converted else tensor)
     return hasher.hexdigest()
 
 

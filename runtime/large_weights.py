@@ -55,13 +55,20 @@ def stored_weights(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def computing_type(model: nn.Module) -> torch.dtype:
+    """Return the type that a network computes in: that of what its layers do not convert."""
+    stored = stored_weights(model)
+    types = (value.dtype for name, value in model.named_parameters() if name not in stored)
+    return next((dtype for dtype in types if dtype.is_floating_point), torch.float32)
+
+
 def in_stored_type(model: nn.Module) -> nn.Module:
     """Return what to save of a network: all of it in the type of its large weights, where that is exact.
 
     So a network that was opened from half precision is saved as it was opened. Others are returned as they
     are, and so is one whose small parameters have values of float32 by now.
     """
-    types = {weight.dtype for weight in stored_weights(model).values()} - {torch.float32}
+    types = {weight.dtype for weight in stored_weights(model).values()} - {computing_type(model)}
     floats = [value for value in model.state_dict().values() if value.is_floating_point()]
     if len(types) != 1 or not all(torch.equal(value, value.to(*types).to(value.dtype)) for value in floats):
         return model

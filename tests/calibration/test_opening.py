@@ -78,3 +78,14 @@ def test_a_half_precision_pipeline_is_compressed_as_its_float32_form(saved: Path
         assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}  # noqa: SIM118
     reopened = compress.load(saved / "half-compressed")
     assert {value.dtype for value in stored_weights(reopened.float_pipe.unet).values()} == {torch.float16}
+
+
+def test_a_pipeline_that_was_half_in_memory_is_half_when_its_result_is_opened(saved: Path) -> None:
+    pipe = load_pipeline(saved / "rounded")
+    pipe.unet.half()
+    recorded = calibration.calibrate(
+        pipe, saved / "recorded", num_inference_steps=2, num_samples=4, batch_size=4
+    )
+    compress.compress(pipe, recorded, "w8a8:calibrated_output=false", saved / "compressed")
+    unet = compress.load(saved / "compressed").float_pipe.unet
+    assert {value.dtype for value in unet.parameters()} == {torch.float16}
