@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from errata.errors import CalibrationError
+from errata.large_weights import compute_in_float32_
 from errata.pipelines import PIPELINES
-from errata.runtime.large_weights import compute_in_float32_
 
 __all__ = ["in_one_line", "load_pipeline"]
 
@@ -30,7 +30,7 @@ def load_pipeline(source: str | Path) -> DiffusionPipeline:
     """Open a float pipeline, on the CPU, so that it computes in float32, in whichever type it was saved.
 
     A component that was saved in half precision keeps its large weights so: their layers convert them when
-    they run, with the results of a component that was converted as a whole (`errata.runtime.large_weights`).
+    they run, with the results of a component that was converted as a whole (`errata.large_weights`).
 
     Args:
         source: a hub name, or a directory as `save_pretrained` of a diffusers pipeline, or of one of

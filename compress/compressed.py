@@ -18,9 +18,9 @@ from errata.calibration import load_pipeline, model_fingerprint
 from errata.canonical_json import dumps, file_digest, loads_strict
 from errata.compress.quantize.simulation import simulate
 from errata.errors import RecipeError
+from errata.large_weights import in_stored_type
 from errata.runtime.denoiser import UNetDenoiser
 from errata.runtime.feature_correction import FeatureCorrection, correct_outputs
-from errata.runtime.large_weights import in_stored_type
 from errata.runtime.output_map import OutputMap
 from errata.runtime.paired_change import PairedChange
 from errata.runtime.pipeline import SteppedPipeline

@@ -26,7 +26,7 @@ from errata.compress.jobs.work import ROUNDING, Work
 from errata.compress.quantize.recorded_inputs import SAMPLES_PER_STEP
 from errata.directories import check_is_vacant
 from errata.errors import RecipeError
-from errata.runtime.large_weights import sharing_copy
+from errata.large_weights import sharing_copy
 from errata.runtime.recipes.recipe import Recipe
 
 

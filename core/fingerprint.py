@@ -11,8 +11,8 @@ from PIL import Image
 
 from errata import canonical_json
 from errata.errors import CalibrationError
+from errata.large_weights import computing_type, stored_weights
 from errata.plain_json import to_plain
-from errata.runtime.large_weights import computing_type, stored_weights
 
 __all__ = ["model_fingerprint", "public_config", "value_digest"]
 
@@ -25,7 +25,7 @@ def model_fingerprint(model: torch.nn.Module) -> str:
     """Return the SHA-256, in hexadecimal, of the model's class, configuration and every tensor of its state.
 
     Names, dtypes, shapes and bytes count; the device and the place it was loaded from do not. A weight that
-    its layer converts (see `errata.runtime.large_weights`) counts in the type that the network computes in.
+    its layer converts (see `errata.large_weights`) counts in the type that the network computes in.
     """
     hasher = hashlib.sha256()
     config = public_config(getattr(model, "config", {}))

@@ -18,10 +18,10 @@ from errata.canonical_json import file_digest
 from errata.compress.compressed import CompressedPipeline
 from errata.errors import CalibrationError, RecipeError
 from errata.fingerprint import public_config
+from errata.large_weights import stored_weights
 from errata.plain_json import from_plain
 from errata.request_differences import differences
 from errata.runtime.feature_correction import FEATURE, OUTPUT
-from errata.runtime.large_weights import stored_weights
 from errata.runtime.output_map import OUTPUT_MAP
 from errata.runtime.recipes.caching import CacheQuant
 from errata.runtime.recipes.recipe import Recipe

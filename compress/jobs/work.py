@@ -24,7 +24,7 @@ from errata.compress.quantize.observation import observe_ranges
 from errata.compress.quantize.simulation import quantize_weights, range_table
 from errata.compress.rounding.learned_rounding import learn_rounding
 from errata.journal import Journal
-from errata.runtime.large_weights import replace_parameter
+from errata.large_weights import replace_parameter
 from errata.runtime.recipes.caching import CacheQuant, DeepCache
 from errata.runtime.recipes.quantization import Quantization
 from errata.runtime.sampler import Sampler

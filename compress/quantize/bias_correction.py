@@ -19,7 +19,7 @@ from errata.compress.quantize.recorded_inputs import MixedRows, mixed_rows
 from errata.compress.quantize.simulation import simulate
 from errata.errors import RecipeError
 from errata.journal import Stage
-from errata.runtime.large_weights import sharing_copy
+from errata.large_weights import sharing_copy
 from errata.runtime.scheme import LayerScheme, Scheme
 from errata.runtime.step_context import StepContext
 

@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from errata.errors import RecipeError
-from errata.runtime.large_weights import replace_parameter, stored_weights
+from errata.large_weights import replace_parameter, stored_weights
 from errata.runtime.scheme import Scheme
 
 

@@ -10,8 +10,8 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from errata.compress.quantize.step_sketch import StepSketch, spread_places
+from errata.large_weights import sharing_copy
 from errata.runtime.attention import QuantizedAttention, set_attention
-from errata.runtime.large_weights import sharing_copy
 from errata.runtime.scheme import AttentionScheme, LayerScheme, Scheme, layer_sites
 
 # Smaller networks are too small to gain from bfloat16: their time is that of calls.

@@ -18,8 +18,8 @@ from errata.compress.quantize.recorded_inputs import MixedRows
 from errata.compress.quantize.sensitivity_table import SensitivityRow, SensitivityTable
 from errata.compress.quantize.simulation import quantize_weights, range_table, simulate
 from errata.errors import CalibrationError, RecipeError
+from errata.large_weights import sharing_copy
 from errata.runtime.attention import QuantizedAttention, set_attention
-from errata.runtime.large_weights import sharing_copy
 from errata.runtime.layers import replace_module
 from errata.runtime.recipes.recipe import Recipe
 from errata.runtime.scheme import Scheme

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torchao.quantization.quant_primitives import dequantize_affine
 
 from errata.compress.quantize.quantizers import StepwiseQuantizer, quantize_weight
+from errata.large_weights import is_large, replace_parameter, sharing_copy
 from errata.runtime.attention import QuantizedAttention
-from errata.runtime.large_weights import is_large, replace_parameter, sharing_copy
 from errata.runtime.layers import Geometry, float_layer
 from errata.runtime.replacement import replace_layers
 from errata.runtime.scheme import AttentionScheme, LayerScheme, Scheme, layer_sites
@@ -59,9 +59,8 @@ class SimulatedLayer(nn.Module):
         if self.quantizers:
             x = self.geometry.quantize_parts(x, self.scheme.input_widths, self.quantizers)
         weight = self.weight
-        if weight is None:
-            weight = dequantized(self.scheme, self._codes, self._weight_scale)
-        return self.geometry.apply(x, weight, self.bias)
+        dense = dequantized(self.scheme, self._codes, self._weight_scale) if weight is None else weight
+        return self.geometry.apply(x, dense, self.bias)
 
 
 def quantize_weights(unet: nn.Module, scheme: Scheme) -> dict[str, Tensor]:

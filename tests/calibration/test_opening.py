@@ -7,10 +7,9 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
 from safetensors import safe_open
 
-from errata import calibration, compress
+from errata import calibration, compress, large_weights
 from errata.calibration import load_pipeline, model_fingerprint
-from errata.runtime import large_weights
-from errata.runtime.large_weights import stored_weights
+from errata.large_weights import stored_weights
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from errata.runtime import large_weights
-from errata.runtime.large_weights import (
+from errata import large_weights
+from errata.large_weights import (
     StoredConv2d,
     StoredLinear,
     compute_in_float32_,
@@ -88,7 +88,7 @@ def test_a_copy_shares_large_weights_and_nothing_else(network: Network, x: Tenso
         if value.data_ptr() == network.get_parameter(name).data_ptr()
     }
     assert same == {"conv.weight", "linear.weight"}
-    assert made.shift.data_ptr() != network.shift.data_ptr()
+    assert made.get_buffer("shift").data_ptr() != network.get_buffer("shift").data_ptr()
     assert torch.equal(made(x), network(x))
     assert type(made.conv) is nn.Conv2d  # nothing to convert
 
@@ -103,8 +103,10 @@ def test_a_copy_in_another_type_converts_in_the_call(network: Network, x: Tensor
     assert made.norm.weight.dtype == torch.float32
     layer = sharing_copy(network.conv, torch.bfloat16)
     hidden = torch.randn(3, 16, 8, 8).bfloat16()
+    bias = network.conv.bias
+    assert bias is not None
     expected = nn.functional.conv2d(
-        hidden, network.conv.weight.bfloat16(), network.conv.bias.bfloat16(), stride=2, padding=1
+        hidden, network.conv.weight.bfloat16(), bias.bfloat16(), stride=2, padding=1
     )
     assert layer(hidden).dtype == torch.bfloat16
     assert torch.equal(layer(hidden), expected)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 # A weight with at least as many values is large: 4 MiB in float32. To convert one takes a few per cent of the
 # product's time at least, and in networks that fill the memory nearly all values are in such weights.
@@ -34,7 +37,7 @@ class StoredLinear(nn.Linear):
 
 
 # By the exact type: of a class that is derived from a layer, nobody knows what else its forward does.
-_STORED_TYPES: dict[type[nn.Module], type[nn.Module]] = {
+_STORED_TYPES: dict[type[nn.Module], Any] = {
     nn.Conv2d: StoredConv2d,
     nn.Linear: StoredLinear,
     StoredConv2d: StoredConv2d,
@@ -96,12 +99,12 @@ def compute_in_float32_(model: nn.Module) -> None:
 
 
 def sharing_copy(
-    model: nn.Module,
+    model: _Model,
     dtype: torch.dtype | None,
     *,
     float32_modules: Collection[str] = (),
     channels_last: bool = False,
-) -> nn.Module:
+) -> _Model:
     """Return a copy that computes in `dtype`, in evaluation mode, and shares the large weights of `model`.
 
     Large weights of convolutions and linear layers are the very memory of `model`; they are converted when

@@ -1,0 +1,1 @@
+../../core/large_weights.py
