@@ -16,9 +16,11 @@ from errata.calibration.pipelines import run_batch
 from errata.calibration.recorder import Recorder, Trajectory
 from errata.memory import MemoryMeter
 
-# Calls that are timed, and the seconds after which no further one is begun: the first call of a small network
-# takes several times as long as those that follow.
+# Calls that are timed, and the seconds after which no third one is begun.
 _MOST_CALLS, _SECONDS = 8, 0.5
+# The first call of a process takes up to a second more than those that follow: unless it took long, there is a
+# second one.
+_LONG = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,8 @@ class _Watch:
             self._meter.restart()
         elif len(self.times) == 2:
             self.growth = self._meter.growth()
-        if len(self.times) > _MOST_CALLS or self.times[-1] - self.times[0] > _SECONDS:
+        elapsed = self.times[-1] - self.times[0]
+        if len(self.times) > _MOST_CALLS or elapsed > (_LONG if len(self.times) < 3 else _SECONDS):
             raise _SeenEnoughError
 
 

@@ -108,9 +108,11 @@ def write_shard(
     )
 
 
-def shard_bytes(tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> int:
-    """Return the size of a shard with these tensors, as `write_shard` makes it, without making one."""
-    header: dict[str, Any] = {}
+def shard_bytes(
+    tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]], *, metadata: Mapping[str, str] | None = None
+) -> int:
+    """Return the size of a safetensors file with tensors of these types and shapes, without making one."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     end = 0
     # safetensors sorts by alignment, the widest first, then by name.
     for name, (dtype, shape) in sorted(
