@@ -187,7 +187,7 @@ class _Trial:
                 Need(what="GPU memory", needed=growth, available=self.meter.available, way_out=way_out),
                 Need(what="memory", needed=kept, available=self.available, way_out=way_out),
             ]
-        needed = max(growth + self.shard, kept)
+        needed = max(growth + self.shard, kept) + self.meter.mapped
         return [Need(what="memory", needed=needed, available=self.meter.available, way_out=way_out)]
 
     @property
@@ -259,7 +259,6 @@ def _estimate_of(trial: _Trial, sizes: Sizes, out: Path | None) -> CalibrationEs
         *trial.needs,
         disk_need(out or Path(), disk, way_out="lower `num_samples`, or choose another `out`"),
     ]
-    held, growth = trial.meter.held, trial.growth
     notes = []
     if sizes.reason:
         halved = "" if request.batch_size == sizes.batch_size else ", halved until it fits into memory"
@@ -272,7 +271,7 @@ def _estimate_of(trial: _Trial, sizes: Sizes, out: Path | None) -> CalibrationEs
         work=f"recording {request.num_samples} samples of {calls} calls in batches of {request.batch_size}",
         seconds=sum(seen.before + calls * trial.seconds * count / trial.batch for count in left),
         disk_bytes=disk,
-        memory_bytes=None if growth is None else held + trial.needs[0].needed,
+        memory_bytes=None if trial.growth is None else trial.meter.held + trial.needs[0].needed,
         call_seconds=seen.seconds,
         call_samples=seen.num_samples,
         needs=tuple(needs),

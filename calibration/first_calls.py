@@ -18,8 +18,8 @@ from errata.memory import MemoryMeter
 
 # Calls that are timed, and the seconds after which no third one is begun.
 _MOST_CALLS, _SECONDS = 8, 0.5
-# The first call of a process takes up to a second more than those that follow: unless it took long, there is a
-# second one.
+# The first call of a process takes up to a second more than those that follow: unless it took so long, there
+# is a second one.
 _LONG = 5.0
 
 

@@ -113,9 +113,9 @@ def _field(file: Path, name: str) -> int | None:
 class MemoryMeter:
     """Measures how far the memory of this process grows beyond what it held when the meter was made.
 
-    On a CPU that is resident memory without mapped files, whose pages the system can drop (Linux only); on
-    CUDA torch's allocated memory. What the C library keeps of freed memory is not seen as growth twice:
-    everything is relative to the first moment.
+    On a CPU that is resident memory, where files that are mapped count apart (Linux only); on CUDA torch's
+    allocated memory. Everything is relative to the first moment, so that freed memory which the C library
+    keeps is not taken for something that is needed no more.
 
     Attributes:
         available: bytes that were available on the device when the meter was made; None if unknown.
@@ -125,8 +125,13 @@ class MemoryMeter:
     def __init__(self, device_type: str = "cpu") -> None:
         self._on_cuda = device_type == "cuda"
         self.available = _available_on_cuda() if self._on_cuda else available_memory()
-        self._base = self._now() or 0
-        self.held = self._base if self._on_cuda else (_field(_ROOT / "proc/self/status", "VmRSS") or 0)
+        self._mapped = self._now("RssFile")
+        self.held = self._now("VmRSS")
+
+    @property
+    def mapped(self) -> int:
+        """Bytes of mapped files, such as weights, that came into memory since the meter was made."""
+        return max(0, self._now("RssFile") - self._mapped)
 
     def restart(self) -> None:
         """Forget the peak so far."""
@@ -140,23 +145,24 @@ class MemoryMeter:
             (_ROOT / "proc/self/clear_refs").write_text(_FORGET_PEAK, encoding="ascii")
 
     def growth(self) -> int | None:
-        """Return the peak since `restart` beyond what was held at first, in bytes; None if unknown."""
+        """Return the peak since `restart` beyond what was held at first, without mapped files, in bytes.
+
+        None if it is not known.
+        """
         if self._on_cuda:
             import torch
 
-            return max(0, torch.cuda.max_memory_allocated() - self._base)
-        status = _ROOT / "proc/self/status"
-        peak, mapped = _field(status, "VmHWM"), _field(status, "RssFile")
-        return None if peak is None or mapped is None else max(0, peak - mapped - self._base)
+            return max(0, torch.cuda.max_memory_allocated() - self.held)
+        peak = self._now("VmHWM")
+        return None if peak == 0 else max(0, peak - self.mapped - self.held)
 
-    def _now(self) -> int | None:
+    def _now(self, name: str) -> int:
+        """Return a field of the process's status, in bytes; on CUDA what is allocated. 0 if unknown."""
         if self._on_cuda:
             import torch
 
-            return torch.cuda.memory_allocated()
-        status = _ROOT / "proc/self/status"
-        resident, mapped = _field(status, "VmRSS"), _field(status, "RssFile")
-        return None if resident is None or mapped is None else resident - mapped
+            return 0 if name == "RssFile" else torch.cuda.memory_allocated()
+        return _field(_ROOT / "proc/self/status", name) or 0
 
 
 def _available_on_cuda() -> int:

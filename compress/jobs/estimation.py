@@ -46,9 +46,9 @@ _CACHED = 0.37
 # Samples at once in the stages that hold most activations.
 _BATCH = 32
 # Samples of a larger call, which is made if that with one sample took less than so many seconds.
-_LARGER_CALL, _SHORT = 16, 0.5
-# The first call of a process takes up to a second more than those that follow: unless it took so long, there is
-# a second one.
+_LARGER_CALL, _SHORT = 32, 0.5
+# The first call of a process takes up to a second more than those that follow: unless it took so long, there
+# is a second one.
 _LONG = 5.0
 # A layer whose weight has at most so many elements is quantized to see what that takes.
 _LARGEST_TRIED = 2**18
@@ -88,7 +88,7 @@ def estimate(
     disk, kept = work.result_bytes, work.kept_bytes
     place = Path() if out is None else Path(out)
     finished = 0 if out is None else count_finished(place)
-    needed = work.memory_bytes(calls)
+    needed = work.memory_bytes(calls) + calls.meter.mapped
     return Estimate(
         work=f"compressing with {recipe.name} from {calibration_set.num_samples} samples",
         seconds=seconds,
