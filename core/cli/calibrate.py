@@ -100,7 +100,7 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.out is None and not args.dry_run:
-        raise UsageError("--out is required: the directory to write; see `errata calibrate --help`")
+        raise UsageError("the following arguments are required: --out; see `errata calibrate --help`")
     # Without --samples their number depends on the pipeline; one of each source is looked at before that.
     conditions = _conditions(args, args.samples or 1)
 
