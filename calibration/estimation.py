@@ -291,9 +291,11 @@ def _document_bytes(trial: _Trial) -> int:
     request, seen = trial.request, trial.latest
     calls = dataclasses.replace(Calls.of(seen.trajectory, seen.num_samples, 0), timesteps=seen.timesteps)
     shards = [_shard(seen, index, count, request) for index, count in enumerate(request.batch_sizes())]
-    content = {"request": request, "calls": calls}
-    plain = {name: dataclasses.asdict(value) for name, value in content.items()}
-    plain["shards"] = [dataclasses.asdict(shard) for shard in shards]  # type: ignore[assignment]
+    plain = {
+        "request": dataclasses.asdict(request),
+        "calls": dataclasses.asdict(calls),
+        "shards": [dataclasses.asdict(shard) for shard in shards],
+    }
     return len(canonical_json.dumps({"format": FORMAT, **plain})) + trial.arguments_bytes()
 
 

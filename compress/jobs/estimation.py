@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
+from statistics import median
 
 import torch
 from diffusers import DiffusionPipeline
@@ -47,6 +48,8 @@ _CACHED = 0.37
 _BATCH = 32
 # Samples of a larger call, which is made if that with one sample took less than so many seconds.
 _LARGER_CALL, _SHORT = 32, 0.5
+# Calls that are timed, if they are short.
+_MOST_CALLS = 8
 # The first call of a process takes up to a second more than those that follow: unless it took so long, there
 # is a second one.
 _LONG = 5.0
@@ -140,16 +143,17 @@ class _Calls:
 
 
 def _timed(call: Callable[[], object]) -> float:
-    """Return the seconds of a call, of the second one unless the first took long."""
-    for _ in range(2):
+    """Return the median seconds of some calls without the first, or of that one if it took long."""
+    taken: list[float] = []
+    while len(taken) < 2 or (sum(taken[1:]) < _SHORT and len(taken) <= _MOST_CALLS):
         start = time.perf_counter()
         call()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
-        if seconds > _LONG:
+        taken.append(time.perf_counter() - start)
+        if taken[0] > _LONG:
             break
-    return seconds
+    return median(taken[1:] or taken)
 
 
 class _Counted:

@@ -13,6 +13,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, HeunDiscreteScheduler, PNDMSc
 
 from errata import CalibrationError, calibration, estimates, memory
 from errata.calibration import estimation
+from errata.calibration.first_calls import first_calls
 from errata.calibration.shards import shard_bytes
 from errata.estimates import stored_size
 
@@ -112,12 +113,11 @@ def with_memory(monkeypatch: pytest.MonkeyPatch, *, available: int, per_sample: 
     once = 10 * per_sample  # whatever the number of samples
     monkeypatch.setattr(memory.MemoryMeter, "mapped", 0)
     rows: list[int] = []
-    original = estimation.first_calls
 
     def counted(pipe: Any, meter: Any, *, seeds: Any, **options: Any) -> Any:
         rows.append(len(seeds))
         monkeypatch.setattr(memory.MemoryMeter, "growth", lambda _: once + per_sample * rows[-1])
-        return original(pipe, meter, seeds=seeds, **options)
+        return first_calls(pipe, meter, seeds=seeds, **options)
 
     monkeypatch.setattr(estimation, "first_calls", counted)
 
