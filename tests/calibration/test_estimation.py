@@ -147,7 +147,7 @@ def test_what_grows_once_does_not_count_for_every_sample(
     tiny_pipeline: DDIMPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_memory(monkeypatch, available=20_000_000, per_sample=500_000)
-    found = calibration.estimate(tiny_pipeline, num_inference_steps=4, num_samples=100, batch_size=28)
+    found = calibration.estimate(tiny_pipeline, num_inference_steps=40, num_samples=100, batch_size=28)
     found.check(error=CalibrationError)
     assert found.call_samples == 28
 
