@@ -1,7 +1,7 @@
 """Calibration: run the float pipeline and keep what its denoiser was fed at every step.
 
 `calibrate` records trajectories into a directory, `load` opens one again as a `CalibrationSet`, and
-`load_pipeline` opens the float pipeline itself. The directory:
+`load_pipeline` opens the float pipeline itself. `estimate` says what a calibration will take. The directory:
 
     calibration.json            the request, the model's fingerprint, the timesteps, every shard's SHA-256
     shards/00000.safetensors    one sample-batch: `sample`, `timestep`, `cond.<argument>`
@@ -12,15 +12,20 @@ the same arguments continues the work.
 
 from errata.calibration.calibration_set import CalibrationSet, Record, load
 from errata.calibration.collection import calibrate, collect
+from errata.calibration.estimation import CalibrationEstimate, estimate
 from errata.calibration.opening import load_pipeline
+from errata.calibration.sizes import choose_sizes
 from errata.fingerprint import model_fingerprint
 from errata.runtime.conditioning import nest
 
 __all__ = [
+    "CalibrationEstimate",
     "CalibrationSet",
     "Record",
     "calibrate",
+    "choose_sizes",
     "collect",
+    "estimate",
     "load",
     "load_pipeline",
     "model_fingerprint",

@@ -37,9 +37,19 @@ class PipelineArguments:
         Raises:
             CalibrationError: the file cannot be written.
         """
-        if self != PipelineArguments():
-            data = canonical_json.dumps({"prompts": self.prompts, "inputs": self.inputs})
+        if data := self._data():
             write_whole(root / ARGUMENTS, data, error=CalibrationError, advice="choose another directory")
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of what `write` writes."""
+        return len(self._data())
+
+    def _data(self) -> bytes:
+        """Return the file's content; nothing where there is nothing to write."""
+        if self == PipelineArguments():
+            return b""
+        return canonical_json.dumps({"prompts": self.prompts, "inputs": self.inputs})
 
     @classmethod
     def read(cls, root: Path) -> PipelineArguments | None:

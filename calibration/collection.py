@@ -17,6 +17,7 @@ from errata.calibration.calibration_set import CalibrationSet, load
 from errata.calibration.document import Recording, Request
 from errata.calibration.pipelines import check_pipeline, run_batch, untouched
 from errata.calibration.recorder import Recorder, Trajectory
+from errata.calibration.sizes import MOST_SAMPLES, Sizes, choose_sizes
 from errata.errors import CalibrationError
 from errata.fingerprint import model_fingerprint, public_config, value_digest
 
@@ -30,13 +31,14 @@ def calibrate(
     out: str | Path,
     *,
     num_inference_steps: int,
-    num_samples: int,
-    batch_size: int,
+    num_samples: int | None = None,
+    batch_size: int | None = None,
     seed: int = 0,
     prompts: Iterable[str] | None = None,
     inputs: Iterable[Inputs] | None = None,
     guidance_scale: float | None = None,
     device: str | torch.device | None = None,
+    preset: str | None = None,
 ) -> CalibrationSet:
     """Run the float pipeline and record every denoiser call of every trajectory into the directory `out`.
 
@@ -49,46 +51,44 @@ def calibrate(
         pipe: a diffusers pipeline with a `unet`.
         out: a directory to make, an empty one, or one that an interrupted run left.
         num_inference_steps: sampling steps; a sampler may call the denoiser more often than that.
-        num_samples: trajectories to record.
-        batch_size: samples per run of the pipeline, and per shard.
+        num_samples: trajectories to record; None is a number that fits the network, see
+            `errata.calibration.choose_sizes`, or that of the unfinished work in `out`.
+        batch_size: samples per run of the pipeline, and per shard; None likewise.
         seed: of the first sample.
         prompts: one text per sample, for a pipeline that takes `prompt`; surplus ones are not used.
         inputs: further keyword arguments of the pipeline, one mapping per sample-batch; surplus ones are not
             used. They are compared by content when a run is resumed.
         guidance_scale: passed on; None is the pipeline's default.
         device: where to run; None is where the pipeline is. Records lie on the CPU.
+        preset: "laptop" for fewer samples and smaller batches where these are None.
 
     Raises:
         CalibrationError: an argument is out of range or not served by this pipeline; `out` cannot be
             written, or holds another request's work; a trajectory cannot be recorded.
     """
     out = Path(out)
-    _check_numbers(num_inference_steps, num_samples, batch_size, seed, guidance_scale)
+    check_numbers(num_inference_steps, num_samples, batch_size, seed, guidance_scale)
     check_pipeline(
         pipe,
         has_prompts=prompts is not None,
         has_inputs=inputs is not None,
         guidance_scale=guidance_scale,
     )
-    texts = None if prompts is None else _take_prompts(prompts, num_samples)
-    target = None if device is None else _find_device(device)
-    request = Request(
-        **_describe_pipeline(pipe),
+    sizes = choose_sizes(pipe.unet, num_samples=num_samples, batch_size=batch_size, preset=preset, out=out)
+    texts = None if prompts is None else take_prompts(prompts, sizes.num_samples)
+    target = None if device is None else find_device(device)
+    request = describe_request(
+        pipe,
+        sizes,
         num_inference_steps=num_inference_steps,
-        num_samples=num_samples,
-        batch_size=batch_size,
         seed=seed,
         guidance_scale=guidance_scale,
-        prompts=None if texts is None else value_digest(texts, name="prompts"),
+        prompts=texts,
         takes_inputs=inputs is not None,
-        device=(target or pipe.device).type,
-        versions={
-            "errata": errata.__version__,
-            "torch": str(torch.__version__),
-            "diffusers": version("diffusers"),
-        },
+        device=target,
+        fingerprint=model_fingerprint(pipe.unet),
     )
-    batches = None if inputs is None else _check_inputs(inputs, len(request.batch_sizes()))
+    batches = None if inputs is None else check_inputs(inputs, len(request.batch_sizes()))
     is_silent = bool(getattr(pipe, "_progress_bar_config", {}).get("disable", False))
     with Recording(out, request) as recording:
         with untouched(pipe, target):
@@ -172,7 +172,12 @@ def _digested(
         raise CalibrationError(_too_few("inputs", count, num_batches, "one mapping per sample-batch"))
 
 
-def _find_device(device: str | torch.device) -> torch.device:
+def find_device(device: str | torch.device) -> torch.device:
+    """Return a device that torch can use.
+
+    Raises:
+        CalibrationError: it cannot use that one here.
+    """
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
@@ -183,8 +188,12 @@ def _find_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def _check_inputs(inputs: Iterable[Inputs], num_batches: int) -> Iterable[Inputs]:
-    """Find out early what can be known without drawing from the iterable."""
+def check_inputs(inputs: Iterable[Inputs], num_batches: int) -> Iterable[Inputs]:
+    """Find out early what can be known of `inputs` without drawing from it.
+
+    Raises:
+        CalibrationError: one mapping, or too few of them.
+    """
     if isinstance(inputs, Mapping):
         raise CalibrationError("`inputs` is one mapping; pass a list of mappings, one per sample-batch")
     if isinstance(inputs, Sized) and len(inputs) < num_batches:
@@ -192,7 +201,12 @@ def _check_inputs(inputs: Iterable[Inputs], num_batches: int) -> Iterable[Inputs
     return inputs
 
 
-def _take_prompts(prompts: Iterable[str], num_samples: int) -> list[str]:
+def take_prompts(prompts: Iterable[str], num_samples: int) -> list[str]:
+    """Return one text per sample.
+
+    Raises:
+        CalibrationError: there are too few, or something is no text.
+    """
     if isinstance(prompts, str):
         raise CalibrationError("`prompts` is one text; pass a list with one text per sample")
     texts = list(islice(prompts, num_samples))
@@ -208,18 +222,28 @@ def _too_few(name: str, count: int, needed: int, rule: str) -> str:
     return f"`{name}` has {count} entries, {needed} are needed ({rule}); give more, or lower num_samples"
 
 
-def _check_numbers(
-    num_inference_steps: int, num_samples: int, batch_size: int, seed: int, guidance_scale: float | None
+def check_numbers(
+    num_inference_steps: int,
+    num_samples: int | None,
+    batch_size: int | None,
+    seed: int,
+    guidance_scale: float | None,
 ) -> None:
+    """Check the numbers of a request; None is one that is not chosen yet.
+
+    Raises:
+        CalibrationError: naming the number that is out of range.
+    """
     counts = {
         "num_inference_steps": num_inference_steps,
-        "num_samples": num_samples,
-        "batch_size": batch_size,
+        "num_samples": 1 if num_samples is None else num_samples,
+        "batch_size": 1 if batch_size is None else batch_size,
     }
     for name, value in counts.items():
         if type(value) is not int or value < 1:
             raise CalibrationError(f"`{name}` is {value!r}; expected a whole number of at least 1")
-    if type(seed) is not int or not 0 <= seed < 2**63 - num_samples:  # torch takes seeds of 64 bits
+    most = MOST_SAMPLES if num_samples is None else num_samples
+    if type(seed) is not int or not 0 <= seed < 2**63 - most:  # torch takes seeds of 64 bits
         raise CalibrationError(f"`seed` is {seed!r}; expected a whole number of at least 0, below 2**63")
     if guidance_scale is not None and not (
         type(guidance_scale) in (int, float) and math.isfinite(guidance_scale)
@@ -227,12 +251,36 @@ def _check_numbers(
         raise CalibrationError(f"`guidance_scale` is {guidance_scale!r}; expected a finite number or None")
 
 
-def _describe_pipeline(pipe: DiffusionPipeline) -> dict[str, Any]:
-    """Return the part of a request that says which model is sampled how."""
-    return {
-        "pipeline_class": type(pipe).__name__,
-        "unet_class": type(pipe.unet).__name__,
-        "scheduler_class": type(pipe.scheduler).__name__,
-        "scheduler_config": public_config(pipe.scheduler.config),
-        "fingerprint": model_fingerprint(pipe.unet),
-    }
+def describe_request(
+    pipe: DiffusionPipeline,
+    sizes: Sizes,
+    *,
+    num_inference_steps: int,
+    seed: int,
+    guidance_scale: float | None,
+    prompts: list[str] | None,
+    takes_inputs: bool,
+    device: torch.device | None,
+    fingerprint: str,
+) -> Request:
+    """Return the request of a calibration; `fingerprint` is that of the UNet, which takes long to compute."""
+    return Request(
+        pipeline_class=type(pipe).__name__,
+        unet_class=type(pipe.unet).__name__,
+        scheduler_class=type(pipe.scheduler).__name__,
+        scheduler_config=public_config(pipe.scheduler.config),
+        fingerprint=fingerprint,
+        num_inference_steps=num_inference_steps,
+        num_samples=sizes.num_samples,
+        batch_size=sizes.batch_size,
+        seed=seed,
+        guidance_scale=guidance_scale,
+        prompts=None if prompts is None else value_digest(prompts, name="prompts"),
+        takes_inputs=takes_inputs,
+        device=(device or pipe.device).type,
+        versions={
+            "errata": errata.__version__,
+            "torch": str(torch.__version__),
+            "diffusers": version("diffusers"),
+        },
+    )

@@ -15,7 +15,17 @@ from errata.journal import Journal
 from errata.journal_rules import JournalRules
 from errata.request_differences import differences
 
-__all__ = ["FINISHED", "FORMAT", "PARTIAL", "RULES", "Calls", "Document", "Recording", "Request"]
+__all__ = [
+    "FINISHED",
+    "FORMAT",
+    "PARTIAL",
+    "RULES",
+    "Calls",
+    "Document",
+    "Recording",
+    "Request",
+    "check_is_open",
+]
 
 FINISHED = "calibration.json"
 PARTIAL = "calibration.partial.json"
@@ -238,13 +248,22 @@ class Recording:
         self._journal.note(calls=content["calls"], shards=content["shards"])
 
     def _check_place(self) -> None:
-        if self._out.exists() and not self._out.is_dir():
-            raise CalibrationError(f"`{self._out}` exists and is not a directory; choose another directory")
-        if (self._out / FINISHED).exists():
-            raise CalibrationError(
-                f"`{self._out}` holds a finished calibration; use it with `errata compress` or "
-                "errata.calibration.load, or choose another directory"
-            )
+        check_is_open(self._out)
+
+
+def check_is_open(out: Path) -> None:
+    """Check that a calibration can be begun or continued in a directory.
+
+    Raises:
+        CalibrationError: it is no directory, or holds a finished calibration.
+    """
+    if out.exists() and not out.is_dir():
+        raise CalibrationError(f"`{out}` exists and is not a directory; choose another directory")
+    if (out / FINISHED).exists():
+        raise CalibrationError(
+            f"`{out}` holds a finished calibration; use it with `errata compress` or "
+            "errata.calibration.load, or choose another directory"
+        )
 
 
 def _parse(path: Path, content: dict[str, Any]) -> Document:

@@ -11,7 +11,10 @@ rows of a kind come together: unconditional rows of every sample first, then con
 """
 
 import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +28,24 @@ from errata.calibration.recorder import Trajectory
 from errata.errors import CalibrationError
 from errata.journal import Journal
 
-__all__ = ["FOLDER", "Shard", "StepReader", "shard_name", "write_shard"]
+__all__ = ["FOLDER", "Shard", "StepReader", "shard_bytes", "shard_name", "write_shard"]
 
 FOLDER = "shards"
 _COND = "cond."
+# The types that torch and safetensors share, by their names there, in its order of alignment.
+_NAMES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
+}
+_ORDER = list(_NAMES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +106,22 @@ def write_shard(
             for name, value in tensors.items()
         },
     )
+
+
+def shard_bytes(
+    tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]], *, metadata: Mapping[str, str] | None = None
+) -> int:
+    """Return the size of a safetensors file with tensors of these types and shapes, without making one."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    end = 0
+    # safetensors sorts by alignment, the widest first, then by name.
+    for name, (dtype, shape) in sorted(
+        tensors.items(), key=lambda item: (-_ORDER.index(item[1][0]), item[0])
+    ):
+        begin, end = end, end + prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return 8 + -(-len(text) // 8) * 8 + end
 
 
 def _stem(index: int) -> str:

@@ -1,9 +1,11 @@
 """Compress: a float diffusers pipeline becomes a simulated low-bit, cached one.
 
-`compress` needs the pipeline, its trajectories (`errata.calibration`) and a `Recipe`.
+`compress` needs the pipeline, its trajectories (`errata.calibration`) and a `Recipe`. `estimate` says what it
+will take.
 """
 
 from errata.compress.compressed import CompressedPipeline, load
+from errata.compress.jobs.estimation import estimate
 from errata.compress.jobs.progress import BlockReport
 from errata.compress.workflow import apply, compress
 from errata.runtime.recipes.caching import CacheQuant, DeepCache
@@ -22,5 +24,6 @@ __all__ = [
     "Recipe",
     "apply",
     "compress",
+    "estimate",
     "load",
 ]

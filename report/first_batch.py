@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from errata.deploy import DeployedPipeline
 from errata.quality.metric import Metric
 from errata.quality.reference import Reference
 from errata.report.compute_matched import ComputeMatched, alternatives_of, float_steps
+from errata.report.estimation import early_text, warm_up
 from errata.report.growth import amplified_at, growth_of
 from errata.report.protocol import (
     Protocol,
@@ -29,16 +30,24 @@ from errata.report.store import MeasurementStore
 
 
 def measure_first_batch(
-    request: ReportRequest, folder: Path, store: MeasurementStore, sampler: BatchSampler
+    request: ReportRequest,
+    folder: Path,
+    store: MeasurementStore,
+    sampler: BatchSampler,
+    *,
+    announce: Callable[[str], None],
 ) -> ReportIndex:
-    """Measure the first batch of every row that was asked for, and write the index; skip what is there."""
+    """Measure the first batch of every row that was asked for, and write the index; skip what is there.
+
+    Raises:
+        ReportError: the work does not fit into memory or on the disk; nothing was measured.
+    """
     rows = request.rows()
     found = _earlier(request, folder, rows, store)
     if found is not None:
         return found
-    for row in rows:
-        if row.role in ("float", "uncorrected") and not store.has(row.directory, 0):
-            sampler.warm_up(row)
+    if (estimate := warm_up(request, folder, rows, store, sampler)) is not None:
+        announce(early_text(estimate))
     sampler.measure(rows, 0)
     index = _FirstBatch(request, rows, store).index()
     Target.of(request.reference).write(folder)

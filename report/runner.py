@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from errata.correct.sampling import Inputs, batches_of, default_inputs
 from errata.deploy import DeployedPipeline
-from errata.durations import duration
 from errata.journal import Journal
 from errata.quality.metric import Metric
 from errata.quality.reference import Reference
 from errata.report.bundled_report import read_report
+from errata.report.estimation import DoesNotFitError, forget_unused, promise
 from errata.report.first_batch import measure_first_batch
 from errata.report.merging import check_output, merge
 from errata.report.report_index import ReportIndex, RowSpec
@@ -167,8 +167,12 @@ def measure_request(
     pipes = [artifact.pipe for artifact in request.artifacts.values()]
     check_images(request.reference, request.image_metrics, pipes)
     workers, shard = Workers(on_cpu=request.device.type == "cpu"), shard or Shard()
-    with _measurements(Path(out), _settings(request), workers) as journal:
-        _fill(journal, request, workers, shard, announce)
+    try:
+        with _measurements(Path(out), _settings(request), workers) as journal:
+            _fill(journal, request, workers, shard, announce)
+    except DoesNotFitError:
+        forget_unused(Path(out))  # which would refuse the smaller batches that the error advises
+        raise
     workers.wait()
     return workers
 
@@ -186,11 +190,11 @@ def _fill(
     sampler = _sampler(request, store)
     if workers.is_first:
         with journal.alone():
-            measure_first_batch(request, journal.path, store, sampler)
+            measure_first_batch(request, journal.path, store, sampler, announce=announce)
     workers.wait()
     index = ReportIndex.read(journal.path)
     if workers.is_first:
-        announce(_promise(index, shard))
+        announce(promise(index, store, shard))
     _sample(index.rows, sampler, workers.batches(shard, len(batches)), batches)
 
 
@@ -246,12 +250,3 @@ def _sample(
 
         for number in mine:
             sampler.measure(rows, number, done=advance)
-
-
-def _promise(index: ReportIndex, shard: Shard) -> str:
-    seconds = index.promised_seconds / shard.count
-    share = f", shard {shard}" if shard.count > 1 else ""
-    return (
-        f"{len(index.rows)} rows of {sum(index.batches)} images{share}: about {duration(seconds)} of "
-        "denoiser calls, in one process"
-    )

@@ -106,9 +106,9 @@ class BatchSampler:
         self._samplers, self._store, self._reference = samplers, store, reference
         self._metrics, self._inputs, self._device, self._shown = metrics, inputs, device, shown
 
-    def warm_up(self, row: RowSpec) -> None:
-        """Sample one image, so that the first batch is not slowed down by what happens once."""
-        self._samplers.of(row).sample(range(1))
+    def warm_up(self, row: RowSpec, *, images: int = 1) -> None:
+        """Sample one image or so, so that the first batch is not slowed down by what happens once."""
+        self._samplers.of(row).sample(range(images))
 
     def measure(
         self, rows: Sequence[RowSpec], number: int, *, done: Callable[[int], None] = lambda _: None

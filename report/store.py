@@ -134,6 +134,16 @@ class MeasurementStore:
         """Images of a row."""
         return sum(map(len, self.batches))
 
+    @property
+    def folder(self) -> Path:
+        """The folder that is written to, or the first of those that are read."""
+        return self._folders[0]
+
+    def size(self, row: str, batch: int) -> int:
+        """Return the bytes of a batch's file; 0 if it was not measured."""
+        found = self._found(row, batch)
+        return 0 if found is None else found.stat().st_size
+
     def has(self, row: str, batch: int) -> bool:
         """Return whether the batch of that number was measured."""
         return self._found(row, batch) is not None

@@ -56,6 +56,7 @@ OPTION_OF: Mapping[str, str] = {
     "num_samples": "--samples",
     "on_mismatch": "--on-mismatch",
     "out": "--out",
+    "preset": "--preset",
     "reference": "--reference",
     "resamples": "--resamples",
     "reuse": "--reuse",
@@ -65,6 +66,7 @@ OPTION_OF: Mapping[str, str] = {
 COMMAND_OF: Mapping[str, str] = {
     "calibration.calibrate": "errata calibrate",
     "calibration.collect": "errata calibrate",
+    "calibration.estimate": "errata calibrate --dry-run",
     "compress.apply": "errata compress",
     "compress.compress": "errata compress",
     "correct.fit_sheet": "errata sheet",

@@ -15,6 +15,7 @@ from errata.cli.compress_options import (
     add_modes,
     add_recipe_options,
     check_options,
+    range_samples,
     recipe_from,
 )
 from errata.cli.conditions import (
@@ -23,8 +24,9 @@ from errata.cli.conditions import (
     inputs_of_batches,
     read_conditions,
 )
-from errata.cli.output import emit, exceptions_text, megabytes, schedule_text, table
-from errata.cli.usage import Commands, UsageError, add_command, positive
+from errata.cli.output import announce, emit, estimate_text, exceptions_text, megabytes, schedule_text, table
+from errata.cli.usage import Commands, UsageError, add_command, add_preset_option, positive
+from errata.errors import RecipeError
 from errata.memory import peak_cuda_memory, peak_memory
 
 if TYPE_CHECKING:
@@ -44,6 +46,9 @@ Recipes:
   cachequant-N           one step in N runs in full, placed by a search; reused features are corrected
 Join a quantizer and a cache with `+`. Options follow a colon: w8a8+deepcache-10:branch=1. A recipe may also
 be a .json or .yaml file. docs/compress.md lists all options.
+
+Before it begins, it says what that will take in time, disk space and memory, from a call of the network,
+and refuses what cannot fit.
 
 Finished work is kept in DIR.partial until DIR is complete. To resume an interrupted run, give the same
 command again. DIR must be new or empty.
@@ -93,6 +98,10 @@ def add_parser(commands: Commands) -> None:
         metavar="DIR",
         help="reuse codes and ranges of an earlier result with the same model, calibration and quantizer",
     )
+    add_preset_option(
+        parser,
+        sets="ranges from 16 trajectories, learned rounding on 128 inputs, 8 of them a step",
+    )
     add_recipe_options(parser)
     add_inputs(parser)
     add_modes(parser)
@@ -127,7 +136,6 @@ def _check_is_vacant(out: Path) -> None:
 
 def _compress(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Recipe") -> int:
     from errata import calibration, compress
-    from errata.compress.quantize.recorded_inputs import SAMPLES_PER_STEP
 
     if args.range_samples is not None and recipe.quantization is None:
         raise UsageError(
@@ -140,13 +148,23 @@ def _compress(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Re
     start = time.monotonic()
     pipe = calibration.load_pipeline(args.pipeline)
     check_conditions(pipe, args, conditions, is_complete=False)
+    estimate = compress.estimate(
+        pipe,
+        recording,
+        recipe,
+        args.out,
+        samples_per_step=range_samples(args),
+        reuses=args.reuse is not None,
+    )
+    announce(estimate)
+    estimate.check(error=RecipeError)
     with _progress_shown(), _resumable(args.out):
         compressed = compress.compress(
             pipe,
             recording,
             recipe,
             args.out,
-            samples_per_step=args.range_samples or SAMPLES_PER_STEP,
+            samples_per_step=range_samples(args),
             inputs=inputs_of_batches(args, conditions, samples=samples, batch_size=recording.batch_size),
             reuse=None if args.reuse is None else compress.load(args.reuse),
             report=blocks.append,
@@ -194,7 +212,7 @@ def _summary_text(out: Path, compressed: "CompressedPipeline", payload: dict[str
 
 
 def _dry_run(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Recipe") -> int:
-    from errata import calibration
+    from errata import calibration, compress
     from errata.compress.jobs.dry_run import Preview
     from errata.compress.jobs.preparation import check_model
     from errata.compress.jobs.stages import count_finished, work_directory
@@ -202,7 +220,9 @@ def _dry_run(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Rec
     pipe = calibration.load_pipeline(args.pipeline)
     check_model(pipe, recording)
     preview = Preview.of(pipe, recipe, num_steps=recording.num_steps, calls_per_step=recording.calls_per_step)
-    payload, text = preview.to_json(), _preview_text(preview)
+    estimate = compress.estimate(pipe, recording, recipe, args.out, samples_per_step=range_samples(args))
+    payload = preview.to_json() | {"estimate": estimate.to_json()}
+    text = f"{_preview_text(preview)}\n{estimate_text(estimate)}"
     if args.out is not None and (finished := count_finished(args.out)):
         payload["finished_stages"] = finished
         text += f"\n{finished} stages are already finished in {work_directory(args.out)}"
@@ -226,7 +246,7 @@ def _preview_text(preview: "Preview") -> str:
     }
     width = max(map(len, facts))
     lines = "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
-    return f"{rows}\n\n{lines}\nnothing was written"
+    return f"{rows}\n\n{lines}"
 
 
 def _row(layer: "LayerDryRun") -> tuple[object, ...]:

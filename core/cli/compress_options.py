@@ -1,6 +1,7 @@
 """The options of `errata compress`, and the recipe that they describe."""
 
 import argparse
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from errata.cli.conditions import add_input_options
 from errata.cli.usage import UsageError, misuse, positive, read_text, seed
 from errata.errors import RecipeError
+from errata.presets import PRESETS
 
 if TYPE_CHECKING:
     from errata.compress import Quantization, Recipe
@@ -128,6 +130,8 @@ def check_options(args: argparse.Namespace) -> None:
         idle += ["sensitivity_samples", "sensitivity_steps"]
     if args.sensitivity or args.dry_run:
         idle += ["range_samples", "reuse", *INPUTS]
+    if args.sensitivity:
+        idle.append("preset")
     for name in idle:
         if getattr(args, name) is not None:
             mode = "--dry-run" if args.dry_run else "--sensitivity"
@@ -142,7 +146,7 @@ def recipe_from(args: argparse.Namespace) -> "Recipe":
         UsageError: the recipe is unknown or malformed, or an option has no effect with it.
     """
     with misuse(RecipeError):
-        recipe = _read(args.recipe)
+        recipe = _with_preset(_read(args.recipe), args)
         chosen = {
             field: getattr(args, option)
             for option, field in ROUNDING_OPTIONS.items()
@@ -151,6 +155,28 @@ def recipe_from(args: argparse.Namespace) -> "Recipe":
         if not (chosen or args.keep or args.bits):
             return recipe
         return replace(recipe, quantization=_changed(recipe, chosen, args))
+
+
+def range_samples(args: argparse.Namespace) -> int:
+    """Return how many trajectories ranges see: as asked for, the preset's number, or the usual one."""
+    from errata.compress.quantize.recorded_inputs import SAMPLES_PER_STEP
+
+    preset = PRESETS.get(args.preset)
+    return args.range_samples or (SAMPLES_PER_STEP if preset is None else preset.range_samples)
+
+
+def _with_preset(recipe: "Recipe", args: argparse.Namespace) -> "Recipe":
+    """Return the recipe with what the preset sets of learned rounding and the recipe's text does not.
+
+    A recipe file states all of it.
+    """
+    quantization, preset = recipe.quantization, PRESETS.get(args.preset)
+    if preset is None or quantization is None or quantization.rounding is None or _is_file(args.recipe):
+        return recipe
+    given = set(re.findall(r"[:,](\w+)=", args.recipe))
+    smaller = {name: value for name, value in preset.rounding if name not in given}
+    rounding = replace(quantization.rounding, **smaller)
+    return replace(recipe, quantization=replace(quantization, rounding=rounding))
 
 
 def _changed(recipe: "Recipe", rounding: Mapping[str, Any], args: argparse.Namespace) -> "Quantization":
@@ -182,7 +208,7 @@ def _read(name: str) -> "Recipe":
     from errata.compress import Recipe
 
     path = Path(name)
-    if path.suffix not in {".json", ".yaml", ".yml"}:
+    if not _is_file(name):
         return Recipe.named(name)
     if not path.is_file():
         raise UsageError(f"--recipe `{name}`: no such file; give a file, or a name such as w4a8")
@@ -190,6 +216,10 @@ def _read(name: str) -> "Recipe":
         return Recipe.from_text(read_text(path))
     except RecipeError as problem:
         raise UsageError(f"--recipe `{name}`: {problem}") from problem
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).suffix in {".json", ".yaml", ".yml"}
 
 
 def _bits(text: str) -> tuple[str, int]:

@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from errata.compress import CacheSchedule, Recipe
+    from errata.estimates import Estimate
 
 # Denoiser calls in one line of the schedule, and the distance between the numbers above them.
 ROW, MARK = 100, 10
@@ -15,6 +17,24 @@ ROW, MARK = 100, 10
 def emit(args: argparse.Namespace, payload: Mapping[str, Any], text: str) -> None:
     """Print one JSON object with `--json`, else the text."""
     print(json.dumps(payload, default=str, ensure_ascii=False) if args.json else text)
+
+
+def announce(estimate: "Estimate") -> None:
+    """Say on stderr what the work will take, before it begins."""
+    for line in (*estimate.notes, estimate.text()):
+        print(f"errata: {line}", file=sys.stderr)
+
+
+def estimate_text(estimate: "Estimate") -> str:
+    """Return what a dry run prints of an estimate."""
+    from errata.estimates import size_text
+
+    needs = [
+        f"{need.what}: {size_text(need.needed)} needed, "
+        + ("available is unknown" if need.available is None else f"{size_text(need.available)} available")
+        for need in estimate.needs
+    ]
+    return "\n".join([*estimate.notes, estimate.text(), *needs, "nothing was written"])
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

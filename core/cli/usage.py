@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from errata import directories
 from errata.errors import PlanError
+from errata.presets import PRESETS
 
 if TYPE_CHECKING:
     from errata.quality import Reference
@@ -68,6 +69,15 @@ def add_seed_option(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar="N",
         help="seed of the first image; image i has seed N + i (default: 0)",
+    )
+
+
+def add_preset_option(parser: argparse.ArgumentParser, *, sets: str) -> None:
+    """Declare the choice of smaller numbers; `sets` says of what."""
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help=f"laptop: {sets}; options that you give count more",
     )
 
 
