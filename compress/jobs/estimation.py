@@ -39,8 +39,8 @@ from errata.runtime.scheme import sites_of
 from errata.runtime.unet import BranchedUNet
 
 # What runs of other networks take, as multiples of a float call of as many samples: a simulated network and
-# one whose inputs are observed, measured on the embedded model in CPU seconds of one thread, 2026-12-01; and a
-# training step of learned rounding, forward and backward, which is a guess.
+# one whose inputs are observed, measured on the embedded model in CPU seconds of one thread, 2026-12-01; and
+# a training step of learned rounding, forward and backward, which is a guess.
 SIMULATED, OBSERVED, TRAINED = 2.9, 1.6, 9.0
 # A cached call beside a full one, with three resnets recomputed, as on the embedded model.
 _CACHED = 0.37
