@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from errata.cli.conditions import (
     SOURCES_TOLD,
@@ -13,14 +14,21 @@ from errata.cli.conditions import (
 from errata.cli.output import emit
 from errata.cli.usage import (
     Commands,
+    UsageError,
     add_batch_size_option,
     add_command,
     add_device_option,
     add_seed_option,
     check_seeds,
+    is_first_process,
+    misuse,
     positive,
     usual_device,
 )
+from errata.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from errata.calibration import Shard
 
 DETAILS = f"""\
 Runs the pipeline and records the inputs of every denoiser call. `errata compress` derives number ranges,
@@ -30,6 +38,11 @@ rounding and cache schedules from them. To resume an interrupted run, give the s
   errata calibrate google/ddpm-cifar10-32 --steps 100 --samples 512 --out runs/cifar/calibration
   errata calibrate stable-diffusion-v1-5/stable-diffusion-v1-5 --steps 50 --samples 128 --batch-size 4 \\
       --prompts captions.parquet:caption --guidance-scale 7.5 --out runs/sd/calibration
+
+To use several processes, start it as `torchrun --nproc-per-node 4 -m errata.cli calibrate …`, or with
+`accelerate launch` on GPUs. For independent jobs, give each one of --shard 0/16 to 15/16, then merge them:
+
+  errata calibrate --merge runs/cifar/calibration --out runs/cifar/calibration
 
 {SOURCES_TOLD}
 """
@@ -45,6 +58,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument(
         "pipeline",
+        nargs="?",
         metavar="PIPELINE",
         help="hub name or local folder of a diffusers pipeline, such as core/embedded/digits",
     )
@@ -67,11 +81,27 @@ def add_parser(commands: Commands) -> None:
     add_seed_option(parser)
     add_condition_options(parser)
     add_device_option(parser)
+    group = parser.add_argument_group("many processes")
+    group.add_argument(
+        "--shard", metavar="I/N", help="record shard I of N, counted from 0, without finishing the set"
+    )
+    group.add_argument(
+        "--merge",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="make the set of the shards in these directories; takes no PIPELINE",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    if args.merge:
+        return _merge(args)
+    if args.pipeline is None:
+        raise UsageError("PIPELINE is missing; give a hub name or a folder, or --merge DIR")
+    shard = _shard(args)
     check_seeds(args.seed, args.samples)
     conditions = read_conditions(args, args.samples)
 
@@ -79,18 +109,53 @@ def run(args: argparse.Namespace) -> int:
 
     pipe = calibration.load_pipeline(args.pipeline)
     check_conditions(pipe, args, conditions)
-    calibration.calibrate(
-        pipe,
-        args.out,
-        num_inference_steps=args.steps,
-        num_samples=args.samples,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        prompts=conditions.prompts,
-        inputs=inputs_of_batches(args, conditions, samples=args.samples, batch_size=args.batch_size),
-        guidance_scale=args.guidance_scale,
-        device=args.device or usual_device(),
-    )
-    payload = {"calibration": str(args.out), "samples": args.samples, "steps": args.steps}
-    emit(args, payload, f"calibration: {args.out}, {args.samples} trajectories of {args.steps} steps")
+    given: dict[str, Any] = {
+        "num_inference_steps": args.steps,
+        "num_samples": args.samples,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+        "prompts": conditions.prompts,
+        "inputs": inputs_of_batches(args, conditions, samples=args.samples, batch_size=args.batch_size),
+        "guidance_scale": args.guidance_scale,
+        "device": args.device or usual_device(),
+    }
+    if shard is None:
+        calibration.calibrate(pipe, args.out, **given)
+        _tell_set(args, samples=args.samples, steps=args.steps)
+    else:
+        calibration.record_share(pipe, args.out, shard=shard, **given)
+        _tell_share(args, shard)
     return 0
+
+
+def _shard(args: argparse.Namespace) -> "Shard | None":
+    if args.shard is None:
+        return None
+
+    from errata.calibration import Shard
+
+    with misuse(CalibrationError):
+        return Shard.parse(args.shard)
+
+
+def _merge(args: argparse.Namespace) -> int:
+    if args.pipeline is not None or args.shard is not None:
+        raise UsageError("--merge reads recorded shards only; leave out PIPELINE and --shard")
+
+    from errata import calibration
+
+    merged = calibration.merge(args.merge, args.out)
+    _tell_set(args, samples=merged.num_samples, steps=merged.num_inference_steps)
+    return 0
+
+
+def _tell_set(args: argparse.Namespace, *, samples: int, steps: int) -> None:
+    if is_first_process():
+        payload = {"calibration": str(args.out), "samples": samples, "steps": steps}
+        emit(args, payload, f"calibration: {args.out}, {samples} trajectories of {steps} steps")
+
+
+def _tell_share(args: argparse.Namespace, shard: "Shard") -> None:
+    if is_first_process():
+        text = f"shard {shard} is recorded in {args.out}; make the set with errata calibrate --merge DIR"
+        emit(args, {"shard": str(shard), "out": str(args.out)}, text)
