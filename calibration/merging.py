@@ -140,7 +140,7 @@ def _check_complete(request: Request, found: dict[int, _Found], sources: Sequenc
     if len(counts) == 1:  # all of them were recorded as shares of so many
         count = int(counts.pop())
         shares = _listed([f"{share}/{count}" for share in sorted({index % count for index in missing})])
-        advice = f"run `errata calibrate` with the same arguments and --shard {shares} again"
+        advice = f"record the shards {shares} again, by the same `errata calibrate` with --shard"
     else:
         advice = "run their shares again: with --shard I/N, sample-batch b belongs to share b mod N"
     raise CalibrationError(
