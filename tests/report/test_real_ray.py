@@ -86,7 +86,7 @@ def at_work(driver: int, task: str) -> list[int]:
 def run_and_kill(
     script: str, arguments: list[str], environment: dict[str, str], *, task: str, when: Callable[[], bool]
 ) -> str:
-    """Run an example, kill one of its two workers when it is time, and return what the example told."""
+    """Run an example, kill one of its workers when it is time, and return what the example told."""
     log = Path(environment["HOME"]) / "told"
     command = [sys.executable, str(FOLDER / script), *arguments]
     with log.open("wb") as output:
@@ -98,7 +98,7 @@ def run_and_kill(
             assert time.monotonic() < deadline, log.read_text(errors="replace")
             time.sleep(0.05)
         workers = at_work(driver.pid, task)
-        assert len(workers) == 2, log.read_text(errors="replace")
+        assert workers, log.read_text(errors="replace")
         os.kill(workers[0], signal.SIGKILL)
         assert driver.wait(timeout=240) == 0, log.read_text(errors="replace")
     finally:
@@ -153,7 +153,7 @@ def test_a_killed_worker_of_a_report_is_made_good(
         [str(exported), *asked],
         environment,
         task="measure_share",
-        when=lambda: {"1", "2"} <= {file.stem[-1] for file in measured.glob("*/*.safetensors")},
+        when=lambda: any(measured.glob("*/000002-*.safetensors")),
     )
     assert "share 0 of 2 is measured" in told
     assert "share 1 of 2 is measured" in told
