@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMPipeline
-from forked import COMMAND, ForkServer
+from forked import ForkServer
 
 from errata import CalibrationError, calibration, cli
 from errata.calibration import Shard
@@ -23,6 +23,8 @@ from errata.journal import Journal
 
 # Four sample-batches, the last one smaller.
 OPTIONS: dict[str, Any] = {"num_inference_steps": 3, "num_samples": 7, "batch_size": 2, "seed": 3}
+
+COMPRESS = ["--recipe", "w8a8", "--out", "unused"]
 
 
 class _Killed(BaseException):
@@ -155,6 +157,8 @@ def test_a_share_that_broke_off_is_made_good(
     assert files(out) == files(whole)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 def test_a_killed_share_is_made_good(
     tiny_pipeline: DDIMPipeline, saved_pipeline: Path, whole: Path, tmp_path: Path, forked: ForkServer
 ) -> None:
@@ -406,18 +410,18 @@ def test_torchrun_gives_what_one_process_gives(
 
 
 def test_the_command_records_shares_and_merges_them(
-    saved_pipeline: Path, whole: Path, tmp_path: Path, forked: ForkServer, capsys: pytest.CaptureFixture[str]
+    saved_pipeline: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = ["--steps", "3", "--samples", "7", "--batch-size", "2", "--seed", "3", "--device", "cpu"]
     parts = [str(tmp_path / f"part{index}") for index in range(2)]
-    command = ["calibrate", str(saved_pipeline), *sizes]
-    both = [
-        forked.start(COMMAND, *command, "--out", part, "--shard", f"{index}/2")
-        for index, part in enumerate(parts)
-    ]
-    for index, process in enumerate(both):
-        assert process.wait() == 0, process.stderr
-        assert f"shard {index}/2 is recorded in {parts[index]}; make the set with" in process.stdout
+    for index, part in enumerate(parts):
+        command = ["calibrate", str(saved_pipeline), *sizes, "--out", part, "--shard", f"{index}/2"]
+        assert cli.main(command) == 0
+        assert f"shard {index}/2 is recorded in {part}; make the set with" in capsys.readouterr().out
+    assert cli.main(["compress", str(saved_pipeline), *COMPRESS, "--calibration", parts[0]]) == 1
+    told = capsys.readouterr().err
+    assert "holds shares of a calibration; once all are recorded, make the set of them with `errata" in told
+    assert "errata.calibration" not in told
     out = str(tmp_path / "set")
     assert cli.main(["calibrate", "--merge", parts[0], "--out", out]) == 1
     assert "record the shards 1/2 again" in capsys.readouterr().err
