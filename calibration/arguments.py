@@ -81,7 +81,7 @@ class PlainInputs:
 
     def add(self, mapping: Mapping[str, Any] | None) -> None:
         """Add the next sample-batch's mapping; None where none was given."""
-        plain = _as_plain(mapping)
+        plain = as_plain(mapping)
         self._is_plain = self._is_plain and plain is not None
         if self._is_plain and plain is not None:
             self._mappings.append(plain)
@@ -93,8 +93,8 @@ class PlainInputs:
         return tuple(self._mappings) or None
 
 
-def _as_plain(mapping: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return what JSON makes of a mapping, if that is the same."""
+def as_plain(mapping: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what JSON makes of a mapping; None if that is not the same, or there is no mapping."""
     if mapping is None:
         return None
     try:

@@ -12,6 +12,7 @@ from torch import Tensor
 from errata.calibration.arguments import ARGUMENTS, PipelineArguments
 from errata.calibration.document import FINISHED, PARTIAL, Document
 from errata.calibration.shards import Shard, StepReader
+from errata.calibration.shares import holds_shares
 from errata.errors import CalibrationError
 from errata.fingerprint import value_digest
 from errata.plain_json import from_plain
@@ -264,6 +265,11 @@ def load(path: str | Path) -> CalibrationSet:
             raise CalibrationError(
                 f"`{path}` holds an unfinished calibration; run `errata calibrate` again with the "
                 "same arguments to finish it"
+            )
+        if holds_shares(path):
+            raise CalibrationError(
+                f"`{path}` holds shares of a calibration; once all are recorded, make the set of them with "
+                "`errata calibrate --merge` or errata.calibration.merge"
             )
         raise CalibrationError(f"`{path}` is not a calibration set: it has no {FINISHED}; {_MADE}")
     document = Document.read(path / FINISHED)

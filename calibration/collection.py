@@ -1,29 +1,43 @@
 """A float pipeline's trajectories, recorded batch by batch and written to disk."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 import errata
+from errata import sharding
 from errata.calibration.arguments import PipelineArguments, PlainInputs
 from errata.calibration.calibration_set import CalibrationSet, load
 from errata.calibration.document import Recording, Request
+from errata.calibration.given import Given, Inputs, check_inputs, given_batches, take_prompts
+from errata.calibration.merging import merge
 from errata.calibration.pipelines import check_pipeline, run_batch, untouched
 from errata.calibration.recorder import Recorder, Trajectory
+from errata.calibration.shares import Shard, ShareRecording, Workers, holds_shares
 from errata.calibration.sizes import MOST_SAMPLES, Sizes, choose_sizes
 from errata.errors import CalibrationError
 from errata.fingerprint import model_fingerprint, public_config, value_digest
 
-__all__ = ["calibrate", "collect"]
+__all__ = ["calibrate", "collect", "record_share"]
 
-Inputs = Mapping[str, Any]
+
+@dataclass(frozen=True)
+class _Work:
+    """What is recorded, checked: a request, and what it is made of."""
+
+    pipe: DiffusionPipeline
+    request: Request
+    prompts: list[str] | None
+    inputs: Iterable[Inputs] | None
+    device: torch.device | None
+    is_silent: bool
 
 
 def calibrate(
@@ -47,6 +61,9 @@ def calibrate(
     the same bytes (same machine, versions and number of threads). `pipe` is left as it was found, and so is
     torch's random state. The progress bar counts denoiser calls; it is silent if the pipeline's own is.
 
+    Processes of `accelerate launch` or `torchrun` share the sample-batches, and all of them must make this
+    call; the set has the same bytes.
+
     Args:
         pipe: a diffusers pipeline with a `unet`.
         out: a directory to make, an empty one, or one that an interrupted run left.
@@ -68,13 +85,84 @@ def calibrate(
     """
     out = Path(out)
     check_numbers(num_inference_steps, num_samples, batch_size, seed, guidance_scale)
+    sizes = choose_sizes(pipe.unet, num_samples=num_samples, batch_size=batch_size, preset=preset, out=out)
+    work = _checked(pipe, sizes, num_inference_steps, seed, prompts, inputs, guidance_scale, device)
+    workers = Workers(on_cpu=work.request.device == "cpu")
+    if workers.count == 1 and not holds_shares(out):
+        _record_alone(out, work)
+        return load(out)
+    _record_shares(out, work, workers, Shard())
+    if workers.is_first:
+        merge([out], out)
+    workers.wait()
+    return load(out)
+
+
+collect = calibrate
+"""Older name of `calibrate`."""
+
+
+def record_share(
+    pipe: DiffusionPipeline,
+    out: str | Path,
+    *,
+    shard: sharding.Shard,
+    num_inference_steps: int,
+    num_samples: int,
+    batch_size: int,
+    seed: int = 0,
+    prompts: Iterable[str] | None = None,
+    inputs: Iterable[Inputs] | None = None,
+    guidance_scale: float | None = None,
+    device: str | torch.device | None = None,
+) -> None:
+    """Record the sample-batches of one share of a calibration set: the first half of `calibrate`.
+
+    Sample-batch b belongs to share b mod `shard.count`. Jobs of several shares may use one directory, at the
+    same time or one after another, or one each; `errata.calibration.merge` makes the set of them. A share
+    that was killed continues with the same call. Processes of `torchrun` or `accelerate launch` divide the
+    share once more.
+
+    Args:
+        pipe: as `calibrate` takes it, as are the others.
+        out: a directory to make, an empty one, or one that holds shares of the same set.
+        shard: which share.
+        num_inference_steps: sampling steps.
+        num_samples: trajectories of the whole set.
+        batch_size: samples per run of the pipeline, and per shard.
+        seed: of the first sample of the whole set.
+        prompts: one text per sample of the whole set.
+        inputs: one mapping per sample-batch of the whole set.
+        guidance_scale: passed on; None is the pipeline's default.
+        device: where to run; None is where the pipeline is.
+
+    Raises:
+        CalibrationError: as `calibrate`.
+    """
+    check_numbers(num_inference_steps, num_samples, batch_size, seed, guidance_scale)
+    sizes = Sizes(num_samples=num_samples, batch_size=batch_size, reason="")
+    work = _checked(pipe, sizes, num_inference_steps, seed, prompts, inputs, guidance_scale, device)
+    workers = Workers(on_cpu=work.request.device == "cpu")
+    _record_shares(Path(out), work, workers, shard)
+    workers.wait()
+
+
+def _checked(
+    pipe: DiffusionPipeline,
+    sizes: Sizes,
+    num_inference_steps: int,
+    seed: int,
+    prompts: Iterable[str] | None,
+    inputs: Iterable[Inputs] | None,
+    guidance_scale: float | None,
+    device: str | torch.device | None,
+) -> _Work:
     check_pipeline(
         pipe,
         has_prompts=prompts is not None,
         has_inputs=inputs is not None,
         guidance_scale=guidance_scale,
     )
-    sizes = choose_sizes(pipe.unet, num_samples=num_samples, batch_size=batch_size, preset=preset, out=out)
     texts = None if prompts is None else take_prompts(prompts, sizes.num_samples)
     target = None if device is None else find_device(device)
     request = describe_request(
@@ -90,41 +178,46 @@ def calibrate(
     )
     batches = None if inputs is None else check_inputs(inputs, len(request.batch_sizes()))
     is_silent = bool(getattr(pipe, "_progress_bar_config", {}).get("disable", False))
-    with Recording(out, request) as recording:
-        with untouched(pipe, target):
-            kept = _fill(recording, pipe, request, texts, batches, is_silent=is_silent)
-        prompts = None if texts is None else tuple(texts)
+    return _Work(pipe, request, texts, batches, target, is_silent)
+
+
+def _record_alone(out: Path, work: _Work) -> None:
+    """Record all sample-batches in this process, and finish the set."""
+    mine = range(len(work.request.batch_sizes()))
+    kept = PlainInputs()
+    with Recording(out, work.request) as recording:
+        with untouched(work.pipe, work.device):
+            _fill(recording, work, mine, kept)
+        prompts = None if work.prompts is None else tuple(work.prompts)
         PipelineArguments(prompts=prompts, inputs=kept.all()).write(out)
         recording.finish()
-    return load(out)
 
 
-collect = calibrate
-"""Older name of `calibrate`."""
+def _record_shares(out: Path, work: _Work, workers: Workers, shard: sharding.Shard) -> None:
+    """Record the sample-batches of this process, beside those of others."""
+    mine = workers.batches(shard, len(work.request.batch_sizes()))
+    with (
+        ShareRecording(out, work.request, work.prompts, share=shard) as recording,
+        untouched(work.pipe, work.device),
+    ):
+        _fill(recording, work, mine, PlainInputs())
+    # Nobody merges, or ends, before all are done.
+    workers.wait()
 
 
 def _fill(
-    recording: Recording,
-    pipe: DiffusionPipeline,
-    request: Request,
-    prompts: list[str] | None,
-    inputs: Iterable[Inputs] | None,
-    *,
-    is_silent: bool,
-) -> PlainInputs:
-    """Record every sample-batch that has no finished shard yet; return what each was given."""
-    sizes = request.batch_sizes()
-    given = _digested(inputs, len(sizes))
-    total = len(sizes) * request.num_inference_steps
-    kept = PlainInputs()
-    with tqdm(total=total, desc="calibrating", unit="call", disable=is_silent or None) as bar:
-        for index, (size, (mapping, digest)) in enumerate(zip(sizes, given, strict=True)):
-            kept.add(mapping)
+    recording: Recording | ShareRecording, work: _Work, mine: Collection[int], kept: PlainInputs
+) -> None:
+    """Record every sample-batch in `mine` that has no finished shard yet; keep what each was given."""
+    request, sizes = work.request, work.request.batch_sizes()
+    total = len(mine) * request.num_inference_steps
+    with tqdm(total=total, desc="calibrating", unit="call", disable=work.is_silent or None) as bar:
+        for index, given in given_batches(work.inputs, len(sizes), mine):
+            kept.add(given.inputs)
             if (shard := recording.shard(index)) is None:
-                samples = range(index * request.batch_size, index * request.batch_size + size)
-                trajectory = _record(pipe, request, samples, prompts, mapping, bar)
-                recording.add(index, trajectory, num_samples=size, inputs=digest)
-            elif shard.inputs != digest:
+                trajectory = _record(work, index, given, bar)
+                recording.add(index, trajectory, num_samples=sizes[index], given=given)
+            elif shard.inputs != given.digest:
                 raise CalibrationError(
                     f"`inputs` for sample-batch {index} differ from those of its finished shard; "
                     "pass the same ones, or choose another directory"
@@ -132,44 +225,23 @@ def _fill(
             elif recording.calls is not None:
                 bar.update(len(recording.calls.timesteps))
             if recording.calls is not None:  # a sampler may take more calls than steps
-                bar.total = len(sizes) * len(recording.calls.timesteps)
-    return kept
+                bar.total = len(mine) * len(recording.calls.timesteps)
 
 
-def _record(
-    pipe: DiffusionPipeline,
-    request: Request,
-    samples: range,
-    prompts: list[str] | None,
-    inputs: Inputs | None,
-    bar: "tqdm[NoReturn]",
-) -> Trajectory:
-    with Recorder(pipe.unet, on_call=bar.update) as recorder:
+def _record(work: _Work, index: int, given: Given, bar: "tqdm[NoReturn]") -> Trajectory:
+    request = work.request
+    first = index * request.batch_size
+    samples = range(first, first + request.batch_sizes()[index])
+    with Recorder(work.pipe.unet, on_call=bar.update) as recorder:
         run_batch(
-            pipe,
+            work.pipe,
             seeds=[request.seed + sample for sample in samples],
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
-            prompts=None if prompts is None else prompts[samples.start : samples.stop],
-            inputs=inputs,
+            prompts=None if work.prompts is None else work.prompts[samples.start : samples.stop],
+            inputs=given.inputs,
         )
     return recorder.trajectory()
-
-
-def _digested(
-    inputs: Iterable[Inputs] | None, num_batches: int
-) -> Iterator[tuple[Inputs | None, str | None]]:
-    """Yield each sample-batch's mapping with its digest; draw no more mappings than there are batches."""
-    if inputs is None:
-        yield from [(None, None)] * num_batches
-        return
-    count = 0
-    for count, mapping in enumerate(islice(inputs, num_batches), start=1):  # noqa: B007
-        if not isinstance(mapping, Mapping):
-            raise CalibrationError(f"`inputs` yields {mapping!r}; expected mappings of pipeline arguments")
-        yield mapping, value_digest(mapping, name="inputs")
-    if count < num_batches:
-        raise CalibrationError(_too_few("inputs", count, num_batches, "one mapping per sample-batch"))
 
 
 def find_device(device: str | torch.device) -> torch.device:
@@ -186,40 +258,6 @@ def find_device(device: str | torch.device) -> torch.device:
             f"`device` is {str(device)!r}, which torch cannot use here; try 'cpu'"
         ) from problem
     return found
-
-
-def check_inputs(inputs: Iterable[Inputs], num_batches: int) -> Iterable[Inputs]:
-    """Find out early what can be known of `inputs` without drawing from it.
-
-    Raises:
-        CalibrationError: one mapping, or too few of them.
-    """
-    if isinstance(inputs, Mapping):
-        raise CalibrationError("`inputs` is one mapping; pass a list of mappings, one per sample-batch")
-    if isinstance(inputs, Sized) and len(inputs) < num_batches:
-        raise CalibrationError(_too_few("inputs", len(inputs), num_batches, "one mapping per sample-batch"))
-    return inputs
-
-
-def take_prompts(prompts: Iterable[str], num_samples: int) -> list[str]:
-    """Return one text per sample.
-
-    Raises:
-        CalibrationError: there are too few, or something is no text.
-    """
-    if isinstance(prompts, str):
-        raise CalibrationError("`prompts` is one text; pass a list with one text per sample")
-    texts = list(islice(prompts, num_samples))
-    for text in texts:
-        if not isinstance(text, str):
-            raise CalibrationError(f"`prompts` has {text!r}; expected texts")
-    if len(texts) < num_samples:
-        raise CalibrationError(_too_few("prompts", len(texts), num_samples, "one text per sample"))
-    return texts
-
-
-def _too_few(name: str, count: int, needed: int, rule: str) -> str:
-    return f"`{name}` has {count} entries, {needed} are needed ({rule}); give more, or lower num_samples"
 
 
 def check_numbers(

@@ -1,13 +1,14 @@
 """`calibration.json`: the request, the denoiser calls and the shards of a set; how it is read and filled."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType, UnionType
-from typing import Any, Self, TypeVar, get_args, get_origin
+from types import TracebackType
+from typing import Any, Self
 
 from errata import canonical_json
+from errata.calibration.entries import build, check_keys
+from errata.calibration.given import Given
 from errata.calibration.recorder import Trajectory
 from errata.calibration.shards import FOLDER, Shard, shard_name, write_shard
 from errata.errors import CalibrationError
@@ -25,6 +26,7 @@ __all__ = [
     "Recording",
     "Request",
     "check_is_open",
+    "check_same_calls",
 ]
 
 FINISHED = "calibration.json"
@@ -41,7 +43,6 @@ RULES = JournalRules(
     notes={"calls": None, "shards": []},
 )
 _FAMILY = FORMAT.partition("/")[0]
-_Kind = TypeVar("_Kind", "Request", "Calls", Shard)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,12 +149,12 @@ class Document:
         Raises:
             ValueError: an entry is missing, unknown, or of another type.
         """
-        _check_keys(content, {field.name for field in dataclasses.fields(cls)}, "the file")
+        check_keys(content, {field.name for field in dataclasses.fields(cls)}, "the file")
         calls = content["calls"]
         document = cls(
-            request=_build(Request, content["request"], "request"),
-            calls=None if calls is None else _build(Calls, calls, "calls"),
-            shards=tuple(_build(Shard, shard, "a shard") for shard in content["shards"]),
+            request=build(Request, content["request"], "request"),
+            calls=None if calls is None else build(Calls, calls, "calls"),
+            shards=tuple(build(Shard, shard, "a shard") for shard in content["shards"]),
         )
         if document.calls and not all(type(t) in (int, float) for t in document.calls.timesteps):
             raise ValueError(f"its timesteps are {document.calls.timesteps}")
@@ -213,21 +214,18 @@ class Recording:
         """Return the finished, intact shard of that sample-batch."""
         return self._shards.get(index)
 
-    def add(self, index: int, trajectory: Trajectory, *, num_samples: int, inputs: str | None) -> None:
+    def add(self, index: int, trajectory: Trajectory, *, num_samples: int, given: Given) -> None:
         """Write the shard of a sample-batch.
 
         Raises:
             CalibrationError: its calls are not those of the other shards, or it cannot be written.
         """
         calls = Calls.of(trajectory, num_samples, index)
-        if self._calls is not None and calls != self._calls:
-            changed = differences(dataclasses.asdict(self._calls), dataclasses.asdict(calls))
-            raise CalibrationError(
-                f"sample-batch {index} made other UNet calls than the ones before it ({'; '.join(changed)}); "
-                "all trajectories of a set must take the same steps: use the same inputs for all"
-            )
+        check_same_calls(self._calls, calls, index)
         with self._journal.refusals():
-            shard = write_shard(self._journal, index, trajectory, num_samples=num_samples, inputs=inputs)
+            shard = write_shard(
+                self._journal, index, trajectory, num_samples=num_samples, inputs=given.digest
+            )
         self._calls = calls
         self._shards[index] = shard
         self._save()
@@ -266,6 +264,20 @@ def check_is_open(out: Path) -> None:
         )
 
 
+def check_same_calls(known: Calls | None, calls: Calls, index: int) -> None:
+    """Check that sample-batch `index` made the same calls as the others.
+
+    Raises:
+        CalibrationError: it made others.
+    """
+    if known is not None and calls != known:
+        changed = differences(dataclasses.asdict(known), dataclasses.asdict(calls))
+        raise CalibrationError(
+            f"sample-batch {index} made other UNet calls than the ones before it ({'; '.join(changed)}); "
+            "all trajectories of a set must take the same steps: use the same inputs for all"
+        )
+
+
 def _parse(path: Path, content: dict[str, Any]) -> Document:
     try:
         return Document.from_json(content)
@@ -282,33 +294,3 @@ def _check_format(path: Path, content: Any) -> None:
             f"`{path}` has format version {name!r}; this release reads {FORMAT!r}; calibrate again, or use "
             "the release that wrote it"
         )
-
-
-def _build(kind: type[_Kind], content: Any, name: str) -> _Kind:
-    """Return a dataclass from the JSON object that has exactly its fields, each of the declared type."""
-    fields = {field.name: field.type for field in dataclasses.fields(kind)}
-    _check_keys(content, set(fields), name)
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
-    for key, value in values.items():
-        if not _fits(value, fields[key]):
-            raise ValueError(f"`{key}` of {name} is {value!r}")
-    make: Callable[..., _Kind] = kind
-    return make(**values)
-
-
-def _fits(value: Any, declared: Any) -> bool:
-    """Return whether a JSON value is of a field's declared type; looks at the outermost layer only."""
-    options = get_args(declared) if isinstance(declared, UnionType) else (declared,)
-    kinds = {get_origin(option) or option for option in options}
-    if float in kinds:
-        kinds.add(int)
-    return type(value) in kinds
-
-
-def _check_keys(content: Any, expected: set[str], name: str) -> None:
-    if not isinstance(content, dict):
-        raise ValueError(f"{name} is {content!r}, not an object")
-    if missing := sorted(expected - set(content)):
-        raise ValueError(f"{name} is missing `{missing[0]}`")
-    if unknown := sorted(set(content) - expected):
-        raise ValueError(f"{name} has the unknown entry `{unknown[0]}`")

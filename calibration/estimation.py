@@ -14,15 +14,10 @@ from torch import Tensor
 
 from errata import canonical_json
 from errata.calibration.arguments import PipelineArguments, PlainInputs
-from errata.calibration.collection import (
-    Inputs,
-    check_numbers,
-    describe_request,
-    find_device,
-    take_prompts,
-)
+from errata.calibration.collection import check_numbers, describe_request, find_device
 from errata.calibration.document import FORMAT, RULES, Calls, Request, check_is_open
 from errata.calibration.first_calls import FirstCalls, first_calls
+from errata.calibration.given import Inputs, take_prompts
 from errata.calibration.pipelines import check_pipeline, untouched
 from errata.calibration.shards import Shard, shard_bytes, shard_name
 from errata.calibration.sizes import Sizes, choose_sizes

@@ -257,6 +257,7 @@ class Journal:
         if not request.is_file():
             with self.alone():
                 if not request.is_file():
+                    self._check_place()  # another process may have finished it in the meantime
                     self.note()
                     return
         self._read()

@@ -141,13 +141,15 @@ def check_same_request(
 def check_no_foreign_files(path: Path, rules: JournalRules) -> None:
     """Check that a directory holds a journal or nothing: it may be removed in the end."""
     request = rules.request
+    # Looked at first: another process that begins the same work writes the request before anything else.
+    names = {item.name for item in path.iterdir()}
     has_journal = (path / request).is_file()
     if has_journal and not rules.has_own_folder:
         return
     known = {rules.lock, request, request + TEMPORARY}  # another process may have written it just now
     if rules.has_own_folder:
         known |= {rules.items, SCRATCH, RESULT, PUBLISHED}
-    if foreign := sorted({item.name for item in path.iterdir()} - known):
+    if foreign := sorted(names - known):
         raise rules.error(
             f"`{path}` is not empty and holds other files than those of {rules.work} "
             f"({', '.join(foreign[:3])}); move them, or choose another directory"

@@ -1,95 +1,32 @@
-"""Which batches a process measures: all of them, or its share among processes and independent jobs.
+"""Which batches of a report a process measures: `errata.sharding`, whose errors are those of a report.
 
-Whole batches are shared: an image is made in the same batch by any process, so a report's numbers do not
-depend on how many processes there were.
+An image is made in the same batch by any process, so a report's numbers do not depend on how many processes
+there were.
 """
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
-
+from errata import sharding
 from errata.errors import ReportError
 
-# Processes wait for each other at the end of a run, which may take days.
-_PATIENCE = timedelta(days=30)
+__all__ = ["Shard", "Workers"]
 
 
-@dataclass(frozen=True)
-class Shard:
-    """Share number `index`, from 0, of `count` independent jobs.
+class Shard(sharding.Shard):
+    """Share number `index`, from 0, of `count` independent jobs that measure one report.
 
     Raises:
         ReportError: the numbers do not fit.
     """
 
-    index: int = 0
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if self.count < 1 or not 0 <= self.index < self.count:
-            raise ReportError(
-                f"shard {self.index}/{self.count}: write I/N with I from 0 to N - 1, such as 3/16"
-            )
-
-    @classmethod
-    def parse(cls, text: str) -> Shard:
-        """Read `3/16`.
-
-        Raises:
-            ReportError: the text has another form.
-        """
-        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-        if not found:
-            raise ReportError(f"shard `{text}`: write I/N with I from 0 to N - 1, such as 3/16")
-        return cls(int(found.group(1)), int(found.group(2)))
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
+    error = ReportError
 
 
-class Workers:
-    """The processes of one job that `accelerate launch` or `torchrun` started; otherwise this one alone.
+class Workers(sharding.Workers):
+    """The processes that measure one report.
 
     Raises:
         ReportError: there are several, and accelerate is not installed.
     """
 
-    def __init__(self, *, on_cpu: bool) -> None:
-        self._state: Any = None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            try:
-                from accelerate import PartialState
-            except ImportError as problem:
-                raise ReportError(
-                    "several processes need accelerate; run `pip install errata[report]`"
-                ) from problem
-            self._state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
-
-    @property
-    def index(self) -> int:
-        """Number of this process, from 0."""
-        return 0 if self._state is None else int(self._state.process_index)
-
-    @property
-    def count(self) -> int:
-        """Number of processes."""
-        return 1 if self._state is None else int(self._state.num_processes)
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process does what must be done once."""
-        return self.index == 0
-
-    def wait(self) -> None:
-        """Wait until all processes are here."""
-        if self._state is not None:
-            self._state.wait_for_everyone()
-
-    def batches(self, shard: Shard, total: int) -> Sequence[int]:
-        """Return the numbers of the batches of this process, out of `total`."""
-        return range(shard.index * self.count + self.index, total, shard.count * self.count)
+    error = ReportError

@@ -87,7 +87,7 @@ _PYTHON_ONLY = (
     (re.compile(r"\bsteps=\"none\""), "--correct none"),
     (re.compile(r"(?<=such as )steps='([^']*)'"), r"--at \1"),
     (re.compile(r" or as a Reference, such as Reference\.\w+\([^()]*\)"), ""),
-    (re.compile(r" or errata\.calibration\.load\b"), ""),
+    (re.compile(r" or errata\.calibration\.(?:load|merge)\b"), ""),
     (re.compile(r"(?:errata\.quality\.)?open_network\(['\"]([^'\"]*)['\"]\)"), r"--features \1"),
     (re.compile(r"\bthe teacher's UNet\b"), "the UNet of --teacher"),
     (re.compile(r"(?<=give the float pipeline) as the teacher\b"), ": --teacher PIPELINE"),

@@ -1,7 +1,6 @@
 """`errata report`: what each correction costs, and what quality it buys."""
 
 import argparse
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -34,6 +33,7 @@ from errata.cli.usage import (
     add_command,
     add_device_option,
     check_seeds,
+    is_first_process,
     misuse,
     usual_device,
 )
@@ -176,7 +176,7 @@ def _measure(args: argparse.Namespace, request: "ReportRequest", shard: "Shard")
     from errata.report.runner import measure_request
 
     measure_request(request, args.out, shard=shard, announce=_announce)
-    if _is_first():
+    if is_first_process():
         text = f"shard {shard} is measured in {args.out}; make the report with errata report --merge DIR"
         emit(args, {"shard": str(shard), "out": str(args.out)}, text)
     return 0
@@ -223,15 +223,10 @@ def _print_report(args: argparse.Namespace, result: "Report") -> int:
     from errata import report
 
     page = args.out / "report.html"
-    if _is_first():
+    if is_first_process():
         tables = f"{report.text_table(result)}\n\n{report.free_run_text(result)}"
         emit(args, {"report": str(page), **result.to_json()}, f"{tables}\n\nreport: {page}")
     return 0
-
-
-def _is_first() -> bool:
-    """Return whether this process prints, among those of `accelerate launch` or `torchrun`."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _require(args: argparse.Namespace, option: str) -> None:

@@ -107,6 +107,11 @@ def usual_device() -> str:
     return "cuda" if local is None else f"cuda:{local}"
 
 
+def is_first_process() -> bool:
+    """Return whether this process prints, among those of `accelerate launch` or `torchrun`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def add_backend_option(parser: argparse.ArgumentParser) -> None:
     """Declare the choice of kernels."""
     parser.add_argument(

@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from diffusers import DDIMPipeline
 from torch import Tensor, nn
 
 from errata import cli
@@ -40,7 +41,11 @@ class BlockMeans(nn.Module):
 
 @pytest.fixture
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("report_ray", FOLDER / "report_ray.py")
+    return load("report_ray")
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -94,7 +99,26 @@ def test_the_ray_example_gives_what_one_run_gives(
     assert [plan for plan in found if plan != "none"] == list(example.PLANS)
 
 
-def start(tmp_path: Path, **environment: str) -> list[dict[str, Any]]:
+def test_the_ray_example_of_a_calibration_gives_what_one_call_gives(
+    ray: list[dict[str, Any]],
+    tiny_pipeline: DDIMPipeline,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tiny_pipeline.save_pretrained(tmp_path / "pipeline")
+    sizes = ["--steps", "3", "--samples", "7", "--batch-size", "2", "--seed", "5"]
+    out = str(tmp_path / "ray")
+    load("calibrate_ray").main([str(tmp_path / "pipeline"), *sizes, "--shares", "3", "--out", out])
+    told = capsys.readouterr().out
+    assert "share 0 of 3 is recorded\nshare 1 of 3 is recorded\nshare 2 of 3 is recorded" in told
+    assert ray == [{"num_cpus": 1, "num_gpus": 0, "max_retries": 5}]
+    assert cli.main(["calibrate", str(tmp_path / "pipeline"), *sizes, "--out", str(tmp_path / "one")]) == 0
+    assert {file.name: file.read_bytes() for file in (tmp_path / "ray").rglob("*.*")} == {
+        file.name: file.read_bytes() for file in (tmp_path / "one").rglob("*.*")
+    }
+
+
+def start(tmp_path: Path, script: str = "report.sbatch", **environment: str) -> list[dict[str, Any]]:
     """What the script calls, of `sbatch` and `errata`."""
     record = tmp_path / "record"
     programs = tmp_path / "bin"
@@ -105,7 +129,7 @@ def start(tmp_path: Path, **environment: str) -> list[dict[str, Any]]:
         program.chmod(0o755)
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", str(FOLDER / "report.sbatch"), *ASKED],
+        ["bash", str(FOLDER / script), *ASKED],
         env={"PATH": path, "HOME": str(tmp_path)} | environment,
         capture_output=True,
         text=True,
@@ -147,8 +171,25 @@ def test_the_stages_of_the_slurm_script_are_commands(tmp_path: Path, stage: str,
         assert [str(each) for each in parsed.artifacts] == ["runs/a", "runs/with space"]
 
 
-def test_the_slurm_script_wants_a_directory() -> None:
-    script = shlex.quote(str(FOLDER / "report.sbatch"))
+def test_the_slurm_script_of_a_calibration_records_shares_and_merges_them(tmp_path: Path) -> None:
+    script = str(FOLDER / "calibrate.sbatch")
+    share, merge = start(tmp_path, "calibrate.sbatch", OUT="/shared/out", SHARDS="4")
+    assert share["arguments"] == ["--parsable", "--export=ALL,STAGE=share", "--array=0-3", script, *ASKED]
+    after = ["--gpus-per-task=0", "--dependency=afterok:101"]
+    assert merge["arguments"] == ["--parsable", "--export=ALL,STAGE=merge", *after, script]
+    inside = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "16"}
+    told = [
+        start(tmp_path, "calibrate.sbatch", OUT="/out", STAGE=stage, SLURM_CPUS_PER_TASK="8", **inside)[-1]
+        for stage in ("share", "merge")
+    ]
+    assert [(call["name"], call["threads"]) for call in told] == [("errata", "8")] * 2
+    assert told[0]["arguments"] == ["calibrate", *ASKED, "--out", "/out", "--shard", "3/16"]
+    assert told[1]["arguments"] == ["calibrate", "--merge", "/out", "--out", "/out"]
+
+
+@pytest.mark.parametrize(("name", "what"), [("report.sbatch", "report"), ("calibrate.sbatch", "calibration")])
+def test_the_slurm_script_wants_a_directory(name: str, what: str) -> None:
+    script = shlex.quote(str(FOLDER / name))
     done = subprocess.run(["bash", "-c", f"env -u OUT bash {script}"], capture_output=True, text=True)
     assert done.returncode != 0
-    assert "set OUT to the directory of the report" in done.stderr
+    assert f"set OUT to the directory of the {what}" in done.stderr
