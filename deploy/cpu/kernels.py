@@ -124,11 +124,8 @@ def _on_grid(request: AttentionRequest) -> QuantizedAttention:
 
 
 def _float_reason(_: AttentionRequest) -> str:
-    where = (
-        f", in bfloat16 by {attention_kernel.attention_kinds()[0].name.lower()}"
-        if attention_kernel.attention_kinds()
-        else ""
-    )
+    kinds = attention_kernel.attention_kinds()
+    where = f", {kinds[0].description}" if kinds else ""
     return f"query, key, value and softmax output stay in floating point, more precise than the scheme{where}"
 
 

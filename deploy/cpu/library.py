@@ -19,7 +19,14 @@ from typing import Any
 
 _SOURCES = tuple(
     Path(__file__).with_name(name)
-    for name in ("norm_quantize.c", "int8_product.c", "int8_tiles.c", "attention.c", "operations.c")
+    for name in (
+        "norm_quantize.c",
+        "int8_product.c",
+        "int8_tiles.c",
+        "attention.c",
+        "attention_float.c",
+        "operations.c",
+    )
 )
 _HEADERS = tuple(
     Path(__file__).with_name(name)
@@ -29,6 +36,9 @@ _HEADERS = tuple(
         "tiles.h",
         "tile_pixels.h",
         "attention.h",
+        "attention_flow.h",
+        "attention_vectors.h",
+        "attention_work.h",
         "attention_products.h",
         "norm_quantize.h",
         "operations.h",
