@@ -2,6 +2,7 @@
  * computed is told in attention.c. Powers of two are exact to 2e-7. */
 
 #include "attention.h"
+#include <immintrin.h>
 #include <string.h>
 
 #if HAS_AVX512
@@ -19,8 +20,19 @@
 #if HAS_FLOATS
 typedef float Element;
 typedef float Sums __attribute__((vector_size(SUM_LANES * 4)));
+typedef int32_t Bits __attribute__((vector_size(SUM_LANES * 4)));
 typedef Sums Reads;
 #define PAIR 1
+
+/* The larger one; NaN stays. */
+static inline Sums at_least(float least, Sums u)
+{
+#if HAS_AVX512
+    return _mm512_max_ps(_mm512_set1_ps(least), u);
+#else
+    return _mm256_max_ps(_mm256_set1_ps(least), u);
+#endif
+}
 
 static inline Reads load_reads(const Element *from)
 {
@@ -93,16 +105,37 @@ static float largest(const float *scores, int64_t keys, float most)
     return most;
 }
 
-/* `most` is m; it is 0 where scores are bounded. */
-static void weigh(const float *restrict scores, int64_t keys, float most, int is_bounded, float *restrict totals,
-                  float *restrict weights)
+/* 2^u, as 2^n 2^f with |f| <= 1/2, where u is at most 126: relative error below 1e-7. The polynomial is the one of
+ * degree 5 with the least such error. */
+static inline Sums powers(Sums u)
 {
-    (void)is_bounded;
-    for (int64_t j = 0; j < keys; j++)
-        weights[j] = power_of_two(scores[j] - most);
+    u = at_least(-126.0f, u);
+    Sums shifted = u + 12582912.0f, f = u - (shifted - 12582912.0f); /* 1.5 * 2^23: n in the low bits */
+    Sums p = f * 1.327647187e-3f + 9.675541334e-3f;
+    p = p * f + 5.550713274e-2f;
+    p = p * f + 2.402211972e-1f;
+    p = p * f + 6.931469671e-1f;
+    p = p * f + 1.000000072f;
+    return (Sums)((Bits)p + ((Bits)shifted << 23));
+}
+
+/* `most` is m, or 0 if `is_bounded`. */
+static inline __attribute__((always_inline)) void weigh(const float *scores, int64_t keys, float most,
+                                                        const int is_bounded, float *totals, float *weights)
+{
+    Sums own[LANES / SUM_LANES];
+    for (int v = 0; v < LANES / SUM_LANES; v++)
+        own[v] = load_sums(totals + SUM_LANES * v);
     for (int64_t j = 0; j < keys; j += LANES)
-        for (int part = 0; part < LANES; part++)
-            totals[part] += weights[j + part];
+#pragma GCC unroll 2
+        for (int v = 0; v < LANES / SUM_LANES; v++) {
+            Sums u = load_sums(scores + j + SUM_LANES * v);
+            u = powers(is_bounded ? u : u - most);
+            own[v] += u;
+            memcpy(weights + j + SUM_LANES * v, &u, sizeof u);
+        }
+    for (int v = 0; v < LANES / SUM_LANES; v++)
+        memcpy(totals + SUM_LANES * v, &own[v], sizeof own[v]);
 }
 
 static void score(const Attention *of, const Sizes *sizes, const float *key, int64_t keys, int64_t rows, Work *work)
