@@ -1,13 +1,17 @@
-"""Measure the CPU's attention kernels against torch's, at sizes of real networks.
+r"""Measure the CPU's attention kernels against torch's, at sizes of real networks.
 
     OMP_NUM_THREADS=1 python benchmarks/attention.py
 
-All ways to multiply that the compiled code has, and `scaled_dot_product_attention` in float32 and bfloat16, on the
-same numbers and from the same memory: channels as projections write them. Each round calls every variant in turn;
-the table has medians of CPU time, and the median over rounds of the first one's time to each one's.
+All ways to multiply that the compiled code has, and `scaled_dot_product_attention` in float32 and bfloat16,
+on the same numbers and from the same memory: channels as projections write them. Each round calls every
+variant in turn; the table has medians of CPU time, and the median over rounds of the first one's time to each
+one's.
 
-Code for another kind of CPU is measured where this one has its instructions: with `--build`, as a compiler calls it
-(x86-64-v3 has AVX2, cascadelake AVX-512 without bfloat16).
+`--build` measures the code for another kind of CPU, by its name in gcc (x86-64-v3 has AVX2, cascadelake
+AVX-512 without bfloat16). This CPU needs its instructions. For a fair comparison limit torch to AVX2, too:
+
+    ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 \
+        python benchmarks/attention.py --build x86-64-v3
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from torch.nn import functional
 from errata.deploy.cpu import attention_kernel
 from errata.machine import describe_machine
 
-# Batch, tokens, heads, width: SD 1.5 at 64x64 latents, and a CIFAR-size network with diffusers' default heads.
+# Batch, tokens, heads, width: SD 1.5 at 64x64 latents; a CIFAR-size network with diffusers' default heads.
 SHAPES = ((2, 4096, 8, 40), (8, 256, 32, 8))
 
 
