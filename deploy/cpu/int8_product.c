@@ -1,93 +1,29 @@
-/* Convolutions and products of matrices on 8-bit codes, for CPUs with AVX512-VNNI. What is computed,
- * and how weights are packed, is told in int8_product.h; CPUs with AMX have another way, int8_tiles.c.
+/* Convolutions and products of matrices on 8-bit codes, for CPUs with AVX512-VNNI, AVX-VNNI or AVX2: how each
+ * multiplies a tile is in a header of its own. What is computed, and how weights are packed, is told in int8_product.h;
+ * CPUs with AMX have another way, int8_tiles.c.
  *
  * Nothing is copied: the rows that a tile of output pixels reads are found as addresses, and what lies outside the
  * image is a row of zero points.
- *
- * A tile is six output pixels by four vectors of sixteen output channels: 24 of the 32 registers hold sums, and
- * one dot product in each for every load of a weight by six pixels.
  */
 
+#include "int8_product.h"
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
-#include "int8_product.h"
+#if HAS_AVX512 && defined(__AVX512VNNI__)
+#include "int8_tile_avx512.h"
+#define NAME "AVX512-VNNI"
+#elif defined(__AVX2__) && defined(__FMA__)
+#include "int8_tile_avx2.h"
+#define NAME DOT_NAME
+#endif
 
-#define PIXELS 6
-#define VECTORS 4
-#define MOST_TAPS 64
+#ifdef NAME
 #define CACHED (640 * 1024) /* bytes of the second cache, which has 1 MiB or more on such CPUs, for weights */
 
 /* In int8_tiles.c. */
 int errata_int8_tiles(const Product *product);
-
-typedef struct {
-    const uint8_t *rows[MOST_TAPS * PIXELS]; /* what each pixel reads, tap by tap */
-    __m512i sums[PIXELS][VECTORS];
-} Tile;
-
-/* Sums of a tile, of its first `wide` vectors of outputs; inlined once for each width. */
-static inline __attribute__((always_inline)) void multiply(Tile *tile, int64_t taps, int64_t channels,
-                                                           const int8_t *weight, const int wide)
-{
-    __m512i sums[PIXELS][VECTORS];
-#pragma GCC unroll 6
-    for (int p = 0; p < PIXELS; p++)
-#pragma GCC unroll 4
-        for (int v = 0; v < wide; v++)
-            sums[p][v] = _mm512_setzero_si512();
-    const uint8_t **rows = tile->rows;
-    for (int64_t tap = 0; tap < taps; tap++, rows += PIXELS) {
-        const uint8_t *own[PIXELS] = { rows[0], rows[1], rows[2], rows[3], rows[4], rows[5] };
-        for (int64_t c = 0; c < channels; c += 4, weight += wide * 64) {
-            __m512i weights[VECTORS];
-#pragma GCC unroll 4
-            for (int v = 0; v < wide; v++)
-                weights[v] = _mm512_load_si512(weight + 64 * v);
-#pragma GCC unroll 6
-            for (int p = 0; p < PIXELS; p++) {
-                int32_t four;
-                memcpy(&four, own[p] + c, sizeof four);
-                __m512i codes = _mm512_set1_epi32(four);
-#pragma GCC unroll 4
-                for (int v = 0; v < wide; v++)
-                    sums[p][v] = _mm512_dpbusd_epi32(sums[p][v], codes, weights[v]);
-            }
-        }
-    }
-#pragma GCC unroll 6
-    for (int p = 0; p < PIXELS; p++)
-#pragma GCC unroll 4
-        for (int v = 0; v < wide; v++)
-            tile->sums[p][v] = sums[p][v];
-}
-
-/* The rows of `count` output pixels from the `first`; those that are missing in a tile repeat the last one. */
-static void find_rows(const Product *product, int64_t first, int64_t count, const uint8_t *outside, Tile *tile)
-{
-    int64_t ox = first % product->out_width, oy = first / product->out_width % product->out_height;
-    int64_t sample = first / (product->out_width * product->out_height);
-    int64_t line = product->width * product->channels;
-    for (int64_t p = 0; p < PIXELS; p++) {
-        const uint8_t *image = product->codes + sample * product->height * line, **own = tile->rows + p;
-        int64_t x_first = ox * product->right - product->left, y = oy * product->down - product->top;
-        for (int64_t ky = 0; ky < product->kernel_height; ky++, y += product->spread_y) {
-            int has_line = y >= 0 && y < product->height;
-            int64_t x = x_first;
-            for (int64_t kx = 0; kx < product->kernel_width; kx++, x += product->spread_x, own += PIXELS)
-                *own = has_line && x >= 0 && x < product->width ? image + y * line + x * product->channels : outside;
-        }
-        if (p + 1 < count && ++ox == product->out_width) {
-            ox = 0;
-            if (++oy == product->out_height) {
-                oy = 0;
-                sample++;
-            }
-        }
-    }
-}
 
 /* What `write` will touch is fetched while the tile is multiplied. */
 static inline void fetch(const Product *product, int64_t first, int64_t count, int64_t output, int wide)
@@ -102,35 +38,13 @@ static inline void fetch(const Product *product, int64_t first, int64_t count, i
         }
 }
 
-/* y of a tile's `count` pixels, for the outputs from `output`. */
-static void write(const Product *product, const Tile *tile, int64_t first, int64_t count, int64_t output, int wide)
-{
-    if (product->is_gated) {
-        for (int v = 0; v < wide; v += 2, output += 2 * LANES) {
-            Outputs of = outputs_from(product, output), gate = outputs_from(product, output + LANES);
-            for (int64_t p = 0; p < count; p++)
-                write_gated(product, of, tile->sums[p][v], gate, tile->sums[p][v + 1],
-                            ((first + p) * product->outputs + output) / 2);
-        }
-        return;
-    }
-    for (int v = 0; v < wide; v++, output += LANES) {
-        Outputs of = outputs_from(product, output);
-        for (int64_t p = 0; p < count; p++)
-            write_outputs(product, of, tile->sums[p][v], NULL, (first + p) * product->outputs + output);
-    }
-}
-
-int errata_has_int8_product(void)
-{
-    return 1;
-}
-
 /* Returns 0, or 1 where memory is missing. `added` may be `out`. */
 int errata_int8_product(const Product *product)
 {
+#if HAS_AVX512
     if (product->is_tiled)
         return errata_int8_tiles(product);
+#endif
     uint8_t *outside = malloc((size_t)product->channels);
     if (outside == NULL)
         return 1;
@@ -146,7 +60,7 @@ int errata_int8_product(const Product *product)
         for (int64_t t = 0; t < tiles; t++) {
             Tile tile;
             int64_t first = t * PIXELS, count = pixels - first < PIXELS ? pixels - first : PIXELS;
-            find_rows(product, first, count, outside, &tile);
+            find_rows(product, first, count, PIXELS, outside, tile.rows);
             for (int64_t panel = start; panel < panels && panel < start + together; panel++) {
                 int wide = vectors - panel * VECTORS < VECTORS ? (int)(vectors - panel * VECTORS) : VECTORS;
                 const int8_t *weight = product->weight + panel * VECTORS * LANES * depth;
@@ -165,14 +79,21 @@ int errata_int8_product(const Product *product)
     return 0;
 }
 #else
-int errata_has_int8_product(void)
-{
-    return 0;
-}
-
+#define NAME ""
 int errata_int8_product(const void *product)
 {
     (void)product;
     return 1;
 }
 #endif
+
+int errata_has_int8_product(void)
+{
+    return NAME[0] != 0;
+}
+
+/* How products multiply; empty where this build has none. */
+const char *errata_int8_product_name(void)
+{
+    return NAME;
+}

@@ -19,16 +19,30 @@ from typing import Any
 
 _SOURCES = tuple(
     Path(__file__).with_name(name)
-    for name in ("norm_quantize.c", "int8_product.c", "int8_tiles.c", "attention.c", "operations.c")
+    for name in (
+        "norm_quantize.c",
+        "int8_product.c",
+        "int8_tiles.c",
+        "attention.c",
+        "attention_float.c",
+        "operations.c",
+    )
 )
 _HEADERS = tuple(
     Path(__file__).with_name(name)
     for name in (
         "codes.h",
+        "int8_outputs.h",
         "int8_product.h",
+        "int8_tile_avx2.h",
+        "int8_tile_avx512.h",
+        "pixel_rows.h",
         "tiles.h",
         "tile_pixels.h",
         "attention.h",
+        "attention_flow.h",
+        "attention_vectors.h",
+        "attention_work.h",
         "attention_products.h",
         "norm_quantize.h",
         "operations.h",
@@ -73,6 +87,7 @@ def library() -> Any:
     loaded.errata_run.argtypes = [pointer, integer, pointer, integer]
     loaded.errata_tiles_serve.argtypes = [integer]
     loaded.errata_tiles_add.argtypes = [pointer, pointer]
+    loaded.errata_int8_product_name.restype = ctypes.c_char_p
     return loaded
 
 
