@@ -1,5 +1,6 @@
 /* Convolutions and products of matrices on 8-bit codes, for CPUs with AVX512-VNNI. What is computed,
- * and how weights are packed, is told in int8_product.h; CPUs with AMX have another way, int8_tiles.c.
+ * and how weights are packed, is told in int8_product.h; CPUs with AMX have another way, int8_tiles.c, and ARM CPUs
+ * int8_product_neon.c.
  *
  * Nothing is copied: the rows that a tile of output pixels reads are found as addresses, and what lies outside the
  * image is a row of zero points.
@@ -14,10 +15,10 @@
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
 #include "int8_product.h"
+#include "pixel_rows.h"
 
 #define PIXELS 6
 #define VECTORS 4
-#define MOST_TAPS 64
 #define CACHED (640 * 1024) /* bytes of the second cache, which has 1 MiB or more on such CPUs, for weights */
 
 /* In int8_tiles.c. */
@@ -62,31 +63,6 @@ static inline __attribute__((always_inline)) void multiply(Tile *tile, int64_t t
 #pragma GCC unroll 4
         for (int v = 0; v < wide; v++)
             tile->sums[p][v] = sums[p][v];
-}
-
-/* The rows of `count` output pixels from the `first`; those that are missing in a tile repeat the last one. */
-static void find_rows(const Product *product, int64_t first, int64_t count, const uint8_t *outside, Tile *tile)
-{
-    int64_t ox = first % product->out_width, oy = first / product->out_width % product->out_height;
-    int64_t sample = first / (product->out_width * product->out_height);
-    int64_t line = product->width * product->channels;
-    for (int64_t p = 0; p < PIXELS; p++) {
-        const uint8_t *image = product->codes + sample * product->height * line, **own = tile->rows + p;
-        int64_t x_first = ox * product->right - product->left, y = oy * product->down - product->top;
-        for (int64_t ky = 0; ky < product->kernel_height; ky++, y += product->spread_y) {
-            int has_line = y >= 0 && y < product->height;
-            int64_t x = x_first;
-            for (int64_t kx = 0; kx < product->kernel_width; kx++, x += product->spread_x, own += PIXELS)
-                *own = has_line && x >= 0 && x < product->width ? image + y * line + x * product->channels : outside;
-        }
-        if (p + 1 < count && ++ox == product->out_width) {
-            ox = 0;
-            if (++oy == product->out_height) {
-                oy = 0;
-                sample++;
-            }
-        }
-    }
 }
 
 /* What `write` will touch is fetched while the tile is multiplied. */
@@ -146,7 +122,7 @@ int errata_int8_product(const Product *product)
         for (int64_t t = 0; t < tiles; t++) {
             Tile tile;
             int64_t first = t * PIXELS, count = pixels - first < PIXELS ? pixels - first : PIXELS;
-            find_rows(product, first, count, outside, &tile);
+            find_rows(product, first, count, PIXELS, outside, tile.rows);
             for (int64_t panel = start; panel < panels && panel < start + together; panel++) {
                 int wide = vectors - panel * VECTORS < VECTORS ? (int)(vectors - panel * VECTORS) : VECTORS;
                 const int8_t *weight = product->weight + panel * VECTORS * LANES * depth;
@@ -164,7 +140,7 @@ int errata_int8_product(const Product *product)
     free(outside);
     return 0;
 }
-#else
+#elif !defined(__aarch64__)
 int errata_has_int8_product(void)
 {
     return 0;
@@ -174,5 +150,13 @@ int errata_int8_product(const void *product)
 {
     (void)product;
     return 1;
+}
+#endif
+
+#if !defined(__aarch64__)
+/* For reports; empty where the name of the backend says it. */
+const char *errata_int8_product_name(void)
+{
+    return "";
 }
 #endif

@@ -47,6 +47,7 @@ typedef struct Product {
     const struct Product *before; /* or NULL */
 } Product;
 
+#if HAS_AVX512
 /* What turns the sums of sixteen outputs into y. */
 typedef struct {
     __mmask16 mask; /* of the outputs that there are */
@@ -120,6 +121,7 @@ static inline void write_outputs(const Product *product, Outputs of, __m512i sum
     else
         _mm512_mask_storeu_ps((float *)product->out + at, of.mask, y);
 }
+#endif
 
 /* How many panels a block of pixels is multiplied by before the next one: their weights stay in the second cache, in
  * `cached` bytes of it. One, where there are few blocks, so that every thread has work. */

@@ -14,18 +14,29 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 _SOURCES = tuple(
     Path(__file__).with_name(name)
-    for name in ("norm_quantize.c", "int8_product.c", "int8_tiles.c", "attention.c", "operations.c")
+    for name in (
+        "norm_quantize.c",
+        "int8_product.c",
+        "int8_product_neon.c",
+        "int8_tiles.c",
+        "attention.c",
+        "operations.c",
+    )
 )
 _HEADERS = tuple(
     Path(__file__).with_name(name)
     for name in (
         "codes.h",
         "int8_product.h",
+        "int8_outputs_neon.h",
+        "numbers_neon.h",
+        "pixel_rows.h",
         "tiles.h",
         "tile_pixels.h",
         "attention.h",
@@ -35,11 +46,27 @@ _HEADERS = tuple(
     )
 )
 # OpenMP's functions are those of the runtime that torch has loaded; one of its own would have other threads.
-_COMPILE = ("-std=c11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-ffast-math", "-fno-finite-math-only",
+_NATIVE = "-march=native"
+_COMPILE = ("-std=c11", "-O3", _NATIVE, "-fopenmp", "-fPIC", "-ffast-math", "-fno-finite-math-only",
             "-fno-associative-math")  # fmt: skip
+# By machine and name in /proc/cpuinfo: what the C code can make use of, as compilers call it. The features are those
+# of all cores, which "native" need not be.
+_ARM_EXTENSIONS = {"asimddp": "dotprod", "i8mm": "i8mm", "bf16": "bf16"}
+# gcc's scheduling before registers are given out, which it does not do on x86, has no registers left for sums.
+_ARM_COMPILE = ("-fno-schedule-insns",)
 _LINK = ("-shared",)
 _LIBRARIES = ("-lm",)
 _PATIENCE = 60  # seconds
+
+
+def compile_options(machine: str, features: Collection[str]) -> tuple[str, ...]:
+    """Return the options to compile with on a machine, as `platform` calls it, with the features of its CPU."""
+    if machine not in ("aarch64", "arm64"):
+        return _COMPILE
+    known = [name for feature, name in _ARM_EXTENSIONS.items() if feature in features]
+    # All three extensions are of ARMv8.2 or later.
+    target = "+".join(("armv8.2-a" if known else "armv8-a", *known))
+    return (*(f"-march={target}" if option == _NATIVE else option for option in _COMPILE), *_ARM_COMPILE)
 
 
 @functools.cache
@@ -73,6 +100,7 @@ def library() -> Any:
     loaded.errata_run.argtypes = [pointer, integer, pointer, integer]
     loaded.errata_tiles_serve.argtypes = [integer]
     loaded.errata_tiles_add.argtypes = [pointer, pointer]
+    loaded.errata_int8_product_name.restype = ctypes.c_char_p
     return loaded
 
 
@@ -84,7 +112,7 @@ def _compile(compiler: str, file: Path) -> None:
         compiled = [str(Path(work) / f"{source.stem}.o") for source in _SOURCES]
         for command in (
             *(
-                [compiler, *_COMPILE, "-c", str(source), "-o", out]
+                [compiler, *_options(), "-c", str(source), "-o", out]
                 for source, out in zip(_SOURCES, compiled, strict=True)
             ),
             [compiler, *_LINK, *compiled, *_LIBRARIES, "-o", str(linked)],
@@ -103,7 +131,7 @@ def _identity(compiler: str) -> str:
     ).stdout
     parts = (
         *(source.read_text() for source in (*_SOURCES, *_HEADERS)),
-        *_COMPILE,
+        *_options(),
         *_LINK,
         *_LIBRARIES,
         version,
@@ -113,13 +141,24 @@ def _identity(compiler: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
+def _options() -> tuple[str, ...]:
+    return compile_options(platform.machine(), common_features(_cpu()))
+
+
+def common_features(cpu: str) -> set[str]:
+    """Return the features that every core of an ARM CPU has, from the lines of /proc/cpuinfo."""
+    cores = [line.partition(":")[2].split() for line in cpu.splitlines() if line.startswith("Features")]
+    return set(cores[0]).intersection(*cores[1:]) if cores else set()
+
+
 def _cpu() -> str:
     """Return the CPU's features, where the system tells: several machines may share a home directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(("flags", "model name"))))
+    told = ("flags", "model name", "Features", "CPU part")
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(told)))
 
 
 def _cache_directory() -> Path:
