@@ -24,4 +24,4 @@ export ASAN_OPTIONS=detect_leaks=0 CC="$work/cc" ERRATA_CACHE="$work/cache"
 .venv/bin/python -c 'from errata.deploy.cpu import native; raise SystemExit(native.obstacle() or None)'
 .venv/bin/python -m pytest -q -n 0 -p no:cacheprovider \
     tests/deploy/cpu/test_attention.py tests/deploy/cpu/test_int8.py tests/deploy/cpu/test_norms.py \
-    tests/deploy/cpu/test_program.py
+    tests/deploy/cpu/test_program.py tests/deploy/cpu/test_other_builds.py

@@ -10,9 +10,10 @@
  *   O          sums              P V, scaled down where m grows
  *   y          out               O / l, float32, or its codes clamp(round(y / s) + z, 0, 255)
  *
- * Two ways to multiply, by `kind`, both in bfloat16 with float32 sums: by vectors (AVX512-BF16), or by tiles (AMX),
- * sixteen queries by sixteen keys by thirty-two channels in one instruction. Rounding to bfloat16 is to nearest even.
- * Scores, the softmax and all sums are float32. Other CPUs have no such code.
+ * Three ways to multiply, by `kind`. Two are in bfloat16 with float32 sums, and here: by vectors (AVX512-BF16), or by
+ * tiles (AMX), sixteen queries by sixteen keys by thirty-two channels in one instruction. Rounding to bfloat16 is to
+ * nearest even. The third, in attention_float.c, is in float32, by vectors (AVX-512, or AVX2 with FMA). Scores, the
+ * softmax and all sums are float32. Other CPUs have no such code.
  *
  * Where the lengths of queries and keys show that no score of a block exceeds SMALL, m is 0: powers of two of such
  * scores are numbers of float32 and bfloat16, as exact as any. Else, and under a mask, m is found as keys come.
@@ -20,23 +21,31 @@
  * Keys and values of a head are packed first, then each block of queries is a task of its own: neither threads nor
  * neighbours in a batch change a result.
  *
- *   packed K   for each 64 keys: pairs of channels x 64 keys x 2
- *   packed V   pairs of keys x columns x 2; columns: width in sixteens
+ *   packed K   for each 64 keys: pairs of channels x 64 keys x 2; in float32 channels x 64 keys
+ *   packed V   pairs of keys x columns x 2; in float32 keys x columns; columns: width in whole vectors
+ *
+ * What both types share is in attention_flow.h, packing, blocks and the softmax, and in attention_vectors.h.
  *
  * Sources: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax", algorithm 3; Dao et al. 2022,
  * "FlashAttention", algorithm 1.
  */
 
-#include <math.h>
+#include "attention.h"
 #include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 
-#if defined(__AVX512BF16__) && defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512BW__) && \
-    defined(__AVX512VL__)
+#if defined(__AVX512BF16__) && HAS_AVX512
+#define HAS_BFLOAT16 1
+#else
+#define HAS_BFLOAT16 0
+#endif
+
+/* In attention_float.c. */
+int errata_has_float_attention(void);
+int errata_float_attention(const Attention *of);
+
+#if HAS_BFLOAT16
 #include "attention_products.h"
 
-/* Channels of a token and a head, times `factor`, rounded; returns their squared length. */
 static float take(const Attention *of, const void *from, int64_t at, float factor, uint16_t *to)
 {
     __m512 lengths = _mm512_setzero_ps(), by = _mm512_set1_ps(factor);
@@ -55,79 +64,20 @@ static float take(const Attention *of, const void *from, int64_t at, float facto
     return _mm512_reduce_add_ps(lengths);
 }
 
+/* Keys are scored in multiples of it. */
+static int64_t key_unit(const Attention *of)
+{
+    return of->kind == TILES ? 32 : PANEL;
+}
+
 static Sizes sizes_of(const Attention *of)
 {
     Sizes sizes;
-    int64_t unit = of->kind == TILES ? 32 : 2;
+    int64_t unit = of->kind == TILES ? 32 : PAIR;
     sizes.channels = (of->width + unit - 1) / unit * unit;
     sizes.columns = (of->width + 15) / 16 * 16;
     sizes.keys = (of->keys + PANEL - 1) / PANEL * PANEL;
     return sizes;
-}
-
-/* Where a head of a sample begins, in elements. */
-static inline int64_t start_of(const Attention *of, int64_t head, int64_t tokens)
-{
-    return (head / of->heads * tokens * of->heads + head % of->heads) * of->width;
-}
-
-/* Packs a panel of keys of a head; what is missing is zero. */
-static void pack_keys(const Attention *of, const Sizes *sizes, int64_t head, int64_t first, const Head *to)
-{
-    uint32_t pairs[MOST_WIDTH / 2] = { 0 };
-    uint16_t *panel = to->key + first * sizes->channels;
-    int64_t row = of->heads * of->width, count = (of->width + 1) / 2;
-    float longest = 0;
-    memset(panel, 0, (size_t)(PANEL * sizes->channels) * sizeof *panel);
-    for (int64_t j = 0; j < PANEL && first + j < of->keys; j++) {
-        int64_t from = start_of(of, head, of->keys) + (first + j) * row;
-        float length = take(of, of->key, from, 1, (uint16_t *)pairs);
-        longest = length <= longest ? longest : length; /* NaN is longer than any */
-        for (int64_t pair = 0; pair < count; pair++)
-            memcpy(panel + (pair * PANEL + j) * 2, pairs + pair, sizeof *pairs);
-    }
-    to->lengths[first / PANEL] = longest;
-}
-
-/* Packs a panel of values of a head; what is missing is zero. */
-static void pack_values(const Attention *of, const Sizes *sizes, int64_t head, int64_t first, const Head *to)
-{
-    uint16_t *panel = to->value + first * sizes->columns;
-    int64_t row = of->heads * of->width, from = start_of(of, head, of->keys) + first * row;
-    int64_t known = of->keys - first < PANEL ? of->keys - first : PANEL;
-    memset(panel, 0, (size_t)(PANEL * sizes->columns) * sizeof *panel);
-    for (int64_t j = 0; j < known; j += 2) {
-        uint16_t even[MOST_WIDTH], odd[MOST_WIDTH] = { 0 }, *pairs = panel + j * sizes->columns;
-        take(of, of->value, from + j * row, 1, even);
-        if (j + 1 < known)
-            take(of, of->value, from + (j + 1) * row, 1, odd);
-        for (int64_t c = 0; c < of->width; c++) {
-            pairs[2 * c] = even[c];
-            pairs[2 * c + 1] = odd[c];
-        }
-    }
-}
-
-/* The queries of a block, scaled; those that are missing repeat the last one. */
-static void take_queries(const Attention *of, const Sizes *sizes, int64_t head, int64_t first, int64_t rows,
-                         const Head *packed, Work *work)
-{
-    int64_t row = of->heads * of->width, from = start_of(of, head, of->queries);
-    float longest = 0, longest_key = 0;
-    memset(work->query, 0, (size_t)(rows * sizes->channels) * sizeof *work->query);
-    memset(work->sums, 0, (size_t)(rows * sizes->columns) * sizeof(float));
-    memset(work->totals, 0, sizeof work->totals);
-    for (int64_t i = 0; i < rows; i++) {
-        int64_t query = first + i < of->queries ? first + i : of->queries - 1;
-        float length = take(of, of->query, from + query * row, of->scale * LOG2_E,
-                            work->query + i * sizes->channels);
-        longest = length <= longest ? longest : length;
-    }
-    for (int64_t panel = 0; panel < sizes->keys / PANEL; panel++)
-        longest_key = packed->lengths[panel] <= longest_key ? longest_key : packed->lengths[panel];
-    work->is_bounded = of->mask == NULL && longest * longest_key <= SMALL * SMALL; /* |S| <= |q| |k|; not if NaN */
-    for (int64_t i = 0; i < rows; i++)
-        work->most[i] = work->is_bounded ? 0 : NOTHING;
 }
 
 /* 2^u, with a relative error below 1e-4: a twentieth of what rounding to bfloat16 adds. */
@@ -140,16 +90,6 @@ static inline __m512 rough_powers_of_two(__m512 u)
     return _mm512_scalef_ps(p, u); /* by 2^floor(u) */
 }
 
-/* The mask, in the units of S. */
-static void add_mask(const float *mask, int64_t keys, float *scores)
-{
-    for (int64_t j = 0; j < keys; j++) {
-        float s = scores[j] + LOG2_E * mask[j];
-        scores[j] = s < NOTHING ? NOTHING : s;
-    }
-}
-
-/* The largest of a row, and of what was the largest before. */
 static float largest(const float *scores, int64_t keys, float most)
 {
     __m512 found = _mm512_set1_ps(most);
@@ -158,7 +98,7 @@ static float largest(const float *scores, int64_t keys, float most)
     return _mm512_reduce_max_ps(found);
 }
 
-/* P of a row of S, of a multiple of 32; its sum is added to sixteen numbers. `most` is m, or 0 if `is_bounded`. */
+/* `most` is m, or 0 if `is_bounded`. */
 static inline __attribute__((always_inline)) void weigh(const float *scores, int64_t keys, float most,
                                                         const int is_bounded, float *totals, uint16_t *weights)
 {
@@ -172,32 +112,6 @@ static inline __attribute__((always_inline)) void weigh(const float *scores, int
         _mm512_store_si512(weights + j, (__m512i)_mm512_cvtne2ps_pbh(high, low));
     }
     _mm512_store_ps(totals, _mm512_add_ps(total, other));
-}
-
-/* Turns S of one query into P; where m grows, what was summed before is scaled. */
-static void normalize(const Sizes *sizes, int64_t i, const float *mask, int64_t known,
-                      int64_t keys, Work *work)
-{
-    float *scores = work->scores + i * KEYS, *totals = work->totals + i * 16;
-    uint16_t *weights = work->weights + i * KEYS;
-    for (int64_t j = known; j < keys; j++)
-        scores[j] = NOTHING;
-    if (work->is_bounded) {
-        weigh(scores, keys, 0, 1, totals, weights);
-        return;
-    }
-    if (mask != NULL)
-        add_mask(mask, known, scores);
-    float before = work->most[i], most = largest(scores, keys, before);
-    if (most > before) {
-        float shrink = before == NOTHING ? 0 : exp2f(before - most), *sums = work->sums + i * sizes->columns;
-        work->most[i] = most;
-        for (int64_t part = 0; part < 16; part++)
-            totals[part] *= shrink;
-        for (int64_t c = 0; c < sizes->columns; c++)
-            sums[c] *= shrink;
-    }
-    weigh(scores, keys, most, 0, totals, weights);
 }
 
 #if HAS_TILES
@@ -235,12 +149,8 @@ static void weigh_bounded(const Sizes *sizes, const uint16_t *key, int64_t known
 }
 #endif
 
-static void write_row(const Attention *of, const float *sums, const float *totals, int64_t at)
+static void write_row(const Attention *of, const float *sums, float share, int64_t at)
 {
-    float total = 0;
-    for (int64_t part = 0; part < 16; part++)
-        total += totals[part];
-    float share = 1 / total;
     if (!of->has_codes) {
         for (int64_t c = 0; c < of->width; c++)
             ((float *)of->out)[at + c] = sums[c] * share;
@@ -255,46 +165,6 @@ static void write_row(const Attention *of, const float *sums, const float *total
     }
 }
 
-/* All of a block of queries. */
-static void attend(const Attention *of, const Sizes *sizes, int64_t head, int64_t first, int64_t rows,
-                   const Head *packed, Work *work)
-{
-    int64_t count = of->queries - first < rows ? of->queries - first : rows;
-    take_queries(of, sizes, head, first, rows, packed, work);
-    for (int64_t start = 0; start < of->keys; start += KEYS) {
-        int64_t left = of->keys - start, known = left < KEYS ? left : KEYS;
-        int64_t unit = of->kind == TILES ? 32 : PANEL, keys = (known + unit - 1) / unit * unit;
-        const uint16_t *key = packed->key + start * sizes->channels;
-        const uint16_t *value = packed->value + start * sizes->columns;
-#if HAS_TILES
-        if (of->kind == TILES && work->is_bounded) {
-            for (int64_t i = 0; i < rows; i += TILED)
-                weigh_bounded(sizes, key, known, keys, i, work);
-            add(of, sizes, value, keys, rows, work);
-            continue;
-        }
-#endif
-        score(of, sizes, key, keys, rows, work);
-        for (int64_t i = 0; i < rows; i++) {
-            const float *mask = of->mask;
-            int64_t query = first + i < of->queries ? first + i : of->queries - 1;
-            if (mask != NULL)
-                mask += head * of->mask_head + query * of->mask_query + start;
-            normalize(sizes, i, mask, known, keys, work);
-        }
-        add(of, sizes, value, keys, rows, work);
-    }
-    int64_t row = of->heads * of->width, at = start_of(of, head, of->queries) + first * row;
-    for (int64_t i = 0; i < count; i++, at += row)
-        write_row(of, work->sums + i * sizes->columns, work->totals + i * 16, at);
-}
-
-/* Whether this build has a way to multiply. */
-int errata_has_attention(int kind)
-{
-    return kind == VECTORS || (kind == TILES && HAS_TILES);
-}
-
 /* How many queries are a block: more read the keys less often, fewer leave less to do in vain. */
 static int64_t rows_at_once(const Attention *of)
 {
@@ -303,69 +173,56 @@ static int64_t rows_at_once(const Attention *of)
     return all < most ? all : most;
 }
 
-/* Memory for a head, from that for all. */
-static Head head_of(const Sizes *sizes, int64_t head, uint16_t *keys, uint16_t *values, float *lengths)
+/* Of tiles, where the scores are bounded. */
+static int weigh_at_once(const Attention *of, const Sizes *sizes, const Element *key, int64_t known, int64_t keys,
+                         int64_t rows, Work *work)
 {
-    Head of = { keys + head * sizes->keys * sizes->channels, values + head * sizes->keys * sizes->columns,
-                lengths + head * sizes->keys / PANEL };
-    return of;
+#if HAS_TILES
+    if (of->kind == TILES && work->is_bounded) {
+        for (int64_t i = 0; i < rows; i += TILED)
+            weigh_bounded(sizes, key, known, keys, i, work);
+        return 1;
+    }
+#endif
+    (void)of, (void)sizes, (void)key, (void)known, (void)keys, (void)rows, (void)work;
+    return 0;
+}
+
+static void begin_thread(const Attention *of)
+{
+#if HAS_TILES
+    if (of->kind == TILES)
+        configure_tiles(ROW_BYTES);
+#endif
+    (void)of;
+}
+
+static void end_thread(const Attention *of)
+{
+#if HAS_TILES
+    if (of->kind == TILES)
+        _tile_release();
+#endif
+    (void)of;
+}
+
+#include "attention_flow.h"
+#endif
+
+/* Whether this build has a way to multiply. */
+int errata_has_attention(int kind)
+{
+    if (kind == FLOATS)
+        return errata_has_float_attention();
+    return HAS_BFLOAT16 && (kind == VECTORS || (kind == TILES && HAS_TILES));
 }
 
 /* Returns 0, or 1 where memory is missing. */
 int errata_attention(const Attention *of)
 {
-    Sizes sizes = sizes_of(of);
-    int64_t heads = of->batch * of->heads, panels = sizes.keys / PANEL, rows = rows_at_once(of);
-    int64_t blocks = (of->queries + rows - 1) / rows;
-    size_t tokens = (size_t)(heads * sizes.keys);
-    uint16_t *keys = aligned_alloc(64, tokens * (size_t)sizes.channels * sizeof *keys);
-    uint16_t *values = aligned_alloc(64, tokens * (size_t)sizes.columns * sizeof *values);
-    float *lengths = malloc((size_t)(heads * panels) * sizeof(float));
-    int failed = keys == NULL || values == NULL || lengths == NULL;
-    if (!failed)
-#pragma omp parallel reduction(| : failed)
-    {
-#pragma omp for collapse(2) schedule(static)
-        for (int64_t head = 0; head < heads; head++)
-            for (int64_t panel = 0; panel < panels; panel++) {
-                Head to = head_of(&sizes, head, keys, values, lengths);
-                pack_keys(of, &sizes, head, panel * PANEL, &to);
-                pack_values(of, &sizes, head, panel * PANEL, &to);
-            }
-        Work *work = aligned_alloc(64, (sizeof(Work) + 63) / 64 * 64);
-        failed = work == NULL;
-#if HAS_TILES
-        if (of->kind == TILES)
-            configure_tiles(ROW_BYTES);
+#if HAS_BFLOAT16
+    if (of->kind != FLOATS)
+        return attend_all(of);
 #endif
-#pragma omp for collapse(2) schedule(dynamic)
-        for (int64_t head = 0; head < heads; head++)
-            for (int64_t block = 0; block < blocks; block++)
-                if (work != NULL) {
-                    Head packed = head_of(&sizes, head, keys, values, lengths);
-                    attend(of, &sizes, head, block * rows, rows, &packed, work);
-                }
-#if HAS_TILES
-        if (of->kind == TILES)
-            _tile_release();
-#endif
-        free(work);
-    }
-    free(keys);
-    free(values);
-    free(lengths);
-    return failed;
+    return errata_float_attention(of);
 }
-#else
-int errata_has_attention(int kind)
-{
-    (void)kind;
-    return 0;
-}
-
-int errata_attention(const void *of)
-{
-    (void)of;
-    return 1;
-}
-#endif

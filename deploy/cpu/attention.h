@@ -1,4 +1,4 @@
-/* What attention.c and its two ways to multiply share; see attention.c for the symbols. */
+/* What all ways to compute an attention share; see attention.c for the symbols. */
 
 #ifndef ERRATA_ATTENTION_H
 #define ERRATA_ATTENTION_H
@@ -20,9 +20,9 @@
 #define QUERIES 64       /* of a block, at most */
 #define GROUPED 48       /* the same for vectors */
 #define TILED 32         /* queries that tiles multiply at once: two tiles */
-#define GROUP 6          /* queries that vectors multiply at once: 24 of 32 registers hold sums */
+#define GROUP 6          /* queries that vectors multiply at once: three quarters of the registers hold sums */
 
-enum { VECTORS, TILES };
+enum { VECTORS, TILES, FLOATS };
 
 typedef struct {
     const void *query, *key, *value;
@@ -35,29 +35,5 @@ typedef struct {
     int32_t is_bfloat16;               /* whether Q, K and V are */
     int32_t kind;
 } Attention;
-
-/* Sizes of the packed forms, in elements. */
-typedef struct {
-    int64_t channels; /* of Q and K: width, in thirty-twos for tiles, in twos for vectors */
-    int64_t columns;  /* of V and O */
-    int64_t keys;     /* whole panels */
-} Sizes;
-
-/* A head of K and V, packed. */
-typedef struct {
-    uint16_t *key, *value;
-    float *lengths; /* of the longest key of each panel, squared */
-} Head;
-
-/* What a thread works on. */
-typedef struct {
-    float scores[QUERIES * KEYS] __attribute__((aligned(64)));
-    float sums[QUERIES * MOST_WIDTH] __attribute__((aligned(64)));
-    uint16_t weights[QUERIES * KEYS] __attribute__((aligned(64)));
-    uint16_t query[QUERIES * MOST_WIDTH] __attribute__((aligned(64)));
-    float totals[QUERIES * 16] __attribute__((aligned(64))); /* l, as sixteen summands */
-    float most[QUERIES];
-    int is_bounded; /* whether m stays 0 */
-} Work;
 
 #endif

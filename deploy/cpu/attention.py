@@ -26,14 +26,14 @@ class CPUAttention(QuantizedAttention):
     """Query, key, value and the softmax output stay in floating point.
 
     One quantization serves all projections that read the same input. Where the CPU multiplies bfloat16, the
-    products round to 2^-9 of a value; the 8-bit grids of the scheme round to 2^-9 of a range. There errata's
-    own kernel computes an attention block by block, and hands its codes to the output projection.
+    products round to 2^-9 of a value; the 8-bit grids of the scheme round to 2^-9 of a range. Errata's own
+    kernel computes an attention block by block, and hands its codes to the output projection.
     """
 
     def __init__(self) -> None:
         super().__init__(query=_as_it_is, key=_as_it_is, value=_as_it_is, probabilities=None)
         self._has_bfloat16 = multiplies_bfloat16()
-        kinds = attention_kernel.attention_kinds() if self._has_bfloat16 else ()
+        kinds = attention_kernel.attention_kinds()
         self._has_kernel, self._kind = bool(kinds), next(iter(kinds), None)
 
     @torch.compiler.disable
@@ -92,8 +92,10 @@ class CPUAttention(QuantizedAttention):
 
     def _dtype(self, attn: Attention) -> torch.dtype:
         """Return what projections write: rounded here, what is multiplied in bfloat16 is written once."""
+        if self._serves(attn) and self._kind is not None:
+            return self._kind.dtype
         is_wide = self._has_bfloat16 and attn.inner_dim // attn.heads >= _WIDE_HEAD
-        return torch.bfloat16 if is_wide or self._serves(attn) else torch.float32
+        return torch.bfloat16 if is_wide else torch.float32
 
     def _quantized_inputs(
         self, attn: Attention, hidden_states: Tensor, context: Tensor | None

@@ -1,4 +1,4 @@
-"""Attention in errata's own C code, for CPUs that multiply bfloat16."""
+"""Attention in errata's own C code, in bfloat16 where the CPU multiplies it, else in float32."""
 
 from __future__ import annotations
 
@@ -18,13 +18,31 @@ class AttentionKind(enum.IntEnum):
 
     VECTORS = 0
     TILES = 1
+    FLOATS = 2
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is multiplied; sums are float32."""
+        return torch.float32 if self is AttentionKind.FLOATS else torch.bfloat16
+
+    @property
+    def description(self) -> str:
+        """For reports."""
+        return {
+            AttentionKind.VECTORS: "in bfloat16 by vectors",
+            AttentionKind.TILES: "in bfloat16 by tiles",
+            AttentionKind.FLOATS: "in float32 by vectors",
+        }[self]
+
+
+FASTEST_FIRST = (AttentionKind.TILES, AttentionKind.VECTORS, AttentionKind.FLOATS)
 
 
 FASTEST_FIRST = (AttentionKind.TILES, AttentionKind.VECTORS)
 
 
 def attention_kinds() -> tuple[AttentionKind, ...]:
-    """Return the ways that this CPU has, the fastest first; none where it has no bfloat16."""
+    """Return the ways that this CPU has, the fastest first; none without AVX2, FMA or a C compiler."""
     if obstacle():
         return ()
     there = {kind: bool(library().errata_has_attention(kind)) for kind in AttentionKind}

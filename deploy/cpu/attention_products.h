@@ -1,4 +1,4 @@
-/* The two products of attention.c, S = Q K^T and O += P V, by vectors and by tiles. */
+/* The two products of attention.c, S = Q K^T and O += P V, in bfloat16, by vectors and by tiles. */
 
 #ifndef ERRATA_ATTENTION_PRODUCTS_H
 #define ERRATA_ATTENTION_PRODUCTS_H
@@ -9,65 +9,31 @@
 #include "tiles.h"
 #endif
 
-static inline __m512bh pair_of(const uint16_t *two)
+typedef uint16_t Element;
+typedef __m512 Sums;
+typedef __m512bh Reads;
+#define PAIR 2
+#define SUM_LANES LANES
+#define WIDE 4
+
+static inline Reads load_reads(const Element *from)
+{
+    return (__m512bh)_mm512_loadu_si512(from);
+}
+
+static inline Reads pair_of(const Element *two)
 {
     int32_t both;
     memcpy(&both, two, sizeof both);
     return (__m512bh)_mm512_set1_epi32(both);
 }
 
-/* Adds the products of GROUP rows of pairs, `distance` apart, with `pairs` rows of `wide` vectors, `step` apart. */
-static inline __attribute__((always_inline)) void multiply_pairs(const uint16_t *rows, int64_t distance,
-                                                                    const uint16_t *columns, int64_t step,
-                                                                    int64_t pairs, float *sums, int64_t sums_distance,
-                                                                    const int wide)
+static inline Sums multiply_add(Sums sums, Reads pair, Reads read)
 {
-    __m512 own[GROUP][4];
-#pragma GCC unroll 6
-    for (int i = 0; i < GROUP; i++)
-#pragma GCC unroll 4
-        for (int v = 0; v < wide; v++)
-            own[i][v] = _mm512_loadu_ps(sums + i * sums_distance + 16 * v);
-    for (int64_t p = 0; p < pairs; p++, columns += step) {
-        __m512bh read[4];
-#pragma GCC unroll 4
-        for (int v = 0; v < wide; v++)
-            read[v] = (__m512bh)_mm512_loadu_si512(columns + 32 * v);
-#pragma GCC unroll 6
-        for (int i = 0; i < GROUP; i++) {
-            __m512bh pair = pair_of(rows + i * distance + 2 * p);
-#pragma GCC unroll 4
-            for (int v = 0; v < wide; v++)
-                own[i][v] = _mm512_dpbf16_ps(own[i][v], pair, read[v]);
-        }
-    }
-#pragma GCC unroll 6
-    for (int i = 0; i < GROUP; i++)
-#pragma GCC unroll 4
-        for (int v = 0; v < wide; v++)
-            _mm512_storeu_ps(sums + i * sums_distance + 16 * v, own[i][v]);
+    return _mm512_dpbf16_ps(sums, pair, read);
 }
 
-/* S of a group of queries and a panel of keys. */
-static void score_group(const Sizes *sizes, const uint16_t *query, const uint16_t *key, float *scores)
-{
-    for (int i = 0; i < GROUP; i++)
-        memset(scores + i * KEYS, 0, PANEL * sizeof(float));
-    multiply_pairs(query, sizes->channels, key, 2 * PANEL, sizes->channels / 2, scores, KEYS, 4);
-}
-
-/* Adds P V of a group of queries and `keys` keys to O. */
-static void add_group(const Sizes *sizes, const uint16_t *weights, const uint16_t *value, int64_t keys, float *sums)
-{
-    int64_t c = 0, step = 2 * sizes->columns;
-    for (; c + 64 <= sizes->columns; c += 64)
-        multiply_pairs(weights, KEYS, value + 2 * c, step, keys / 2, sums + c, sizes->columns, 4);
-    switch ((sizes->columns - c) / 16) {
-    case 3: multiply_pairs(weights, KEYS, value + 2 * c, step, keys / 2, sums + c, sizes->columns, 3); break;
-    case 2: multiply_pairs(weights, KEYS, value + 2 * c, step, keys / 2, sums + c, sizes->columns, 2); break;
-    case 1: multiply_pairs(weights, KEYS, value + 2 * c, step, keys / 2, sums + c, sizes->columns, 1); break;
-    }
-}
+#include "attention_vectors.h"
 
 #if HAS_TILES
 static inline void begin_scores(const uint16_t *query)
@@ -158,38 +124,25 @@ static void add_tiles(const Sizes *sizes, const uint16_t *weights, const uint16_
 /* S of all queries of a block and `keys` keys from the first of a panel. */
 static void score(const Attention *of, const Sizes *sizes, const uint16_t *key, int64_t keys, int64_t rows, Work *work)
 {
-    for (int64_t j = 0; j < keys; j += PANEL) {
-        const uint16_t *panel = key + j * sizes->channels;
 #if HAS_TILES
-        if (of->kind == TILES) {
-            for (int64_t half = 0; half < PANEL && j + half < keys; half += 32)
-                for (int64_t i = 0; i < rows; i += TILED)
-                    score_tiles(sizes, work->query + i * sizes->channels, panel + 2 * half,
-                                work->scores + i * KEYS + j + half);
-            continue;
-        }
-#else
-        (void)of;
+    for (int64_t j = 0; of->kind == TILES && j < keys; j += 32)
+        for (int64_t i = 0; i < rows; i += TILED)
+            score_tiles(sizes, work->query + i * sizes->channels,
+                        key + j / PANEL * PANEL * sizes->channels + j % PANEL * 2, work->scores + i * KEYS + j);
 #endif
-        for (int64_t i = 0; i < rows; i += GROUP)
-            score_group(sizes, work->query + i * sizes->channels, panel, work->scores + i * KEYS + j);
-    }
+    if (of->kind != TILES)
+        score_by_vectors(sizes, key, keys, rows, work);
 }
 
 /* Adds P V to O for all queries of a block. */
 static void add(const Attention *of, const Sizes *sizes, const uint16_t *value, int64_t keys, int64_t rows, Work *work)
 {
 #if HAS_TILES
-    if (of->kind == TILES) {
-        for (int64_t i = 0; i < rows; i += TILED)
-            add_tiles(sizes, work->weights + i * KEYS, value, keys, work->sums + i * sizes->columns);
-        return;
-    }
-#else
-    (void)of;
+    for (int64_t i = 0; of->kind == TILES && i < rows; i += TILED)
+        add_tiles(sizes, work->weights + i * KEYS, value, keys, work->sums + i * sizes->columns);
 #endif
-    for (int64_t i = 0; i < rows; i += GROUP)
-        add_group(sizes, work->weights + i * KEYS, value, keys, work->sums + i * sizes->columns);
+    if (of->kind != TILES)
+        add_by_vectors(sizes, value, keys, rows, work);
 }
 
 #endif

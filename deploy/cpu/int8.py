@@ -30,7 +30,12 @@ _FEW_PIXELS = 512
 
 
 def is_available() -> bool:
-    """Return whether this CPU multiplies uint8 by int8 without saturating (AVX512-VNNI or AVX-VNNI)."""
+    """Return whether products of uint8 by int8 are exact on this CPU, by oneDNN or errata's own kernel."""
+    return has_onednn() or not native.product_obstacle()
+
+
+def has_onednn() -> bool:
+    """Return whether those of oneDNN are: without AVX512-VNNI, as torch 2.13 tells it, they may saturate."""
     return bool(torch.cpu._is_vnni_supported()) and hasattr(torch.ops.onednn, "qconv_pointwise")
 
 

@@ -1,69 +1,34 @@
-/* Convolutions and products of matrices on 8-bit codes, for CPUs with AVX512-VNNI. What is computed,
- * and how weights are packed, is told in int8_product.h; CPUs with AMX have another way, int8_tiles.c, and ARM CPUs
- * int8_product_neon.c.
+/* Convolutions and products of matrices on 8-bit codes, for CPUs with AVX512-VNNI, AVX-VNNI, AVX2 or NEON: how
+ * each multiplies a tile is in a header of its own. What is computed, and how weights are packed, is told in int8_product.h;
+ * CPUs with AMX have another way, int8_tiles.c.
  *
  * Nothing is copied: the rows that a tile of output pixels reads are found as addresses, and what lies outside the
  * image is a row of zero points.
- *
- * A tile is six output pixels by four vectors of sixteen output channels: 24 of the 32 registers hold sums, and
- * one dot product in each for every load of a weight by six pixels.
  */
 
+#include "int8_product.h"
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
-#include "int8_product.h"
-#include "pixel_rows.h"
+#if HAS_AVX512 && defined(__AVX512VNNI__)
+#include "int8_tile_avx512.h"
+#define NAME "AVX512-VNNI"
+#elif defined(__AVX2__) && defined(__FMA__)
+#include "int8_tile_avx2.h"
+#define NAME DOT_NAME
+#elif defined(__aarch64__)
+#include "int8_tile_neon.h"
+#define NAME DOT_NAME
+#endif
 
-#define PIXELS 6
-#define VECTORS 4
+#ifdef NAME
+#ifndef CACHED
 #define CACHED (640 * 1024) /* bytes of the second cache, which has 1 MiB or more on such CPUs, for weights */
+#endif
 
 /* In int8_tiles.c. */
 int errata_int8_tiles(const Product *product);
-
-typedef struct {
-    const uint8_t *rows[MOST_TAPS * PIXELS]; /* what each pixel reads, tap by tap */
-    __m512i sums[PIXELS][VECTORS];
-} Tile;
-
-/* Sums of a tile, of its first `wide` vectors of outputs; inlined once for each width. */
-static inline __attribute__((always_inline)) void multiply(Tile *tile, int64_t taps, int64_t channels,
-                                                           const int8_t *weight, const int wide)
-{
-    __m512i sums[PIXELS][VECTORS];
-#pragma GCC unroll 6
-    for (int p = 0; p < PIXELS; p++)
-#pragma GCC unroll 4
-        for (int v = 0; v < wide; v++)
-            sums[p][v] = _mm512_setzero_si512();
-    const uint8_t **rows = tile->rows;
-    for (int64_t tap = 0; tap < taps; tap++, rows += PIXELS) {
-        const uint8_t *own[PIXELS] = { rows[0], rows[1], rows[2], rows[3], rows[4], rows[5] };
-        for (int64_t c = 0; c < channels; c += 4, weight += wide * 64) {
-            __m512i weights[VECTORS];
-#pragma GCC unroll 4
-            for (int v = 0; v < wide; v++)
-                weights[v] = _mm512_load_si512(weight + 64 * v);
-#pragma GCC unroll 6
-            for (int p = 0; p < PIXELS; p++) {
-                int32_t four;
-                memcpy(&four, own[p] + c, sizeof four);
-                __m512i codes = _mm512_set1_epi32(four);
-#pragma GCC unroll 4
-                for (int v = 0; v < wide; v++)
-                    sums[p][v] = _mm512_dpbusd_epi32(sums[p][v], codes, weights[v]);
-            }
-        }
-    }
-#pragma GCC unroll 6
-    for (int p = 0; p < PIXELS; p++)
-#pragma GCC unroll 4
-        for (int v = 0; v < wide; v++)
-            tile->sums[p][v] = sums[p][v];
-}
 
 /* What `write` will touch is fetched while the tile is multiplied. */
 static inline void fetch(const Product *product, int64_t first, int64_t count, int64_t output, int wide)
@@ -78,35 +43,13 @@ static inline void fetch(const Product *product, int64_t first, int64_t count, i
         }
 }
 
-/* y of a tile's `count` pixels, for the outputs from `output`. */
-static void write(const Product *product, const Tile *tile, int64_t first, int64_t count, int64_t output, int wide)
-{
-    if (product->is_gated) {
-        for (int v = 0; v < wide; v += 2, output += 2 * LANES) {
-            Outputs of = outputs_from(product, output), gate = outputs_from(product, output + LANES);
-            for (int64_t p = 0; p < count; p++)
-                write_gated(product, of, tile->sums[p][v], gate, tile->sums[p][v + 1],
-                            ((first + p) * product->outputs + output) / 2);
-        }
-        return;
-    }
-    for (int v = 0; v < wide; v++, output += LANES) {
-        Outputs of = outputs_from(product, output);
-        for (int64_t p = 0; p < count; p++)
-            write_outputs(product, of, tile->sums[p][v], NULL, (first + p) * product->outputs + output);
-    }
-}
-
-int errata_has_int8_product(void)
-{
-    return 1;
-}
-
 /* Returns 0, or 1 where memory is missing. `added` may be `out`. */
 int errata_int8_product(const Product *product)
 {
+#if HAS_AVX512
     if (product->is_tiled)
         return errata_int8_tiles(product);
+#endif
     uint8_t *outside = malloc((size_t)product->channels);
     if (outside == NULL)
         return 1;
@@ -140,12 +83,8 @@ int errata_int8_product(const Product *product)
     free(outside);
     return 0;
 }
-#elif !defined(__aarch64__)
-int errata_has_int8_product(void)
-{
-    return 0;
-}
-
+#else
+#define NAME ""
 int errata_int8_product(const void *product)
 {
     (void)product;
@@ -153,10 +92,13 @@ int errata_int8_product(const void *product)
 }
 #endif
 
-#if !defined(__aarch64__)
-/* For reports; empty where the name of the backend says it. */
+int errata_has_int8_product(void)
+{
+    return NAME[0] != 0;
+}
+
+/* How products multiply; empty where this build has none. */
 const char *errata_int8_product_name(void)
 {
-    return "";
+    return NAME;
 }
-#endif

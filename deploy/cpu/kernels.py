@@ -29,10 +29,18 @@ from errata.runtime.weight_formats import weight_format
 # With the 1 to 4 channels of the first convolution the int8 product has too little to do, and quantizing the
 # input costs more than it saves.
 _FEWEST_CHANNELS = 16
+# The instructions that the kernel is named for.
+_USUAL = "AVX512-VNNI"
 
 
 def _int8_obstacle(_: torch.device) -> str:
     return "" if int8.is_available() else "this CPU has no VNNI instructions: int8 products would saturate"
+
+
+def _onednn_obstacle(device: torch.device) -> str:
+    if (reason := _int8_obstacle(device)) or int8.has_onednn():
+        return reason
+    return "this CPU has no VNNI instructions that oneDNN uses: its products would saturate"
 
 
 def _int8_reason(request: LayerRequest) -> str:
@@ -40,6 +48,11 @@ def _int8_reason(request: LayerRequest) -> str:
     if stored_as.is_packed:
         return f"{stored_as.name} weights are unpacked to int8 at load"
     return "int8 kernel available"
+
+
+def _own_reason(request: LayerRequest) -> str:
+    named = native.product_name()
+    return _int8_reason(request) + ("" if named in ("", _USUAL) else f", by {named}")
 
 
 def _too_few(channels: int) -> str:
@@ -85,7 +98,7 @@ VNNI = register_kernel(
         refusal=lambda request: vnni.obstacle(
             request.geometry, request.module.weight.shape, request.scheme.input_widths
         ),
-        reason=_int8_reason,
+        reason=_own_reason,
         build=lambda request: _int8_layer(request, VNNIProduct),
         finish=_fuse,
     )
@@ -97,7 +110,7 @@ ONEDNN = register_kernel(
         rank=10,
         devices=("cpu",),
         backends=("auto", "onednn", "vnni"),
-        obstacle=_int8_obstacle,
+        obstacle=_onednn_obstacle,
         drawback=lambda request: _too_few(min(request.module.weight.shape[0], *request.scheme.input_widths)),
         reason=_int8_reason,
         build=lambda request: _int8_layer(request, OneDNNProduct),
@@ -124,11 +137,8 @@ def _on_grid(request: AttentionRequest) -> QuantizedAttention:
 
 
 def _float_reason(_: AttentionRequest) -> str:
-    where = (
-        f", in bfloat16 by {attention_kernel.attention_kinds()[0].name.lower()}"
-        if attention_kernel.attention_kinds()
-        else ""
-    )
+    kinds = attention_kernel.attention_kinds()
+    where = f", {kinds[0].description}" if kinds else ""
     return f"query, key, value and softmax output stay in floating point, more precise than the scheme{where}"
 
 

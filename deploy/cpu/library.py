@@ -23,9 +23,9 @@ _SOURCES = tuple(
     for name in (
         "norm_quantize.c",
         "int8_product.c",
-        "int8_product_neon.c",
         "int8_tiles.c",
         "attention.c",
+        "attention_float.c",
         "operations.c",
     )
 )
@@ -33,13 +33,19 @@ _HEADERS = tuple(
     Path(__file__).with_name(name)
     for name in (
         "codes.h",
+        "int8_outputs.h",
         "int8_product.h",
-        "int8_outputs_neon.h",
-        "numbers_neon.h",
+        "int8_tile_avx2.h",
+        "int8_tile_avx512.h",
+        "int8_tile_neon.h",
+        "int8_tile_sixteen.h",
         "pixel_rows.h",
         "tiles.h",
         "tile_pixels.h",
         "attention.h",
+        "attention_flow.h",
+        "attention_vectors.h",
+        "attention_work.h",
         "attention_products.h",
         "norm_quantize.h",
         "operations.h",
@@ -51,7 +57,7 @@ _COMPILE = ("-std=c11", "-O3", _NATIVE, "-fopenmp", "-fPIC", "-ffast-math", "-fn
             "-fno-associative-math")  # fmt: skip
 # By machine and name in /proc/cpuinfo: what the C code can make use of, as compilers call it. The features are those
 # of all cores, which "native" need not be.
-_ARM_EXTENSIONS = {"asimddp": "dotprod", "i8mm": "i8mm", "bf16": "bf16"}
+_ARM_EXTENSIONS = {"asimddp": "dotprod", "i8mm": "i8mm"}
 # gcc's scheduling before registers are given out, which it does not do on x86, has no registers left for sums.
 _ARM_COMPILE = ("-fno-schedule-insns",)
 _LINK = ("-shared",)
@@ -64,7 +70,7 @@ def compile_options(machine: str, features: Collection[str]) -> tuple[str, ...]:
     if machine not in ("aarch64", "arm64"):
         return _COMPILE
     known = [name for feature, name in _ARM_EXTENSIONS.items() if feature in features]
-    # All three extensions are of ARMv8.2 or later.
+    # Both extensions are of ARMv8.2 or later.
     target = "+".join(("armv8.2-a" if known else "armv8-a", *known))
     return (*(f"-march={target}" if option == _NATIVE else option for option in _COMPILE), *_ARM_COMPILE)
 

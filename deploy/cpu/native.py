@@ -2,7 +2,7 @@
 
 Between two int8 products lie group normalization, SiLU and quantization. As tensor operations each is a pass
 over memory; `norm_quantize.c` does them in two. `int8_product.c` has the products themselves, for CPUs with
-AVX512-VNNI, `int8_tiles.c` those for AMX, and `int8_product_neon.c` those for 64-bit ARM.
+AVX512-VNNI, AVX-VNNI or AVX2, `int8_tiles.c` those for AMX.
 
 A quantizer is a scale and a zero point. One that belongs to a step comes from a table (`int8.StepTable`), and
 knows it: a recording needs the table.
@@ -44,11 +44,11 @@ def product_obstacle() -> str:
     """Return why `int8_product` cannot be called; empty where it can."""
     if reason := obstacle():
         return reason
-    return "" if compiled.library().errata_has_int8_product() else "this CPU has no AVX512-VNNI"
+    return "" if compiled.library().errata_has_int8_product() else "this CPU has no AVX2"
 
 
 def product_name() -> str:
-    """Return how the products multiply; empty where the backend's name, vnni, says it, or there are none."""
+    """Return what instructions multiply; empty where `int8_product` cannot be called."""
     return "" if obstacle() else compiled.library().errata_int8_product_name().decode()
 
 

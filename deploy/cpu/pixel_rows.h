@@ -1,4 +1,4 @@
-/* Where the pixels of a product lie that are read one by one: for int8_product.c and int8_product_neon.c. */
+/* Where the pixels of a product lie that are read one by one. */
 
 #ifndef ERRATA_PIXEL_ROWS_H
 #define ERRATA_PIXEL_ROWS_H

@@ -1,4 +1,4 @@
-"""Convolutions and linear layers on the project's own AVX512-VNNI kernel, `int8_product.c`.
+"""Convolutions and linear layers on the project's own kernel, `int8_product.c`.
 
 It reads the pixels of an image where they lie, so that nothing is copied for a convolution, and adds what a
 residual block adds while it writes.

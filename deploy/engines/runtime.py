@@ -64,7 +64,7 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = _ERRORS_ONLY
-        if not int8.is_available():
+        if not int8.has_onednn():
             # uint8 by int8 sums pairs in int16 there, and saturates; uint8 by uint8 does not.
             options.add_session_config_entry("session.x64quantprecision", "1")
         return options

@@ -35,6 +35,7 @@ def _only_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is for that test alone; the CPU has all instructions and a compiler."""
     monkeypatch.setattr(kernel_registry, "_LAYER_KERNELS", list(kernel_registry._LAYER_KERNELS))
     monkeypatch.setattr(int8, "is_available", lambda: True)
+    monkeypatch.setattr(int8, "has_onednn", lambda: True)
     monkeypatch.setattr(native, "product_obstacle", lambda: "")
 
 

@@ -1,7 +1,10 @@
 """int8 layers, of both kernels, against a slow reference: float64 arithmetic on the codes themselves."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from cpu_builds import BUILDS, NATIVE, running
 from torch import Tensor, nn
 
 from errata.deploy.cpu import int8, native
@@ -20,12 +23,20 @@ PRODUCTS: dict[str, type[VNNIProduct | OneDNNProduct]] = {
     "vnni": VNNIProduct,
     "tiles": VNNIProduct,
     "onednn": OneDNNProduct,
+    **dict.fromkeys(BUILDS, VNNIProduct),
 }
 
 
 @pytest.fixture(params=list(PRODUCTS))
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Names a product; of errata's own, each way that this CPU has, the slower one as well."""
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Names a product; of errata's own, each way that this CPU has, the slower ones as well."""
+    with running(request.param if request.param in BUILDS else NATIVE):
+        yield _checked(request, monkeypatch)
+
+
+def _checked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "onednn" and not int8.has_onednn():
+        pytest.skip("oneDNN's products would saturate on this CPU")
     if request.param != "onednn" and native.product_obstacle():
         pytest.skip(native.product_obstacle())
     if request.param == "tiles" and not native.has_tiles():

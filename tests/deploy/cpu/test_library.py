@@ -14,8 +14,8 @@ pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="no gcc"),
     pytest.mark.skipif(platform.machine() != "x86_64", reason="another kind of CPU"),
 ]
-# Neither AVX-512 nor VNNI; AVX2; AVX-512; with VNNI; with bfloat16; with AMX.
-CPUS = ("x86-64", "x86-64-v3", "skylake-avx512", "cascadelake", "cooperlake", "sapphirerapids")
+# Neither AVX-512 nor VNNI; AVX2; with VNNI; AVX-512; with VNNI; with bfloat16; with AMX.
+CPUS = ("x86-64", "x86-64-v3", "alderlake", "skylake-avx512", "cascadelake", "cooperlake", "sapphirerapids")
 
 
 @pytest.mark.parametrize("cpu", CPUS)
