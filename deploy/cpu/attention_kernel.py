@@ -38,11 +38,8 @@ class AttentionKind(enum.IntEnum):
 FASTEST_FIRST = (AttentionKind.TILES, AttentionKind.VECTORS, AttentionKind.FLOATS)
 
 
-FASTEST_FIRST = (AttentionKind.TILES, AttentionKind.VECTORS)
-
-
 def attention_kinds() -> tuple[AttentionKind, ...]:
-    """Return the ways that this CPU has, the fastest first; none without AVX2, FMA or a C compiler."""
+    """Return the ways that this CPU has, the fastest first; none without AVX2 and FMA, NEON, or a C compiler."""
     if obstacle():
         return ()
     there = {kind: bool(library().errata_has_attention(kind)) for kind in AttentionKind}

@@ -55,10 +55,10 @@ _HEADERS = tuple(
 _NATIVE = "-march=native"
 _COMPILE = ("-std=c11", "-O3", _NATIVE, "-fopenmp", "-fPIC", "-ffast-math", "-fno-finite-math-only",
             "-fno-associative-math")  # fmt: skip
-# By machine and name in /proc/cpuinfo: what the C code can make use of, as compilers call it. The features are those
-# of all cores, which "native" need not be.
+# What the C code can make use of on ARM, by its name in /proc/cpuinfo, as compilers call it. The features are
+# those that all cores have; "native" may be those of one core.
 _ARM_EXTENSIONS = {"asimddp": "dotprod", "i8mm": "i8mm"}
-# gcc's scheduling before registers are given out, which it does not do on x86, has no registers left for sums.
+# gcc's scheduling before registers are given out, off on x86, leaves no registers for sums.
 _ARM_COMPILE = ("-fno-schedule-insns",)
 _LINK = ("-shared",)
 _LIBRARIES = ("-lm",)
@@ -66,7 +66,7 @@ _PATIENCE = 60  # seconds
 
 
 def compile_options(machine: str, features: Collection[str]) -> tuple[str, ...]:
-    """Return the options to compile with on a machine, as `platform` calls it, with the features of its CPU."""
+    """Return the options for a kind of machine, as `platform` names it, whose CPU has these features."""
     if machine not in ("aarch64", "arm64"):
         return _COMPILE
     known = [name for feature, name in _ARM_EXTENSIONS.items() if feature in features]

@@ -1,4 +1,4 @@
-"""An emulated ARM CPU that takes the place of this one's C code: calls and their memory go to a program under qemu."""
+"""An emulated ARM CPU in place of this one: native calls and their memory go to a program under qemu."""
 
 import ctypes
 import shutil
@@ -20,8 +20,8 @@ COMPILER, EMULATOR = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-a
 MISSING = (
     "" if COMPILER and EMULATOR else "no gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user here"
 )
-# What qemu emulates, and the features of these CPUs in /proc/cpuinfo: no dot products; dot products; those of uint8
-# by int8 too.
+# What qemu emulates, and the features of these CPUs in /proc/cpuinfo: no dot products; dot products; those of
+# uint8 by int8 too.
 FEATURES = {
     "cortex-a57": {"asimd"},
     "neoverse-n1": {"asimd", "asimddp"},

@@ -22,15 +22,17 @@ def emulated(
 ) -> Iterator[arm.EmulatedCPU]:
     program = arm.compiled(request.param, tmp_path_factory.mktemp("arm"))
     cpu = arm.EmulatedCPU(request.param, program)
-    assert cpu.product_name() == PRODUCT_NAMES[request.param]
-    assert cpu.attention_kinds() == (attention_kernel.AttentionKind.FLOATS,)
-    with arm.instead(cpu):
-        yield cpu
-    cpu.close()
+    try:
+        assert cpu.product_name() == PRODUCT_NAMES[request.param]
+        assert cpu.attention_kinds() == (attention_kernel.AttentionKind.FLOATS,)
+        with arm.instead(cpu):
+            yield cpu
+    finally:
+        cpu.close()
 
 
 CASES = [
-    # Channels in sixteens, and not; outputs in vectors of sixteen, and not; pixels that do not fill the last tile.
+    # Channels and outputs in sixteens, and not; pixels that do not fill the last tile.
     (nn.Linear(64, 64), (1, 64)),
     (nn.Linear(100, 39), (7, 100)),
     (nn.Linear(2304, 16), (13, 2304)),
