@@ -59,6 +59,7 @@ SLOW = (
     "correct/test_equation",
     "correct/test_plain_iec.py",
     "correct/test_usage.py",
+    "deploy/cpu/test_arm.py",
     "deploy/cpu/test_fusion.py",
     "deploy/cuda",
     "deploy/engines",

@@ -1,9 +1,13 @@
-/* Attention in float32, by vectors, for CPUs that do not multiply bfloat16: with AVX-512, or AVX2 and FMA. What is
- * computed is told in attention.c. Powers of two are exact to 2e-7. */
+/* Attention in float32, by vectors, for CPUs that do not multiply bfloat16: with AVX-512, AVX2 and FMA, or NEON. What
+ * is computed is told in attention.c. Powers of two are exact to 2e-7. */
 
 #include "attention.h"
-#include <immintrin.h>
 #include <string.h>
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#else
+#include <immintrin.h>
+#endif
 
 #if HAS_AVX512
 #define HAS_FLOATS 1
@@ -13,6 +17,10 @@
 #define HAS_FLOATS 1
 #define SUM_LANES 8
 #define WIDE 2 /* there are sixteen registers */
+#elif defined(__aarch64__)
+#define HAS_FLOATS 1
+#define SUM_LANES 4
+#define WIDE 4
 #else
 #define HAS_FLOATS 0
 #endif
@@ -29,6 +37,8 @@ static inline Sums at_least(float least, Sums u)
 {
 #if HAS_AVX512
     return _mm512_max_ps(_mm512_set1_ps(least), u);
+#elif defined(__aarch64__)
+    return (Sums)vmaxq_f32(vdupq_n_f32(least), (float32x4_t)u);
 #else
     return _mm256_max_ps(_mm256_set1_ps(least), u);
 #endif
@@ -127,7 +137,7 @@ static inline __attribute__((always_inline)) void weigh(const float *scores, int
     for (int v = 0; v < LANES / SUM_LANES; v++)
         own[v] = load_sums(totals + SUM_LANES * v);
     for (int64_t j = 0; j < keys; j += LANES)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int v = 0; v < LANES / SUM_LANES; v++) {
             Sums u = load_sums(scores + j + SUM_LANES * v);
             u = powers(is_bounded ? u : u - most);

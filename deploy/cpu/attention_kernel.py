@@ -39,7 +39,7 @@ FASTEST_FIRST = (AttentionKind.TILES, AttentionKind.VECTORS, AttentionKind.FLOAT
 
 
 def attention_kinds() -> tuple[AttentionKind, ...]:
-    """Return the ways that this CPU has, the fastest first; none without AVX2, FMA or a C compiler."""
+    """Return the ways that this CPU has, the fastest first; none without AVX2 or NEON, or a compiler."""
     if obstacle():
         return ()
     there = {kind: bool(library().errata_has_attention(kind)) for kind in AttentionKind}

@@ -14,11 +14,12 @@ typedef struct {
     float bias[LANES];
 } Sixteen;
 
-static inline Sixteen sixteen_from(const Product *product, int64_t output)
+/* `offset` is what the sums take codes to be lower by. */
+static inline Sixteen sixteen_from(const Product *product, int64_t output, int32_t offset)
 {
     Sixteen of = { .count = product->outputs - output < LANES ? product->outputs - output : LANES };
     for (int64_t o = 0; o < of.count; o++) {
-        of.shift[o] = product->sums[output + o] * product->zero_point;
+        of.shift[o] = product->sums[output + o] * (product->zero_point - offset);
         of.gain[o] = product->scales[output + o] * product->scale;
         of.bias[o] = product->bias == NULL ? 0 : product->bias[output + o];
     }

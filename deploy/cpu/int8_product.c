@@ -1,5 +1,5 @@
-/* Convolutions and products of matrices on 8-bit codes, for CPUs with AVX512-VNNI, AVX-VNNI or AVX2: how each
- * multiplies a tile is in a header of its own. What is computed, and how weights are packed, is told in int8_product.h;
+/* Convolutions and products of matrices on 8-bit codes, for CPUs with AVX512-VNNI, AVX-VNNI, AVX2 or NEON: how
+ * each multiplies a tile is in a header of its own. What is computed, and how weights are packed, is told in int8_product.h;
  * CPUs with AMX have another way, int8_tiles.c.
  *
  * Nothing is copied: the rows that a tile of output pixels reads are found as addresses, and what lies outside the
@@ -17,10 +17,15 @@
 #elif defined(__AVX2__) && defined(__FMA__)
 #include "int8_tile_avx2.h"
 #define NAME DOT_NAME
+#elif defined(__aarch64__)
+#include "int8_tile_neon.h"
+#define NAME DOT_NAME
 #endif
 
 #ifdef NAME
+#ifndef CACHED
 #define CACHED (640 * 1024) /* bytes of the second cache, which has 1 MiB or more on such CPUs, for weights */
+#endif
 
 /* In int8_tiles.c. */
 int errata_int8_tiles(const Product *product);

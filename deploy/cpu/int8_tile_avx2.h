@@ -7,8 +7,7 @@
 #ifndef ERRATA_INT8_TILE_AVX2_H
 #define ERRATA_INT8_TILE_AVX2_H
 
-#include "int8_outputs.h"
-#include "pixel_rows.h"
+#include "int8_product.h"
 #include <immintrin.h>
 #include <string.h>
 
@@ -64,12 +63,9 @@ static inline __m256i dot(__m256i sums, Four codes, Weights weights)
 }
 #endif
 
-typedef struct {
-    const uint8_t *rows[MOST_TAPS * PIXELS]; /* what each pixel reads, tap by tap */
-    int32_t sums[PIXELS][VECTORS][LANES] __attribute__((aligned(32)));
-} Tile;
+#define OFFSET 0
+#include "int8_tile_sixteen.h"
 
-/* Sums of a tile, of the `v`-th sixteen outputs of a panel of `wide` times sixteen. */
 static inline void multiply_sixteen(Tile *tile, int64_t taps, int64_t channels, const int8_t *weight, int wide, int v)
 {
     __m256i sums[PIXELS][2];
@@ -95,29 +91,6 @@ static inline void multiply_sixteen(Tile *tile, int64_t taps, int64_t channels, 
 #pragma GCC unroll 6
     for (int p = 0; p < PIXELS; p++)
         memcpy(tile->sums[p][v], sums[p], sizeof sums[p]);
-}
-
-/* Sums of a tile, of its first `wide` vectors of outputs. */
-static void multiply(Tile *tile, int64_t taps, int64_t channels, const int8_t *weight, int wide)
-{
-    for (int v = 0; v < wide; v++)
-        multiply_sixteen(tile, taps, channels, weight, wide, v);
-}
-
-/* y of a tile's `count` pixels, for the outputs from `output`. */
-static void write(const Product *product, const Tile *tile, int64_t first, int64_t count, int64_t output, int wide)
-{
-    int step = product->is_gated ? 2 : 1;
-    for (int v = 0; v < wide; v += step, output += step * LANES) {
-        Sixteen of = sixteen_from(product, output), gate = sixteen_from(product, output + (step - 1) * LANES);
-        for (int64_t p = 0; p < count; p++) {
-            int64_t at = (first + p) * product->outputs + output;
-            if (product->is_gated)
-                write_gated_sixteen(product, &of, tile->sums[p][v], &gate, tile->sums[p][v + 1], at / 2);
-            else
-                write_sixteen(product, &of, tile->sums[p][v], at);
-        }
-    }
 }
 
 #endif

@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ _HEADERS = tuple(
         "int8_product.h",
         "int8_tile_avx2.h",
         "int8_tile_avx512.h",
+        "int8_tile_neon.h",
+        "int8_tile_sixteen.h",
         "pixel_rows.h",
         "tiles.h",
         "tile_pixels.h",
@@ -49,11 +52,27 @@ _HEADERS = tuple(
     )
 )
 # OpenMP's functions are those of the runtime that torch has loaded; one of its own would have other threads.
-_COMPILE = ("-std=c11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-ffast-math", "-fno-finite-math-only",
+_NATIVE = "-march=native"
+_COMPILE = ("-std=c11", "-O3", _NATIVE, "-fopenmp", "-fPIC", "-ffast-math", "-fno-finite-math-only",
             "-fno-associative-math")  # fmt: skip
+# What the C code can make use of on ARM, by its name in /proc/cpuinfo, as compilers call it. The features are
+# those that all cores have; "native" may be those of one core.
+_ARM_EXTENSIONS = {"asimddp": "dotprod", "i8mm": "i8mm"}
+# gcc's scheduling before registers are given out, off on x86, leaves no registers for sums.
+_ARM_COMPILE = ("-fno-schedule-insns",)
 _LINK = ("-shared",)
 _LIBRARIES = ("-lm",)
 _PATIENCE = 60  # seconds
+
+
+def compile_options(machine: str, features: Collection[str]) -> tuple[str, ...]:
+    """Return the options for a kind of machine, as `platform` names it, whose CPU has these features."""
+    if machine not in ("aarch64", "arm64"):
+        return _COMPILE
+    known = [name for feature, name in _ARM_EXTENSIONS.items() if feature in features]
+    # Both extensions are of ARMv8.2 or later.
+    target = "+".join(("armv8.2-a" if known else "armv8-a", *known))
+    return (*(f"-march={target}" if option == _NATIVE else option for option in _COMPILE), *_ARM_COMPILE)
 
 
 @functools.cache
@@ -99,7 +118,7 @@ def _compile(compiler: str, file: Path) -> None:
         compiled = [str(Path(work) / f"{source.stem}.o") for source in _SOURCES]
         for command in (
             *(
-                [compiler, *_COMPILE, "-c", str(source), "-o", out]
+                [compiler, *_options(), "-c", str(source), "-o", out]
                 for source, out in zip(_SOURCES, compiled, strict=True)
             ),
             [compiler, *_LINK, *compiled, *_LIBRARIES, "-o", str(linked)],
@@ -118,7 +137,7 @@ def _identity(compiler: str) -> str:
     ).stdout
     parts = (
         *(source.read_text() for source in (*_SOURCES, *_HEADERS)),
-        *_COMPILE,
+        *_options(),
         *_LINK,
         *_LIBRARIES,
         version,
@@ -128,13 +147,24 @@ def _identity(compiler: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
+def _options() -> tuple[str, ...]:
+    return compile_options(platform.machine(), common_features(_cpu()))
+
+
+def common_features(cpu: str) -> set[str]:
+    """Return the features that every core of an ARM CPU has, from the lines of /proc/cpuinfo."""
+    cores = [line.partition(":")[2].split() for line in cpu.splitlines() if line.startswith("Features")]
+    return set(cores[0]).intersection(*cores[1:]) if cores else set()
+
+
 def _cpu() -> str:
     """Return the CPU's features, where the system tells: several machines may share a home directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(("flags", "model name"))))
+    told = ("flags", "model name", "Features", "CPU part")
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(told)))
 
 
 def _cache_directory() -> Path:

@@ -2,7 +2,7 @@
 
 Between two int8 products lie group normalization, SiLU and quantization. As tensor operations each is a pass
 over memory; `norm_quantize.c` does them in two. `int8_product.c` has the products themselves, for CPUs with
-AVX512-VNNI, AVX-VNNI or AVX2, `int8_tiles.c` those for AMX.
+AVX512-VNNI, AVX-VNNI, AVX2 or NEON, `int8_tiles.c` those for AMX.
 
 A quantizer is a scale and a zero point. One that belongs to a step comes from a table (`int8.StepTable`), and
 knows it: a recording needs the table.
