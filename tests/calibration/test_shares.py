@@ -435,7 +435,10 @@ def test_the_command_records_shares_and_merges_them(
     ("options", "message"),
     [
         ([], "PIPELINE is missing; give a hub name or a folder, or --merge DIR"),
-        (["x", "--merge", "y"], "--merge reads recorded shards only; leave out PIPELINE, --shard and --dry-run"),
+        (
+            ["x", "--merge", "y"],
+            "--merge reads recorded shards only; leave out PIPELINE, --shard and --dry-run",
+        ),
         (["--shard", "0/2", "--merge", "y"], "--merge reads recorded shards only"),
         (["x", "--shard", "2/2"], "shard 2/2: write I/N with I from 0 to N - 1, such as 3/16"),
     ],
