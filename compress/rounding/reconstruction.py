@@ -117,6 +117,15 @@ class _Learned:
         weights = {name: self.roundings[layer].weight() for layer, name in self._weight_names.items()}
         return weights | {name: scales[site] for site, name in self._scale_names.items()}
 
+    @property
+    def is_coarse(self) -> bool:
+        """Whether a weight has fewer than 8 bits: then the rounding of bfloat16 is small beside its own.
+
+        Blocks of four bits ended with 10 % less to 7 % more error than in float32, blocks of eight with 3 to
+        11 % more (four blocks of the embedded model each).
+        """
+        return min(layer.weight_bits for layer in self._block.layers) < 8
+
     def add_softness_gradient_(self, beta: float, factor: float) -> None:
         """Add the gradient of `factor` times the softness, a mean over all weights of the block."""
         total = sum(rounding.value.numel() for rounding in self.roundings.values())
@@ -158,7 +167,7 @@ def _optimise(
     """Minimise the loss, in units of `unit`, and the softness of the rounding."""
     variables = [item.value for item in learned.roundings.values()]
     device = variables[0].device
-    is_half = has_fast_bfloat16(device)
+    is_half = learned.is_coarse and has_fast_bfloat16(device)
     weights = torch.optim.Adam(variables, lr=rounding.learning_rate, fused=True)
     scales = torch.optim.SparseAdam([learned.log_factors], lr=rounding.scale_learning_rate or 1.0)
     learns_scales = learned.log_factors.numel() > 0 and rounding.scale_learning_rate > 0
