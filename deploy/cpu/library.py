@@ -62,7 +62,7 @@ _ARM_EXTENSIONS = {"asimddp": "dotprod", "i8mm": "i8mm"}
 _ARM_COMPILE = ("-fno-schedule-insns",)
 _LINK = ("-shared",)
 _LIBRARIES = ("-lm",)
-_PATIENCE = 60  # seconds
+_PATIENCE = 180
 
 
 def compile_options(machine: str, features: Collection[str]) -> tuple[str, ...]:
