@@ -66,7 +66,7 @@ OPTION_OF: Mapping[str, str] = {
 COMMAND_OF: Mapping[str, str] = {
     "calibration.calibrate": "errata calibrate",
     "calibration.collect": "errata calibrate",
-    "calibration.estimate": "errata calibrate --dry-run",
+    "calibration.estimate": "errata calibrate",
     "compress.apply": "errata compress",
     "compress.compress": "errata compress",
     "correct.fit_sheet": "errata sheet",
