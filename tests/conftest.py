@@ -28,6 +28,7 @@ from weight_search import quick_weight_search
 from errata import calibration
 from errata.calibration import CalibrationSet
 from errata.compress import CompressedPipeline
+from errata.compress.jobs import estimation
 from errata.compress.quantize import simulation, step_sketch
 from errata.embedded import PIPELINE
 from errata.fingerprint import value_digest
@@ -123,6 +124,14 @@ def _ranges_are_chosen_from_few_values() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step_sketch, "VALUES_PER_STEP", 2048)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _estimates_take_two_calls() -> Iterator[None]:
+    """What a compression will take is said from two calls of the network, not from half a second of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimation, "_SHORT", 0.0)
         yield
 
 
