@@ -86,11 +86,16 @@ def compute_in_float32_(model: nn.Module) -> None:
     `model.dtype` says is float32, because the first parameter is small.
     """
     large = dict(_large_layers(model))
-    kept = {id(layer.weight) for layer in large.values()}
+    # By what they were: a parameter of two modules stays one.
+    known: dict[int, nn.Parameter] = {id(layer.weight): layer.weight for layer in large.values()}
+    olds = list(model.parameters())  # while they are held, no new one has the place of one in memory
+    for old in olds:
+        if old.is_floating_point():
+            known.setdefault(id(old), nn.Parameter(old.detach().float(), old.requires_grad))
     for module in model.modules():
         for name, value in module._parameters.items():
-            if value is not None and value.is_floating_point() and id(value) not in kept:
-                module._parameters[name] = nn.Parameter(value.detach().float(), value.requires_grad)
+            if value is not None:
+                module._parameters[name] = known.get(id(value), value)
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_floating_point():
                 module._buffers[name] = buffer.float()
@@ -138,6 +143,11 @@ def sharing_copy(
     return made
 
 
+def shared_size(model: nn.Module) -> int:
+    """Return how many values the weights have that copies of a network share."""
+    return sum(layer.weight.numel() for _, layer in _large_layers(model))
+
+
 @torch.no_grad()
 def replace_parameter(model: nn.Module, name: str, value: Tensor) -> None:
     """Put a copy of `value` in the place of a parameter, on its device; the old one is left alone."""
@@ -153,7 +163,14 @@ def is_large(weight: Tensor) -> bool:
 
 
 def _large_layers(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
+    """Yield the layers whose weights can stay as they are: large, and read by no module of another type."""
+    others = {
+        id(value)
+        for module in model.modules()
+        if type(module) not in _STORED_TYPES
+        for value in module._parameters.values()
+    }
     for name, module in model.named_modules():
-        if type(module) in _STORED_TYPES and is_large(module.weight):
+        if type(module) in _STORED_TYPES and is_large(module.weight) and id(module.weight) not in others:
             assert isinstance(module, nn.Conv2d | nn.Linear)
             yield name, module

@@ -29,7 +29,7 @@ from errata.compress.quantize.range_search import choose_range_by_histogram
 from errata.compress.quantize.recorded_inputs import SAMPLES_PER_STEP, inputs_on
 from errata.compress.rounding.blocks import blocks_of
 from errata.estimates import Estimate, Need, disk_need
-from errata.large_weights import LARGE, in_stored_type
+from errata.large_weights import in_stored_type, shared_size
 from errata.memory import MemoryMeter, available_memory
 from errata.runtime.layers import float_layer
 from errata.runtime.output_map import OUTPUT_MAP
@@ -278,8 +278,8 @@ class _Counted:
         the pipeline: in the copy that computes in float32, and in the observed or simulated one.
         """
         values = [value.numel() for value in self._pipe.unet.state_dict().values()]
-        parameters, shared = sum(values), sum(size for size in values if size >= LARGE)
-        small = _FLOAT * (parameters - shared)
+        parameters = sum(values)
+        small = _FLOAT * (parameters - shared_size(self._pipe.unet))
         samples = min(_BATCH, self._set.num_samples, self._set.batch_size)
         activations = samples * (calls.growth or 0)
         if not self._scheme.layers:

@@ -132,3 +132,28 @@ def test_a_class_derived_from_a_layer_is_copied(network: Network) -> None:
     network.linear = Scaled(16, 32)
     compute_in_float32_(network.half())
     assert network.linear.weight.dtype == torch.float32
+
+
+class Tied(nn.Module):
+    """A large weight that an embedding reads too, as a language model's first and last layer may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(40, 16)
+        self.last = nn.Linear(16, 40, bias=False)
+        self.last.weight = self.embedding.weight
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.last(self.embedding(words))
+
+
+def test_a_weight_that_another_module_reads_is_converted_and_stays_one() -> None:
+    network, words = Tied().requires_grad_(False).half(), torch.arange(5)
+    right = sharing_copy(network, None).float()(words)
+    made = sharing_copy(network, torch.bfloat16)
+    assert made(words).dtype == torch.bfloat16
+    assert made.embedding.weight is made.last.weight
+    compute_in_float32_(network)
+    assert network.embedding.weight is network.last.weight
+    assert torch.equal(network(words), right)
+    assert not stored_weights(network)
