@@ -54,7 +54,9 @@ def load_pipeline(source: str | Path) -> DiffusionPipeline:
             f"`{source}` does not exist; give a diffusers directory (one with model_index.json) or a hub name"
         )
     try:
-        pipe = _open(pipeline_class, name, _half_precision(directory))
+        if not directory.exists():
+            name = str(DiffusionPipeline.download(name, use_safetensors=True))
+        pipe = _open(pipeline_class, name, _half_precision(Path(name)))
     except Exception as problem:  # diffusers, transformers, safetensors and the hub raise whatever they like
         raise CalibrationError(_why_not_opened(source, directory, problem)) from problem
     if getattr(pipe, "unet", None) is None:

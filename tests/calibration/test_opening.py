@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
+from diffusers import DDIMScheduler, DDPMPipeline, DiffusionPipeline, UNet2DModel
 from safetensors import safe_open
 
 from errata import calibration, compress, large_weights
@@ -88,3 +88,10 @@ def test_a_pipeline_that_was_half_in_memory_is_half_when_its_result_is_opened(sa
     compress.compress(pipe, recorded, "w8a8:calibrated_output=false", saved / "compressed")
     unet = compress.load(saved / "compressed").float_pipe.unet
     assert {value.dtype for value in unet.parameters()} == {torch.float16}
+
+
+def test_a_hub_pipeline_stays_half_too(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DiffusionPipeline, "download", lambda *_, **__: str(saved / "float16"))
+    unet = load_pipeline("some/pipeline").unet
+    assert {value.dtype for value in stored_weights(unet).values()} == {torch.float16}
+    assert model_fingerprint(unet) == model_fingerprint(load_pipeline(saved / "float16").unet)

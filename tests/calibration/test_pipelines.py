@@ -93,7 +93,7 @@ def test_an_unreachable_hub_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, p
         assert options["use_safetensors"] is True
         raise OSError(problem)
 
-    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", fail)
+    monkeypatch.setattr(DiffusionPipeline, "download", fail)
     with pytest.raises(
         CalibrationError, match="`google/ddpm` is no local directory, and cannot be fetched"
     ) as caught:
@@ -103,7 +103,8 @@ def test_an_unreachable_hub_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, p
     )
 
 
-def test_a_hub_pipeline_without_unet_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_pipeline_without_unet_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(DiffusionPipeline, "download", lambda *_, **__: str(tmp_path))
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda *_, **__: object())
     with pytest.raises(CalibrationError, match="`some/dit` is a object, which has no unet"):
         calibration.load_pipeline("some/dit")
