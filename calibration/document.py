@@ -27,6 +27,7 @@ __all__ = [
     "Request",
     "check_is_open",
     "check_same_calls",
+    "write_fitting",
 ]
 
 FINISHED = "calibration.json"
@@ -220,14 +221,9 @@ class Recording:
         Raises:
             CalibrationError: its calls are not those of the other shards, or it cannot be written.
         """
-        calls = Calls.of(trajectory, num_samples, index)
-        check_same_calls(self._calls, calls, index)
-        with self._journal.refusals():
-            shard = write_shard(
-                self._journal, index, trajectory, num_samples=num_samples, inputs=given.digest
-            )
-        self._calls = calls
-        self._shards[index] = shard
+        self._calls, self._shards[index] = write_fitting(
+            self._journal, index, trajectory, known=self._calls, num_samples=num_samples, given=given
+        )
         self._save()
 
     def finish(self) -> None:
@@ -247,6 +243,27 @@ class Recording:
 
     def _check_place(self) -> None:
         check_is_open(self._out)
+
+
+def write_fitting(
+    journal: Journal,
+    index: int,
+    trajectory: Trajectory,
+    *,
+    known: Calls | None,
+    num_samples: int,
+    given: Given,
+) -> tuple[Calls, Shard]:
+    """Write the shard of a sample-batch that made the calls that are known; return them and the shard.
+
+    Raises:
+        CalibrationError: it made others, or it cannot be written.
+    """
+    calls = Calls.of(trajectory, num_samples, index)
+    check_same_calls(known, calls, index)
+    with journal.refusals():
+        shard = write_shard(journal, index, trajectory, num_samples=num_samples, inputs=given.digest)
+    return calls, shard
 
 
 def check_is_open(out: Path) -> None:

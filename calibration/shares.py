@@ -18,11 +18,11 @@ from typing import Any, Self
 
 from errata import canonical_json, sharding
 from errata.calibration.arguments import as_plain
-from errata.calibration.document import FINISHED, PARTIAL, Calls, Request, check_same_calls
+from errata.calibration.document import PARTIAL, Calls, Request, check_is_open, write_fitting
 from errata.calibration.entries import build, check_keys
 from errata.calibration.given import Given
 from errata.calibration.recorder import Trajectory
-from errata.calibration.shards import FOLDER, shard_name, write_shard
+from errata.calibration.shards import FOLDER, shard_name
 from errata.calibration.shards import Shard as ShardFile
 from errata.directories import refusals_as, write_whole
 from errata.errors import CalibrationError
@@ -189,12 +189,9 @@ class ShareRecording:
         Raises:
             CalibrationError: its calls are not those of the other shards, or it cannot be written.
         """
-        calls = Calls.of(trajectory, num_samples, index)
-        check_same_calls(self.calls, calls, index)
-        with self._journal.refusals():
-            shard = write_shard(
-                self._journal, index, trajectory, num_samples=num_samples, inputs=given.digest
-            )
+        calls, shard = write_fitting(
+            self._journal, index, trajectory, known=self.calls, num_samples=num_samples, given=given
+        )
         record = ShardRecord(share=str(self._share), shard=shard, calls=calls, inputs=as_plain(given.inputs))
         record.write(self._out, index)
 
@@ -209,13 +206,7 @@ class ShareRecording:
             return None
 
     def _check_place(self) -> None:
-        if self._out.exists() and not self._out.is_dir():
-            raise CalibrationError(f"`{self._out}` exists and is not a directory; choose another directory")
-        if (self._out / FINISHED).exists():
-            raise CalibrationError(
-                f"`{self._out}` holds a finished calibration; use it with `errata compress` or "
-                "errata.calibration.load, or choose another directory"
-            )
+        check_is_open(self._out)
         if (self._out / PARTIAL).exists():
             raise CalibrationError(
                 f"`{self._out}` holds an unfinished calibration of a single process; finish it with one "

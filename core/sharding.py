@@ -56,6 +56,11 @@ class Shard:
         return f"{self.index}/{self.count}"
 
 
+def launched_processes() -> int:
+    """Return how many processes `accelerate launch` or `torchrun` started for this job."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 class Workers:
     """The processes of one job that `accelerate launch` or `torchrun` started; otherwise this one alone.
 
@@ -67,7 +72,7 @@ class Workers:
 
     def __init__(self, *, on_cpu: bool) -> None:
         self._state: Any = None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if launched_processes() > 1:
             try:
                 from accelerate import PartialState
             except ImportError as problem:

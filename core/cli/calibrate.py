@@ -1,7 +1,6 @@
 """`errata calibrate`: record the denoiser calls of a float pipeline."""
 
 import argparse
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from errata.cli.usage import (
     usual_device,
 )
 from errata.errors import CalibrationError
+from errata.sharding import launched_processes
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -176,7 +176,7 @@ def _estimate(
     """Return what the work takes; of work that is shared, the same numbers in every process."""
     from errata import calibration
 
-    is_shared = shard is not None or os.environ.get("WORLD_SIZE", "1") != "1"
+    is_shared = shard is not None or launched_processes() > 1
     estimate = calibration.estimate(
         pipe,
         args.out,
@@ -190,7 +190,12 @@ def _estimate(
         return estimate
     chosen = (sizes.reason,) if sizes.reason else ()
     return replace(
-        estimate, notes=(*chosen, *estimate.notes, "what follows is said of the whole set, unshared")
+        estimate,
+        notes=(
+            *chosen,
+            *estimate.notes,
+            "the estimate is for the whole set in one process, not for a share of it",
+        ),
     )
 
 
