@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     """Return the command-line options."""
     parser = argparse.ArgumentParser(description="Cost of every stage on a UNet of real size.")
     parser.add_argument(
-        "--model", choices=("sd15", "sdxl"), default="sd15", help="architecture (default: %(default)s)"
+        "--model", choices=tuple(STAGES), default="sd15", help="architecture (default: %(default)s)"
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for results")
     parser.add_argument("--steps", type=int, default=2, help="sampling steps (default: %(default)s)")
@@ -56,7 +56,7 @@ def main() -> None:
     """Run one stage, or all of them in processes of their own."""
     options = parse_arguments()
     options.work.mkdir(parents=True, exist_ok=True)
-    stages = STAGES if options.model == "sd15" else sdxl.STAGES
+    stages = STAGES[options.model]
     if options.stage is not None:
         print(json.dumps(timed(stages[options.stage], options)))
         return
@@ -153,13 +153,22 @@ def run_artifact(options: argparse.Namespace) -> str:
     return f"{seconds[-1]:.1f} s a step of one guided sample"
 
 
-STAGES: dict[str, Callable[[argparse.Namespace], str]] = {
-    "make": make_pipeline,
-    "calibrate": record,
-    "compress w8a8": quantize,
-    "compress two blocks": learn,
-    "deploy": freeze,
-    "one call": run_artifact,
+STAGES: dict[str, dict[str, Callable[[argparse.Namespace], str]]] = {
+    "sd15": {
+        "make": make_pipeline,
+        "calibrate": record,
+        "compress w8a8": quantize,
+        "compress two blocks": learn,
+        "deploy": freeze,
+        "one call": run_artifact,
+    },
+    "sdxl": {
+        "make": sdxl.make_pipeline,
+        "calibrate": sdxl.record,
+        "compress w8a8": quantize,
+        "deploy": freeze,
+        "generate": sdxl.generate,
+    },
 }
 
 

@@ -23,7 +23,7 @@ from diffusers import (
 )
 from torch import nn
 
-from errata import calibration, compress, deploy
+from errata import calibration, deploy
 
 PROMPT = "a photo of a horse"
 UNET: dict[str, Any] = {
@@ -111,21 +111,6 @@ def record(options: argparse.Namespace) -> str:
     return f"{(time.perf_counter() - start) / options.steps:.1f} s a step of one guided sample"
 
 
-def quantize(options: argparse.Namespace) -> str:
-    """W8A8 of the whole network."""
-    pipe = calibration.load_pipeline(options.work / "pipeline")
-    recording = calibration.load(options.work / "calibration")
-    start = time.perf_counter()
-    compress.compress(pipe, recording, "w8a8", options.work / "w8a8")
-    return f"compress.compress alone {time.perf_counter() - start:.0f} s"
-
-
-def freeze(options: argparse.Namespace) -> str:
-    """Write the artifact."""
-    artifact = deploy.deploy(compress.load(options.work / "w8a8"), options.work / "artifact")
-    return deploy.verify(artifact).summary()
-
-
 def generate(options: argparse.Namespace) -> str:
     """Make one image."""
     deployed = deploy.load(options.work / "artifact")
@@ -134,12 +119,3 @@ def generate(options: argparse.Namespace) -> str:
     image = deployed(PROMPT, guidance_scale=5.0, generator=generator).images[0]
     image.save(Path(options.work) / "image.png")
     return f"one image of {options.steps} steps alone {time.perf_counter() - start:.0f} s, {image.size}"
-
-
-STAGES: dict[str, Callable[[argparse.Namespace], str]] = {
-    "make": make_pipeline,
-    "calibrate": record,
-    "compress w8a8": quantize,
-    "deploy": freeze,
-    "generate": generate,
-}
