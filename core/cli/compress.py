@@ -30,11 +30,14 @@ from errata.errors import RecipeError
 from errata.memory import peak_cuda_memory, peak_memory
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
     from errata.calibration import CalibrationSet
     from errata.compress import CompressedPipeline, Recipe
     from errata.compress.jobs.dry_run import LayerDryRun, Preview
     from errata.compress.jobs.progress import BlockReport
     from errata.compress.quantize.sensitivity_table import SensitivityTable
+    from errata.estimates import Estimate
 
 DETAILS = f"""\
 Recipes:
@@ -148,14 +151,7 @@ def _compress(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Re
     start = time.monotonic()
     pipe = calibration.load_pipeline(args.pipeline)
     check_conditions(pipe, args, conditions, is_complete=False)
-    estimate = compress.estimate(
-        pipe,
-        recording,
-        recipe,
-        args.out,
-        samples_per_step=range_samples(args),
-        reuses=args.reuse is not None,
-    )
+    estimate = _estimate(args, pipe, recording, recipe)
     announce(estimate)
     estimate.check(error=RecipeError)
     with _progress_shown(), _resumable(args.out):
@@ -172,6 +168,21 @@ def _compress(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Re
     payload = _summary(args, compressed, blocks, time.monotonic() - start)
     emit(args, payload, _summary_text(args.out, compressed, payload))
     return 0
+
+
+def _estimate(
+    args: argparse.Namespace, pipe: "DiffusionPipeline", recording: "CalibrationSet", recipe: "Recipe"
+) -> "Estimate":
+    from errata import compress
+
+    return compress.estimate(
+        pipe,
+        recording,
+        recipe,
+        args.out,
+        samples_per_step=range_samples(args),
+        reuses=args.reuse is not None,
+    )
 
 
 def _summary(
@@ -212,7 +223,7 @@ def _summary_text(out: Path, compressed: "CompressedPipeline", payload: dict[str
 
 
 def _dry_run(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Recipe") -> int:
-    from errata import calibration, compress
+    from errata import calibration
     from errata.compress.jobs.dry_run import Preview
     from errata.compress.jobs.preparation import check_model
     from errata.compress.jobs.stages import count_finished, work_directory
@@ -220,7 +231,7 @@ def _dry_run(args: argparse.Namespace, recording: "CalibrationSet", recipe: "Rec
     pipe = calibration.load_pipeline(args.pipeline)
     check_model(pipe, recording)
     preview = Preview.of(pipe, recipe, num_steps=recording.num_steps, calls_per_step=recording.calls_per_step)
-    estimate = compress.estimate(pipe, recording, recipe, args.out, samples_per_step=range_samples(args))
+    estimate = _estimate(args, pipe, recording, recipe)
     payload = preview.to_json() | {"estimate": estimate.to_json()}
     text = f"{_preview_text(preview)}\n{estimate_text(estimate)}"
     if args.out is not None and (finished := count_finished(args.out)):
