@@ -17,7 +17,7 @@ from torch import nn
 from errata.calibration import CalibrationSet
 from errata.calibration.shards import shard_bytes
 from errata.compress.jobs.dry_run import Preview
-from errata.compress.jobs.image_judge import IMAGES
+from errata.compress.jobs.image_judge import FEWEST_IMAGES, IMAGES
 from errata.compress.jobs.preparation import Preparation
 from errata.compress.jobs.stages import count_finished
 from errata.compress.quantize.bias_correction import SAMPLES as BIAS_SAMPLES
@@ -184,6 +184,11 @@ class _Counted:
         return bool(self._scheme.layers) and not self._reuses
 
     @property
+    def _is_judged(self) -> bool:
+        """Whether there are enough trajectories to compare images of."""
+        return self._set.num_samples >= FEWEST_IMAGES
+
+    @property
     def _observed(self) -> float:
         if not self._quantizes:
             return 0.0
@@ -193,7 +198,7 @@ class _Counted:
     @property
     def _mapped(self) -> float:
         """Evaluations for the calibrated output."""
-        if self._scheme.output is None:
+        if self._scheme.output is None or not self._is_judged:
             return 0.0
         return (1 + SIMULATED) * self._set.num_steps * min(OUTPUT_SAMPLES, self._set.num_samples)
 
@@ -202,7 +207,7 @@ class _Counted:
         """Evaluations for held-out images: the float model's, and those of what is compared."""
         compared = [2] * (self._scheme.output is not None) + [2] * (self._rounding is not None)
         compared += [2] * (self._preview.schedule is None)
-        if not compared:
+        if not compared or not self._is_judged:
             return 0.0
         images = min(IMAGES, self._set.num_samples)
         return images * self._set.num_steps * (1 + SIMULATED * self._part_of_full * sum(compared))

@@ -30,7 +30,7 @@ IMAGES = 16
 # Far from the seeds of calibration sets, of sheets and of images that people draw.
 _FIRST_SEED = 3_000_000_000
 _BATCH_SIZE = 16
-_FEWEST_IMAGES = 4
+FEWEST_IMAGES = 4
 
 Candidate = tuple[str, Compression]
 """A compression, and its name in the journal."""
@@ -188,9 +188,9 @@ def _batches(
         guidance_scale=calibration_set.guidance_scale,
     )
     total = calibration_set.num_samples
-    if total < _FEWEST_IMAGES:
+    if total < FEWEST_IMAGES:
         raise CalibrationError(
-            f"`{calibration_set.path}` has {total} of the {_FEWEST_IMAGES} trajectories that a comparison "
+            f"`{calibration_set.path}` has {total} of the {FEWEST_IMAGES} trajectories that a comparison "
             "takes at least"
         )
     # No more at once than the recording took: the user chose that number for the memory that there is.
