@@ -26,7 +26,7 @@ from tiny import compressed_by_name, exported_by_name, tiny_ddim
 from weight_search import quick_weight_search
 
 from errata import calibration
-from errata.calibration import CalibrationSet
+from errata.calibration import CalibrationSet, first_calls
 from errata.compress import CompressedPipeline
 from errata.compress.jobs import estimation
 from errata.compress.quantize import simulation, step_sketch
@@ -129,9 +129,10 @@ def _ranges_are_chosen_from_few_values() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _estimates_take_two_calls() -> Iterator[None]:
-    """What a compression will take is said from two calls of the network, not from half a second of them."""
+    """What work will take is said from two calls of the network, not from half a second of them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimation, "_SHORT", 0.0)
+        patch.setattr(first_calls, "_SECONDS", 0.0)
         yield
 
 

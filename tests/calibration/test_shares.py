@@ -121,7 +121,7 @@ def test_a_share_draws_every_mapping_and_digests_its_own(monkeypatch: pytest.Mon
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, fatal: int, name: str) -> None:
     """Stop as a kill would, before a shard or before its record is written."""
-    original = {"shares.write_shard": write_shard, "shares.ShardRecord.write": None}[name]
+    original = {"document.write_shard": write_shard, "shares.ShardRecord.write": None}[name]
 
     def stop(owner: Any, index_or_root: Any, *args: Any, **kwargs: Any) -> Any:
         index = index_or_root if original else args[0]
@@ -132,7 +132,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, fatal: int, name: str) -> None:
     monkeypatch.setattr(f"errata.calibration.{name}", stop)
 
 
-@pytest.mark.parametrize("place", ["shares.write_shard", "shares.ShardRecord.write"])
+@pytest.mark.parametrize("place", ["document.write_shard", "shares.ShardRecord.write"])
 def test_a_share_that_broke_off_is_made_good(
     tiny_pipeline: DDIMPipeline,
     whole: Path,
