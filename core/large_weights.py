@@ -87,7 +87,10 @@ def compute_in_float32_(model: nn.Module) -> None:
     """
     large = dict(_large_layers(model))
     # By what they were: a parameter of two modules stays one.
-    known: dict[int, nn.Parameter] = {id(layer.weight): layer.weight for layer in large.values()}
+    known = {
+        id(layer.weight): nn.Parameter(layer.weight.detach(), layer.weight.requires_grad)
+        for layer in large.values()
+    }
     olds = list(model.parameters())  # while they are held, no new one has the place of one in memory
     for old in olds:
         if old.is_floating_point():
