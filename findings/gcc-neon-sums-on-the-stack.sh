@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# gcc 12.2 for aarch64 keeps sums of an unrolled NEON kernel on the stack, at -O2 and -O3, although they fit the 32
+# gcc 12.2 for aarch64 keeps sums of an unrolled NEON kernel on the stack at -O3, although they fit the 32
 # vector registers: its scheduling before registers are given out, which is off on x86, moves the products so far
 # apart that no register is left. With -fno-schedule-insns the same intrinsics need a quarter of the accesses.
 #
